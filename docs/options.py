@@ -12,7 +12,6 @@ CONF = ROOT / "conf"
 PAGES = ROOT / "docs/pages/options"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # shown as whole files
-WITH_PLUS = ("debug", "study")
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w/@.]+):(?P<value>.*)$")
 
 
@@ -152,7 +151,9 @@ def how_written(group: str) -> str:
     if group == "callbacks":
         example = "callbacks.evaluation.every_n_steps=5000"
         return f"Parts of a run. Write their keys as in `{example}`, or `callbacks.NAME=null`."
-    plus = "+" if group in WITH_PLUS else ""
+    if group == "study":
+        return "Run by `diffusion-lab study NAME`; the files are in `conf/study/`."
+    plus = "+" if group == "debug" else ""
     return f"Written `{plus}{group}=NAME`; the files are in `conf/{group}/`."
 
 

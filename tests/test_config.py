@@ -2,15 +2,21 @@
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.pages import check_composes
 from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import OmegaConf
+
+from diffusion_lab.cli.study import document
+from diffusion_lab.cli.study.document import TRAINS
+from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
 
 # arguments that come from the data or the run when an object is built, not from a configuration
 FACTS = {
@@ -136,17 +142,30 @@ def test_every_override_that_a_comment_shows_composes(hydra_conf):
         assert compose("train", [*chosen, *shown_in(path), "name=x"])
 
 
+def jobs_of(study: str) -> list[StudyJob]:
+    """The jobs of a study, with a trial of each that tunes in its place."""
+    jobs = Jobs(document.load(study, {}, None), {})
+    return [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in jobs.all]
+
+
+def check(job: StudyJob) -> None:
+    check_composes(shlex.join(["diffusion-lab", job.command, *job.arguments]))
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_every_study_composes_and_says_how_it_is_run(path, hydra_conf):
-    assert f"diffusion-lab train -m +study={path.stem}\n" in path.read_text()
-    chosen = [f"+study={path.stem}", "name=x"]
-    cfg = compose("train", overrides=chosen, return_hydra_config=True)
-    assert cfg.study_name == path.stem
-    assert instantiate(cfg.budget)
-    params = {key: str(values).split(",") for key, values in cfg.hydra.sweeper.params.items()}
-    for i in range(max(map(len, params.values()))):  # each value at least once
-        values = [f"{key}={values[i % len(values)]}" for key, values in params.items()]
-        assert compose("train", overrides=[*chosen, *values])
+def test_every_study_is_read_and_says_how_it_is_run(path):
+    assert f" diffusion-lab study {path.stem}\n" in path.read_text()
+    trained = [job for job in jobs_of(path.stem) if job.command in TRAINS]
+    assert all(job.made.is_relative_to(f"outputs/{path.stem}") for job in trained)
+    assert len({job.made for job in trained}) == len(trained)
+    check(max(trained, key=lambda job: len(job.arguments)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_the_commands_of_every_stage_of_a_study_compose(path):
+    for job in {(job.stage, job.label): job for job in jobs_of(path.stem)}.values():
+        check(job)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: "/".join(option(p)))

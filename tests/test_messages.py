@@ -62,7 +62,14 @@ def store(prompt: str, message: str) -> None:
 MESSAGES = entries(FILE.read_text())
 NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
 CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}
-NO_BUDGET = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
+NO_BUDGET = {
+    "reference": None,
+    "by": "macs",
+    "tolerance": 0.02,
+    "images": None,
+    "seconds": None,
+    "flops": None,
+}
 SHORT = {"TINY": TINY, "TINY_AUTOENCODER": TINY_AUTOENCODER}
 NAMES = {  # the names that Python prompts may use
     **vars(objective),

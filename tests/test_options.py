@@ -25,11 +25,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("TeacherModel.sha256", "TeacherPairs.sha256"),
     # `train` checks them, as loggers are built after the run folder
     *("WandB.mode", "WandB.checkpoints"),
-    *(
-        "Budget.solved",
-        "Tuning.chosen",
-        "Tuning.tried",
-    ),  # filled in by the program
+    *("Budget.solved",),  # filled in by the program
     "ImageDataModule.source",  # an object of another file
     "GPU.name",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
-from helpers.pages import PAGES, blocks_of, commands_of
+from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY
 from PIL import Image
@@ -229,3 +229,14 @@ def test_the_schedule_is_inverted():
     schedule = made_of("my_schedules.py")["Power"](3)
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     torch.testing.assert_close(schedule.at_logsnr(schedule(t).logsnr).t, t, atol=1e-9, rtol=0)
+
+
+def test_the_study_of_the_page_is_read_and_its_trainings_compose(tmp_path, monkeypatch):
+    ((name, text),) = blocks_of(PAGES / "sweeps.md", "yaml").items()
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands_of(PAGES / "sweeps.md") if "--config-dir" in line]
+    assert lines
+    for line in lines:
+        check_study(line.split()[2:])

@@ -8,13 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
 CLASS = "_target_"
 FRACTION, PER_CLASS, SUBSET_SEED = "data.fraction", "data.per_class", "data.subset_seed"
 # groups whose option none is null
-CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger", "tuning")
+CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger")
 DATA_SIZE = (FRACTION, PER_CLASS)
 WORDS = ("name", "study_name", "data_sha256", "init_sha256")  # other keys whose values are texts
 Settings = dict[str, object]  # dotted key -> plain value
@@ -36,7 +35,9 @@ class Means(Flag):
 # The keys of each set of properties. A key that ends in a dot stands for all keys below it, and for
 # the option of that group unless the group is listed itself. The longest match counts.
 TABLE = {
-    "": "hparams_search compile channels_last budget.solved tuning. protocol choices. gpu. kind.",
+    "": (
+        "hparams_search compile channels_last budget.solved tuning arm protocol choices. gpu. kind."
+    ),
     "identity": "name study_name optimized_metric data_sha256 init_images init_flops budget.",
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained
     "identity named": "seed data.on_device first_stage.cache metrics.",
@@ -150,16 +151,23 @@ def as_path(key: str, value: object) -> object:
 
 
 def check_boxes(cfg: DictConfig) -> None:
-    """Raises UserError for a key with keys below it that was given a single value instead."""
+    """Raises UserError for a key with keys below it that was given a single value instead.
+
+    A group that a command or a family does not have is null.
+    """
     boxes = {key: cfg[key] for key in map(str, cfg) if f"{key}." in KEYS}
     boxes |= {f"logger.{name}": each for name, each in (cfg.get("logger") or {}).items()}
     for key, value in boxes.items():
-        empty = value is None and (key == "choices" or (conf_dir() / key).is_dir())
-        if not (empty or isinstance(value, DictConfig)):
-            raise UserError(
-                f"{key}={'null' if value is None else value} would replace all keys below {key}; "
-                f"write them, as in {key}.KEY=VALUE"
-            )
+        if not isinstance(value, DictConfig) and (value is not None or "." in key):
+            raise replaced(key, value)
+
+
+def replaced(key: str, value: object) -> UserError:
+    """The error for a single value of a key with keys below it."""
+    shown = "null" if value is None else value
+    return UserError(
+        f"{key}={shown} would replace all keys below {key}; write them, as in {key}.KEY=VALUE"
+    )
 
 
 def verbatim(value: object) -> Any:
@@ -196,7 +204,7 @@ def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Seq
         # of a callback that an experiment leaves out, whose values another file still gives
         for name, settings in cfg.get("callbacks", {}).items():
             if isinstance(settings, DictConfig) and CLASS not in settings:
-                for override in overrides:
+                for override in () if cfg.get("resume") else overrides:  # else of the run's own
                     if override.lstrip("+").startswith(f"callbacks.{name}."):
                         raise UserError(f"{override}: callbacks.{name} is null; leave it out")
                 cfg.callbacks[name] = None

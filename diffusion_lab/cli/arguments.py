@@ -23,6 +23,7 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
     if "" in arguments:
         raise UserError("one of the arguments is empty; remove it, or write key=value")
     check_flags(arguments)
+    check_studies(arguments)
     if command.combines:
         flags, overrides = apart(arguments)
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
@@ -72,6 +73,13 @@ def check_options(overrides: list[str]) -> None:
                 f"{each.input_line} names no option of the group {group}; write {without}"
                 f"{group}= and one of the options that --help lists"
             )
+
+
+def check_studies(arguments: list[str]) -> None:
+    """Raises UserError for the file of a study as an option of a command."""
+    for key, _, name in (argument.partition("=") for argument in arguments):
+        if key in ("study", "+study"):
+            raise UserError(f"{key}={name} is no option; write diffusion-lab study {name}")
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """The program `diffusion-lab`: finds the command, and ends with an exit code instead of a trace."""
 
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -13,6 +14,7 @@ from diffusion_lab.cli.ending import STOPPED, fail
 from diffusion_lab.cli.job import run
 from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
 
+STUDY_HELP = "run a study, from its question to its page"
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
 Commands:
@@ -52,7 +54,8 @@ def unread() -> bool:
 def execute(arguments: list[str]) -> None:
     """Runs the command that the arguments begin with; exits with a code above 0 if it fails."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<18}{each.help}" for name, each in COMMANDS.items())
+        helps = {"study": STUDY_HELP} | {name: each.help for name, each in COMMANDS.items()}
+        listed = "\n".join(f"  {name:<18}{words}" for name, words in helps.items())
         print(USAGE.format(commands=listed))
         return
     name, *rest = arguments
@@ -60,6 +63,10 @@ def execute(arguments: list[str]) -> None:
     # makes Hydra raise errors instead of printing a trace itself
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if name == "study":
+            # imported late, as its jobs are run by this module
+            pkgutil.resolve_name("diffusion_lab.cli.study.command:study")(rest)
+            return
         command = command_named(name)
         rest = prepare(command, rest)
         if command.trains and set(MULTIRUN) & set(rest):

@@ -7,7 +7,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,42 +18,20 @@ from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study
 
 
-class Left(Exception):
-    """The end of a command that has submitted a sweep and does not wait for it."""
-
-
 def trains(flags: list[str]) -> bool:
     """Whether Hydra's flags let a sweep train, unlike --cfg."""
     return {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}
 
 
 def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
-    """The configuration of a sweep's first job, with Hydra's own.
-
-    Values that a study lists count if the command line alone makes no configuration: with
-    backbone/block=adaln,adaln_zero, only the study's backbone may have blocks.
-    """
+    """The configuration of a sweep's first job, with Hydra's own."""
     places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
     searched = [f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]"] if places else []
     first = [*first_values(overrides), *searched]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        command = name.replace("-", "_")
-        try:
-            cfg = compose(command, first, return_hydra_config=True)
-        except ConfigCompositionException:
-            chosen = [each for each in first if each.startswith("+study=")]
-            if not chosen:
-                raise
-            alone = compose(command, [*chosen, *searched], return_hydra_config=True)
-            first = [*first_values(listed(alone)), *first]
-            cfg = compose(command, first, return_hydra_config=True)
+        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
     leave_out(cfg, cfg.hydra.runtime.choices, first)
     return cfg
-
-
-def listed(cfg: DictConfig) -> list[str]:
-    """The values that a study's file lists for its sweep, as overrides."""
-    return [f"{key}={values}" for key, values in (cfg.hydra.sweeper.get("params") or {}).items()]
 
 
 def first_values(overrides: Sequence[str]) -> list[str]:
@@ -103,7 +80,7 @@ def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) 
     if is_search(cfg):
         return []
     values: dict[str, list[str]] = {}
-    for each in parse([*listed(cfg), *(o for o in overrides if not o.startswith("hydra"))]):
+    for each in parse(o for o in overrides if not o.startswith("hydra")):
         key = each.get_key_element()
         values[key] = [f"{key}={value}" for value in elements(each)]
     given = any(OmegaConf.is_interpolation(cfg, key) or cfg[key] for key in ("resume", "run_dir"))

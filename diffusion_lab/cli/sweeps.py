@@ -8,56 +8,33 @@ from contextlib import ExitStack
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
-
-from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.ending import say
 from diffusion_lab.cli.job import run
 from diffusion_lab.cli.sweep_plan import (
-    Left,
     composed,
-    composed_job,
     is_search,
     jobs_of,
     sweep_overrides,
     trains,
     with_single_values,
 )
-from diffusion_lab.cli.tuning_stage import tune
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.lock import locked
-from diffusion_lab.runs.progress import failure_of
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
-from diffusion_lab.training import study, tuning
 
 
 def sweep(name: str, arguments: list[str]) -> None:
-    """Runs a sweep, after its tuning if it has one; exits with code 1 if one of its jobs failed."""
+    """Runs a sweep, and reports how its jobs ended; exits with code 1 if one of them failed."""
     flags, overrides = apart(arguments)
     check_params(overrides)
     if not trains(flags):
         run(name, arguments)
         return
-    try:
-        tune(name, flags, overrides, lambda chosen: multirun(name, flags, chosen))
-        outcomes = multirun(name, flags, overrides)
-    except Left:
-        return
-    if any(outcome["status"] == FAILED for outcome in outcomes):
-        sys.exit(1)
-
-
-def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
-    """Runs one sweep, reports the outcomes of its jobs, and returns them.
-
-    Raises Left once SLURM has the jobs, if the command does not wait for them.
-    """
     folder = new_folder()
     own = sweep_overrides(folder, overrides)
     cfg = composed(name, flags, [*overrides, *own])
@@ -72,9 +49,6 @@ def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
         # the search writes its database there
         (OUTPUTS / (cfg.study_name or "search")).parent.mkdir(parents=True, exist_ok=True)
     elif cfg.study_name or on_slurm:
-        if not waits and (known := ended(jobs, name, flags, tunes(cfg))):
-            say(f"All {len(known)} runs have ended")
-            return known
         if on_slurm:
             refuse_queued(jobs)
         sweep_record.write(folder, cfg.study_name, jobs)
@@ -91,48 +65,10 @@ def multirun(name: str, flags: list[str], overrides: list[str]) -> list[dict]:
         alone = [name, *(flag for flag in flags if flag not in MULTIRUN)]
         report(folder, alone)
     if not waits:
-        leave(cfg)
-    return sweep_record.outcomes(folder)
-
-
-def leave(cfg: DictConfig) -> NoReturn:
-    """Says how to see what becomes of the jobs of a sweep that was submitted, and raises Left."""
-    say("To see how they are:")
-    say(f"  diffusion-lab status {OUTPUTS / (cfg.study_name or '')}")
-    if tunes(cfg):
-        say("When they have ended, repeat this command for the runs that depend on them.")
-    raise Left
-
-
-def tunes(cfg: DictConfig) -> bool:
-    """Whether a sweep is a study's tuning."""
-    return bool(cfg.get("tuning") and cfg.tuning.running)
-
-
-def ended(jobs: Sequence[Job], name: str, flags: list[str], tuned: bool) -> list[dict]:
-    """The outcomes of a study's jobs, as their run folders show them; none if one is still to do.
-
-    A tuning run that has diverged is not repeated. Raises UserError if a run was trained with
-    another configuration than its job now has.
-    """
-    folders = [job.folder for job in jobs if job.folder]
-    if len(folders) < len(jobs):
-        return []
-    outcomes = []
-    for job, folder in zip(jobs, folders, strict=True):
-        reason = failure_of(folder)
-        outcome = {"status": SKIPPED, "overrides": [*job.overrides, f"run_dir={folder}"]}
-        if tuned and reason and tuning.has_diverged(folder):
-            outcome |= {"status": FAILED, "error": reason}
-        elif not load_summary(folder).get("finished"):
-            return []
-        outcomes.append(outcome)
-    for job, folder in zip(jobs, folders, strict=True):
-        whole = composed_job(name, flags, job.overrides)
-        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        tuning.apply(cfg, whole.hydra, folder)
-        study.state_of(folder, cfg)
-    return outcomes
+        say("To see how they are:")
+        say(f"  diffusion-lab status {OUTPUTS / (cfg.study_name or '')}")
+    elif any(outcome["status"] == FAILED for outcome in sweep_record.outcomes(folder)):
+        sys.exit(1)
 
 
 def refuse_queued(jobs: Sequence[Job]) -> None:
@@ -162,13 +98,10 @@ def new_folder() -> Path:
 
 
 def check_params(overrides: list[str]) -> None:
-    """Raises UserError if hydra.sweeper.params is overridden without a +study."""
+    """Raises UserError for values of a sweep that are written into Hydra's own keys."""
     given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
-    if given and not any(override.startswith("+study=") for override in overrides):
-        raise UserError(
-            f"{given[0]} is syntax for the file of a study, and there is no +study=...; write "
-            "the values themselves, as in seed=0,1"
-        )
+    if given:
+        raise UserError(f"{given[0]} is of no use; write the values themselves, as in seed=0,1")
 
 
 def report(sweep: Path, command: list[str]) -> None:

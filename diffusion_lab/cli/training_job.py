@@ -22,7 +22,7 @@ from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
 from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
-from diffusion_lab.training import study, tuning
+from diffusion_lab.training import study, tuned
 from diffusion_lab.training.autoencoder_task import build_autoencoder_task
 from diffusion_lab.training.family_tasks import build_task
 from diffusion_lab.training.protocol import protocol_of
@@ -88,7 +88,7 @@ class TrainingJob:
             return sweep_record.DONE, None
         protocol_of(cfg)  # refuses a wrong one
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
-        tuning.apply(cfg, job, folder)
+        tuned.apply(cfg)
         study.check_metric(cfg, folder)
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
         if begun and (begun / CONFIG).is_file():

@@ -6,7 +6,7 @@ A requeued job keeps its id, by which it finds the run that it started.
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +93,24 @@ def queue(jobs: Iterable[str]) -> dict[str, Queued]:
         raise UserError(f"squeue does not answer: {said[0] if said else error}") from error
     found = (line.split("|") for line in lines)
     return {each: Queued(state, reason) for each, state, reason in found}
+
+
+def executor(launcher: Mapping[str, Any]) -> Any:
+    """The submitit executor that hydra/launcher=slurm describes; it needs the extra `slurm`."""
+    from dataclasses import fields
+
+    import submitit
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+    params = {k: v for k, v in launcher.items() if k not in ("_target_", "wait")}
+    made = submitit.AutoExecutor(
+        cluster="slurm",
+        folder=params.pop("submitit_folder"),
+        slurm_max_num_timeout=params.pop("max_num_timeout"),
+    )
+    shared = {field.name for field in fields(BaseQueueConf)}  # not SLURM's alone
+    made.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in params.items()})
+    return made
 
 
 def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:

@@ -7,13 +7,19 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.build.objects import build_datamodule, build_model
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import Range, inside, one_of, optional, settings, whole
-from diffusion_lab.profiling.match import find_match
+from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
+from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
+from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.profiling.match import Match, find_match
+from diffusion_lab.runs.opening import load_diffusion_config
 
+HEUN_CALLS = 2  # of a teacher that is asked in each step; twice as many if it is guided
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
 # a folder 2024 is a number to Hydra
 REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | int | float))
@@ -30,8 +36,9 @@ class Budget:
 
     Sizes agree in `by` (params or macs) to the relative `tolerance`; `reference` is written as for
     `diffusion-lab match`. `images` counts training images seen; `seconds` is the time of training
-    and of everything done during it. `solved` holds the resulting overrides once they are known.
-    Raises ValueError for a budget that contradicts itself.
+    and of everything done during it; `flops` are those of the network and of its teacher's in
+    training, with the reference's for each pass of a network that is matched. `solved` holds the
+    resulting overrides once they are known. Raises ValueError for a budget that contradicts itself.
     """
 
     reference: Annotated[str | None, optional(REFERENCE)]
@@ -40,21 +47,26 @@ class Budget:
     images: Annotated[int | None, optional(whole(1))]
     seconds: Annotated[int | None, optional(whole(1))]
     solved: list[str] | None
+    flops: Annotated[float | None, optional(above(0))] = None  # earlier runs have none
 
     def __post_init__(self) -> None:
-        if self.images is not None and self.seconds is not None:
-            raise ValueError("images and seconds cannot both be given; choose one")
-        if self.reference is self.images is self.seconds is None:
+        lengths = {"images": self.images, "seconds": self.seconds, "flops": self.flops}
+        given = [unit for unit, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} cannot both be given; choose one")
+        if not given and self.reference is None:
             raise ValueError(
-                "reference, images and seconds are all null, so nothing is fixed; set one of them"
+                "reference, images, seconds and flops are all null, so nothing is fixed; set one "
+                "of them"
             )
 
-    def length(self, batch_size: int) -> dict[str, object]:
+    def length(self, batch_size: int, images: int | None = None) -> dict[str, object]:
         """The settings that end a run, with its images rounded up to whole batches."""
-        if self.images is not None:
+        images = self.images if images is None else images
+        if images is not None:
             # a recipe may have its own time limit
             return {
-                "trainer.max_steps": math.ceil(self.images / batch_size),
+                "trainer.max_steps": math.ceil(images / batch_size),
                 "trainer.max_time": "null",
             }
         if self.seconds is not None:
@@ -73,15 +85,23 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     if not cfg.get("budget"):
         return
     budget = instantiate(cfg, "budget")
-    solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size).items()]
-    if budget.reference is not None and family_of(cfg) != DIFFUSION:
+    diffusion = "autoencoder" not in cfg and family_of(cfg) == DIFFUSION
+    if not diffusion and (budget.reference is not None or budget.flops is not None):
+        key = "reference" if budget.reference is not None else "flops"
         raise UserError(
-            f"budget.reference={budget.reference} asks for a size, which is found for diffusion "
-            f"models alone; set that of family={cfg.family} by hand, with budget=images or seconds"
+            f"budget.{key} is for diffusion models alone; set the size of another model by hand, "
+            "with budget=images or budget=seconds"
         )
-    if budget.reference is not None:
-        with errors_at(cfg, "budget"):
-            solved += size_of(budget, overrides)
+    size, images = [], None
+    with errors_at(cfg, "budget"):
+        if budget.reference is not None:
+            found = match_of(budget, overrides)
+            size = [each for each in found.overrides if each.startswith("backbone.")]
+        if budget.flops is not None:
+            macs = found.reference["macs"] if budget.reference is not None else None
+            images = images_for(budget.flops, cfg, macs)
+    solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size, images).items()]
+    solved += size
     given, values = values_of(overrides), values_of(solved)
     for key, value in values.items():
         if given.get(key, value) != value:
@@ -99,17 +119,43 @@ def units(cfg: DictConfig) -> list[str]:
     node = cfg.get("budget")
     if not node:
         return []
-    chosen = {node.by: node.reference, "images": node.images, "seconds": node.seconds}
-    return [unit for unit, value in chosen.items() if value is not None]
+    fixed = {node.by: node.reference} | {u: node.get(u) for u in ("images", "seconds", "flops")}
+    return [unit for unit, value in fixed.items() if value is not None]
 
 
-def size_of(budget: Budget, overrides: list[str]) -> list[str]:
-    """The overrides that give the composition's backbone the cost of the reference's."""
+def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
+    """The training images of a run for so many FLOPs, at `macs` of a pass, or at its network's.
+
+    A teacher's calls count, for pairs or in each step. Raises UserError if none are left.
+    """
+    data = build_datamodule(cfg := cfg.copy())
+    facts = ImageFacts(data.image_shape, data.num_classes)
+    macs = macs or cost_of(cfg, facts).macs
+    model = build_model(cfg, *facts, device="meta")
+    extra = model.objective.extra_passes(model.denoiser)
+    if extra is None:
+        raise UserError(
+            "budget.flops counts no derivatives of score matching; write budget.images=..."
+        )
+    passes, left, teacher = TRAINING_PASSES + extra, flops, model.objective.teacher
+    if isinstance(teacher, TeacherModel):
+        passes += HEUN_CALLS * (1 if teacher.scale in (None, 1) else 2)
+    elif isinstance(teacher, TeacherPairs):
+        theirs = load_diffusion_config(teacher.run)
+        theirs.sampler.steps = teacher.steps or theirs.sampler.steps
+        left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
+    images = round(left / (2 * macs * passes))
+    if images < 1:
+        raise UserError(f"budget.flops={flops:.3g} are not enough for one image; give more")
+    return images
+
+
+def match_of(budget: Budget, overrides: list[str]) -> Match:
+    """The size at which the composition's backbone has the cost of the reference's."""
     quoted = str(budget.reference).replace("'", "\\'")
     wanted = f"reference='{quoted}'", f"by={budget.by}", f"tolerance={budget.tolerance}"
     own = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
     asked = [*own, *wanted, "device=meta"]
     composed = compose("match", overrides=asked, return_hydra_config=True)
     name = composed.hydra.runtime.choices.backbone
-    found = find_match(compose("match", overrides=asked), asked, name)
-    return [override for override in found.overrides if override.startswith("backbone.")]
+    return find_match(compose("match", overrides=asked), asked, name)

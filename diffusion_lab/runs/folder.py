@@ -177,6 +177,8 @@ def load_config(folder: str | Path) -> DictConfig:
             f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
             "wrote it, or train the model again"
         )
+    if CLASS in (cfg.get("tuning") or {}):  # of when a run tuned its study
+        del cfg.tuning[CLASS]
     if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
         cfg.choices = cfg.logger.pop("choices", None)
         cfg.logger = {"wandb": cfg.logger}

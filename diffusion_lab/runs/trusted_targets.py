@@ -38,7 +38,6 @@ PLACES = {
     "schedule": ("diffusion_lab.diffusion.schedule.",),
     "trainer": ("lightning.Trainer", "lightning.pytorch.trainer."),
     "trainer.strategy": ("diffusion_lab.compute.sharding.", "lightning.pytorch.strategies."),
-    "tuning": ("diffusion_lab.training.tuning.",),
 }
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import naming_keys
+from diffusion_lab.common.formats import joined
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
 from diffusion_lab.metrics.quantities import BUILT_IN, QUANTITIES
@@ -13,7 +14,7 @@ from diffusion_lab.training.callbacks import SampleEvaluation, configured
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 ON_REQUEST = ("mmd", "fld")  # measured if metrics.mmd, or metrics.fld, is true
-OPTIONAL = "sampling"  # the key of a protocol that has a default
+OPTIONAL = {"sampling", "contrasts", "sampling_seeds"}  # keys of a protocol that have defaults
 PAIRED = "paired"
 TESTS = {PAIRED: "a paired t-test", "welch": "Welch's t-test"}  # in words
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
@@ -25,7 +26,7 @@ class StudyProtocol:
 
     `metric` is the name of a metric that compositions are judged by, such as fid. `stop` says when
     no more runs are made. `sampling` own lets each composition be drawn by its own sampler and
-    guidance; else they have to be equal.
+    guidance; else they have to be equal. `contrasts` are the pairs of arms that are asked about.
     """
 
     question: Annotated[str, TEXT]
@@ -34,6 +35,8 @@ class StudyProtocol:
     seeds: Annotated[list[int], whole_list(0, shortest=2)]
     stop: Annotated[str, TEXT]
     sampling: Annotated[str, one_of("equal", "own")] = "equal"
+    contrasts: str | list[list[str]] = "all"
+    sampling_seeds: list[int] | None = None
 
 
 def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
@@ -46,16 +49,14 @@ def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
         return None
     values = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
     names = list(StudyProtocol.__annotations__)
-    if not isinstance(values, dict) or values.keys() | {OPTIONAL} != set(names):
+    if not isinstance(values, dict) or values.keys() | OPTIONAL != set(names):
         raise UserError(
-            f"protocol must have the keys {', '.join(names)} and no others; {OPTIONAL} may be left "
-            "out"
+            f"protocol must have the keys {', '.join(names)} and no others; "
+            f"{joined(sorted(OPTIONAL))} may be left out"
         )
     with naming_keys("protocol", {name: f"protocol.{name}" for name in names}):
         protocol = StudyProtocol(**{str(key): value for key, value in values.items()})
-    tuning = cfg.get("tuning")
-    if not (tuning and tuning.running):  # which may measure the loss alone
-        require_measured(protocol.metric, cfg)
+    require_measured(protocol.metric, cfg)
     return protocol
 
 

@@ -40,9 +40,7 @@ LONGEST = 128  # bytes of a run's name, W&B's limit
 def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
-    If the study itself lists the keys that it varies, its runs are named by these and by the keys
-    that a sweep adds; a single run belongs to it only if it sets all of them. Runs of other studies
-    are named by the keys that their command lines set, to one value or to several.
+    It is named by the keys that the command line sets, to one value or to several.
     """
     if not cfg.study_name:
         return None
@@ -50,24 +48,19 @@ def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
         return Path(cfg.run_dir)
     parsed = parse(job.overrides.task)
     values = {key_of(override): override.get_value_element_as_str() for override in parsed}
-    named = varied(job)
-    if own := job.sweeper.get("params"):
-        if set(own) - values.keys():
-            return None
-    else:
-        named |= {key for key in values if Means.NAMED in means(key)}
+    named = varied(job) | {key for key in values if Means.NAMED in means(key)}
     chosen = {key: value for key, value in values.items() if key in named}
     return OUTPUTS / cfg.study_name / name_of(chosen) if chosen else None
 
 
 def varied(job: HydraConf) -> set[str]:
-    """The keys that take several values in a study or a sweep."""
-    keys = set(job.sweeper.get("params") or {})
-    if job.mode == RunMode.MULTIRUN:
-        fixed = job.job.config.override_dirname.exclude_keys  # keys with one value in a sweep
-        parsed = parse(job.overrides.task)
-        keys |= {key_of(override) for override in parsed} - set(fixed)
-    return keys
+    """The keys that take several values in a sweep."""
+    if job.mode != RunMode.MULTIRUN:
+        return set(job.sweeper.get("params") or {})
+    fixed = job.job.config.override_dirname.exclude_keys  # keys with one value in a sweep
+    parsed = parse(job.overrides.task)
+    searched = set(job.sweeper.get("params") or {})
+    return searched | ({key_of(override) for override in parsed} - set(fixed))
 
 
 def name_of(values: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ rounds. So the images that a recipe gets in equal time do not depend on how busy
 """
 
 import argparse
+import shlex
 import statistics
 import time
 
@@ -32,7 +33,7 @@ STEPS = 2  # of a recipe before the next one's turn
 def composed(words: list[str]) -> DictConfig:
     """The configuration of a recipe, with a network of the size that its budget asks for."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", ["name=steps", "tuning=none", *words])
+        cfg = compose("train", ["name=steps", *words])
         budget.apply(cfg, words)
     return cfg
 
@@ -61,7 +62,9 @@ def main() -> None:
     parser.add_argument("--calls", action="store_true", help="time network calls, not steps")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    benches = [bench_of([*chosen.sweep.split(), *recipe.split()]) for recipe in chosen.recipes]
+    benches = [
+        bench_of([*shlex.split(chosen.sweep), *shlex.split(recipe)]) for recipe in chosen.recipes
+    ]
     for bench in benches:
         for _ in range(WARM_UP):
             seconds_per_image(bench, chosen.calls)

@@ -98,7 +98,7 @@ class Times:
 def timed(words: list[str], rounds: int, folder: Path) -> Times:
     """Trains a recipe in turns; returns what took how long."""
     steps = (WARM_UP + rounds) * len(TURNS)
-    fixed = ["name=watching", "tuning=none", "data.validation_size=0", "trainer.max_time=null"]
+    fixed = ["name=watching", "data.validation_size=0", "trainer.max_time=null"]
     fixed += [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*fixed, *words])

@@ -1,10 +1,10 @@
 """Do more sampling steps draw better samples? The figures of four objectives, from their sweeps.
 
-    python experiments/objectives/rise.py SWEEPS
+    python experiments/objectives/rise.py RUNS
 
-SWEEPS has a folder for each run, named <objective>-<seed>, as `diffusion-lab sample-sweep
-steps=10,50` writes it. Collects them in results.csv beside this file, and prints the table of
-README.md. Without SWEEPS it prints the table of the results that are there.
+RUNS is the folder of a study's runs, as in outputs/objectives/train. Collects their sweeps over 10
+and 50 steps in results.csv beside this file, and prints the table of README.md. Without RUNS it
+prints the table of the results that are there.
 """
 
 import csv
@@ -22,11 +22,13 @@ COLUMNS = ("fid", "fid_real", "kid", "classifier_fid", "classifier_fid_real", "a
 Row = dict[str, str]
 
 
-def collect(sweeps: Path) -> list[Row]:
+def collect(runs: Path) -> list[Row]:
     """The rows of all sweeps: an objective, a seed and a number of steps each."""
     rows = []
-    for path in sorted(sweeps.glob("*/results.csv")):
-        objective, _, seed = path.parent.name.rpartition("-")
+    for path in sorted(runs.glob("*/sweeps/*/results.csv")):
+        objective, _, seed = path.parents[2].name.rpartition("_seed-")
+        if path.parent.name != "steps":  # on another grid
+            objective += f", {path.parent.name}"
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 named = {"objective": objective, "seed": seed, "steps": row["steps"]}

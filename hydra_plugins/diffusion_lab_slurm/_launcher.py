@@ -1,7 +1,7 @@
 """The launcher of SLURM jobs: submitit's, which here notes their ids and may leave them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQueueConf
-
-SHARED = {field.name for field in fields(BaseQueueConf)}  # parameters that are not SLURM's alone
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
 
 @dataclass
@@ -38,22 +36,13 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         # imported late, as each command imports this file
-        import submitit
-
         from diffusion_lab.common.messages import say
+        from diffusion_lab.compute import slurm
         from diffusion_lab.runs import sweep_record
 
         assert self.config is not None
         sweep, study = Path(self.config.hydra.sweep.dir), self.config.get("study_name")
-        params = dict(self.params)
-        executor = submitit.AutoExecutor(
-            cluster="slurm",
-            folder=params.pop("submitit_folder"),
-            slurm_max_num_timeout=params.pop("max_num_timeout"),
-        )
-        executor.update_parameters(
-            **{key if key in SHARED else f"slurm_{key}": value for key, value in params.items()}
-        )
+        executor = slurm.executor(self.params)
         state = Singleton.get_state()
         calls = [
             (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", state)

@@ -208,7 +208,7 @@ def tuned(best: float, results: dict[float, float | None], **facts: object) -> d
         for rate, result in results.items()
     ]
     node = {
-        "_target_": "diffusion_lab.training.tuning.Tuning",
+        "file": "outputs/mine/tune/tuning.json",
         "values": {"optimizer.lr": list(results)},
         "metric": "fid",
         "images": 20_000,

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.paths import ROOT, TESTS
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY, rows, wandb_runs
+from helpers.tiny_study import STUDY
 
 pytestmark = [
     pytest.mark.slurm,
@@ -214,17 +216,27 @@ def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):
     assert names == [f"{first}_0_0_log.out", f"{first}_1_0_log.out"]
 
 
-def test_a_study_that_is_tuned_sends_its_tuning_and_then_its_runs(submit):
-    tuned = ["tuning=learning_rate", "tuning.of=[backbone.depth]", "tuning.metric=val/loss"]
-    grid = ["tuning.values={optimizer.lr:[1e-3,2e-3]}", "tuning.grow=0", "tuning.images=null"]
-    study = ["-m", "study_name=x", "callbacks.sample_grid=null"]
-    finish(submit(*study, *tuned, *grid, "backbone.depth=1,2", "seed=0,1"))
-    found = json.loads(Path("outputs/x/tuning/tuning.json").read_text())
-    assert sorted(found) == ["backbone.depth=1", "backbone.depth=2"]
-    assert all(len(each["tried"]) == 2 and each["chosen"] for each in found.values())
-    assert [summary(run)["finished"] for run in runs()] == [True] * 4
-    arrays = {path.name.split("_")[0] for path in Path("outputs").rglob("*_log.out")}
-    assert len(arrays) == 2  # an array for each stage
+def test_a_study_is_submitted_at_once_and_ends_by_itself(submit, tmp_path):
+    (tmp_path / "conf/study").mkdir(parents=True)
+    (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    command = [sys.executable, "-m", "diffusion_lab", "study", "tiny", "--config-dir=conf"]
+    asked = [*command, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    subprocess.run(asked, check=True, timeout=PATIENCE)
+    ids = json.loads(Path("outputs/tiny/slurm.json").read_text())
+    assert len(ids) == 2 + 1 + 4 + 1  # trials, what is best of them, trainings, and the page
+    waiting = called("squeue", "--noheader", "--states=PENDING", "--format=%E")
+    assert "afterany" in waiting  # stages wait for one another
+    subprocess.run(asked, check=True, timeout=PATIENCE)  # sends nothing twice
+    assert json.loads(Path("outputs/tiny/slurm.json").read_text()) == ids
+    shown = called(sys.executable, "-m", "diffusion_lab", "status", "outputs/tiny", "json=true")
+    assert json.loads(shown.splitlines()[-1])["counts"]
+    wait_for(lambda: any(Path("outputs/tiny/train").glob("*/config.yaml")), logs)
+    first = next(n for title, n in ids.items() if title.startswith("train: Narrow, seed 0"))
+    subprocess.run(["scontrol", "requeue", first], check=False)  # as a node that fails would
+    called("scontrol", "update", f"JobId={first}", "StartTime=now")
+    wait_for(lambda: Path("outputs/tiny/page/index.html").exists(), logs)
+    runs = [json.loads(path.read_text()) for path in Path("outputs/tiny").rglob("summary.json")]
+    assert sum(run.get("finished", False) for run in runs) == 2 + 4
 
 
 def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):

@@ -8,6 +8,9 @@ from hydra import compose, initialize_config_dir
 
 from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.study import document
+from diffusion_lab.cli.study.command import check, narrowed, read
+from diffusion_lab.cli.study.jobs import Jobs
 from diffusion_lab.cli.sweep_plan import first_values
 from helpers.paths import ROOT
 
@@ -29,6 +32,9 @@ def commands_of(page: Path) -> list[str]:
 def check_composes(line: str) -> None:
     """Asserts that a command exists, and that its overrides compose."""
     _, command, *overrides = shlex.split(line)
+    if command == "study":
+        check_study(overrides)
+        return
     overrides = prepare(COMMANDS[command], overrides)
     sweep = "-m" in overrides
     overrides = [o for o in overrides if o not in ("-m", "--cfg", "job")]
@@ -38,3 +44,14 @@ def check_composes(line: str) -> None:
         overrides.append("name=x")  # the default asks Hydra, which is not running
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose(command.replace("-", "_"), overrides=overrides)
+
+
+def check_study(arguments: list[str]) -> None:
+    """Asserts that there is such a study, and that its first training composes."""
+    asked = read(arguments)
+    if asked.name is None:
+        return
+    jobs = Jobs(document.load(asked.name, asked.own, asked.config_dir), asked.given)
+    wanted = narrowed(jobs, asked.only)
+    assert wanted
+    check([job for job in wanted if job.command in document.TRAINS][:1], asked.config_dir)

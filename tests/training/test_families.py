@@ -25,7 +25,7 @@ from diffusion_lab.families.gan import ConvGenerator
 from diffusion_lab.training.autoregressive_module import AutoregressiveModule
 from diffusion_lab.training.callbacks import Collapse
 from diffusion_lab.training.gan_module import DIVERSITY, GANModule, diversity
-from diffusion_lab.training.tuning import has_diverged
+from diffusion_lab.training.tuned import has_diverged
 
 DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
 PLAIN = [*DATA, "trainer.accelerator=cpu", "logger=none", "+debug=fast"]

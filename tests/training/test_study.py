@@ -21,7 +21,6 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -29,7 +28,7 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs.folder import load_config, save_config
+from diffusion_lab.runs.folder import save_config
 from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.resuming import differences
 from diffusion_lab.training import study
@@ -135,20 +134,6 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
 
 
-def test_a_study_that_says_what_it_varies_names_its_runs_by_that():
-    one = "outputs/backbones/backbone-dit_seed-0"
-    asked = ["+study=backbones", "batch_size=8"]
-    assert place(*asked, "backbone=dit", "seed=0") == one
-    assert place(*asked, "backbone=dit", swept=["seed=0"]) == one
-    assert place(*asked, swept=["backbone=dit", "seed=0"]) == one
-    assert place("study_name=x", *asked, swept=["backbone=dit", "seed=0"]) == one.replace(
-        "backbones/", "x/"
-    )
-    more = place("+study=backbones", swept=["backbone=dit", "seed=0", "batch_size=8"])
-    assert more == "outputs/backbones/backbone-dit_batch_size-8_seed-0"
-    assert place("+study=backbones", "backbone=dit") is None
-
-
 @pytest.mark.parametrize(
     ("given", "folders"),
     [
@@ -167,28 +152,6 @@ def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
     cfg = composed("train", flags, [*overrides, *sweep_overrides(Path("x"), overrides)])
     jobs = jobs_of("train", flags, overrides, cfg)
     assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
-
-
-def test_a_group_that_only_the_networks_of_a_study_have_can_be_varied():
-    GlobalHydra.instance().clear()
-    overrides = ["+study=conditioning", "backbone/block=adaln,adaln_zero", "seed=4,5"]
-    cfg = composed("train", ["-m"], overrides)
-    assert cfg.backbone._target_ == "diffusion_lab.backbone.DiT"
-    assert cfg.backbone.block._target_ == "diffusion_lab.backbone.block.AdaLN"
-    assert cfg.seed == 4
-    jobs = jobs_of("train", ["-m"], overrides, cfg)
-    assert len(jobs) == 8  # two networks, blocks and seeds
-    with pytest.raises(ConfigCompositionException):
-        composed("train", ["-m"], ["+study=conditioning", "backbone/blok=adaln"])
-
-
-def test_a_study_that_lists_no_values_refuses_a_wrong_group_with_a_sentence(lab, tmp_path):
-    (tmp_path / "mine/study").mkdir(parents=True)
-    (tmp_path / "mine/study/plain.yaml").write_text("# @package _global_\nstudy_name: plain\n")
-    wrong = ["backbone=mlp", "backbone/block=adaln,adaln_zero"]
-    code, _, err = lab("train", "-m", "--config-dir", "mine", "+study=plain", *wrong)
-    assert code == 2
-    assert_names(err.splitlines()[-1], "backbone/block")
 
 
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
@@ -306,7 +269,7 @@ def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
     own = ("backbone", "backbone.width", "backbone.heads", "backbone.depth", "logger")
     asked = [a for a in QUICK if a.split("=")[0] not in own]
     code, _, err = lab(
-        "train", "-m", "+study=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
+        "train", "-m", "study_name=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
         "budget.reference=null", "budget.images=24", "logger.wandb.tags=[own]",
     )  # fmt: skip
     assert code == 0, err
@@ -502,7 +465,13 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
         "micro_batch_size=4",
         "logger.wandb.mode=offline",
     ]
-    others = ["+study=backbones", "backbone=dit", "logger=none", "trainer.max_steps=9", "seed=1"]
+    others = [
+        "experiment=quickstart",
+        "backbone=dit",
+        "logger=none",
+        "trainer.max_steps=9",
+        "seed=1",
+    ]
     others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
     assert study.overrides_to_resume(tmp_path, [*others, *places]) == places
     assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
@@ -537,13 +506,3 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished
     assert finished_runs() == 1
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert not (tmp_path / "outputs/mine/.abandoned").exists()
-
-
-def test_a_study_is_trained_without_its_tuning_and_budget(lab, tmp_path):
-    alone = ["study_name=null", "protocol=null", "run_dir=run", "logger=none"]
-    quick = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "trainer.max_steps=2"]
-    given = [*TINY, *alone, *quick, "+study=unet_vs_dit", "tuning=none", "budget=none"]
-    code, _, err = lab("train", *given)
-    assert code == 0, err
-    saved = load_config(tmp_path / "run")
-    assert (saved.tuning, saved.budget, saved.trainer.max_steps) == (None, None, 2)

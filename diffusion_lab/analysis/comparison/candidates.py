@@ -20,7 +20,7 @@ from diffusion_lab.runs.folder import METRICS, SUMMARY, load_config, load_summar
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
 from diffusion_lab.runs.weights import CurrentWeights
-from diffusion_lab.training.tuning import FOUND
+from diffusion_lab.training.tuned import FOUND
 
 RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"

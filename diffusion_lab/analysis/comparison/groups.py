@@ -129,6 +129,9 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     ours = [own for own in settings if IMAGES not in own]
     keys = varying(ours) + [IMAGES] * (len(ours) < len(settings))
     names = names_of(ours, keys)
+    names = arms_of(
+        [g for g, own in zip(groups, settings, strict=True) if IMAGES not in own], names
+    )
     if keys == [IMAGES] and ours:
         names = [str(ours[0].get("backbone._target_")).rpartition(".")[2]]
     left = iter(names)
@@ -136,6 +139,13 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         Group(_given(own, names) or next(left), {key: own.get(key) for key in keys}, group)
         for own, group in zip(settings, groups, strict=True)
     ], left_out
+
+
+def arms_of(groups: Sequence[Sequence[Run]], names: list[str]) -> list[str]:
+    """The names that a study gives to its arms, if each group is one of them; else `names`."""
+    given = [{run.config.get("arm") for run in group} for group in groups]
+    arms = [next(iter(each)) for each in given if len(each) == 1]
+    return arms if None not in arms and len(set(arms)) == len(groups) else names
 
 
 def _given(own: Settings, names: Container[str]) -> str:

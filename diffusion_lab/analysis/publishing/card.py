@@ -16,7 +16,7 @@ from diffusion_lab.common.files import read_json
 from diffusion_lab.runs import load_summary, published
 from diffusion_lab.runs.environment import DIRTY
 from diffusion_lab.runs.folder import read_config
-from diffusion_lab.training.tuning import FOUND
+from diffusion_lab.training.tuned import FOUND
 
 TEXT = "card.md"
 Facts = dict[str, object]

@@ -20,7 +20,7 @@ from diffusion_lab.common.folders import replacing_folder, require_own
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs import CONFIG, load_summary
 from diffusion_lab.runs.published import CARD, checksums, has_card
-from diffusion_lab.training.tuning import FOUND
+from diffusion_lab.training.tuned import FOUND
 
 RUNS_CSV = "runs.csv"
 NOT_LISTED = (CARD, cards.TEXT)  # files without a checksum in the card

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import CONFIG
-from diffusion_lab.training.tuning import FOLDER, FOUND
+from diffusion_lab.training.tuned import FOLDER, FOUND
 
 RUNS = "runs"  # the folder of runs in a published folder; tuning is in FOLDER
 

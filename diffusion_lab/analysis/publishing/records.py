@@ -12,7 +12,7 @@ from diffusion_lab.runs.weights import CurrentWeights
 
 LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
 REPORT = "memorization/report.json"
-SWEEPS = "sweeps/*/results.csv"  # samplings in more ways, by experiments/sweep.sh
+SWEEPS = "sweeps/*/results.csv"  # samplings in more ways
 PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where it belongs
 
 

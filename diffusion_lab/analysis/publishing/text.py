@@ -116,7 +116,7 @@ def commands(card: Card) -> Iterator[str]:
 def tuning(found: Card | None) -> Iterator[str]:
     """Yields what was tuned, and the chosen values."""
     if found is None:
-        yield "Nothing was tuned by `tuning=...`."
+        yield "Nothing was tuned."
         return
     yield literal_table(
         ["", "value"], facts({key: value for key, value in found.items() if key != "chosen"})

@@ -12,6 +12,7 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from diffusion_lab.analysis.status import studies
 from diffusion_lab.analysis.status.found import find
 from diffusion_lab.analysis.status.rows import Row, rows_of
 from diffusion_lab.build.config_keys import as_list
@@ -41,6 +42,8 @@ def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
         rows, silent = rows_of(find(paths))
         if cfg.watch:
             console.clear()
+        for folder, plan in studies.plans(paths):
+            console.print(studies.table_of(folder, plan))
         show(rows, paths, silent)
         if not cfg.watch or not any(row.state in OPEN for row in rows):
             break

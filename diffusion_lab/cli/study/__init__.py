@@ -1,0 +1,1 @@
+"""Studies: conf/study/NAME.yaml holds one from question to page; `study` runs it."""

@@ -1,0 +1,256 @@
+"""The command `study`: lists studies, or runs one stage by stage, from what is done already."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.markup import escape
+from rich.table import Table
+
+from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.cli.ending import STOPPED
+from diffusion_lab.cli.study import document
+from diffusion_lab.cli.study.cluster import Submission
+from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
+from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
+from diffusion_lab.cli.study.processes import Processes
+from diffusion_lab.cli.study.records import Records
+from diffusion_lab.cli.study.running import Runner
+from diffusion_lab.cli.sweep_plan import composed
+from diffusion_lab.common.formats import duration, some
+from diffusion_lab.common.messages import UserError, console, say
+
+HELP = """Usage: diffusion-lab study [NAME] [override ...]
+
+Runs a study from its question to its page: conf/study/NAME.yaml. Without a name it lists the
+studies. Repeat the command to resume: what is done is not repeated, and an unfinished run goes on.
+
+  diffusion-lab study unet_vs_dit jobs=2
+  diffusion-lab study unet_vs_dit dry=true           print the plan and each command
+  diffusion-lab study unet_vs_dit stages=tune,train arms="U-Net,DiT" seeds=0,1
+  diffusion-lab study unet_vs_dit name=tryout budget.images=6_400 metrics.num_samples=100
+  diffusion-lab study mine --config-dir my_conf      a file my_conf/study/mine.yaml
+
+Keys: stages, arms and seeds narrow the study; jobs (1) are runs at once on this machine; dry=true
+runs nothing; hydra/launcher=slurm submits all stages, and hydra.launcher.KEY=... says how. A key of
+the study, such as budget.images, protocol.seeds=[0,1] or stages.STAGE.seconds, changes the study;
+any other is given to its trainings, and to measurements if it is one of metrics."""
+OWN = ("name", "question", "budget.", "protocol.", "common.", "stages.")  # start keys of a study
+WANTED = {"dry": "true or false", "jobs": "a whole number above 0"}
+NARROWING = ("stages", ARMS, SEEDS)
+
+
+@dataclass
+class Request:
+    """A request: the values of a command line."""
+
+    name: str | None = None
+    config_dir: str | None = None
+    dry: bool = False
+    jobs: int = 1
+    only: dict[str, list[str]] = field(default_factory=dict)
+    launcher: list[str] = field(default_factory=list)
+    own: Settings = field(default_factory=dict)
+    given: Settings = field(default_factory=dict)
+
+
+def study(arguments: list[str]) -> None:
+    """Runs the command; exits with code 1 if a job failed, and 130 if Ctrl-C ended it."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return
+    request = read(arguments)
+    if request.name is None:
+        show_studies(request.config_dir)
+        return
+    found = document.load(request.name, request.own, request.config_dir)
+    jobs = Jobs(found, request.given)
+    records, wanted = Records(jobs), narrowed(jobs, request.only)
+    show_plan(found, records, wanted)
+    flags = [f"--config-dir={request.config_dir}"] if request.config_dir else []
+    if request.dry:
+        for job in wanted:
+            print_commands(jobs, job, flags)
+        return
+    again = shlex.join(["diffusion-lab", "study", *arguments])
+    check(wanted, request.config_dir)
+    records.write_plan()
+    if not request.launcher:
+        run(records, wanted, request, flags, again)
+        return
+    here = [word for word in arguments if word not in request.launcher]
+    submission = Submission(records, request.launcher, flags, here)
+    for stage in found.stages:
+        submission.submit([job for job in wanted if job.stage == stage])
+    say("To see how they are:")
+    say(f"  diffusion-lab status {jobs.root}")
+
+
+def read(arguments: Sequence[str]) -> Request:
+    """Reads the command line; raises UserError for what it does not know."""
+    request, rest = Request(), list(arguments)
+    for number, word in enumerate(arguments):
+        if word.startswith(("--config-dir", "-cd")):
+            _, given, value = word.partition("=")
+            following = None if given else rest[number + 1 : number + 2]
+            request.config_dir = value or (following[0] if following else None)
+            rest = [each for each in rest if each not in (word, *(following or ()))]
+        elif word.startswith("-"):
+            raise UserError(f"study has no {word}; see diffusion-lab study --help")
+    for word in rest:
+        if "=" not in word:
+            if request.name is not None:
+                raise UserError(f"write one study at a time, not {request.name} and {word}")
+            request.name = word
+            continue
+        key, _, text = word.lstrip("+").partition("=")
+        if key in NARROWING:
+            request.only[key] = [each.strip() for each in text.split(",") if each.strip()]
+        elif key in ("dry", "jobs"):
+            setattr(request, key, option(key, text))
+        elif key.startswith("hydra"):
+            if key == "hydra/launcher" and (text != "slurm" or shutil.which("sbatch") is None):
+                raise UserError(
+                    f"{word}: a study runs on this machine, several runs at once by jobs=2, or by "
+                    "hydra/launcher=slurm where SLURM's sbatch is on the PATH"
+                )
+            request.launcher.append(word)
+        elif key.startswith(OWN):
+            request.own[key] = value_of(word)
+        else:
+            request.given[key] = value_of(word)
+    return request
+
+
+def option(key: str, text: str) -> Any:
+    """The value of dry or jobs."""
+    if key == "dry" and text in ("true", "false"):
+        return text == "true"
+    if key == "jobs" and text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"{key}={text} must be {WANTED[key]}")
+
+
+def value_of(word: str) -> Any:
+    """The value of an override as plain values."""
+    override = parse([word])[0]
+    if override.is_sweep_override():
+        raise UserError(f"{word} has several values; write a list, as in protocol.seeds=[0,1]")
+    return OmegaConf.to_container(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[call-overload,index]
+
+
+def narrowed(jobs: Jobs, only: Mapping[str, list[str]]) -> list[StudyJob]:
+    """The jobs of the wanted stages, arms and seeds, and those of these stages that they need."""
+    known = {
+        "stages": list(jobs.study.stages),
+        ARMS: list(jobs.study.arms),
+        SEEDS: list({job.point[SEEDS]: 0 for job in jobs.all if SEEDS in job.point}),
+    }
+    for key, names in only.items():
+        for name in names:
+            if name not in known[key]:
+                raise UserError(
+                    f"{key}={name}: the study {jobs.study.name} has {', '.join(known[key])}"
+                )
+    stages = only.get("stages", known["stages"])
+    chosen = [
+        job
+        for job in jobs.all
+        if job.stage in stages
+        and all(
+            job.point.get(axis, each[0]) in each for axis, each in only.items() if axis != "stages"
+        )
+    ]
+    keep = {id(job) for job in chosen}
+    stack = [need for job in chosen if not job.paths for need in job.needs]
+    while stack:
+        job = stack.pop()
+        if id(job) not in keep and job.stage in stages:
+            keep.add(id(job))
+            stack += job.needs
+    return [job for job in jobs.all if id(job) in keep]
+
+
+def show_studies(config_dir: str | None) -> None:
+    """Prints all studies with their questions, and how much is done of each."""
+    table = Table("study", "question", "done")
+    for name in document.find(config_dir):
+        found = document.load(name, {}, config_dir)
+        jobs = Jobs(found, {})
+        done = sum(map(Records(jobs).done, jobs.all)) if jobs.root.is_dir() else 0
+        table.add_row(name, escape(found.question), f"{done} of {len(jobs.all)}")
+    console.print(table)
+    say("`diffusion-lab study NAME dry=true` shows what a study does; without dry=true it runs")
+
+
+def show_plan(study: Study, records: Records, wanted: Sequence[StudyJob]) -> None:
+    """Prints the question, and for each stage its jobs, how many are done, and the time to go."""
+    say(study.question)
+    table = Table("stage", "command", "jobs", "done", "to go")
+    for name, stage in study.stages.items():
+        jobs = [job for job in wanted if job.stage == name]
+        if not jobs:
+            continue
+        left = [job for job in jobs if not records.done(job)]
+        seconds = records.time_left(left, 1)
+        command = f"tune by {stage.choice.metric}" if stage.choice else stage.command
+        time = "" if not left else duration(seconds) if seconds else "not known"
+        table.add_row(name, command, str(len(jobs)), str(len(jobs) - len(left)), time)
+    console.print(table)
+
+
+def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
+    """Prints the command of a job, or those of the first trials of one that tunes."""
+    several = jobs.first_trials(job) if job.command == CHOOSE else [job]
+    for each in several:
+        print(shlex.join(["diffusion-lab", each.command, *flags, *each.arguments]))
+        if measurement := jobs.measurement(each):
+            print(shlex.join(["diffusion-lab", "evaluate", *flags, *measurement.arguments]))
+
+
+def check(jobs: Sequence[StudyJob], config_dir: str | None) -> None:
+    """Composes a training of each arm in each stage; raises UserError for what cannot be."""
+    firsts = {(job.stage, job.label): job for job in jobs if job.command in TRAINS}
+    for job in firsts.values():
+        flags = [] if config_dir is None else ["--config-dir", config_dir]
+        try:
+            composed(job.command, flags, job.arguments)
+        except MISTAKES as error:
+            raise UserError(f"{job.title}: {sentence(error)}") from error
+
+
+def run(
+    records: Records, wanted: Sequence[StudyJob], request: Request, flags: Sequence[str], again: str
+) -> None:
+    """Runs the jobs that are not done, and says what came of them."""
+    processes = Processes(request.jobs, records.jobs.root / "logs", flags)
+    runner = Runner(records, processes, wanted)
+    try:
+        for stage in records.jobs.study.stages:
+            runner.run([job for job in wanted if job.stage == stage])
+    except KeyboardInterrupt:
+        processes.stop()
+        say("Stopped. To go on, repeat:")
+        say(f"  {again}")
+        sys.exit(STOPPED)
+    for name, why in runner.failed.items():
+        say(f"Failed: {name}: {why}")
+    if runner.blocked:
+        name, why = next(iter(runner.blocked.items()))
+        say(f"Not begun: {len(runner.blocked)} jobs, the first of them {name}: {why}")
+    if runner.elsewhere:
+        say(f"Trained by other processes: {some(runner.elsewhere)}; repeat the command later")
+    pages = [job for job in wanted if job.command == "compare" and records.done(job)]
+    if pages and (answer := records.answer(pages[0])):
+        say(f"{answer}.")
+    for job in pages:
+        say(f"Page: {job.made / 'index.html'}")
+    if runner.failed or runner.blocked:
+        say("To try again what is not done, repeat:")
+        say(f"  {again}")
+        sys.exit(1)

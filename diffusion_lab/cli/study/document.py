@@ -1,0 +1,396 @@
+"""The file of a study: its question, protocol, arms, budget and stages, read and checked.
+
+Settings are overrides by key, as in {optimizer.lr: 4e-3}. A stage is one command for each
+combination of values on its axes: arms, seeds, axes of the study, or any key with its values.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.common.messages import UserError
+
+ARMS, SEEDS = "arms", "seeds"
+TRAINS = ("train", "train-autoencoder")
+ON_RUNS = ("sample-sweep", "evaluate", "memorization")  # of one trained run each
+ON_FOLDERS = ("compare", "publish")  # of all runs of the stages that they need
+STAGE_COMMANDS = (*TRAINS, "train-extractor", *ON_RUNS, *ON_FOLDERS)
+LENGTHS = ("images", "seconds", "flops")  # units of a budget, of which one counts
+KEYS = ("base", "name", "question", "protocol", "common", "axes", "arms", "budget", "stages")
+BUDGET = ("match", "reference", "tolerance", *LENGTHS)
+PROTOCOL = ("metric", "test", "contrasts", "seeds", "sampling_seeds", "stop", "sampling")
+CHOOSING = ("choose", "grow", "trials", "measure", "num_samples")  # keys of a stage that tunes
+STAGE = ("over", "of", "needs", "share", "seeds", "question", "protocol", *LENGTHS, *CHOOSING)
+NEED = ("stage", "other")
+TUNING_SEEDS = [100]  # as no seed of a study
+
+Settings = dict[str, Any]
+Axis = dict[str, Settings]  # the settings of each value, by the value's name
+
+
+@dataclass(frozen=True)
+class Need:
+    """A stage whose matching run or file is passed on; on the axis `other` it is not the same."""
+
+    stage: str
+    other: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a stage that tunes chooses: by `metric`, from a grid that may grow, or random trials.
+
+    With `measure`, each run is measured by `evaluate` with these settings.
+    """
+
+    metric: str
+    grow: int
+    trials: int | None
+    measure: Settings | None
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class StudyStage:
+    """A command over the values of some axes; `settings` may hold lists of values.
+
+    `length` is its own unit and amount of training, and `share` a factor on that of each arm.
+    """
+
+    name: str
+    command: str
+    settings: Settings
+    axes: dict[str, Axis]
+    needs: dict[str, Need]  # by the key that is given what the needed stage made
+    after: tuple[str, ...]  # more stages that are needed
+    length: Settings
+    share: float
+    of: dict[str, list[str]]  # the values on axes of the runs that are compared or published
+    choice: Choice | None
+    protocol: Settings | None  # of its runs
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of all needed stages."""
+        return (*(need.stage for need in self.needs.values()), *self.after)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says it, after overrides of the command line."""
+
+    name: str
+    file: Path
+    question: str
+    common: Settings
+    arms: Axis
+    budget: Settings
+    stages: dict[str, StudyStage]  # each after the stages that it needs
+
+
+def find(config_dir: str | None) -> dict[str, Path]:
+    """The files of all studies by name; a person's own hides one of the same name."""
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    found = [path for folder in folders for path in (folder / "study").glob("*.yaml")]
+    return dict(sorted({path.stem: path for path in found}.items()))
+
+
+def load(name: str, overrides: Mapping[str, Any], config_dir: str | None) -> Study:
+    """Reads a study and checks it; `overrides` are of its own keys, such as budget.images.
+
+    Raises UserError with the file, the key and what to write instead.
+    """
+    files = find(config_dir)
+    if name not in files:
+        raise UserError(f"there is no study {name!r}{_instead(name, files)}")
+    return _Reader(files[name], _plain(files[name], files, overrides)).study()
+
+
+def _plain(path: Path, files: Mapping[str, Path], overrides: Mapping[str, Any]) -> Settings:
+    """The content of a file, with that of its base and overrides."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold keys such as question, arms and stages")
+    plain: Settings = {str(key): value for key, value in found.items()}
+    if base := plain.get("base"):
+        if base not in files or files[base] == path:
+            raise UserError(f"{path}: base={base} is no other study{_instead(str(base), files)}")
+        plain = _merged(_plain(files[base], files, {}), plain)
+    plain = {"name": path.stem} | plain
+    for key, value in overrides.items():
+        _set(plain, key, value)
+    return plain
+
+
+def _merged(base: Settings, own: Settings) -> Settings:
+    """A study on top of its base, whose common, budget and protocol it changes key by key."""
+    merged = {key: value for key, value in base.items() if key not in ("base", "name")} | own
+    for key in ("common", "budget", "protocol"):
+        if isinstance(base.get(key), dict) and isinstance(own.get(key), dict):
+            merged[key] = base[key] | own[key]
+    if isinstance(own.get("budget"), dict) and set(own["budget"]) & set(LENGTHS):
+        kept = set(own["budget"]) | set(BUDGET) - set(LENGTHS)
+        merged["budget"] = {k: v for k, v in merged["budget"].items() if k in kept}
+    return merged
+
+
+def _set(plain: Settings, key: str, value: object) -> None:
+    """Sets a key such as stages.tune.images, or stages.tune.train.optimizer.lr."""
+    depth = 1 if key.startswith(("budget.", "protocol.", "common.")) else 0
+    if key.startswith("stages."):
+        depth = 3 if key.split(".")[2:3] and key.split(".")[2] in STAGE_COMMANDS else 2
+    *path, last = key.split(".", depth)
+    for part in path:
+        below = plain.setdefault(part, {})
+        if not isinstance(below, dict) or (
+            part == path[-1] and "stages" in path[:-1] and not below
+        ):
+            raise UserError(f"{key} is no key of this study")
+        plain = below
+    if len(path) == 1 and path[0] == "budget" and last in LENGTHS:
+        for each in LENGTHS:
+            plain.pop(each, None)
+    plain[last] = value
+
+
+def _instead(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word."""
+    names = list(map(str, known))
+    near = get_close_matches(word, names, 1)
+    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(names)}"
+
+
+class _Reader:
+    """Turns plain values of a file into a study; each error names the file and the key."""
+
+    def __init__(self, file: Path, plain: Settings):
+        self.file, self.plain = file, plain
+        self.stages: dict[str, StudyStage] = {}
+
+    def refuse(self, key: str, why: str) -> UserError:
+        return UserError(f"{self.file}: {key}: {why}")
+
+    def require(self, key: str, what: str, name: object, known: Iterable[str]) -> None:
+        """Refuses a name that is not known; `what` says what it should be one of."""
+        if name not in (names := list(known)):
+            raise self.refuse(key, f"{name!r} is no {what}{_instead(str(name), names)}")
+
+    def mapping(self, key: str, value: object, known: Sequence[str] | None = None) -> Settings:
+        """A mapping, with the known keys alone; null is an empty one."""
+        if not isinstance(value or {}, dict):
+            raise self.refuse(key, f"must hold keys with values, got {value!r}")
+        found = {str(name): each for name, each in (value or {}).items()}  # type: ignore[attr-defined]
+        for name in found if known is not None else ():
+            self.require(f"{key}.{name}".strip("."), "key of a study", name, known or ())
+        return found
+
+    def study(self) -> Study:
+        plain = self.mapping("", self.plain, KEYS)
+        for key in ("question", ARMS, "stages"):
+            if not plain.get(key):
+                raise self.refuse(key, "is missing")
+        self.protocol = self.mapping("protocol", plain.get("protocol"), PROTOCOL)
+        axes = self.mapping("axes", plain.get("axes"))
+        self.axes = {name: self.axis(f"axes.{name}", each) for name, each in axes.items()}
+        self.axes[ARMS] = arms = self.axis(ARMS, plain[ARMS])
+        contrasts = self.protocol.get("contrasts", "all")
+        pairs = [] if contrasts == "all" else contrasts
+        if not isinstance(pairs, list) or any(
+            not isinstance(p, list) or len(p) != 2 for p in pairs
+        ):
+            why = "must be all, or pairs of arms such as [[DiT, U-Net]]"
+            raise self.refuse("protocol.contrasts", why)
+        for arm in (arm for pair in pairs for arm in pair):
+            self.require("protocol.contrasts", "arm", arm, arms)
+        budget = self.mapping("budget", plain.get("budget"), BUDGET)
+        self.length("budget", budget)
+        if ("match" in budget) != ("reference" in budget):
+            raise self.refuse("budget", "match and reference belong together; write both")
+        written = self.mapping("stages", plain["stages"])
+        stages = {
+            name: self.mapping(f"stages.{name}", each, (*STAGE_COMMANDS, *STAGE))
+            for name, each in written.items()
+        }
+        for name in self.in_order(stages):
+            self.stages[name] = self.stage(name, stages[name])
+        facts = (str(plain["name"]), self.file, str(plain["question"]))
+        common = self.mapping("common", plain.get("common"))
+        return Study(*facts, common, arms, budget, self.stages)
+
+    def axis(self, key: str, values: object) -> Axis:
+        """Values by name, each with settings; no two may have one folder."""
+        folders: dict[str, str] = {}
+        for name in self.mapping(key, values):
+            if "," in name:
+                raise self.refuse(f"{key}.{name}", "a comma separates names; leave it out")
+            if (other := folders.setdefault(slug(name).lower(), name)) != name:
+                raise self.refuse(f"{key}.{name}", f"has the folder of {other!r}; rename one")
+        return {n: self.mapping(f"{key}.{n}", v) for n, v in self.mapping(key, values).items()}
+
+    def length(self, key: str, values: Settings) -> Settings:
+        """The unit and amount of training that are given, if any."""
+        given = {unit: values[unit] for unit in LENGTHS if values.get(unit) is not None}
+        if len(given) > 1:
+            raise self.refuse(key, f"{' and '.join(given)} cannot both be given; choose one")
+        for unit, amount in given.items():
+            if type(amount) not in (int, float) or amount <= 0:
+                raise self.refuse(f"{key}.{unit}", f"must be a number above 0, got {amount!r}")
+        return given
+
+    def in_order(self, stages: Mapping[str, Settings]) -> list[str]:
+        """The names of the stages, each after those that it needs, else as they are written."""
+        graph, ordered = {}, dict[str, None]()
+        for name, plain in stages.items():
+            needs, after = self.needs(name, plain)
+            graph[name] = [*(need.stage for need in needs.values()), *after]
+            for other in graph[name]:
+                self.require(f"stages.{name}.needs", "stage", other, stages)
+        while len(ordered) < len(graph):
+            left = [name for name in graph if name not in ordered]
+            ready = [name for name in left if set(graph[name]) <= ordered.keys()]
+            if not ready:
+                why = f"{' and '.join(left)} need one another in a circle; remove a need"
+                raise self.refuse("stages", why)
+            ordered[ready[0]] = None
+        return list(ordered)
+
+    def needs(self, name: str, plain: Settings) -> tuple[dict[str, Need], tuple[str, ...]]:
+        """The needs of a stage: by key, or as names of stages."""
+        given, where = plain.get("needs") or [], f"stages.{name}.needs"
+        if isinstance(given, str | list):
+            return {}, tuple([given] if isinstance(given, str) else map(str, given))
+        found = {}
+        for key, each in self.mapping(where, given).items():
+            own = each if isinstance(each, dict) else {"stage": each}
+            parts = self.mapping(f"{where}.{key}", own, NEED)
+            found[key] = Need(str(parts.get("stage")), parts.get("other"))
+        return found, ()
+
+    def stage(self, name: str, plain: Settings) -> StudyStage:
+        key, commands = f"stages.{name}", [each for each in STAGE_COMMANDS if each in plain]
+        if len(commands) != 1:
+            found = " and ".join(commands) or "none"
+            why = f"must have one command of {', '.join(STAGE_COMMANDS)}, found {found}"
+            raise self.refuse(key, why)
+        (command,) = commands
+        needs, after = self.needs(name, plain)
+        if command in ON_RUNS and "run" not in needs:
+            raise self.refuse(f"{key}.needs", "must say which runs, as in {run: train}")
+        if command in ON_FOLDERS and not after:
+            raise self.refuse(f"{key}.needs", "must name the stages of the runs, as in [train]")
+        settings = self.mapping(f"{key}.{command}", plain[command])
+        choice = self.choice(key, plain, command, settings)
+        of = self.mapping(f"{key}.of", plain.get("of"))
+        for axis, values in of.items():
+            for value in values:
+                self.require(f"{key}.of.{axis}", "value of this axis", value, self.axes[axis])
+        return StudyStage(
+            name,
+            command,
+            settings,
+            self.axes_of(key, plain, command, needs, choice),
+            needs,
+            after,
+            self.length(key, plain),
+            float(plain.get("share", 1)),
+            of,
+            choice,
+            None if choice else self.protocol_of(key, plain),
+        )
+
+    def protocol_of(self, key: str, plain: Settings) -> Settings | None:
+        """The protocol of a stage's runs: the study's with its own changes; None if it is null."""
+        if not self.protocol or ("protocol" in plain and plain["protocol"] is None):
+            return None
+        own = self.mapping(f"{key}.protocol", plain.get("protocol"), PROTOCOL)
+        question = plain.get("question", self.plain["question"])
+        seeds = {SEEDS: plain[SEEDS]} if SEEDS in plain else {}
+        return {"question": question} | self.protocol | seeds | own
+
+    def choice(self, key: str, plain: Settings, command: str, settings: Settings) -> Choice | None:
+        if "choose" not in plain:
+            for extra in (each for each in CHOOSING if each in plain):
+                raise self.refuse(f"{key}.{extra}", "belongs to a stage with choose: METRIC")
+            return None
+        if command not in TRAINS:
+            raise self.refuse(f"{key}.choose", f"only a stage of {' or '.join(TRAINS)} can tune")
+        trials, measure = plain.get("trials"), plain.get("measure")
+        for name, each in settings.items():
+            grid = isinstance(each, list) and (trials or each == sorted(each)) and len(each) > 1
+            drawn = trials and isinstance(each, dict) and set(each) <= {"log", "uniform"}
+            if isinstance(each, list | dict) and not (grid or drawn):
+                why = (
+                    "must be two or more values in rising order, or, with trials: N, a range: "
+                    "{log: [1e-3, 1e-1]} or {uniform: [0, 1]}"
+                )
+                raise self.refuse(f"{key}.{command}.{name}", why)
+        if not any(isinstance(each, list | dict) for each in settings.values()):
+            raise self.refuse(f"{key}.{command}", "has no key with several values to choose from")
+        if command == "train-autoencoder" and measure is None:
+            raise self.refuse(f"{key}.measure", "is missing: the settings of evaluate")
+        grow, samples = plain.get("grow", 0 if trials else 4), plain.get("num_samples", 1000)
+        by = None if measure is None else self.mapping(f"{key}.measure", measure)
+        return Choice(str(plain["choose"]), int(grow), trials, by, int(samples))
+
+    def axes_of(
+        self,
+        key: str,
+        plain: Settings,
+        command: str,
+        needs: Mapping[str, Need],
+        choice: Choice | None,
+    ) -> dict[str, Axis]:
+        """The axes of a stage with their values: those it goes over, or those of its command."""
+        seeds = plain.get(SEEDS, TUNING_SEEDS if choice else self.protocol.get(SEEDS))
+        axes: dict[str, Axis] = {ARMS: self.axes[ARMS]} if command == "train" else {}
+        known = dict(self.axes)
+        if command in ON_RUNS:
+            axes = self.stages[needs["run"].stage].axes
+            known |= axes
+        over = plain.get("over")
+        if over is None and command == "train":
+            axes[SEEDS] = self.seeds(key, seeds)
+        elif over is not None:
+            given = dict.fromkeys(over, "all") if isinstance(over, list) else over
+            axes = {}
+            for name, values in self.mapping(f"{key}.over", given).items():
+                if name == SEEDS and SEEDS not in known:
+                    known[SEEDS] = self.seeds(key, seeds if values == "all" else values)
+                axes[name] = self.values(f"{key}.over.{name}", name, values, known.get(name))
+        return axes | ({SEEDS: self.seeds(key, seeds)} if choice else {})
+
+    def values(self, where: str, name: str, values: object, known: Axis | None) -> Axis:
+        """The values of an axis: all, a list of some, or some with more settings each."""
+        if values == "all":
+            if known is None:
+                raise self.refuse(where, "is no axis of the study; give its values as a list")
+            return known
+        if not isinstance(values, list | dict):
+            raise self.refuse(where, f"must be all or a list of values, got {values!r}")
+        if known is None:  # of a key
+            known = {str(value): {name: value} for value in values}
+        for value in values:
+            self.require(where, "value of this axis", str(value), known)
+        extra = self.mapping(where, values) if isinstance(values, dict) else {}
+        return {str(v): known[str(v)] | self.mapping(where, extra.get(str(v))) for v in values}
+
+    def seeds(self, key: str, seeds: object) -> Axis:
+        if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
+            raise self.refuse(f"{key}.{SEEDS}", f"must be a list of whole numbers, got {seeds!r}")
+        return {str(seed): {"seed": seed} for seed in seeds}
+
+
+def slug(name: str) -> str:
+    """A name as a part of a path: U-Net at half its rate becomes U-Net-at-half-its-rate."""
+    return re.sub(r"[^\w.+]+", "-", name).strip("-")

@@ -1,0 +1,311 @@
+"""The jobs of a study: for each stage one command for each combination of its axes' values."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.cli.study.document import (
+    ARMS,
+    LENGTHS,
+    ON_RUNS,
+    SEEDS,
+    TRAINS,
+    Axis,
+    Choice,
+    Need,
+    Settings,
+    Study,
+    StudyStage,
+    slug,
+)
+from diffusion_lab.cli.study.values import first_values
+from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.training.tuned import FOUND
+
+MADE = {"sample-sweep": "sweeps", "memorization": "", "evaluate": "evaluations"}  # in run folders
+CHOOSE = "choose"  # the command of a job that tunes: it runs trials, and writes what is best
+PLAIN = re.compile(r"[\w./@%+-]+|\$\{[^'\"]*\}")  # text that Hydra reads without quotes
+WORDS = ("null", "true", "false", "nan", "inf")  # without quotes they are no text
+BETWEEN = " \N{MIDDLE DOT} "  # separates the values of axes in a label
+Point = dict[str, str]  # the name of a value on each axis
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """A command of a study, what it makes, and the jobs that it needs.
+
+    `label` is what people call the runs that differ in nothing but their seed.
+    """
+
+    stage: str
+    command: str
+    point: Point
+    label: str
+    settings: Settings = field(repr=False)
+    made: Path  # the run's folder, or what else the command writes
+    needs: tuple["StudyJob", ...] = field(default=(), repr=False)
+    paths: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the job in its stage, as a part of a path."""
+        return "_".join(slug(_named(axis, value)) for axis, value in self.point.items())
+
+    @property
+    def title(self) -> str:
+        """The name of the job for people: its stage, and its values."""
+        seed = f", seed {self.point[SEEDS]}" if SEEDS in self.point else ""
+        tried = self.made.name.partition(f"{self.name}_")[2] if self.point else ""
+        return f"{self.stage}: {self.label}{seed}{f' ({tried})' if tried else ''}".rstrip(": ")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of the command."""
+        several = self.command == "sample-sweep"
+        keys = [f"{key}={text_of(value, several)}" for key, value in self.settings.items()]
+        return [*map(str, self.paths), *keys]
+
+
+def _named(axis: str, value: str) -> str:
+    if axis == ARMS:
+        return value
+    return f"seed-{value}" if axis == SEEDS else f"{axis}-{value}"
+
+
+def label_of(point: Mapping[str, str]) -> str:
+    """The values of a point but for its seed; those of a key are named by it."""
+    words = [
+        value if axis == ARMS or not re.search("[./]", axis) else f"{axis}={value}"
+        for axis, value in point.items()
+        if axis != SEEDS
+    ]
+    return BETWEEN.join(words)
+
+
+def text_of(value: object, several: bool = False) -> str:
+    """A value in Hydra's syntax; a list is one of `several` values, or a value itself."""
+    if isinstance(value, list):
+        listed = ",".join(map(text_of, value))
+        return listed if several else f"[{listed}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{text_of(each)}" for key, each in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = str(value)
+    if not isinstance(value, str) or (PLAIN.fullmatch(text) and text.lower() not in WORDS):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def points(axes: Mapping[str, Axis]) -> Iterator[Point]:
+    """Every combination of the values, the last axis changing fastest."""
+    for names in product(*axes.values()):
+        yield dict(zip(axes, names, strict=True))
+
+
+def merged(settings: Settings, more: Settings) -> Settings:
+    """Settings on top of others: null replaces all keys below it, a length one in another unit."""
+    units = [f"budget.{unit}" for unit in LENGTHS]
+    replaced = tuple(f"{key}." for key, value in more.items() if value is None)
+    if any(more.get(unit) is not None for unit in units):
+        replaced += tuple(units)
+    return {k: v for k, v in settings.items() if not k.startswith(replaced)} | more
+
+
+class Jobs:
+    """The jobs of all stages of a study; `given` are settings for its trainings and metrics."""
+
+    def __init__(self, study: Study, given: Settings):
+        self.study, self.given, self.root = study, given, OUTPUTS / study.name
+        self._made: dict[str, list[StudyJob]] = {}
+        for name in study.stages:  # each after those that it needs
+            self._made[name] = self._jobs(study.stages[name])
+
+    @property
+    def all(self) -> list[StudyJob]:
+        """All jobs, each after those that it needs."""
+        return [job for jobs in self._made.values() for job in jobs]
+
+    def of(self, stage: str) -> list[StudyJob]:
+        """The jobs of a stage; of one that tunes, those that choose."""
+        return self._made[stage]
+
+    def _jobs(self, stage: StudyStage) -> list[StudyJob]:
+        if stage.choice:
+            units = {name: axis for name, axis in stage.axes.items() if name != SEEDS}
+            return [self._chooser(stage, point) for point in points(units)]
+        return [self.job(stage, point) for point in points(stage.axes)]
+
+    def _chooser(self, stage: StudyStage, point: Point) -> StudyJob:
+        job = StudyJob(stage.name, CHOOSE, point, label_of(point), {}, Path())
+        seed = next(iter(stage.axes[SEEDS]))
+        needs = self.job(stage, point | {SEEDS: seed}, {}).needs
+        made = self.root / slug(stage.name) / FOUND
+        return StudyJob(stage.name, CHOOSE, point, job.label, {}, made, needs)
+
+    def trials(self, chooser: StudyJob, values: Settings) -> list[StudyJob]:
+        """The trainings of a stage that tunes, at one of its points, with values to try."""
+        stage = self.study.stages[chooser.stage]
+        return [
+            self.job(stage, chooser.point | {SEEDS: seed}, values) for seed in stage.axes[SEEDS]
+        ]
+
+    def first_trials(self, chooser: StudyJob) -> list[StudyJob]:
+        """The trainings with which a tuning begins."""
+        values = first_values(self.study.stages[chooser.stage], chooser.name)
+        return [trial for each in values for trial in self.trials(chooser, each)]
+
+    def measurement(self, trial: StudyJob) -> StudyJob | None:
+        """The evaluation of a trial, if the stage has one."""
+        choice = self.study.stages[trial.stage].choice
+        if not choice or choice.measure is None:
+            return None
+        own = {"run": str(trial.made), "seed": trial.settings["seed"]}
+        settings = own | {"metrics.num_samples": choice.num_samples} | choice.measure
+        return StudyJob(
+            trial.stage, "evaluate", trial.point, trial.label, settings, trial.made, (trial,)
+        )
+
+    def job(self, stage: StudyStage, point: Point, values: Settings | None = None) -> StudyJob:
+        """The job of a stage at a point; `values` are those that a tuning tries."""
+        where = f"{self.study.file}: stages.{stage.name}.needs"
+        matched = {
+            key: self._match(need, point, f"{where}.{key}") for key, need in stage.needs.items()
+        }
+        needed = {key: job for key, job in matched.items() if job}
+        after = [each for name in stage.after for each in self.of(name)]
+        name = StudyJob(stage.name, stage.command, point, "", {}, Path()).name
+        tried = [slug(f"{key}-{value}") for key, value in (values or {}).items()]
+        folder = self.root / slug(stage.name) / "_".join(filter(None, (name, *tried)))
+        paths: tuple[Path, ...] = ()
+        if stage.command in TRAINS:
+            settings = self._training(stage, point, values or {}) | {"run_dir": str(folder)}
+        elif stage.command == "train-extractor":
+            folder = _extractor(stage.settings)
+            settings = stage.settings | {"output": str(folder)}
+        elif stage.command in ON_RUNS:
+            run = needed["run"]
+            folder = run.made / MADE[stage.command] / slug(stage.name)
+            of_metrics = {k: v for k, v in self.given.items() if k.split(".")[0] == "metrics"}
+            settings = _on_run(stage, point, run) | of_metrics
+            if stage.command != "evaluate":
+                settings |= {"output": str(folder)}
+        else:
+            after = [each for each in after if _agree(each.point, point, stage.of)]
+            paths = self._paths(after)
+            settings = {"output": str(folder)} | stage.settings
+        settings |= {key: _passed(job) for key, job in needed.items()}
+        needs = (*needed.values(), *after)
+        label = label_of(point)
+        return StudyJob(stage.name, stage.command, point, label, settings, folder, needs, paths)
+
+    def _match(self, need: Need, point: Point, where: str) -> StudyJob | None:
+        """The job of the needed stage that has the values of a point on the axes of both.
+
+        An axis on which the needed stage has a single value need not agree. None if another value
+        of an axis is wanted, and there is none.
+        """
+        axes = self.study.stages[need.stage].axes
+        same = {a: v for a, v in point.items() if a != need.other and len(axes.get(a, ())) > 1}
+        apart = {need.other: point.get(need.other)} if need.other else {}
+        found = [
+            job
+            for job in self.of(need.stage)
+            if all(job.point.get(axis, value) == value for axis, value in same.items())
+            and all(job.point.get(axis) != value for axis, value in apart.items())
+        ]
+        if apart:
+            return next(iter(found), None)
+        if len(found) != 1:
+            at = ", ".join(f"{axis}={value}" for axis, value in point.items())
+            count = "several jobs" if found else "no job"
+            raise UserError(
+                f"{where}: the stage {need.stage!r} has {count} for {at}; let both go over the "
+                "same values"
+            )
+        return found[0]
+
+    def _training(self, stage: StudyStage, point: Point, values: Settings) -> Settings:
+        """The settings of a training but for its folder."""
+        study = self.study
+        own: Settings = {"study_name": study.name}
+        if stage.command == "train":
+            own |= {"arm": label_of(point)} | (
+                {"protocol": stage.protocol} if stage.protocol else {}
+            )
+            own = merged(own, study.common)
+            match = {"budget": study.budget.get("match")}
+            match |= {f"budget.{key}": study.budget.get(key) for key in ("reference", "tolerance")}
+            own |= {key: value for key, value in match.items() if value is not None}
+            own = merged(
+                own, {f"budget.{u}": study.budget[u] for u in LENGTHS if u in study.budget}
+            )
+        for axis, value in point.items():
+            own = merged(own, stage.axes[axis][value])
+        several = stage.choice is not None
+        fixed = {k: v for k, v in stage.settings.items() if not (several and k in values)}
+        own = merged(merged(own, fixed), {f"budget.{u}": v for u, v in stage.length.items()})
+        for unit in (f"budget.{unit}" for unit in LENGTHS):
+            length: Any = own.get(unit)
+            if length is not None:
+                own = {"budget": unit.partition(".")[2]} | own
+                own[unit] = round(length * stage.share)
+        if stage.command == "train":
+            own = merged(own, self.given)
+        if stage.choice and stage.command == "train":
+            own = measured_for(stage.choice, own)
+        return own | values
+
+    def _paths(self, needed: Sequence[StudyJob]) -> tuple[Path, ...]:
+        """The runs of some jobs, or the folder of a stage if all of its runs are among them."""
+        found: dict[Path, None] = {}
+        for job in needed:
+            whole = all(each in needed for each in self.of(job.stage))
+            if job.command in TRAINS:
+                found[self.root / slug(job.stage) if whole else job.made] = None
+            elif job.command in ON_RUNS:  # measurements count with their runs
+                found |= dict.fromkeys(self._paths([job.needs[0]]))
+        return tuple(found)
+
+
+def _passed(job: StudyJob) -> object:
+    """The value that a job hands on: a folder or file, or the place of a choice."""
+    return {"file": str(job.made), "of": job.label} if job.command == CHOOSE else str(job.made)
+
+
+def measured_for(choice: Choice, settings: Settings) -> Settings:
+    """The settings of a trial, which is measured on validation images alone."""
+    if choice.metric.startswith("val/"):
+        return merged(settings, {"callbacks.evaluation": None})
+    return settings | {
+        "metrics.reference": "validation",
+        "metrics.num_samples": choice.num_samples,
+        "callbacks.evaluation.every_n_steps": None,
+        "callbacks.evaluation.also_steps": None,
+    }
+
+
+def _agree(own: Point, point: Point, of: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a run is at a point, as far as they share axes, and among the wanted values."""
+    at = all(own.get(axis, value) == value for axis, value in point.items())
+    return at and all(axis not in own or own[axis] in wanted for axis, wanted in of.items())
+
+
+def _extractor(settings: Settings) -> Path:
+    """Where train-extractor writes, unless it is told to write elsewhere."""
+    root = Path(os.environ.get("DIFFUSION_LAB_DATA", "data"))
+    return Path(settings.get("output") or root / "extractors" / f"{settings['data']}.safetensors")
+
+
+def _on_run(stage: StudyStage, point: Point, run: StudyJob) -> Settings:
+    """The settings of a measurement, with the training seed unless it has one of its own."""
+    own: Settings = {"run": str(run.made), "seed": run.settings.get("seed", 0)}
+    for axis, value in point.items():
+        if axis not in run.point:
+            own |= stage.axes[axis][value]
+    return own | stage.settings

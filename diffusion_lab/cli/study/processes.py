@@ -1,0 +1,116 @@
+"""Runs commands in processes of this machine, several at once, each in one of its own."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from diffusion_lab.cli.ending import REPLY, STOPPED
+from diffusion_lab.cli.study.jobs import StudyJob
+from diffusion_lab.common.files import read_json
+from diffusion_lab.common.messages import say
+
+LOADED = "diffusion_lab.training.train"  # what commands import, once for all of them
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, its sentence if it failed, and its time in seconds."""
+
+    job: StudyJob
+    code: int
+    error: str
+    result: object
+    seconds: float
+
+
+class Processes:
+    """Up to `count` processes at once, with the lines of each in a file of `logs` if several.
+
+    A process that is killed is one failed job. If this process ends, they save and stop.
+    """
+
+    def __init__(self, count: int, logs: Path, flags: Sequence[str]):
+        self.count, self.logs, self.flags = count, logs, list(flags)
+        self.running: dict[BaseProcess, tuple[StudyJob, Path, float]] = {}
+        if count > 1:  # else they would wait for one another
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        methods = multiprocessing.get_all_start_methods()
+        self.context = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        self.context.set_forkserver_preload([LOADED])
+
+    @property
+    def room(self) -> bool:
+        """Whether another job may start."""
+        return len(self.running) < self.count
+
+    def start(self, job: StudyJob) -> None:
+        """Starts a job; there must be room for it."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{job.stage}_{job.name or job.command}.log".replace(" ", "-")
+        reply = log.with_suffix(".json")
+        reply.unlink(missing_ok=True)
+        own = log if self.count > 1 else None
+        arguments = (job.command, [*self.flags, *job.arguments], own, reply)
+        process = self.context.Process(target=execute, args=arguments)  # type: ignore[attr-defined]
+        process.start()
+        self.running[process] = (job, log, time.monotonic())
+
+    def ended(self) -> Iterator[Ended]:
+        """Waits until a job ends, and yields each that has."""
+        wait([process.sentinel for process in self.running])
+        for process in [each for each in self.running if not each.is_alive()]:
+            process.join()
+            job, log, begun = self.running.pop(process)
+            code = process.exitcode or 0
+            reply = read_json(log.with_suffix(".json"))
+            error = reply.get("error", "")
+            if code < 0:
+                error = f"its process was ended by {signal.Signals(-code).name}"
+            elif code and not error:
+                error = f"it ended with exit code {code}"
+            seen = f"; log: {log}" if code and self.count > 1 else ""
+            yield Ended(job, code, error + seen, reply.get("result"), time.monotonic() - begun)
+
+    def stop(self) -> None:
+        """Lets all processes save what they have and stop."""
+        for process in self.running:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signal.SIGINT)
+        say("Stopping: the runs save what they have")
+        for process in self.running:
+            process.join()
+        self.running.clear()
+
+
+def execute(command: str, arguments: list[str], log: Path | None, reply: Path) -> None:
+    """Runs a command in this new process, which then ends with the command's exit code."""
+    os.setpgrp()  # the terminal's Ctrl-C is for the study, which stops its jobs itself
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if log:
+        with log.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), sys.stdout.fileno())
+            os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ[REPLY] = str(reply)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    from diffusion_lab.cli.program import execute as run
+
+    try:
+        run([command, *arguments])
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+
+
+def _stop_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,110 @@
+"""The jobs of a study that are done, by its files, and how long the others will take."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from diffusion_lab.analysis.status.studies import PLAN
+from diffusion_lab.cli.study.document import ARMS, TRAINS, slug
+from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
+from diffusion_lab.cli.study.values import several
+from diffusion_lab.common.files import read_json, write_json
+from diffusion_lab.runs.folder import SUMMARY
+
+RECORDS = "jobs"  # folder in that of a study: how jobs ended that leave no run folder
+
+
+class Records:
+    """The jobs of a study and how they ended, by the files in its folder."""
+
+    def __init__(self, jobs: Jobs):
+        self.jobs = jobs
+
+    def path(self, job: StudyJob) -> Path:
+        """The file that says how a job ended which trains nothing."""
+        return self.jobs.root / RECORDS / f"{slug(job.title)}.json"
+
+    def done(self, job: StudyJob) -> bool:
+        """Whether a job need not be run; one that reads others is run again after them."""
+        if job.command in TRAINS:
+            return bool(read_json(job.made / SUMMARY).get("finished"))
+        if job.command == "train-extractor":
+            return job.made.is_file()
+        if job.command == CHOOSE:
+            found = found_for(job)
+            grids = several(self.jobs.study.stages[job.stage])
+            return bool(found.get("chosen")) and found.get("values") == grids
+        record = read_json(self.path(job))
+        return record.get("arguments") == job.arguments and self.time(job) >= max(
+            map(self.time, job.needs), default=0.0
+        )
+
+    def time(self, job: StudyJob) -> float:
+        """When a job ended, in seconds since 1970; 0 if it has not."""
+        made = job.made / SUMMARY if job.command in TRAINS else job.made
+        path = made if self.leaves(job) else self.path(job)
+        return path.stat().st_mtime if path.is_file() else 0.0
+
+    def write_plan(self) -> None:
+        """Leaves the plan of the study where `status` finds it."""
+        jobs = [
+            {
+                "stage": job.stage,
+                "arm": job.point.get(ARMS, ""),
+                "trains": job.command in TRAINS,
+                "of": job.label if job.command == CHOOSE else None,
+                "made": os.path.relpath(
+                    job.made if self.leaves(job) else self.path(job), self.jobs.root
+                ),
+            }
+            for job in self.jobs.all
+        ]
+        self.jobs.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.jobs.root / PLAN, {"question": self.jobs.study.question, "jobs": jobs})
+
+    def leaves(self, job: StudyJob) -> bool:
+        """Whether what a job makes shows that it is done."""
+        return job.command in (*TRAINS, CHOOSE, "train-extractor")
+
+    def note(self, job: StudyJob, seconds: float, result: object) -> None:
+        """Records that a job which trains nothing is done."""
+        path = self.path(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"arguments": job.arguments, "seconds": seconds, "result": result})
+
+    def answer(self, job: StudyJob) -> str | None:
+        """The sentence by which a comparison that is done answers its question."""
+        result = read_json(self.path(job)).get("result")
+        verdicts = list(result.get("verdict", {}).values()) if isinstance(result, dict) else []
+        return verdicts[0] if verdicts else None
+
+    def seconds(self, job: StudyJob) -> float | None:
+        """How long a job will take, by how long those of its arm or stage took; None if unknown."""
+        if seconds := job.settings.get("budget.seconds"):
+            return float(seconds)
+        if job.command in TRAINS:
+            images = job.settings.get("budget.images")
+            same = [each for name in self.jobs.study.stages for each in self.jobs.of(name)]
+            same = [each for each in same if each.point.get(ARMS) == job.point.get(ARMS)]
+            rates = [rate for each in same if (rate := self._rate(each))]
+            return images * mean(rates) if images and rates else None
+        took = [read_json(self.path(each)).get("seconds", 0) for each in self.jobs.of(job.stage)]
+        return mean(filter(None, took)) if any(took) else None
+
+    def time_left(self, jobs: Sequence[StudyJob], count: int) -> float | None:
+        """How long jobs will take, `count` at once; None if that is known of none of them."""
+        known = [self.seconds(job) for job in jobs]
+        return sum(filter(None, known)) / count if any(known) else None
+
+    def _rate(self, job: StudyJob) -> float | None:
+        """The seconds of an image in a finished training."""
+        summary = read_json(job.made / SUMMARY) if job.command in TRAINS else {}
+        images, seconds = summary.get("images_seen"), summary.get("wall_seconds")
+        return seconds / images if images and seconds and summary.get("finished") else None
+
+
+def found_for(chooser: StudyJob) -> dict[str, Any]:
+    """The record of what a tuning found for a chooser; empty if it has not ended."""
+    return read_json(chooser.made).get(chooser.label) or {}

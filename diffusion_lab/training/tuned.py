@@ -1,0 +1,40 @@
+"""The values that a study's tuning chose, which a training reads when it starts."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build.config_keys import verbatim
+from diffusion_lab.common.files import read_json
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.training.callbacks import collapse, non_finite
+
+FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
+FOLDER = "tuning"  # the folder with such files in a published one
+
+
+def apply(cfg: DictConfig) -> None:
+    """Sets the keys that `cfg.tuning` names in a file to what was chosen there, in place.
+
+    The configuration keeps what was tried. Raises UserError if nothing has been chosen.
+    """
+    tuning = cfg.get("tuning")
+    if not tuning or (isinstance(tuning, DictConfig) and tuning.get("chosen")):
+        return
+    if not isinstance(tuning, DictConfig) or tuning.keys() != {"file", "of"}:
+        raise UserError(
+            f"tuning={tuning} must name a file of a study and what it tuned, as in "
+            "tuning={file:outputs/unet_vs_dit/tune/tuning.json,of:DiT}"
+        )
+    found = read_json(Path(str(tuning.file))).get(str(tuning.of), {})
+    if not found.get("chosen"):
+        why = "every trial diverged" if found else "it has not been tuned yet"
+        raise UserError(f"{tuning.file} chooses nothing for {tuning.of}: {why}")
+    for key, value in found["chosen"].items():
+        OmegaConf.update(cfg, key, verbatim(value))
+    OmegaConf.update(cfg, "tuning", {**tuning, **found}, force_add=True)
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a run ended because its loss was not finite, or because its samples became alike."""
+    return any((folder / name).exists() for name in (non_finite.FOLDER, collapse.FILE))

@@ -1,0 +1,178 @@
+"""The file of a study is read with its base and overrides; a mistake is named with file and key."""
+
+import pytest
+import yaml
+
+from diffusion_lab.cli.study import document
+from diffusion_lab.cli.study.jobs import Jobs, text_of
+from diffusion_lab.common.messages import UserError
+
+PLAIN = {
+    "question": "Which is better?",
+    "protocol": {"metric": "fid", "test": "welch", "seeds": [0, 1], "stop": "two seeds"},
+    "common": {"data": "fashion_mnist", "sampler.steps": 2},
+    "arms": {"U-Net": {"backbone": "unet_small"}, "DiT": {"backbone": "dit"}},
+    "axes": {"data": {"few": {"data.fraction": 0.1}, "all": {"data.fraction": 1.0}}},
+    "budget": {"match": "macs", "reference": "unet_small", "images": 1000},
+    "stages": {
+        "page": {"compare": {}, "needs": ["train"]},
+        "tune": {"train": {"optimizer.lr": [1e-3, 2e-3]}, "choose": "fid", "share": 0.5},
+        "train": {"train": {}, "over": ["arms", "data", "seeds"], "needs": {"tuning": "tune"}},
+        "copies": {
+            "memorization": {},
+            "needs": {"run": "train", "control": {"stage": "train", "other": "seeds"}},
+        },
+    },
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads PLAIN with changed keys, and with overrides."""
+    (tmp_path / "study").mkdir()
+
+    def loaded(overrides=(), **changes):
+        plain = {k: v for k, v in (PLAIN | changes).items() if v is not None}
+        text = yaml.safe_dump(plain, sort_keys=False)
+        (tmp_path / "study/mine.yaml").write_text(text)
+        return document.load("mine", dict(overrides), str(tmp_path))
+
+    return loaded
+
+
+def stages(**changes):
+    return {"stages": PLAIN["stages"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "named"),
+    [
+        ({"question": None}, "question", "missing"),
+        ({"arm": {}}, "arm", "arms"),
+        ({"protocol": {"seed": [0]}}, "protocol.seed", "seeds"),
+        ({"protocol": {"contrasts": [["DiT", "Mamba"]]}}, "protocol.contrasts", "Mamba"),
+        ({"arms": {"U-Net": {}, "u net": {}}}, "arms.u net", "U-Net"),
+        ({"arms": {"U-Net, small": {}}}, "arms.U-Net, small", "comma"),
+        ({"budget": {"match": "macs", "images": 10}}, "budget", "reference"),
+        ({"budget": {"images": 10, "seconds": 5}}, "budget", "seconds"),
+        ({"budget": {"images": -1}}, "budget.images", "-1"),
+        (stages(train={"trian": {}}), "stages.train.trian", "train"),
+        (stages(train={"train": {}, "compare": {}}), "stages.train", "one command"),
+        (stages(train={"train": {}, "needs": {"tuning": "tuen"}}), "stages.train.needs", "tune"),
+        (stages(train={"train": {}, "over": {"arms": ["X"]}}), "stages.train.over.arms", "'X'"),
+        (stages(train={"train": {}, "over": ["sizes"]}), "stages.train.over.sizes", "axis"),
+        (stages(tune={"train": {}, "choose": "fid"}), "stages.tune.train", "values"),
+        (stages(tune={"train": {"lr": [2, 1]}, "choose": "fid"}), "stages.tune.train.lr", "rising"),
+        (stages(tune={"train": {"lr": {"log": [1, 2]}}, "choose": "fid"}), "train.lr", "trials"),
+        (stages(train={"train": {}, "grow": 1}), "stages.train.grow", "choose"),
+        (stages(page={"compare": {}}), "stages.page.needs", "train"),
+        (stages(copies={"memorization": {}}), "stages.copies.needs", "run"),
+        (stages(tune=PLAIN["stages"]["tune"] | {"needs": ["train"]}), "stages", "circle"),
+        ({"protocol": None}, "seeds", "whole numbers"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_file_and_key(load, changes, key, named):
+    with pytest.raises(UserError) as error:
+        load(**changes)
+    text = str(error.value)
+    assert "mine.yaml" in text
+    assert key in text
+    assert named in text
+
+
+def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, load):
+    load()
+    (tmp_path / "study/mine.yaml").write_text("arms: [")
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        document.load("mine", {}, str(tmp_path))
+    with pytest.raises(UserError, match="unet_vs_dit"):
+        document.load("unet_vs_dti", {}, None)
+
+
+def test_needs_that_match_no_run_are_refused(load):
+    tune = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
+    few = {"train": {}, "over": {"arms": ["U-Net"]}, "needs": {"init_from": "train"}}
+    with pytest.raises(UserError, match=r"stages\.more\.needs\.init_from"):
+        Jobs(load(**stages(tune=tune, more=few)), {})
+
+
+def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
+    study = load()
+    assert list(study.stages) == ["tune", "train", "page", "copies"]
+    jobs = Jobs(study, {})
+    assert [job.label for job in jobs.of("tune")] == ["U-Net", "DiT"]
+    trials = jobs.first_trials(jobs.of("tune")[0])
+    assert [each.settings["optimizer.lr"] for each in trials] == [1e-3, 2e-3]
+    assert {each.settings["budget.images"] for each in trials} == {500}
+    assert {each.settings["seed"] for each in trials} == {100}
+    assert all("protocol" not in each.settings for each in trials)
+    trained = jobs.of("train")
+    assert len(trained) == len({job.made for job in trained}) == 2 * 2 * 2
+    first = trained[0]
+    assert first.label == "U-Net \N{MIDDLE DOT} few"
+    assert first.settings["tuning"] == {"file": "outputs/mine/tune/tuning.json", "of": "U-Net"}
+    assert first.settings["protocol"]["question"] == PLAIN["question"]
+    assert (first.settings["data.fraction"], first.settings["budget.images"]) == (0.1, 1000)
+    for job in jobs.of("copies"):
+        run, control = job.needs
+        same = {axis: value for axis, value in run.point.items() if axis != "seeds"}
+        assert control.point | same == control.point
+        assert control.point["seeds"] != run.point["seeds"]
+    (page,) = jobs.of("page")
+    assert [str(path) for path in page.paths] == ["outputs/mine/train"]
+
+
+def test_overrides_change_a_study_and_lengths_replace_one_another(load):
+    changed = {
+        "name": "tryout",
+        "budget.seconds": 5,
+        "protocol.seeds": [3],
+        "stages.tune.train.optimizer.lr": [1, 2],
+        "stages.tune.images": 7,
+    }
+    jobs = Jobs(load(changed), {"sampler.steps": 9, "metrics.num_samples": 4})
+    (one, *_) = jobs.of("train")
+    assert str(one.made).startswith("outputs/tryout/train/")
+    assert one.settings["budget.seconds"] == 5
+    assert "budget.images" not in one.settings
+    assert (one.settings["seed"], one.settings["sampler.steps"]) == (3, 9)
+    copies = jobs.of("copies")[0]
+    assert copies.settings["metrics.num_samples"] == 4
+    assert "control" not in copies.settings  # no run has another seed
+    trial = jobs.first_trials(jobs.of("tune")[0])[0]
+    assert trial.settings["optimizer.lr"] == 1
+    assert trial.settings["budget.images"] == 4  # half of seven
+
+
+def test_a_study_changes_its_base_key_by_key(tmp_path, load):
+    load()
+    own = {"base": "mine", "question": "And now?", "common": {"sampler.steps": 5}}
+    own |= {"budget": {"seconds": 9}, "arms": {"Mamba": {"backbone": "mamba2"}}}
+    own |= {"stages": {"train": {"train": {}}}}
+    (tmp_path / "study/other.yaml").write_text(yaml.safe_dump(own))
+    study = document.load("other", {}, str(tmp_path))
+    assert (study.name, study.question, list(study.arms)) == ("other", "And now?", ["Mamba"])
+    assert study.common == {"data": "fashion_mnist", "sampler.steps": 5}
+    assert study.budget == {"match": "macs", "reference": "unet_small", "seconds": 9}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (1e-3, "0.001"),
+        ("${seed}", "${seed}"),
+        ("null", "'null'"),
+        ("a b", "'a b'"),
+        ("it's", r"'it\'s'"),
+        ([1, "a b"], "[1,'a b']"),
+        ({"a": [1], "b": "x"}, "{a:[1],b:x}"),
+    ],
+)
+def test_values_are_written_as_hydra_reads_them(value, text):
+    from diffusion_lab.build.overrides import parse
+
+    assert text_of(value) == text
+    if value != "${seed}":
+        assert parse([f"key={text}"])[0].value() == value

@@ -1,0 +1,106 @@
+"""A study from nothing to its page, stopped and killed on the way, and tuned within its grid."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.commands import prepare_for_commands
+from helpers.tiny_study import STUDY
+
+from diffusion_lab.cli.study.values import best, beyond
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Starts `diffusion-lab study tiny` as a process in tmp_path, with changed keys."""
+    prepare_for_commands(monkeypatch, tmp_path)
+    (tmp_path / "conf/study").mkdir(parents=True)
+    (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "diffusion_lab", "study", "tiny", "--config-dir=conf"]
+        return subprocess.Popen(
+            [*command, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    return start
+
+
+def waits_for(path: str, seconds: float = 60) -> Path:
+    """The first file of this pattern, once there is one."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := sorted(Path("outputs/tiny").glob(path)):
+            return found[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no {path}")
+
+
+def ends(process: subprocess.Popen) -> tuple[int, str]:
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page(study):
+    first = study()
+    waits_for("tune/*/config.yaml")
+    os.kill(first.pid, signal.SIGINT)
+    code, said = ends(first)
+    assert code == 130, said
+    assert "study tiny" in said.splitlines()[-1]
+    second = study()
+    waits_for("train/*/checkpoints/last.ckpt")
+    os.killpg(second.pid, signal.SIGKILL)
+    ends(second)
+    code, said = ends(study())
+    assert code == 0, said
+    runs = summaries()
+    assert len(runs) == 2 + 4
+    assert all(run["finished"] for run in runs.values())
+    chosen = json.loads(Path("outputs/tiny/tune/tuning.json").read_text())["Wide"]["chosen"]
+    for path in Path("outputs/tiny/train").glob("*/config.yaml"):
+        cfg = yaml.safe_load(path.read_text())
+        assert cfg["optimizer"]["lr"] == chosen["optimizer.lr"]
+        assert cfg["arm"] == path.parent.name.split("_")[0]
+    page = Path("outputs/tiny/page/index.html")
+    assert {"Narrow", "Wide"} <= set(page.read_text().replace("<", " ").replace(">", " ").split())
+    before = page.stat().st_mtime
+    code, said = ends(study())
+    assert (code, page.stat().st_mtime) == (0, before), said
+    assert summaries() == runs, "nothing is done again"
+
+
+def summaries() -> dict[Path, dict]:
+    """The summaries of all runs of the study."""
+    return {path: json.loads(path.read_text()) for path in Path("outputs").rglob("summary.json")}
+
+
+def tried(**by_rate: float | None) -> list[dict]:
+    """The results at learning rates, as in tried(r1=200.0) for 1e-3."""
+    return [
+        {"values": {"optimizer.lr": int(name[1:]) / 1000}, "results": {"100": value}}
+        for name, value in by_rate.items()
+    ]
+
+
+def test_the_best_mean_wins_in_the_metrics_direction_and_a_diverged_run_never_does():
+    assert best(tried(r1=3.0, r2=1.0, r4=2.0), "fid")["values"] == {"optimizer.lr": 2e-3}
+    assert best(tried(r1=3.0, r2=1.0, r4=None), "accuracy")["values"] == {"optimizer.lr": 1e-3}
+    assert best(tried(r1=None), "fid") is None
+
+
+def test_a_grid_grows_beyond_the_end_that_wins():
+    assert beyond(tried(r1=1.0, r2=2.0, r4=3.0), "fid") == [{"optimizer.lr": 5e-4}]
+    assert beyond(tried(r1=3.0, r2=2.0, r4=1.0), "fid") == [{"optimizer.lr": 8e-3}]
+    assert beyond(tried(r1=2.0, r2=1.0, r4=2.0), "fid") == []
+    assert beyond(tried(r1=None, r2=None), "fid") == []
+    sizes = [{"values": {"batch_size": v}, "results": {"1": r}} for v, r in ((64, 2.0), (128, 1.0))]
+    (grown,) = beyond(sizes, "fid")
+    assert grown == {"batch_size": 256}
+    assert type(grown["batch_size"]) is int
