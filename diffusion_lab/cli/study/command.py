@@ -124,6 +124,8 @@ def read(arguments: Sequence[str]) -> Request:
             request.own[key] = value_of(word)
         else:
             request.given[key] = value_of(word)
+    if request.launcher and "hydra/launcher=slurm" not in request.launcher:
+        raise UserError(f"{request.launcher[0]} needs hydra/launcher=slurm; write that, too")
     return request
 
 
