@@ -122,6 +122,14 @@ def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
     assert [str(path) for path in page.paths] == ["outputs/mine/train"]
 
 
+def test_what_is_published_are_the_runs_of_the_page_that_it_needs(load):
+    more = {"record": {"publish": {}, "needs": "page"}, "all": {"compare": {}, "needs": "copies"}}
+    jobs = Jobs(load(**stages(**more)), {})
+    for stage in ("record", "all"):
+        (job,) = jobs.of(stage)
+        assert [str(path) for path in job.paths] == ["outputs/mine/train"]
+
+
 def test_overrides_change_a_study_and_lengths_replace_one_another(load):
     changed = {
         "name": "tryout",

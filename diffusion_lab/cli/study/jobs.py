@@ -264,12 +264,13 @@ class Jobs:
     def _paths(self, needed: Sequence[StudyJob]) -> tuple[Path, ...]:
         """The runs of some jobs, or the folder of a stage if all of its runs are among them."""
         found: dict[Path, None] = {}
-        for job in needed:
-            whole = all(each in needed for each in self.of(job.stage))
+        # measurements count with their runs
+        runs = [job.needs[0] if job.command in ON_RUNS else job for job in needed]
+        for job in runs:
+            found |= dict.fromkeys(job.paths)  # of a comparison
             if job.command in TRAINS:
+                whole = all(each in runs for each in self.of(job.stage))
                 found[self.root / slug(job.stage) if whole else job.made] = None
-            elif job.command in ON_RUNS:  # measurements count with their runs
-                found |= dict.fromkeys(self._paths([job.needs[0]]))
         return tuple(found)
 
 
