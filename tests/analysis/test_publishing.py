@@ -12,6 +12,7 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import TinyData, tiny_data
 from markdown_it import MarkdownIt
+from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.publishing import publish
@@ -20,7 +21,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.folder import load_config, load_summary, save_config
 from diffusion_lab.runs.results import require_evaluations, save_evaluation
 from diffusion_lab.runs.weights import CHECKPOINT, identify
 
@@ -400,43 +401,55 @@ class TestTuning:
     @pytest.fixture
     def tuned(self, study):
         """The study with tuning runs, measured against validation images, one of which failed."""
-        asked = {"of": ["backbone"], "values": {"optimizer.lr": [1, 2]}, "metric": "fid"}
-        for rate in (1, 2):
-            fake_run(
-                study / f"tuning/lr-{rate}",
-                80.0,
-                100,
-                {"tuning": asked | {"running": True}},
-                FACTS,
-                protocol={"reference": "validation"},
-            )
-        fake_run(study / "tuning/lr-4", 80.0, 100, summary={"finished": False})
-        found = {"backbone=dit": {"chosen": {"optimizer.lr": 2}, "tried": []}}
-        (study / "tuning/tuning.json").write_text(json.dumps(found))
+        tuned_by("outputs/tune", study)
+        fake_run(Path("outputs/tune/lr-4"), 80.0, 100, summary={"finished": False})
         return study
 
     def test_tuning_is_published_and_counted_but_not_compared(self, tuned, same_comparison):
         found = publish([str(tuned)], "published")
-        assert_names(" ".join(found["left_out"]), tuned / "tuning/lr-4")
+        assert_names(" ".join(found["left_out"]), "outputs/tune/lr-4")
         folder, card = Path("published/tuning"), card_of()
         assert {path.name for path in folder.iterdir()} == {"lr-1", "lr-2", "tuning.json"}
         assert (folder / "lr-1/metrics.jsonl").is_file()
-        assert (folder / "tuning.json").read_bytes() == (tuned / "tuning/tuning.json").read_bytes()
+        assert (folder / "tuning.json").read_bytes() == Path(
+            "outputs/tune/tuning.json"
+        ).read_bytes()
         hours = card["hours"]
         assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [4, 2, 6]
-        assert card["tuning"]["chosen"]["tuning/tuning.json"] == {
-            "backbone=dit": {"optimizer.lr": 2}
-        }
+        assert card["tuning"]["chosen"]["tuning/tuning.json"] == {"DiT": {"optimizer.lr": 2}}
         same_comparison(tuned, Path("published"))
         compare(["published/tuning"], "tuning_runs")  # is compared by itself if it is asked for
 
-    def test_tuning_of_several_studies_is_kept_apart(self, tuned):
+    def test_tuning_is_found_where_the_study_was_moved_to(self, tuned, monkeypatch):
+        Path("moved").mkdir()
+        shutil.move("outputs", "moved/mine")
+        monkeypatch.chdir("moved/mine/mine")
+        publish(["."], "../../../published")
+        assert card_of("../../../published")["hours"]["tuning"]["runs"] == 2
+
+    def test_several_tunings_are_kept_apart(self, tuned):
         fake_group(Path("outputs/other"), "wide", [9.0, 8.0], config={"backbone": {"width": 64}})
         for run in Path("outputs/other").iterdir():
             evaluate(run, 5.0)
+        tuned_by("outputs/tune-wide", Path("outputs/other"))
         publish([str(tuned), "outputs/other"], "published")
-        assert Path("published/tuning/mine/tuning.json").is_file()
+        assert Path("published/tuning/tune/tuning.json").is_file()
+        assert Path("published/tuning/tune-wide/lr-2/summary.json").is_file()
         compare(["published"], "after")
+
+
+def tuned_by(tuning: str, runs: Path) -> None:
+    """Writes two tuning runs, measured against validation images, which all `runs` name."""
+    asked = {"of": ["backbone"], "values": {"optimizer.lr": [1, 2]}, "metric": "fid"}
+    for rate in (1, 2):
+        own = {"protocol": {"reference": "validation"}, "summary": FACTS}
+        fake_run(Path(tuning) / f"lr-{rate}", 80.0, 100, **own)
+    found = {"DiT": {"chosen": {"optimizer.lr": 2}, "tried": []}}
+    (Path(tuning) / "tuning.json").write_text(json.dumps(found))
+    for run in runs.iterdir():
+        cfg, own = load_config(run), asked | {"file": f"{tuning}/tuning.json"}
+        OmegaConf.update(cfg, "tuning", own, force_add=True)
+        save_config(run, cfg)
 
 
 class TestClassifier:

@@ -1,4 +1,4 @@
-"""A tuned study is trained, published, compared without its outputs, and resumed elsewhere."""
+"""A tuned study is trained and published, compared without its runs, and resumed elsewhere."""
 
 import csv
 import json
@@ -6,73 +6,59 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+import yaml
+from helpers.tiny_study import STUDY
 
 pytestmark = pytest.mark.slow
 
-QUICK = [each for each in TINY if each != "backbone.depth=1"]
-QUICK += ["callbacks.sample_grid=null", "logger=none"]
-TUNING = ["tuning=learning_rate", "tuning.of=[backbone.depth]", "tuning.metric=val/loss"]
-TUNING += ["tuning.images=null", "tuning.values={optimizer.lr:[1e-3,2e-3]}", "tuning.grow=0"]
-STUDY = ["train", "-m", "study_name=mine", *QUICK, *TUNING, "backbone.depth=1,2"]
+TINY = ["study", "tiny", "--config-dir=conf"]
 
 
 @pytest.fixture
-def published(lab, tmp_path, trained_once) -> Path:
-    """The published study, in a folder from which the study itself is gone."""
-    shutil.copytree(trained_once(*STUDY, "seed=0") / "outputs", "outputs", symlinks=True)
-    code, out, err = lab("publish", "outputs/mine", "output=published", "json=true")
+def published(lab, tmp_path) -> Path:
+    """The published runs of a study, which are gone themselves; its page is in `before`."""
+    record = {"record": {"publish": {}, "needs": "page"}}
+    study = STUDY | {"stages": STUDY["stages"] | record}
+    (tmp_path / "conf/study").mkdir(parents=True)
+    (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    code, _, err = lab(*TINY)
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["runs"] == 2
-    code, _, err = lab("compare", "outputs/mine", "output=before")
-    assert code == 0, err
+    shutil.move("outputs/tiny/record", "published")
+    shutil.move("outputs/tiny/page", "before")
     shutil.move("outputs", tmp_path / "away")
     return Path("published")
 
 
-def numbers(folder: str) -> list[dict]:
-    rows = list(csv.DictReader((Path(folder) / "runs.csv").open()))
+def numbers(folder: Path) -> list[dict]:
+    rows = list(csv.DictReader((folder / "runs.csv").open()))
     return [{key: value for key, value in row.items() if key != "folder"} for row in rows]
 
 
-def test_trained_runs_give_the_same_comparison_from_their_records(lab, published):
-    code, _, err = lab("compare", "published", "output=after")
+def test_the_records_have_the_tuning_and_give_the_same_comparison(lab, published):
+    code, out, err = lab("compare", "published", "output=after", "json=true")
     assert code == 0, err
-    assert numbers("before") == numbers("after") == numbers("published")
-    assert Path("before/table.csv").read_text() == Path("after/table.csv").read_text()
+    assert json.loads(out.splitlines()[-1])["compositions"].keys() == {"Narrow", "Wide"}
+    before, after = Path("before"), Path("after")
+    assert numbers(before) == numbers(after) == numbers(published)
+    assert (before / "table.csv").read_text() == (after / "table.csv").read_text()
     assert list(published.rglob("*.ckpt")) == []
-
-
-def test_the_card_has_what_trained_runs_record(lab, published):
+    chosen = json.loads((published / "tuning/tuning.json").read_text())["Wide"]["chosen"]
+    assert len(list(published.glob("tuning/*/summary.json"))) == 2
     card = json.loads((published / "card.json").read_text())
-    own = card["commands"]["runs"]
-    assert_names(" ".join(card["commands"]["common"]), "study_name=mine", "tuning=learning_rate")
-    assert sorted(word for each in own.values() for word in each) == [
-        "backbone.depth=1",
-        "backbone.depth=2",
-    ]
+    assert card["tuning"]["chosen"] == {"tuning/tuning.json": {"Wide": chosen}}
+    hours = card["hours"]
+    assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [4, 2, 6]
+    assert all(each["core_hours"] is not None for each in hours.values())
     (machine,) = card["machines"]
     assert machine["processor"]
     assert machine["versions"].keys() >= {"torch", "lightning", "diffusion-lab"}
-    hours = card["hours"]
-    assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [2, 4, 6]
-    assert all(each["core_hours"] is not None for each in hours.values())
-    assert card["tuning"]["of"] == ["backbone.depth"]
-    (chosen,) = card["tuning"]["chosen"].values()
-    assert chosen.keys() == {"backbone.depth=1", "backbone.depth=2"}
 
 
 def test_a_study_is_resumed_from_what_was_published(lab, published):
-    shutil.copytree(published / "runs", "outputs/mine")
-    shutil.copytree(published / "tuning", "outputs/mine/tuning")
-    code, _, err = lab(*STUDY, "seed=0,1")
+    shutil.copytree(published / "runs", "outputs/tiny/train")
+    shutil.copytree(published / "tuning", "outputs/tiny/tune")
+    code, _, err = lab(*TINY, "stages=tune,train", "arms=Wide", "protocol.seeds=[0,1,2]")
     assert code == 0, err
-    # the tuning and the runs of seed 0 have no checkpoints, as they were not trained here
-    trained = sorted(path.parent.parent.name for path in Path("outputs").rglob("last.ckpt"))
-    assert len(trained) == 2
-    assert all("seed-1" in name for name in trained)
-    code, out, err = lab("compare", "outputs/mine", "json=true")
-    assert code == 0, err
-    found = json.loads(out.splitlines()[-1])["compositions"]
-    assert [len(runs) for runs in found.values()] == [2, 2]
+    # the tuning and the runs of seeds 0 and 1 have no checkpoints, as they were not trained here
+    (trained,) = Path("outputs").rglob("last.ckpt")
+    assert trained.parent.parent.name == "Wide_seed-2"

@@ -11,7 +11,7 @@ from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.analysis.publishing import card as cards
 from diffusion_lab.analysis.publishing.classifiers import publish_classifiers
-from diffusion_lab.analysis.publishing.places import Places
+from diffusion_lab.analysis.publishing.places import Places, of_tunings
 from diffusion_lab.analysis.publishing.records import copy_records
 from diffusion_lab.analysis.publishing.text import text_of
 from diffusion_lab.build.config_keys import as_list
@@ -49,7 +49,7 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
     check_output(folder)
     collection, places = collect(paths), Places.of(paths)
     runs = places.of_runs([run.folder for run in runs_of(collection.groups)])
-    tunings = dict(places.of_tunings())
+    tunings = of_tunings(runs_of(collection.groups))
     tuning_runs, unfinished = runs_of_tunings(tunings)
     left_out = [*collection.left_out, *unfinished]
     with replacing_folder(folder) as new:

@@ -1,13 +1,14 @@
 """The place of each run in a published folder, by its place in the folders that are published."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import CONFIG
-from diffusion_lab.training.tuned import FOLDER, FOUND
+from diffusion_lab.training.tuned import FOLDER
 
 RUNS = "runs"  # the folder of runs in a published folder; tuning is in FOLDER
 
@@ -52,17 +53,24 @@ class Places:
             found[name] = folder
         return {folder: name for name, folder in found.items()}
 
-    def of_tunings(self) -> Iterator[tuple[Path, str]]:
-        """Yields each folder of tuning runs, and its place, such as tuning."""
-        for study in self.studies:
-            for file in sorted(study.rglob(FOUND)):
-                folder = file.parent
-                hidden = any(part.startswith(".") for part in folder.relative_to(study).parts)
-                if folder != study and not hidden:
-                    yield folder, (Path(FOLDER) / self.name(folder.parent)).as_posix()
-
     def without_paths(self, sentence: str) -> str:
         """A sentence on runs without the paths of the studies, which readers do not have."""
         for study in self.studies:
             sentence = sentence.replace(f"{study}/", "")
         return sentence
+
+
+def of_tunings(runs: Iterable[Run]) -> dict[Path, str]:
+    """The place of each folder with the tuning runs that `runs` name, such as tuning."""
+    found: set[Path] = set()
+    for run in runs:
+        # by its way from the run, with which it may have been moved
+        if file := (run.part("tuning") or {}).get("file"):
+            path = run.folder / os.path.relpath(file, run.config.run_dir)
+            found |= {path.resolve().parent} if path.is_file() else set()
+    if len(found) == 1:
+        return {Path(os.path.relpath(found.pop())): FOLDER}
+    return {
+        Path(os.path.relpath(each)): f"{FOLDER}/{each.relative_to(os.path.commonpath(found))}"
+        for each in sorted(found)
+    }
