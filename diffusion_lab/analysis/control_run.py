@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab import runs
 from diffusion_lab.analysis.copy_spaces import CopySpaces, Views
 from diffusion_lab.build.config_keys import SUBSET_SEED, Means, flat, means
 from diffusion_lab.build.objects import read_data
@@ -25,26 +24,29 @@ from diffusion_lab.metrics.neighbours import (
     nearest_view,
 )
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.files import load_summary
+from diffusion_lab.runs.opening import open_diffusion_run
 
 
 @dataclass(frozen=True)
 class ControlRun:
     """An open run, and which of the measured run's training images it did not see, (N,) bool."""
 
-    opened: runs.DiffusionRun
+    opened: DiffusionRun
     pipeline: Pipeline
     unseen: Tensor
     other_settings: list[str]  # keys in which its composition differs, besides the subset's seed
 
     @classmethod
-    def open(cls, cfg: DictConfig, measured: runs.DiffusionRun) -> "ControlRun":
+    def open(cls, cfg: DictConfig, measured: DiffusionRun) -> "ControlRun":
         """Opens `cfg.control` beside the measured run, whose data have been read.
 
         Raises UserError if its samples cannot be the null of the measured run's.
         """
         beside = cfg.copy()
         beside.run = cfg.control
-        opened = runs.open_diffusion_run(beside)
+        opened = open_diffusion_run(beside)
         read_data(opened.saved, opened.datamodule)
         unseen = images_unseen(measured.datamodule, opened.datamodule, cfg.control)
         differing = other_settings(measured.saved, opened.saved)
@@ -78,7 +80,7 @@ class ControlRun:
                 ours = nearest_view(drawn[name], known, 2)[0]
                 beside = nearest_view(test[name], known, 1)[0][:, 0]
             found[name] = against_control(ours, beside, nearest_view(views, known, 2)[0])
-        summaries = map(runs.load_summary, (cfg.run, cfg.control))
+        summaries = map(load_summary, (cfg.run, cfg.control))
         return {
             "run": str(cfg.control),
             "weights": self.opened.weights,

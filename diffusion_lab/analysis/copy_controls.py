@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab import runs
 from diffusion_lab.analysis.control_run import ControlRun
 from diffusion_lab.analysis.copy_spaces import CopySpaces, Detector, Rates, Views
 from diffusion_lab.common.messages import UserError, track
@@ -22,6 +21,7 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.neighbours import Neighbours
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.runs.diffusion_run import DiffusionRun
 
 POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
 
@@ -30,13 +30,13 @@ POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others
 class Controls:
     """The controls that a configuration asks for; those that it turns off are left out."""
 
-    opened: runs.DiffusionRun
+    opened: DiffusionRun
     pipeline: Pipeline
     levels: dict[str, NoiseLevel]  # of the positive control, by their sigma / alpha
     control: ControlRun | None
 
     @classmethod
-    def prepared(cls, cfg: DictConfig, opened: runs.DiffusionRun, pipeline: Pipeline) -> "Controls":
+    def prepared(cls, cfg: DictConfig, opened: DiffusionRun, pipeline: Pipeline) -> "Controls":
         """Raises UserError for a level or a control run that does not fit the opened run."""
         levels = levels_at(pipeline.schedule, cfg.positive_at or ())
         control = None if cfg.control is None else ControlRun.open(cfg, opened)

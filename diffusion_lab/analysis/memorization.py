@@ -7,7 +7,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.copy_controls import Controls, lines
 from diffusion_lab.analysis.copy_spaces import CopySpaces
@@ -23,6 +22,8 @@ from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.metric import Protocol, with_fingerprint
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
+from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.opening import inherit, open_diffusion_run
 from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 from diffusion_lab.training.diffusion_module import LEVELS, losses_by_level
@@ -48,8 +49,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
     """
     check_keys(cfg, KEYS)
-    opened = runs.open_diffusion_run(cfg)
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    opened = open_diffusion_run(cfg)
+    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
@@ -130,7 +131,7 @@ def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, floa
 
 
 @torch.inference_mode()
-def loss_gap(opened: runs.DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
+def loss_gap(opened: DiffusionRun, batch_size: int) -> dict[str, dict[str, float]]:
     """The denoising loss by noise level, on equally many training and test images."""
     data, model, device = opened.datamodule, opened.model, opened.device
     tested = data.tested_on()

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.images import save_png, to_uint8
@@ -26,6 +25,9 @@ from diffusion_lab.diffusion.likelihood import GREY_STEP, bits_per_dim, log_like
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
+from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.files import SAMPLES
+from diffusion_lab.runs.opening import inherit, open_diffusion_run
 
 COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
 PROBES = 0x70726F6265  # separates these draws from others with the same seed
@@ -85,7 +87,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     parts = gather_shards(rows).transpose(0, 1)
     white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
     lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
-    path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / "encode.png")
+    path = Path(cfg.output or Path(cfg.run) / SAMPLES / "encode.png")
     picture = opened.datamodule.source.picture(lines, cfg.columns)
     on_rank_zero(lambda: save_png(picture, path))
     mean_error = gather_shards(errors).mean().item()
@@ -99,8 +101,8 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Redraws a region of test images; each row shows an image, its known part, and variants."""
     check_keys(cfg, COUNTS | {"region": one_of(*REGIONS), "variants": whole(1)})
-    opened = runs.open_diffusion_run(cfg)
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = open_diffusion_run(cfg)
+    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
     shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
     # masks of the known part, in pixels for the picture and in the space that is diffused
@@ -115,20 +117,20 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
                 columns.append(filling(ids, seed, labels))
         pictures.append(torch.stack(columns, 1))
     tiles = gather_shards(pictures).flatten(0, 1)
-    path = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / f"inpaint_{cfg.region}.png")
+    path = Path(cfg.output or Path(cfg.run) / SAMPLES / f"inpaint_{cfg.region}.png")
     picture = opened.datamodule.source.picture(tiles, 2 + cfg.variants)
     on_rank_zero(lambda: save_png(picture, path))
     say(f"image, known part, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}
 
 
-def open_pixels(cfg: DictConfig, reason: str) -> runs.DiffusionRun:
+def open_pixels(cfg: DictConfig, reason: str) -> DiffusionRun:
     """Opens a run for the adaptive solver.
 
     Raises UserError if the run diffuses latents, or has no mean of samples to follow.
     """
     check_keys(cfg, COUNTS | {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
-    opened = runs.open_diffusion_run(cfg)
+    opened = open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
     if opened.model.objective.of_samples:
@@ -152,7 +154,7 @@ def missing(region: str, height: int, width: int) -> Tensor:
 
 
 def image_batches(
-    cfg: DictConfig, opened: runs.DiffusionRun, description: str = "Test images"
+    cfg: DictConfig, opened: DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
     """Yields ids, images (b, C, H, W) uint8, labels and x0 of this rank's first test images.
 

@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from diffusion_lab import runs
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import key_of, parse
@@ -23,6 +22,8 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source.labelling import LARGEST, is_number
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.files import SAMPLES
+from diffusion_lab.runs.opening import inherit, open_run
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
 LONGEST = 40  # characters of a value in a file name
@@ -37,8 +38,8 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
     counts = {key: whole(number) for key, number in least.items()}
     check_keys(cfg, counts | {"save": one_of("grid", "png", "npz")})
-    opened = runs.open_run(cfg)
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    opened = open_run(cfg)
+    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg, pipeline, datamodule)
     images = opened.draw_all(pipeline, cfg, labels)
@@ -118,7 +119,7 @@ def write(
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
     step = "" if cfg.step is None else f"_step{cfg.step}"
     name = f"{way(cfg)}{also_asked(overrides)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
-    output = Path(cfg.output or Path(cfg.run) / runs.SAMPLES / name)
+    output = Path(cfg.output or Path(cfg.run) / SAMPLES / name)
     output = output.with_name(output.name.removesuffix(".png"))  # of a picture that was named
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)

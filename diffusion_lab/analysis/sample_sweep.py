@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import nn
 
-from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.analysis.evaluate import say_if_flattered
@@ -29,6 +28,8 @@ from diffusion_lab.metrics import REAL, GenerativeMetrics, PreparedMetrics, Quan
 from diffusion_lab.metrics.quantities import quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.runs.opening import inherit, open_diffusion_run
 from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
@@ -69,7 +70,7 @@ def sweep(
     check_keys(cfg, {"batch_size": whole(1)})
     models = opened_models(combinations)
     opened = models[0]
-    runs.inherit(cfg, opened.saved, ("metrics",), overrides)
+    inherit(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     measured = measured_by(metrics, opened, cfg.metrics)
     settings = [
@@ -105,7 +106,7 @@ def sweep(
 
 
 def measured_by(
-    metrics: GenerativeMetrics, opened: runs.DiffusionRun, chosen: DictConfig
+    metrics: GenerativeMetrics, opened: DiffusionRun, chosen: DictConfig
 ) -> dict[str, object]:
     """The facts by which rows with other figures are told apart, as those that lack accuracy."""
     classifier = metrics.observer.classifier
@@ -126,26 +127,26 @@ def append(folder: Path, row: dict[str, object]) -> None:
         file.write(f"\n{json.dumps(row)}")
 
 
-def opened_models(combinations: Sequence[Combination]) -> list[runs.DiffusionRun]:
+def opened_models(combinations: Sequence[Combination]) -> list[DiffusionRun]:
     """The run of each combination, opened once for each average and step of its weights."""
-    models: dict[tuple, tuple[runs.DiffusionRun, int | None]] = {}
+    models: dict[tuple, tuple[DiffusionRun, int | None]] = {}
     found = []
     for each in combinations:
         asked = (name_of(each.cfg.average), each.cfg.step)
         if asked not in models:
-            models[asked] = (runs.open_diffusion_run(each.cfg), each.cfg.step)
+            models[asked] = (open_diffusion_run(each.cfg), each.cfg.step)
         opened, each.cfg.step = models[asked]
         found.append(opened)
     return found
 
 
 def build_setting(
-    combination: Combination, opened: runs.DiffusionRun, measured: dict[str, object]
+    combination: Combination, opened: DiffusionRun, measured: dict[str, object]
 ) -> Setting:
     """Builds the pipeline of a combination; raises UserError if it cannot be sampled."""
     cfg = combination.cfg
     check_keys(cfg, {"seed": whole(0)})
-    runs.inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
+    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     facts = {
@@ -163,7 +164,7 @@ def build_setting(
 
 
 def measure(
-    setting: Setting, opened: runs.DiffusionRun, prepared: PreparedMetrics, batch_size: int
+    setting: Setting, opened: DiffusionRun, prepared: PreparedMetrics, batch_size: int
 ) -> dict[str, object]:
     """Measures a setting; returns network calls per sample, and every metric by its name."""
     pipeline = setting.pipeline

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs.checkpoints import LAST
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY
+from diffusion_lab.runs.files import CONFIG, LAST, METRICS, SUMMARY
 from diffusion_lab.runs.lock import FILE as LOCK
 
 LEFT = (SUMMARY, METRICS, LAST, LOCK)  # what a run may leave beside its configuration

@@ -13,7 +13,8 @@ from diffusion_lab.build.sentences import did_you_mean
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range
-from diffusion_lab.runs import CONFIG, load_config, load_summary
+from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.folder import load_config
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 PROTOCOL = Range(

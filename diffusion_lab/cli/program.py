@@ -7,7 +7,6 @@ import signal
 import sys
 
 from diffusion_lab.build.sentences import MISTAKES, sentence
-from diffusion_lab.cli import sweeps
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.ending import STOPPED, fail
@@ -70,7 +69,9 @@ def execute(arguments: list[str]) -> None:
         command = command_named(name)
         rest = prepare(command, rest)
         if command.trains and set(MULTIRUN) & set(rest):
-            sweeps.sweep(name, rest)
+            from diffusion_lab.cli.sweeps import sweep  # late: it waits for torch
+
+            sweep(name, rest)
         else:
             run(name, rest)
     except MISTAKES as error:

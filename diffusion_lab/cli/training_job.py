@@ -19,7 +19,8 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
+from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study, tuned

@@ -1,19 +1,14 @@
-"""Creates, reads, resumes and opens run folders."""
+"""Creates, reads, resumes and opens run folders.
 
-from diffusion_lab.runs.base_run import OpenRun
-from diffusion_lab.runs.diffusion_run import DiffusionRun, load
-from diffusion_lab.runs.folder import (
-    CONFIG,
-    METRICS,
-    SAMPLES,
-    SUMMARY,
-    check_new,
-    create,
-    load_config,
-    load_summary,
-    reopen,
-    save_config,
-    unfinished,
-    write_summary,
-)
-from diffusion_lab.runs.opening import inherit, kind_of, open_diffusion_run, open_run
+The names below are imported on first use, so that reading a folder does not wait for torch.
+"""
+
+from importlib import import_module
+
+HOMES = {"load": "diffusion_run", "load_config": "folder", "load_summary": "files"}
+
+
+def __getattr__(name: str) -> object:
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.base_run import weights_choice
 from diffusion_lab.runs.diffusion_run import DiffusionRun
-from diffusion_lab.runs.folder import CONFIG
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.network_run import NetworkRun
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 from diffusion_lab.runs.to_diffusers.card import CARD, card_of

@@ -12,23 +12,21 @@ import uuid
 from datetime import datetime
 from pathlib import Path
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
 
 import diffusion_lab
 from diffusion_lab.build.config_keys import CLASS, verbatim
-from diffusion_lab.common.files import OUTPUTS, read_json, write_atomically, write_json
+from diffusion_lab.common.files import OUTPUTS, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
-from diffusion_lab.runs import checkpoints, kinds, trusted_targets, weights
+from diffusion_lab.runs import checkpoints, trusted_targets, weights
+from diffusion_lab.runs.files import CONFIG, SUMMARY, load_summary, read_config
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
 
-CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint
 FORMAT = 3  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
@@ -110,12 +108,6 @@ def unfinished(name: str) -> Path | None:
     return None
 
 
-def load_summary(folder: str | Path) -> dict:
-    """The summary.json of a run; an empty dictionary if it is missing or damaged."""
-    found = read_json(Path(folder) / SUMMARY)
-    return found if kinds.is_record(found) else {}
-
-
 def reopen(folder: Path) -> None:
     """Marks a finished run as unfinished in its summary before it is trained longer; on rank 0.
 
@@ -137,22 +129,6 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
         written_by = {WRITTEN_BY: {"format": FORMAT, "version": diffusion_lab.__version__}}
         text = OmegaConf.to_yaml(written_by) + OmegaConf.to_yaml(cfg, resolve=True)
         write_atomically(folder / CONFIG, text)
-
-
-def read_config(folder: Path) -> DictConfig:
-    """Reads the configuration of a run of any format as it is; its texts are never resolved.
-
-    Raises UserError if it is damaged.
-    """
-    path = folder / CONFIG
-    try:
-        cfg = DictConfig(verbatim(yaml.load(path.read_text(), get_yaml_loader())))
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except Exception as error:  # the errors of YAML and OmegaConf share no class
-        raise UserError(f"{path} is damaged and cannot be read") from error
-    if key := kinds.wrong_key(cfg):
-        raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
-    return cfg
 
 
 def load_config(folder: str | Path) -> DictConfig:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from diffusion_lab.common.files import WITHOUT_LOCKS
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.compute.distributed import rank_and_world
 
 FILE = ".lock"  # in the run folder; the system releases the lock whenever its process ends
 
@@ -20,7 +19,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises UserError if another process holds the lock or the folder cannot be written to.
     """
-    if rank_and_world()[0] != 0:
+    if not _on_rank_zero():
         yield
         return
     with ExitStack() as stack:
@@ -47,8 +46,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def require_unlocked(folder: Path) -> None:
     """Raises UserError, on rank 0, if another process is training the run."""
-    if rank_and_world()[0] == 0 and is_locked(folder):
+    if _on_rank_zero() and is_locked(folder):
         raise _held(folder)
+
+
+def _on_rank_zero() -> bool:
+    from diffusion_lab.compute.distributed import rank_and_world  # late: torch takes seconds
+
+    return rank_and_world()[0] == 0
 
 
 def _held(folder: Path) -> UserError:

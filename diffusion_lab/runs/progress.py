@@ -4,15 +4,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Timer
-
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.files import last_rows, write_atomically
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY, load_summary, read_config
+from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, load_summary, read_config
 from diffusion_lab.runs.lock import has_locks, is_locked
 
 ERROR = "error.txt"  # file in the folder of a run that failed
@@ -93,6 +92,14 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
+def _seconds(limit: str | dict[str, float]) -> float:
+    """The seconds of a time limit, DD:HH:MM:SS or numbers by their units, as Lightning reads it."""
+    units = ("days", "hours", "minutes", "seconds")
+    if isinstance(limit, str):
+        limit = dict(zip(units, map(float, limit.split(":")), strict=True))
+    return timedelta(**limit).total_seconds()
+
+
 def progress_of(folder: Path, state: State) -> Progress:
     """How far a run in this state has come."""
     steps = load_summary(folder).get("steps", 0)
@@ -105,7 +112,7 @@ def progress_of(folder: Path, state: State) -> Progress:
     try:
         step = max(step, row["step"])
         cfg: Any = read_config(folder)
-        limit = Timer(cfg.trainer.max_time).time_remaining() if cfg.trainer.max_time else math.inf
+        limit = _seconds(cfg.trainer.max_time) if cfg.trainer.max_time else math.inf
         by_steps = (cfg.trainer.max_steps - step) * cfg.batch_size / rate if rate else math.inf
         by_time = limit - row["seconds"]
         end = None if by_time < by_steps else cfg.trainer.max_steps

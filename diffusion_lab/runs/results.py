@@ -14,7 +14,8 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
 from diffusion_lab.metrics.reference import FileReference
 from diffusion_lab.runs import published
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.files import load_summary
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.kinds import is_record
 from diffusion_lab.runs.samplings import (
     OWN,

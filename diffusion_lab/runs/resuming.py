@@ -11,7 +11,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.folder import load_summary
+from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.lock import require_unlocked
 from diffusion_lab.runs.opening import kind_of, load_trained_config
 

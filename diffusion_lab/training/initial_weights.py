@@ -21,7 +21,8 @@ from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import checkpoints, weights
-from diffusion_lab.runs.folder import CONFIG, load_config, load_summary
+from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.folder import load_config
 
 EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
 # mean and standard deviation of numbers, and the layer that was trained on numbers of that scale

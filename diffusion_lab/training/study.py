@@ -27,7 +27,8 @@ from diffusion_lab.metrics.from_torchmetrics import described
 from diffusion_lab.metrics.metric import Metric, Quantity
 from diffusion_lab.metrics.quantities import higher_is_better
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.folder import ABANDONED, CONFIG, load_config, load_summary
+from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.folder import ABANDONED, load_config
 from diffusion_lab.runs.lock import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configured

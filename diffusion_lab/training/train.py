@@ -13,7 +13,6 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab import runs
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import facts_of_data, read_data
 from diffusion_lab.build.overrides import own_places
@@ -27,6 +26,15 @@ from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.environment import git_commit
+from diffusion_lab.runs.files import METRICS
+from diffusion_lab.runs.folder import (
+    check_new,
+    create,
+    reopen,
+    save_config,
+    unfinished,
+    write_summary,
+)
 from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.progress import ERROR, failure_noted
 from diffusion_lab.training.callbacks import Interruption, Periodic
@@ -92,7 +100,7 @@ def check_settings(cfg: DictConfig) -> None:
     check_keys(cfg, ALLOWED)
     check_loggers(cfg)
     if not cfg.resume:
-        runs.check_new(cfg)
+        check_new(cfg)
 
 
 def launch_ranks(
@@ -148,13 +156,13 @@ def prepare(
 def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
     """Trains in a run folder, new or resumed, and leaves the results there."""
     cfg, task, interruption = prepared.cfg, prepared.task, prepared.interruption
-    if not (cfg.resume or cfg.run_dir) and (before := runs.unfinished(cfg.name)):
+    if not (cfg.resume or cfg.run_dir) and (before := unfinished(cfg.name)):
         say(f"{before} is unfinished. To resume it instead of starting a new run, write:")
         say(f"  {resume_command(task.command, before)}")
-    folder = Path(cfg.resume) if cfg.resume else runs.create(cfg, task.command, overrides)
+    folder = Path(cfg.resume) if cfg.resume else create(cfg, task.command, overrides)
     with locked(folder), failure_noted(folder), explaining_failures(task.command, folder):
         checkpoint = on_rank_zero(lambda: open_folder(cfg, task, folder))
-        runs.save_config(folder, cfg)
+        save_config(folder, cfg)
         say(f"Run folder: {folder}")
         data = task.datamodule
         counts = map(len, (data.train_labels(), data.validation_labels(), data.test_labels()))
@@ -180,9 +188,9 @@ def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:
     if cfg.resume:
         # a job that is requeued may have been ended before its first checkpoint
         checkpoint = checkpoints.resume_from(folder) if checkpoints.exists(folder) else None
-        runs.reopen(folder)
+        reopen(folder)
         return checkpoint
-    runs.check_new(cfg)  # again: another process may have been quicker
+    check_new(cfg)  # again: another process may have been quicker
     task.save_dependencies(folder)
     return None
 
@@ -191,7 +199,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
     """Trains, from a checkpoint if any, measures the final weights, and writes the summary."""
     cfg, task, trainer, device = prepared.cfg, prepared.task, prepared.trainer, prepared.device
     clock = Clock(cfg.batch_size)
-    rows = JSONLines(folder / runs.METRICS, clock)
+    rows = JSONLines(folder / METRICS, clock)
     context = RunContext(folder, clock, PeakMemory(device), rows, prepared.metrics, task.pipeline)
     task.module.context = context
     if checkpoint is None:
@@ -218,7 +226,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
                 finish(prepared)
         if trainer.is_global_zero:
             summary = summarise(cfg, task, trainer, not prepared.interruption.requested, peak)
-            runs.write_summary(folder, summary)
+            write_summary(folder, summary)
     finally:
         for logger in loggers:
             logger.finish(summary)

@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.training.callbacks import collapse, non_finite
 
 FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
 FOLDER = "tuning"  # the folder with such files in a published one
@@ -37,4 +36,6 @@ def apply(cfg: DictConfig) -> None:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a run ended because its loss was not finite, or because its samples became alike."""
+    from diffusion_lab.training.callbacks import collapse, non_finite  # late: it waits for torch
+
     return any((folder / name).exists() for name in (non_finite.FOLDER, collapse.FILE))

@@ -63,7 +63,7 @@ def main(folder: Path, steps: int, ways: list[str]) -> None:
     print("| trained by | seconds | loss |\n| --- | ---: | ---: |")
     for way in ways:
         run = folder / way.replace(", ", "_").replace(" ", "_")
-        if not (run / runs.SUMMARY).is_file():
+        if not (run / "summary.json").is_file():
             settings = ["experiment=toy/score_matching", "logger=none", "trainer.accelerator=cpu"]
             settings += [f"trainer.max_steps={steps}", f"run_dir={run}"]
             command("train", *settings, *WAYS[way])

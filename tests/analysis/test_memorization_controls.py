@@ -34,7 +34,7 @@ from diffusion_lab.first_stage.base import Pixels
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.pipeline import Generator, Pipeline
-from diffusion_lab.runs import OpenRun
+from diffusion_lab.runs.base_run import OpenRun
 
 SHAPE = TinyData.native_shape
 SPACES = {"halves", "pixels"}

@@ -21,7 +21,7 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.runs import OpenRun
+from diffusion_lab.runs.base_run import OpenRun
 
 FAST = ["sampler.steps=3", "device=cpu"]
 

@@ -22,9 +22,9 @@ from lightning.fabric.plugins.environments import (
 )
 from omegaconf import OmegaConf
 
-from diffusion_lab import runs
 from diffusion_lab.common import messages
 from diffusion_lab.compute import launch, slurm, started
+from diffusion_lab.runs.folder import create
 from diffusion_lab.training.callbacks import Interruption
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_where_a_job_signs_its_run(environment, tmp_path):
     environment(SRUN)
     cfg = OmegaConf.create({"name": "x", "logger": None, "run_dir": str(tmp_path / "run")})
     with no_file_above(0), refused("run/slurm_job", os.strerror(errno.EFBIG)):
-        runs.create(cfg, "train", [])
+        create(cfg, "train", [])
 
 
 SEED = ["name=dit", "seed=1"]

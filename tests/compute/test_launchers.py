@@ -54,7 +54,9 @@ def test_slurm_without_sbatch_is_named(refusal, tmp_path, monkeypatch):
 def test_a_launcher_has_a_sweep_wherever_configurations_are(lab, monkeypatch):
     started = []
     program = sys.modules["diffusion_lab.cli.program"]
-    monkeypatch.setattr(program.sweeps, "sweep", lambda name, arguments: started.append(arguments))
+    monkeypatch.setattr(
+        "diffusion_lab.cli.sweeps.sweep", lambda name, arguments: started.append(arguments)
+    )
     monkeypatch.setattr(program, "run", lambda name, arguments: started.append(arguments))
     launcher = "hydra/launcher=joblib"
     for flags in ([], ["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]):

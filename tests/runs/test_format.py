@@ -7,11 +7,11 @@ from omegaconf import OmegaConf
 import diffusion_lab
 from diffusion_lab import runs
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs.folder import FORMAT, WRITTEN_BY
+from diffusion_lab.runs.folder import FORMAT, WRITTEN_BY, save_config
 
 
 def test_a_configuration_is_read_back_without_its_format(tmp_path):
-    runs.save_config(tmp_path, OmegaConf.create({"seed": 3}))
+    save_config(tmp_path, OmegaConf.create({"seed": 3}))
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert saved[WRITTEN_BY] == {"format": FORMAT, "version": diffusion_lab.__version__}
     assert runs.load_config(tmp_path) == {"seed": 3}

@@ -21,7 +21,8 @@ from diffusion_lab.build.overrides import parse
 from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
-from diffusion_lab.runs import load_config, save_config, trusted_targets
+from diffusion_lab.runs import trusted_targets
+from diffusion_lab.runs.folder import load_config, save_config
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]

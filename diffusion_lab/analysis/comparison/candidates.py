@@ -13,10 +13,12 @@ from diffusion_lab.analysis.search import walk
 from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import kind_of, published
+from diffusion_lab.runs import published
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.base_run import OpenRun
-from diffusion_lab.runs.folder import METRICS, SUMMARY, load_config, load_summary
+from diffusion_lab.runs.files import METRICS, SUMMARY, load_summary
+from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.opening import kind_of
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
 from diffusion_lab.runs.weights import CurrentWeights

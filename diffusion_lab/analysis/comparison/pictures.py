@@ -15,8 +15,8 @@ from PIL import Image
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.groups import Group, runs_of
 from diffusion_lab.common.images import ENLARGED, GAP
-from diffusion_lab.runs import SAMPLES
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
+from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.training.callbacks import SampleGrid, configured
 
 ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page

@@ -10,7 +10,7 @@ import wandb
 
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range
-from diffusion_lab.runs import load_config
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.training.logger.reachability import why_offline
 from diffusion_lab.training.logger.run_logger import first_line
 from diffusion_lab.training.logger.wandb_logger import artifact_of, offline, opened, staged_in

@@ -13,9 +13,9 @@ from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.analysis.comparison.comparing import Collection
 from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
-from diffusion_lab.runs import load_summary, published
+from diffusion_lab.runs import published
 from diffusion_lab.runs.environment import DIRTY
-from diffusion_lab.runs.folder import read_config
+from diffusion_lab.runs.files import load_summary, read_config
 from diffusion_lab.training.tuned import FOUND
 
 TEXT = "card.md"

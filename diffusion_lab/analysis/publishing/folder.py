@@ -18,7 +18,7 @@ from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.files import read_json, write_atomically, write_json
 from diffusion_lab.common.folders import replacing_folder, require_own
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.runs import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.published import CARD, checksums, has_card
 from diffusion_lab.training.tuned import FOUND
 

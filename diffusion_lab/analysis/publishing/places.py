@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import CONFIG
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.training.tuned import FOLDER
 
 RUNS = "runs"  # the folder of runs in a published folder; tuning is in FOLDER

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from diffusion_lab.analysis.comparison.candidates import median_rate, spike_in
 from diffusion_lab.common.files import read_json, read_rows, write_atomically
-from diffusion_lab.runs import CONFIG, METRICS, SUMMARY, published
+from diffusion_lab.runs import published
+from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.weights import CurrentWeights
 

@@ -15,13 +15,11 @@ from diffusion_lab.build.overrides import parse
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.cli.ending import STOPPED
 from diffusion_lab.cli.study import document
-from diffusion_lab.cli.study.cluster import Submission
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
 from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
 from diffusion_lab.cli.study.processes import Processes
 from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.running import Runner
-from diffusion_lab.cli.sweep_plan import composed
 from diffusion_lab.common.formats import duration, some
 from diffusion_lab.common.messages import UserError, console, say
 
@@ -83,6 +81,8 @@ def study(arguments: list[str]) -> None:
     if not request.launcher:
         run(records, wanted, request, flags, again)
         return
+    from diffusion_lab.cli.study.cluster import Submission  # late: it waits for torch
+
     here = [word for word in arguments if word not in request.launcher]
     submission = Submission(records, request.launcher, flags, here)
     for stage in found.stages:
@@ -217,6 +217,8 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
 
 def check(jobs: Sequence[StudyJob], config_dir: str | None) -> None:
     """Composes a training of each arm in each stage; raises UserError for what cannot be."""
+    from diffusion_lab.cli.sweep_plan import composed  # late: it waits for torch
+
     firsts = {(job.stage, job.label): job for job in jobs if job.command in TRAINS}
     for job in firsts.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]

@@ -11,7 +11,7 @@ from diffusion_lab.cli.study.document import ARMS, TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
 from diffusion_lab.cli.study.values import several
 from diffusion_lab.common.files import read_json, write_json
-from diffusion_lab.runs.folder import SUMMARY
+from diffusion_lab.runs.files import SUMMARY
 
 RECORDS = "jobs"  # folder in that of a study: how jobs ended that leave no run folder
 

@@ -28,7 +28,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.pipeline import Evaluated, Generator, draw_rows, evaluate, with_steps
-from diffusion_lab.runs import SAMPLES
+from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import RunLogger, WandB, chosen

@@ -12,7 +12,7 @@ from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.runs import log_names
-from diffusion_lab.runs.folder import METRICS
+from diffusion_lab.runs.files import METRICS
 from diffusion_lab.training.clock import Clock
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.hub import COPY_FOLDER
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.checkpoints import FOLDER, LAST
-from diffusion_lab.runs.folder import CONFIG, METRICS, SUMMARY
+from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.kept_checkpoints import FILES, RANKED
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.reachability import MODES, why_offline
