@@ -6,13 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.commands import prepare_for_commands
 from helpers.tiny_study import STUDY
+from rich.console import Console
 
+from diffusion_lab.cli.study import document, running
+from diffusion_lab.cli.study.jobs import Jobs
+from diffusion_lab.cli.study.processes import Ended
+from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.values import best, beyond
 
 
@@ -69,6 +76,9 @@ def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page
         assert cfg["optimizer"]["lr"] == chosen["optimizer.lr"]
         assert cfg["arm"] == path.parent.name.split("_")[0]
     page = Path("outputs/tiny/page/index.html")
+    *_, answer, last = said.splitlines()
+    assert str(page) in last
+    assert "fid" in answer.lower()
     assert {"Narrow", "Wide"} <= set(page.read_text().replace("<", " ").replace(">", " ").split())
     before = page.stat().st_mtime
     code, said = ends(study())
@@ -104,3 +114,47 @@ def test_a_grid_grows_beyond_the_end_that_wins():
     (grown,) = beyond(sizes, "fid")
     assert grown == {"batch_size": 256}
     assert type(grown["batch_size"]) is int
+
+
+class StubbornProcesses:
+    """Stands for processes of which each ends only when it is asked a second time."""
+
+    def __init__(self):
+        self.count, self.running, self.asked = 2, {}, 0
+
+    @property
+    def room(self):
+        return len(self.running) < self.count
+
+    def start(self, job):
+        self.running[job.title] = (job, Path(), time.monotonic())
+
+    def ended(self, seconds):
+        self.asked += 1
+        if self.asked % 2 == 0:
+            job, *_ = self.running.pop(next(iter(self.running)))
+            job.made.mkdir(parents=True)
+            (job.made / "summary.json").write_text(
+                '{"finished": true, "wall_seconds": 600, "images_seen": 16}'
+            )
+            yield Ended(job, 0, "", None, 600.0)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_says_how_far_a_study_is_while_its_jobs_run(tmp_path, monkeypatch, terminal):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    shown = Console(file=StringIO(), force_terminal=terminal, width=200)
+    monkeypatch.setattr(running, "console", shown)
+    monkeypatch.setattr(running, "say", shown.print)
+    monkeypatch.setattr(running, "BETWEEN_LINES", 0)
+    records = Records(Jobs(document.load("tiny", {}, str(tmp_path)), {}))
+    jobs = [replace(job, needs=()) for job in records.jobs.of("train")]
+    runner = running.Runner(records, StubbornProcesses(), records.jobs.all)
+    runner.work(jobs)
+    lines = [each.split("Done")[0].strip() for each in shown.file.getvalue().splitlines()]
+    said = " ".join(lines)
+    assert "0 done, 2 running, 5 left" in said  # two trials and the page are counted
+    assert "3 done, 1 running, 3 left, about 15 min to go" in said
+    assert runner.progress().startswith("4 done, 0 running, 3 left")

@@ -199,7 +199,7 @@ def show_plan(study: Study, records: Records, wanted: Sequence[StudyJob]) -> Non
         if not jobs:
             continue
         left = [job for job in jobs if not records.done(job)]
-        seconds = records.time_left(left, 1)
+        seconds = records.time_left(records.left(jobs))
         command = f"tune by {stage.choice.metric}" if stage.choice else stage.command
         time = "" if not left else duration(seconds) if seconds else "not known"
         table.add_row(name, command, str(len(jobs)), str(len(jobs) - len(left)), time)
@@ -250,9 +250,9 @@ def run(
     if runner.elsewhere:
         say(f"Trained by other processes: {some(runner.elsewhere)}; repeat the command later")
     pages = [job for job in wanted if job.command == "compare" and records.done(job)]
-    if pages and (answer := records.answer(pages[0])):
-        say(f"{answer}.")
     for job in pages:
+        if answer := records.answer(job):
+            say(f"{answer}.")
         say(f"Page: {job.made / 'index.html'}")
     if runner.failed or runner.blocked:
         say("To try again what is not done, repeat:")

@@ -65,9 +65,10 @@ class Processes:
         process.start()
         self.running[process] = (job, log, time.monotonic())
 
-    def ended(self) -> Iterator[Ended]:
-        """Waits until a job ends, and yields each that has."""
-        wait([process.sentinel for process in self.running])
+    def ended(self, seconds: float) -> Iterator[Ended]:
+        """Waits until a job ends, but no more than so many seconds, and yields each that has."""
+        if self.running:
+            wait([process.sentinel for process in self.running], seconds)
         for process in [each for each in self.running if not each.is_alive()]:
             process.join()
             job, log, begun = self.running.pop(process)

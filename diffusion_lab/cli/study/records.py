@@ -93,10 +93,27 @@ class Records:
         took = [read_json(self.path(each)).get("seconds", 0) for each in self.jobs.of(job.stage)]
         return mean(filter(None, took)) if any(took) else None
 
-    def time_left(self, jobs: Sequence[StudyJob], count: int) -> float | None:
-        """How long jobs will take, `count` at once; None if that is known of none of them."""
+    def left(self, jobs: Sequence[StudyJob]) -> list[StudyJob]:
+        """The jobs that are not done, with the first trials of those that tune in their place."""
+        return [
+            each
+            for job in jobs
+            if not self.done(job)
+            for each in self._runs(job)
+            if not self.done(each)
+        ]
+
+    def count(self, jobs: Sequence[StudyJob]) -> int:
+        """The number of jobs, with the first trials of those that tune in their place."""
+        return sum(len(self._runs(job)) for job in jobs)
+
+    def _runs(self, job: StudyJob) -> list[StudyJob]:
+        return self.jobs.first_trials(job) if job.command == CHOOSE else [job]
+
+    def time_left(self, jobs: Sequence[StudyJob]) -> float | None:
+        """How long jobs will take, one after another; None if that is known of none of them."""
         known = [self.seconds(job) for job in jobs]
-        return sum(filter(None, known)) / count if any(known) else None
+        return sum(filter(None, known)) if any(known) else None
 
     def _rate(self, job: StudyJob) -> float | None:
         """The seconds of an image in a finished training."""

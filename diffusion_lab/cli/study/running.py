@@ -1,6 +1,8 @@
 """Runs the jobs of a study on this machine, stage by stage."""
 
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from diffusion_lab.cli.study.document import TRAINS
@@ -9,8 +11,10 @@ from diffusion_lab.cli.study.processes import Ended, Processes
 from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.tuning import Search
 from diffusion_lab.common.formats import duration
-from diffusion_lab.common.messages import say
+from diffusion_lab.common.messages import console, say
 from diffusion_lab.runs.lock import is_locked
+
+BETWEEN_LINES = 60.0  # seconds between two lines on how far a study has come
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Runner:
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
+    said: float = field(default_factory=time.monotonic)  # when the last line was said
 
     def run(self, jobs: Sequence[StudyJob]) -> None:
         """Runs the jobs of a stage that are not done."""
@@ -45,18 +50,38 @@ class Runner:
     def work(self, jobs: Sequence[StudyJob]) -> None:
         """Runs jobs, several at once; one that fails does not stop the others."""
         waiting = [job for job in jobs if self.possible(job)]
-        while waiting or self.processes.running:
-            while waiting and self.processes.room:
-                job = waiting.pop(0)
-                if job.command in TRAINS and is_locked(job.made):
-                    self.elsewhere.append(job.title)
-                    say(f"{job.title} is being trained by another process")
-                else:
-                    say(f"Starting {job.title}")
-                    self.processes.start(job)
-            if self.processes.running:
-                for ended in self.processes.ended():
+        # a single job shows its own progress
+        rewritten = console.is_terminal and self.processes.count > 1
+        with console.status("") if rewritten else nullcontext() as line:
+            while waiting or self.processes.running:
+                while waiting and self.processes.room:
+                    self.start(waiting.pop(0))
+                if line:
+                    line.update(self.progress())
+                elif self.processes.count > 1 and time.monotonic() >= self.said + BETWEEN_LINES:
+                    self.said = time.monotonic()
+                    say(self.progress())
+                for ended in self.processes.ended(BETWEEN_LINES):
                     self.note(ended)
+
+    def start(self, job: StudyJob) -> None:
+        """Starts a job, unless another process trains it."""
+        if job.command in TRAINS and is_locked(job.made):
+            self.elsewhere.append(job.title)
+            say(f"{job.title} is being trained by another process")
+        else:
+            say(f"Starting {job.title}")
+            self.processes.start(job)
+
+    def progress(self) -> str:
+        """The line on how far the study has come: what is done, running and left, and the time."""
+        left, running = self.records.left(self.wanted), self.processes.running.values()
+        spent = sum(time.monotonic() - begun for _, _, begun in running)
+        seconds = (self.records.time_left(left) or 0) - spent
+        to_go = f", about {duration(seconds / self.processes.count)} to go" if seconds > 0 else ""
+        done = self.records.count(self.wanted) - len(left)
+        wait = max(0, len(left) - len(running))
+        return f"{done} done, {len(running)} running, {wait} left{to_go}"
 
     def note(self, ended: Ended) -> None:
         """Takes note of how a job ended, and says how far the study has come."""
@@ -67,14 +92,7 @@ class Runner:
             return
         if job.command not in (*TRAINS, "train-extractor"):
             self.records.note(job, ended.seconds, ended.result)
-        left = [each for each in self.wanted if not self.records.done(each)]
-        seconds = self.records.time_left(left, self.processes.count)
-        to_go = f", about {duration(seconds)} to go" if left and seconds else ""
-        running = len(self.processes.running)
-        say(
-            f"Done: {job.title} in {duration(ended.seconds)}; {len(self.wanted) - len(left)} of "
-            f"{len(self.wanted)} jobs done, {running} running{to_go}"
-        )
+        say(f"Done: {job.title} in {duration(ended.seconds)}; {self.progress()}")
 
     def tune(self, choosers: Sequence[StudyJob]) -> None:
         """Runs trials at the same time for all, until the best values are inside their grids."""
