@@ -156,5 +156,5 @@ def test_a_line_says_how_far_a_study_is_while_its_jobs_run(tmp_path, monkeypatch
     lines = [each.split("Done")[0].strip() for each in shown.file.getvalue().splitlines()]
     said = " ".join(lines)
     assert "0 done, 2 running, 5 left" in said  # two trials and the page are counted
-    assert "3 done, 1 running, 3 left, about 15 min to go" in said
+    assert "2 done, 2 running, 3 left, about 20 min to go" in said
     assert runner.progress().startswith("4 done, 0 running, 3 left")

@@ -80,19 +80,6 @@ class Records:
         verdicts = list(result.get("verdict", {}).values()) if isinstance(result, dict) else []
         return verdicts[0] if verdicts else None
 
-    def seconds(self, job: StudyJob) -> float | None:
-        """How long a job will take, by how long those of its arm or stage took; None if unknown."""
-        if seconds := job.settings.get("budget.seconds"):
-            return float(seconds)
-        if job.command in TRAINS:
-            images = job.settings.get("budget.images")
-            same = [each for name in self.jobs.study.stages for each in self.jobs.of(name)]
-            same = [each for each in same if each.point.get(ARMS) == job.point.get(ARMS)]
-            rates = [rate for each in same if (rate := self._rate(each))]
-            return images * mean(rates) if images and rates else None
-        took = [read_json(self.path(each)).get("seconds", 0) for each in self.jobs.of(job.stage)]
-        return mean(filter(None, took)) if any(took) else None
-
     def left(self, jobs: Sequence[StudyJob]) -> list[StudyJob]:
         """The jobs that are not done, with the first trials of those that tune in their place."""
         return [
@@ -112,14 +99,25 @@ class Records:
 
     def time_left(self, jobs: Sequence[StudyJob]) -> float | None:
         """How long jobs will take, one after another; None if that is known of none of them."""
-        known = [self.seconds(job) for job in jobs]
-        return sum(filter(None, known)) if any(known) else None
+        rates: dict[str | None, list[float]] = {}
+        for each in (run for job in self.jobs.all for run in self._runs(job)):
+            summary = read_json(each.made / SUMMARY) if each.command in TRAINS else {}
+            images, seconds = summary.get("images_seen"), summary.get("wall_seconds")
+            if images and seconds and summary.get("finished"):
+                rates.setdefault(each.point.get(ARMS), []).append(seconds / images)
+        known = list(filter(None, (self._seconds(job, rates) for job in jobs)))
+        return sum(known) if known else None
 
-    def _rate(self, job: StudyJob) -> float | None:
-        """The seconds of an image in a finished training."""
-        summary = read_json(job.made / SUMMARY) if job.command in TRAINS else {}
-        images, seconds = summary.get("images_seen"), summary.get("wall_seconds")
-        return seconds / images if images and seconds and summary.get("finished") else None
+    def _seconds(self, job: StudyJob, rates: dict[str | None, list[float]]) -> float | None:
+        """How long a job will take, by the seconds of an image in each arm, or by its stage."""
+        if seconds := job.settings.get("budget.seconds"):
+            return float(seconds)
+        if job.command in TRAINS:
+            of_all = [rate for each in rates.values() for rate in each]
+            own, images = rates.get(job.point.get(ARMS), of_all), job.settings.get("budget.images")
+            return images * mean(own) if images and own else None
+        took = [read_json(self.path(each)).get("seconds") for each in self.jobs.of(job.stage)]
+        return mean(known) if (known := list(filter(None, took))) else None
 
 
 def found_for(chooser: StudyJob) -> dict[str, Any]:
