@@ -389,6 +389,19 @@ def test_single_runs_are_named_by_their_folders(study):
     assert {path.name for path in Path("published/runs").iterdir()} == {"dit_0", "unet_0"}
 
 
+def test_a_published_copy_inside_a_study_is_not_compared_with_its_runs(study):
+    (study / "train").mkdir()
+    for run in [*study.glob("dit_*"), *study.glob("unet_*")]:
+        run.rename(study / "train" / run.name)
+    publish([str(study / "train")], str(study / "record"))
+    found = compare([str(study)], "page")
+    assert [len(folders) for folders in found["compositions"].values()] == [2, 2]
+    assert found["left_out"] == []
+    shutil.rmtree(study / "train")
+    found = compare([str(study)], "page")
+    assert [len(folders) for folders in found["compositions"].values()] == [2, 2]
+
+
 def test_one_study_may_be_given_by_several_paths(study):
     Path("link").symlink_to(study)
     whole = [f"runs/{name}_{seed}" for name in ("dit", "unet") for seed in (0, 1)]

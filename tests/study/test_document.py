@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from diffusion_lab.cli.study import document
+from diffusion_lab.cli.study.command import check, read
 from diffusion_lab.cli.study.jobs import Jobs, text_of
 from diffusion_lab.common.messages import UserError
 
@@ -82,9 +83,12 @@ def test_a_mistake_is_named_with_its_file_and_key(load, changes, key, named):
 
 def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, load):
     load()
-    (tmp_path / "study/mine.yaml").write_text("arms: [")
-    with pytest.raises(UserError, match=r"mine\.yaml"):
-        document.load("mine", {}, str(tmp_path))
+    for text in ("arms: [", "arms:\n  DiT: {}\n  DiT: {}", "- DiT"):
+        (tmp_path / "study/mine.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"mine\.yaml") as error:
+            document.load("mine", {}, str(tmp_path))
+        assert "\n" not in str(error.value)
+        assert text.count("DiT") < 2 or "line 3" in str(error.value)
     with pytest.raises(UserError, match="unet_vs_dit"):
         document.load("unet_vs_dti", {}, None)
 
@@ -184,3 +188,39 @@ def test_values_are_written_as_hydra_reads_them(value, text):
     assert text_of(value) == text
     if value != "${seed}":
         assert parse([f"key={text}"])[0].value() == value
+
+
+def test_measurements_have_each_sampling_seed_and_the_given_metrics(load):
+    protocol = PLAIN["protocol"] | {"sampling_seeds": [5, 6]}
+    on_run = {"needs": {"run": "train"}}
+    again = {"again": on_run | {"evaluate": {}}, "steps": on_run | {"sample-sweep": {"steps": 2}}}
+    study = load(protocol=protocol, **stages(**again))
+    jobs = Jobs(study, {"metrics.reference_size": 9})
+    assert {job.settings["seed"] for job in jobs.of("again")} == {5, 6}
+    assert len(jobs.of("again")) == 2 * len(jobs.of("train")) == 2 * len(jobs.of("steps"))
+    assert len({job.title for job in jobs.of("again")}) == len(jobs.of("again"))
+    assert "seed=5,6" in jobs.of("steps")[0].arguments
+    assert jobs.of("steps")[0].settings["metrics.reference_size"] == 9
+
+
+def test_the_measurement_of_a_trial_has_the_given_metrics_but_its_own_reference(load):
+    measured = {"measure": {"metrics.reference": "validation"}, "num_samples": 7}
+    study = load(**stages(tune=PLAIN["stages"]["tune"] | measured))
+    given = {"metrics.reference_size": 9, "metrics.reference": "test", "optimizer.lr": 1}
+    jobs = Jobs(study, given)
+    settings = jobs.measurement(jobs.first_trials(jobs.of("tune")[0])[0]).settings
+    assert settings["metrics.reference_size"] == 9
+    assert settings["metrics.reference"] == "validation"
+    assert settings["metrics.num_samples"] == 7
+    assert "optimizer.lr" not in settings
+
+
+def test_a_stage_whose_name_has_blanks_is_changed_on_the_command_line():
+    asked = read(["mine", "stages.tune U-Net.train.optimizer.lr=[1,2]", "stages.a b.images=5"])
+    assert asked.own == {"stages.tune U-Net.train.optimizer.lr": [1, 2], "stages.a b.images": 5}
+
+
+def test_a_wrong_protocol_is_refused_before_anything_is_trained(load):
+    jobs = Jobs(load({"protocol.seeds": [0]}), {})
+    with pytest.raises(UserError, match=r"protocol\.seeds"):
+        check(jobs.of("train"), None)

@@ -144,11 +144,12 @@ def whole(value: object) -> object:
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     """Finds the run folders at or below the paths; raises UserError for a path without one.
 
-    The tuning runs of a study are found only if the path is their folder.
+    The tuning runs of a study are found only if the path is their folder, and published copies
+    only if there is nothing else.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        below = list(_search(path))
+        below = list(_search(path, copies=False)) or list(_search(path, copies=True))
         if not below:
             raise UserError(
                 f"there is no run folder at or below {path}; give folders that contain runs"
@@ -158,9 +159,14 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _search(path: Path) -> Iterator[Path]:
+def _search(path: Path, copies: bool) -> Iterator[Path]:
     for folder, is_run, folders, _ in walk(path):
-        folders[:] = [each for each in folders if not (folder / each / FOUND).is_file()]
+        below = [(each, folder / each) for each in folders]
+        folders[:] = [
+            name
+            for name, each in below
+            if not (each / FOUND).is_file() and (copies or not published.has_card(each))
+        ]
         if is_run:
             yield folder
 

@@ -140,7 +140,8 @@ def option(key: str, text: str) -> Any:
 
 def value_of(word: str) -> Any:
     """The value of an override as plain values."""
-    override = parse([word])[0]
+    key, _, text = word.partition("=")
+    override = parse([f"{key.replace(' ', '_')}={text}"])[0]  # the name of a stage may have blanks
     if override.is_sweep_override():
         raise UserError(f"{word} has several values; write a list, as in protocol.seeds=[0,1]")
     return OmegaConf.to_container(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[call-overload,index]
@@ -216,14 +217,19 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
 
 
 def check(jobs: Sequence[StudyJob], config_dir: str | None) -> None:
-    """Composes a training of each arm in each stage; raises UserError for what cannot be."""
-    from diffusion_lab.cli.sweep_plan import composed  # late: it waits for torch
+    """Composes a training of each arm in each stage; raises UserError for what cannot be.
+
+    It checks the protocol of each, too.
+    """
+    # late: they wait for torch
+    from diffusion_lab.cli.sweep_plan import composed
+    from diffusion_lab.training.protocol import protocol_of
 
     firsts = {(job.stage, job.label): job for job in jobs if job.command in TRAINS}
     for job in firsts.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]
         try:
-            composed(job.command, flags, job.arguments)
+            protocol_of(composed(job.command, flags, job.arguments))
         except MISTAKES as error:
             raise UserError(f"{job.title}: {sentence(error)}") from error
 

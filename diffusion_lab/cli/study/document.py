@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
-ARMS, SEEDS = "arms", "seeds"
+ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
 TRAINS = ("train", "train-autoencoder")
 ON_RUNS = ("sample-sweep", "evaluate", "memorization")  # of one trained run each
 ON_FOLDERS = ("compare", "publish")  # of all runs of the stages that they need
@@ -26,7 +26,7 @@ STAGE_COMMANDS = (*TRAINS, "train-extractor", *ON_RUNS, *ON_FOLDERS)
 LENGTHS = ("images", "seconds", "flops")  # units of a budget, of which one counts
 KEYS = ("base", "name", "question", "protocol", "common", "axes", "arms", "budget", "stages")
 BUDGET = ("match", "reference", "tolerance", *LENGTHS)
-PROTOCOL = ("metric", "test", "contrasts", "seeds", "sampling_seeds", "stop", "sampling")
+PROTOCOL = ("metric", "test", "contrasts", "seeds", SAMPLING_SEEDS, "stop", "sampling")
 CHOOSING = ("choose", "grow", "trials", "measure", "num_samples")  # keys of a stage that tunes
 STAGE = ("over", "of", "needs", "share", "seeds", "question", "protocol", *LENGTHS, *CHOOSING)
 NEED = ("stage", "other")
@@ -118,6 +118,9 @@ def _plain(path: Path, files: Mapping[str, Path], overrides: Mapping[str, Any]) 
     """The content of a file, with that of its base and overrides."""
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except MarkedYAMLError as error:
+        where = f"{path}, line {error.problem_mark.line + 1}"
+        raise UserError(f"{where}: {error.problem}; mend that line") from error
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
@@ -205,22 +208,19 @@ class _Reader:
         self.axes = {name: self.axis(f"axes.{name}", each) for name, each in axes.items()}
         self.axes[ARMS] = arms = self.axis(ARMS, plain[ARMS])
         contrasts = self.protocol.get("contrasts", "all")
-        pairs = [] if contrasts == "all" else contrasts
-        if not isinstance(pairs, list) or any(
-            not isinstance(p, list) or len(p) != 2 for p in pairs
-        ):
+        listed = contrasts if isinstance(contrasts, list) else [contrasts] * (contrasts != "all")
+        if any(not isinstance(pair, list) or len(pair) != 2 for pair in listed):
             why = "must be all, or pairs of arms such as [[DiT, U-Net]]"
             raise self.refuse("protocol.contrasts", why)
-        for arm in (arm for pair in pairs for arm in pair):
+        for arm in (arm for pair in listed for arm in pair):
             self.require("protocol.contrasts", "arm", arm, arms)
         budget = self.mapping("budget", plain.get("budget"), BUDGET)
         self.length("budget", budget)
         if ("match" in budget) != ("reference" in budget):
             raise self.refuse("budget", "match and reference belong together; write both")
-        written = self.mapping("stages", plain["stages"])
         stages = {
             name: self.mapping(f"stages.{name}", each, (*STAGE_COMMANDS, *STAGE))
-            for name, each in written.items()
+            for name, each in self.mapping("stages", plain["stages"]).items()
         }
         for name in self.in_order(stages):
             self.stages[name] = self.stage(name, stages[name])
@@ -260,7 +260,7 @@ class _Reader:
             left = [name for name in graph if name not in ordered]
             ready = [name for name in left if set(graph[name]) <= ordered.keys()]
             if not ready:
-                why = f"{' and '.join(left)} need one another in a circle; remove a need"
+                why = f"there is a circle in the needs of {' and '.join(left)}; remove a need"
                 raise self.refuse("stages", why)
             ordered[ready[0]] = None
         return list(ordered)
@@ -290,6 +290,8 @@ class _Reader:
         if command in ON_FOLDERS and not after:
             raise self.refuse(f"{key}.needs", "must name the stages of the runs, as in [train]")
         settings = self.mapping(f"{key}.{command}", plain[command])
+        if command == "sample-sweep" and (drawn := self.protocol.get(SAMPLING_SEEDS)):
+            settings = {"seed": drawn} | settings  # each run is measured with all of them
         choice = self.choice(key, plain, command, settings)
         of = self.mapping(f"{key}.of", plain.get("of"))
         for axis, values in of.items():
@@ -358,6 +360,8 @@ class _Reader:
         if command in ON_RUNS:
             axes = self.stages[needs["run"].stage].axes
             known |= axes
+            if command == "evaluate" and (drawn := self.protocol.get(SAMPLING_SEEDS)):
+                axes = axes | {SAMPLING_SEEDS: self.seeds("protocol", drawn)}
         over = plain.get("over")
         if over is None and command == "train":
             axes[SEEDS] = self.seeds(key, seeds)

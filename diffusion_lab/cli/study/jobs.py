@@ -135,6 +135,11 @@ class Jobs:
         """The jobs of a stage; of one that tunes, those that choose."""
         return self._made[stage]
 
+    @property
+    def _of_metrics(self) -> Settings:
+        """The given settings that measurements take."""
+        return {k: v for k, v in self.given.items() if k.split(".")[0] == "metrics"}
+
     def _jobs(self, stage: StudyStage) -> list[StudyJob]:
         if stage.choice:
             units = {name: axis for name, axis in stage.axes.items() if name != SEEDS}
@@ -166,7 +171,8 @@ class Jobs:
         if not choice or choice.measure is None:
             return None
         own = {"run": str(trial.made), "seed": trial.settings["seed"]}
-        settings = own | {"metrics.num_samples": choice.num_samples} | choice.measure
+        own |= self._of_metrics | {"metrics.num_samples": choice.num_samples}
+        settings = own | choice.measure
         return StudyJob(
             trial.stage, "evaluate", trial.point, trial.label, settings, trial.made, (trial,)
         )
@@ -191,8 +197,7 @@ class Jobs:
         elif stage.command in ON_RUNS:
             run = needed["run"]
             folder = run.made / MADE[stage.command] / slug(stage.name)
-            of_metrics = {k: v for k, v in self.given.items() if k.split(".")[0] == "metrics"}
-            settings = _on_run(stage, point, run) | of_metrics
+            settings = _on_run(stage, point, run) | self._of_metrics
             if stage.command != "evaluate":
                 settings |= {"output": str(folder)}
         else:
