@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from helpers.pages import PAGES, WRITTEN, check_composes, commands_of
+from helpers.pages import EXPERIMENTS, PAGES, WRITTEN, check_composes, commands_of
 from helpers.paths import CONF, ROOT
 
 DOCS = ROOT / "docs"
@@ -28,8 +28,8 @@ MADE = shutil.ignore_patterns(
     "__pycache__", ".cache", "site", "api", "options", "experiments", "tutorial"
 )
 LINES = [
-    pytest.param(line, id=f"{page.stem}-{i}")
-    for page in WRITTEN
+    pytest.param(line, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in [*WRITTEN, *EXPERIMENTS]
     for i, line in enumerate(commands_of(page))
     if "--config-dir" not in line  # tested by test_own_parts.py
 ]
@@ -56,11 +56,19 @@ def test_every_command_of_the_pages_composes(line, monkeypatch):
 
 def test_every_make_target_of_the_pages_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for page in WRITTEN:
-        for target in re.findall(
-            r"(?:^    |`)make ([a-z-]+)(?=[`\s])", page.read_text(), re.MULTILINE
-        ):
-            assert target in targets, f"{page.name}: make {target}"
+    studies = {path.stem for path in (CONF / "study").glob("*.yaml")} | {"..."}
+    for page in [*WRITTEN, *EXPERIMENTS, ROOT / "README.md"]:
+        text = page.read_text()
+        for target in re.findall(r"(?:^    |`)make ([a-z-]+)(?=[`\s])", text, re.MULTILINE):
+            assert target in targets, f"{page}: make {target}"
+        for name in re.findall(r"make study NAME=([\w.]+)", text):
+            assert name in studies, f"{page}: NAME={name}"
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, *EXPERIMENTS], ids=lambda page: page.parent.name)
+def test_every_script_that_a_page_names_exists(page):
+    for name in re.findall(r"experiments/[\w/]+\.(?:py|sh)\b", page.read_text()):
+        assert (ROOT / name).is_file(), name
 
 
 def test_every_page_is_in_the_navigation():

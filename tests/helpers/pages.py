@@ -18,6 +18,9 @@ PAGES = ROOT / "docs/pages"
 WRITTEN = sorted(PAGES.glob("*.md"))  # those in folders are made from conf/ and docstrings
 
 
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*/README.md"))
+
+
 def blocks_of(page: Path, language: str) -> dict[str, str]:
     """The blocks of a page whose first line is the name of a file, by that name."""
     found = re.findall(rf"```{language}\n(# (\S+\.\w+)\n.+?)```", page.read_text(), re.DOTALL)
@@ -25,8 +28,9 @@ def blocks_of(page: Path, language: str) -> dict[str, str]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of a page that are commands of `diffusion-lab`."""
-    return re.findall(r"^(?:    )?(diffusion-lab .+)$", page.read_text(), re.MULTILINE)
+    """The commands of `diffusion-lab` on a page, each in one line."""
+    text = re.sub(r" *\\\n +", " ", page.read_text())
+    return re.findall(r"^(?:    )?(diffusion-lab .+)$", text, re.MULTILINE)
 
 
 def check_composes(line: str) -> None:
