@@ -141,6 +141,8 @@ def test_overrides_change_a_study_and_lengths_replace_one_another(load):
         "protocol.seeds": [3],
         "stages.tune.train.optimizer.lr": [1, 2],
         "stages.tune.images": 7,
+        "arms.DiT.backbone.depth": 1,
+        "axes.data.few.data.fraction": 0.2,
     }
     jobs = Jobs(load(changed), {"sampler.steps": 9, "metrics.num_samples": 4})
     (one, *_) = jobs.of("train")
@@ -148,12 +150,57 @@ def test_overrides_change_a_study_and_lengths_replace_one_another(load):
     assert one.settings["budget.seconds"] == 5
     assert "budget.images" not in one.settings
     assert (one.settings["seed"], one.settings["sampler.steps"]) == (3, 9)
+    assert one.settings["data.fraction"] == 0.2
+    assert jobs.of("train")[-1].settings["backbone.depth"] == 1
     copies = jobs.of("copies")[0]
     assert copies.settings["metrics.num_samples"] == 4
     assert "control" not in copies.settings  # no run has another seed
     trial = jobs.first_trials(jobs.of("tune")[0])[0]
     assert trial.settings["optimizer.lr"] == 1
     assert trial.settings["budget.images"] == 4  # half of seven
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.tnue.images", "stages.images", "arms.Mamba.lr", "axes.data.x"]
+)
+def test_an_override_of_no_key_is_refused(load, key):
+    with pytest.raises(UserError, match=key):
+        load({key: 1})
+
+
+def test_what_a_tuning_would_refuse_is_refused_at_once():
+    own = {"stages.tune.train.optimizer.lrs": [1, 2]}
+    jobs = Jobs(document.load("unet_vs_dit", own, None), {})
+    with pytest.raises(UserError, match=r"optimizer\.lrs"):
+        check(jobs, jobs.of("tune")[:1], None)
+
+
+def test_names_with_dots_and_blanks_are_parts_of_keys(load):
+    request = read(
+        ["mine", "axes.data.0.1 %.data.fraction=0.5", "stages.my page.compare.top=[1,2]"]
+    )
+    axes = {"data": {"0.1 %": {"data.fraction": 0.001}, "0": {}}}
+    study = load(request.own, axes=axes, **stages(**{"my page": PLAIN["stages"]["page"]}))
+    assert Jobs(study, {}).of("train")[0].settings["data.fraction"] == 0.5
+    assert study.stages["my page"].settings == {"top": [1, 2]}
+
+
+def test_given_settings_go_to_each_command_that_takes_them(load):
+    more = {
+        "kl": {"train-autoencoder": {"optimizer.lr": [1, 2]}, "choose": "fid", "measure": {}},
+        "classes": {"train-extractor": {"data": "fashion_mnist"}},
+    }
+    jobs = Jobs(
+        load(**stages(**more)), {"logger": "none", "data": "other", "metrics.size": 4, "lr": 1}
+    )
+    (trial, _), (classes,) = jobs.first_trials(jobs.of("kl")[0]), jobs.of("classes")
+    measured = jobs.measurement(trial)
+    given = [
+        each.settings.keys() & {"logger", "data", "metrics.size", "lr"}
+        for each in (trial, measured, classes)
+    ]
+    assert given == [{"logger", "data"}, {"metrics.size"}, {"data"}]
+    assert classes.made.stem == "other"
 
 
 def test_a_study_changes_its_base_key_by_key(tmp_path, load):
@@ -223,4 +270,4 @@ def test_a_stage_whose_name_has_blanks_is_changed_on_the_command_line():
 def test_a_wrong_protocol_is_refused_before_anything_is_trained(load):
     jobs = Jobs(load({"protocol.seeds": [0]}), {})
     with pytest.raises(UserError, match=r"protocol\.seeds"):
-        check(jobs.of("train"), None)
+        check(jobs, jobs.of("train"), None)

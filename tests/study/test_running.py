@@ -1,24 +1,27 @@
 """A study from nothing to its page, stopped and killed on the way, and tuned within its grid."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers.commands import prepare_for_commands
+from helpers.started_study import ends, started, summaries, waits_for
 from helpers.tiny_study import STUDY
 from rich.console import Console
 
+from diffusion_lab.cli.ending import reply
 from diffusion_lab.cli.study import document, running
-from diffusion_lab.cli.study.jobs import Jobs
-from diffusion_lab.cli.study.processes import Ended
+from diffusion_lab.cli.study.document import ARMS
+from diffusion_lab.cli.study.jobs import Jobs, StudyJob, present
+from diffusion_lab.cli.study.processes import Ended, Processes
 from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.values import best, beyond
 
@@ -30,44 +33,23 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
 
-    def start(*arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "diffusion_lab", "study", "tiny", "--config-dir=conf"]
-        return subprocess.Popen(
-            [*command, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-
-    return start
-
-
-def waits_for(path: str, seconds: float = 60) -> Path:
-    """The first file of this pattern, once there is one."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := sorted(Path("outputs/tiny").glob(path)):
-            return found[0]
-        time.sleep(0.02)
-    raise AssertionError(f"no {path}")
-
-
-def ends(process: subprocess.Popen) -> tuple[int, str]:
-    _, said = process.communicate(timeout=120)
-    return process.returncode, said
+    return partial(started, "tiny", "--config-dir=conf")
 
 
 def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page(study):
     first = study()
-    waits_for("tune/*/config.yaml")
+    waits_for("tiny/tune/*/config.yaml")
     os.kill(first.pid, signal.SIGINT)
     code, said = ends(first)
     assert code == 130, said
     assert "study tiny" in said.splitlines()[-1]
     second = study()
-    waits_for("train/*/checkpoints/last.ckpt")
+    waits_for("tiny/train/*/checkpoints/last.ckpt")
     os.killpg(second.pid, signal.SIGKILL)
     ends(second)
     code, said = ends(study())
     assert code == 0, said
-    runs = summaries()
+    runs = summaries("tiny")
     assert len(runs) == 2 + 4
     assert all(run["finished"] for run in runs.values())
     chosen = json.loads(Path("outputs/tiny/tune/tuning.json").read_text())["Wide"]["chosen"]
@@ -83,12 +65,48 @@ def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page
     before = page.stat().st_mtime
     code, said = ends(study())
     assert (code, page.stat().st_mtime) == (0, before), said
-    assert summaries() == runs, "nothing is done again"
+    assert summaries("tiny") == runs, "nothing is done again"
 
 
-def summaries() -> dict[Path, dict]:
-    """The summaries of all runs of the study."""
-    return {path: json.loads(path.read_text()) for path in Path("outputs").rglob("summary.json")}
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """Two processes at once for commands that print their arguments, and answer with them."""
+
+    def execute(arguments: list[str]) -> None:
+        print(*arguments, flush=True)
+        reply(result=arguments)
+
+    monkeypatch.setattr("diffusion_lab.cli.program.execute", execute)
+    found = Processes(2, tmp_path, [])
+    found.context = multiprocessing.get_context("fork")  # which has what is patched
+    return found
+
+
+def results(processes: Processes) -> dict[str, object]:
+    """The results of all jobs by title, once they have ended."""
+    found = {}
+    while processes.running:
+        found |= {each.job.title: each.result for each in processes.ended(60)}
+    return found
+
+
+def test_a_page_leaves_out_stages_of_which_no_run_has_begun(tmp_path, processes):
+    there, gone = tmp_path / "train", tmp_path / "gone"
+    there.mkdir()
+    settings = {"output": "page"}
+    processes.start(StudyJob("page", "compare", {}, "", settings, tmp_path, (), (there, gone)))
+    assert results(processes) == {"page": ["compare", str(there), "output=page"]}
+    assert present("study", ["tiny"]) == ["study", "tiny"]  # which is no folder
+
+
+def test_trials_at_once_have_logs_and_results_of_their_own(tmp_path, processes):
+    for rate in (1, 2):
+        made = tmp_path / f"DiT_lr-{rate}"
+        processes.start(StudyJob("tune", "train", {ARMS: "DiT"}, "DiT", {"lr": rate}, made))
+    answers = [["train", "lr=1"], ["train", "lr=2"]]
+    assert sorted(results(processes).values()) == answers
+    logs = sorted(path.read_text() for path in tmp_path.glob("*.log"))
+    assert logs == ["train lr=1\n", "train lr=2\n"]
 
 
 def tried(**by_rate: float | None) -> list[dict]:

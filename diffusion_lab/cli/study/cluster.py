@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_lab.cli.study.document import TRAINS, slug
-from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob
+from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob, present
 from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.sweep_plan import composed
 from diffusion_lab.common.files import read_json, write_json
@@ -35,7 +35,7 @@ class JobOnSlurm:
     def __call__(self) -> None:
         from diffusion_lab.cli.program import execute
 
-        execute([self.command, *self.arguments])
+        execute(present(self.command, self.arguments))
 
     def checkpoint(self) -> Any:
         """The callable that submitit submits when the time of the job is up."""

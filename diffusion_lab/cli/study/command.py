@@ -36,9 +36,19 @@ studies. Repeat the command to resume: what is done is not repeated, and an unfi
 
 Keys: stages, arms and seeds narrow the study; jobs (1) are runs at once on this machine; dry=true
 runs nothing; hydra/launcher=slurm submits all stages, and hydra.launcher.KEY=... says how. A key of
-the study, such as budget.images, protocol.seeds=[0,1] or stages.STAGE.seconds, changes the study;
-any other is given to its trainings, and to measurements if it is one of metrics."""
-OWN = ("name", "question", "budget.", "protocol.", "common.", "stages.")  # start keys of a study
+the study changes it: budget.images, protocol.seeds=[0,1], arms.ARM.KEY or stages.STAGE.seconds. Any
+other is given to its trainings; of these, first stages take data, trainer and logger, classifiers
+take data, and measurements metrics."""
+OWN = (
+    "name",
+    "question",
+    "budget.",
+    "protocol.",
+    "common.",
+    "axes.",
+    "arms.",
+    "stages.",
+)  # start keys of a study
 WANTED = {"dry": "true or false", "jobs": "a whole number above 0"}
 NARROWING = ("stages", ARMS, SEEDS)
 
@@ -76,10 +86,12 @@ def study(arguments: list[str]) -> None:
             print_commands(jobs, job, flags)
         return
     again = shlex.join(["diffusion-lab", "study", *arguments])
-    check(wanted, request.config_dir)
+    processes = Processes(request.jobs, jobs.root / "logs", flags)
+    if left := [job for job in wanted if not records.done(job)]:
+        processes.call(check, jobs, left, request.config_dir)
     records.write_plan()
     if not request.launcher:
-        run(records, wanted, request, flags, again)
+        run(records, wanted, processes, again)
         return
     from diffusion_lab.cli.study.cluster import Submission  # late: it waits for torch
 
@@ -139,9 +151,8 @@ def option(key: str, text: str) -> Any:
 
 
 def value_of(word: str) -> Any:
-    """The value of an override as plain values."""
-    key, _, text = word.partition("=")
-    override = parse([f"{key.replace(' ', '_')}={text}"])[0]  # the name of a stage may have blanks
+    """The value of an override as plain values; its key may have names with blanks."""
+    override = parse([f"key={word.partition('=')[2]}"])[0]
     if override.is_sweep_override():
         raise UserError(f"{word} has several values; write a list, as in protocol.seeds=[0,1]")
     return OmegaConf.to_container(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[call-overload,index]
@@ -216,17 +227,18 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
             print(shlex.join(["diffusion-lab", "evaluate", *flags, *measurement.arguments]))
 
 
-def check(jobs: Sequence[StudyJob], config_dir: str | None) -> None:
+def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     """Composes a training of each arm in each stage; raises UserError for what cannot be.
 
     It checks the protocol of each, too.
     """
-    # late: they wait for torch
+    # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweep_plan import composed
     from diffusion_lab.training.protocol import protocol_of
 
-    firsts = {(job.stage, job.label): job for job in jobs if job.command in TRAINS}
-    for job in firsts.values():
+    firsts = [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in left]
+    trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
+    for job in trainings.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]
         try:
             protocol_of(composed(job.command, flags, job.arguments))
@@ -234,11 +246,8 @@ def check(jobs: Sequence[StudyJob], config_dir: str | None) -> None:
             raise UserError(f"{job.title}: {sentence(error)}") from error
 
 
-def run(
-    records: Records, wanted: Sequence[StudyJob], request: Request, flags: Sequence[str], again: str
-) -> None:
+def run(records: Records, wanted: Sequence[StudyJob], processes: Processes, again: str) -> None:
     """Runs the jobs that are not done, and says what came of them."""
-    processes = Processes(request.jobs, records.jobs.root / "logs", flags)
     runner = Runner(records, processes, wanted)
     try:
         for stage in records.jobs.study.stages:

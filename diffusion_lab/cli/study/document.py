@@ -30,6 +30,7 @@ PROTOCOL = ("metric", "test", "contrasts", "seeds", SAMPLING_SEEDS, "stop", "sam
 CHOOSING = ("choose", "grow", "trials", "measure", "num_samples")  # keys of a stage that tunes
 STAGE = ("over", "of", "needs", "share", "seeds", "question", "protocol", *LENGTHS, *CHOOSING)
 NEED = ("stage", "other")
+DEPTHS = {"stages": 2, "arms": 2, "axes": 3}  # of the mappings above a setting
 TUNING_SEEDS = [100]  # as no seed of a study
 
 Settings = dict[str, Any]
@@ -149,22 +150,21 @@ def _merged(base: Settings, own: Settings) -> Settings:
 
 
 def _set(plain: Settings, key: str, value: object) -> None:
-    """Sets a key such as stages.tune.images, or stages.tune.train.optimizer.lr."""
-    depth = 1 if key.startswith(("budget.", "protocol.", "common.")) else 0
-    if key.startswith("stages."):
-        depth = 3 if key.split(".")[2:3] and key.split(".")[2] in STAGE_COMMANDS else 2
-    *path, last = key.split(".", depth)
-    for part in path:
-        below = plain.setdefault(part, {})
-        if not isinstance(below, dict) or (
-            part == path[-1] and "stages" in path[:-1] and not below
-        ):
-            raise UserError(f"{key} is no key of this study")
-        plain = below
-    if len(path) == 1 and path[0] == "budget" and last in LENGTHS:
+    """Sets a key such as stages.tune.images, or axes.data.0.1 %.data.fraction: names have dots."""
+    first, _, last = key.partition(".")
+    where, last = (plain.setdefault(first, {}), last) if last else (plain, first)
+    depth = 1
+    while isinstance(where, dict) and (
+        below := [n for n in where if last.startswith(f"{n}.") and isinstance(where[n], dict)]
+    ):
+        name = max(below, key=len)
+        where, last, depth = where[name], last.removeprefix(f"{name}."), depth + 1
+    if not isinstance(where, dict) or depth < DEPTHS.get(first, 0):
+        raise UserError(f"{key} is no key of this study")
+    if first == "budget" and last in LENGTHS:
         for each in LENGTHS:
-            plain.pop(each, None)
-    plain[last] = value
+            where.pop(each, None)
+    where[last] = value
 
 
 def _instead(word: str, known: Iterable[str]) -> str:

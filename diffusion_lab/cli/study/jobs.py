@@ -11,6 +11,7 @@ from typing import Any
 from diffusion_lab.cli.study.document import (
     ARMS,
     LENGTHS,
+    ON_FOLDERS,
     ON_RUNS,
     SEEDS,
     TRAINS,
@@ -28,6 +29,11 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.tuned import FOUND
 
 MADE = {"sample-sweep": "sweeps", "memorization": "", "evaluate": "evaluations"}  # in run folders
+TAKES = {  # the parts of given settings for commands other than train, which takes all
+    "train-autoencoder": ("data", "trainer", "logger"),
+    "train-extractor": ("data",),
+    **dict.fromkeys(ON_RUNS, ("metrics",)),
+}
 CHOOSE = "choose"  # the command of a job that tunes: it runs trials, and writes what is best
 PLAIN = re.compile(r"[\w./@%+-]+|\$\{[^'\"]*\}")  # text that Hydra reads without quotes
 WORDS = ("null", "true", "false", "nan", "inf")  # without quotes they are no text
@@ -102,6 +108,13 @@ def text_of(value: object, several: bool = False) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def present(command: str, arguments: Sequence[str]) -> list[str]:
+    """A command without folders of runs to compare or publish in which no run has begun."""
+    folders = command in ON_FOLDERS
+    there = [each for each in arguments if not folders or "=" in each or Path(each).exists()]
+    return [command, *there]
+
+
 def points(axes: Mapping[str, Axis]) -> Iterator[Point]:
     """Every combination of the values, the last axis changing fastest."""
     for names in product(*axes.values()):
@@ -118,7 +131,7 @@ def merged(settings: Settings, more: Settings) -> Settings:
 
 
 class Jobs:
-    """The jobs of all stages of a study; `given` are settings for its trainings and metrics."""
+    """The jobs of all stages of a study; `given` are settings for all commands that take them."""
 
     def __init__(self, study: Study, given: Settings):
         self.study, self.given, self.root = study, given, OUTPUTS / study.name
@@ -134,11 +147,6 @@ class Jobs:
     def of(self, stage: str) -> list[StudyJob]:
         """The jobs of a stage; of one that tunes, those that choose."""
         return self._made[stage]
-
-    @property
-    def _of_metrics(self) -> Settings:
-        """The given settings that measurements take."""
-        return {k: v for k, v in self.given.items() if k.split(".")[0] == "metrics"}
 
     def _jobs(self, stage: StudyStage) -> list[StudyJob]:
         if stage.choice:
@@ -170,9 +178,8 @@ class Jobs:
         choice = self.study.stages[trial.stage].choice
         if not choice or choice.measure is None:
             return None
-        own = {"run": str(trial.made), "seed": trial.settings["seed"]}
-        own |= self._of_metrics | {"metrics.num_samples": choice.num_samples}
-        settings = own | choice.measure
+        own = {"run": str(trial.made), "seed": trial.settings["seed"]} | self._given("evaluate")
+        settings = own | {"metrics.num_samples": choice.num_samples} | choice.measure
         return StudyJob(
             trial.stage, "evaluate", trial.point, trial.label, settings, trial.made, (trial,)
         )
@@ -192,12 +199,13 @@ class Jobs:
         if stage.command in TRAINS:
             settings = self._training(stage, point, values or {}) | {"run_dir": str(folder)}
         elif stage.command == "train-extractor":
-            folder = _extractor(stage.settings)
-            settings = stage.settings | {"output": str(folder)}
+            settings = stage.settings | self._given(stage.command)
+            folder = _extractor(settings)
+            settings |= {"output": str(folder)}
         elif stage.command in ON_RUNS:
             run = needed["run"]
             folder = run.made / MADE[stage.command] / slug(stage.name)
-            settings = _on_run(stage, point, run) | self._of_metrics
+            settings = _on_run(stage, point, run) | self._given(stage.command)
             if stage.command != "evaluate":
                 settings |= {"output": str(folder)}
         else:
@@ -208,6 +216,11 @@ class Jobs:
         needs = (*needed.values(), *after)
         label = label_of(point)
         return StudyJob(stage.name, stage.command, point, label, settings, folder, needs, paths)
+
+    def _given(self, command: str) -> Settings:
+        """The given settings that a command takes."""
+        takes = TAKES.get(command)
+        return {k: v for k, v in self.given.items() if takes is None or k.split(".")[0] in takes}
 
     def _match(self, need: Need, point: Point, where: str) -> StudyJob | None:
         """The job of the needed stage that has the values of a point on the axes of both.
@@ -260,8 +273,7 @@ class Jobs:
             if length is not None:
                 own = {"budget": unit.partition(".")[2]} | own
                 own[unit] = round(length * stage.share)
-        if stage.command == "train":
-            own = merged(own, self.given)
+        own = merged(own, self._given(stage.command))
         if stage.choice and stage.command == "train":
             own = measured_for(stage.choice, own)
         return own | values

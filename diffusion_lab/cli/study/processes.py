@@ -6,18 +6,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from diffusion_lab.cli.ending import REPLY, STOPPED
-from diffusion_lab.cli.study.jobs import StudyJob
+from diffusion_lab.cli.study.document import slug
+from diffusion_lab.cli.study.jobs import StudyJob, present
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import say
 
-LOADED = "diffusion_lab.training.train"  # what commands import, once for all of them
+LOADED = ("diffusion_lab.cli.training_job", "timm")  # what trainings import, once for all of them
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Processes:
         self.context = multiprocessing.get_context(
             "forkserver" if "forkserver" in methods else "spawn"
         )
-        self.context.set_forkserver_preload([LOADED])
+        self.context.set_forkserver_preload(list(LOADED))
+
+    def call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Calls a function that needs torch in a process which has it, as this one has not."""
+        with self.context.Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            pool.apply(function, arguments)
 
     @property
     def room(self) -> bool:
@@ -56,7 +62,7 @@ class Processes:
     def start(self, job: StudyJob) -> None:
         """Starts a job; there must be room for it."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"{job.stage}_{job.name or job.command}.log".replace(" ", "-")
+        log = self.logs / f"{slug(job.title)}.log"
         reply = log.with_suffix(".json")
         reply.unlink(missing_ok=True)
         own = log if self.count > 1 else None
@@ -106,7 +112,7 @@ def execute(command: str, arguments: list[str], log: Path | None, reply: Path) -
     from diffusion_lab.cli.program import execute as run
 
     try:
-        run([command, *arguments])
+        run(present(command, arguments))
     except KeyboardInterrupt:
         sys.exit(STOPPED)
 
