@@ -106,7 +106,8 @@ def kill_node(cluster) -> Iterator[Callable[[str, str], None]]:
     yield kill
     for node in killed:
         called("slurmd", "-N", node)
-        called("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        # refused if it has come back by itself
+        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], check=False)
     wait_for(
         lambda: called("sinfo", "--noheader", "--partition=normal", "--format=%D %t") == "2 idle"
     )
@@ -216,27 +217,50 @@ def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):
     assert names == [f"{first}_0_0_log.out", f"{first}_1_0_log.out"]
 
 
-def test_a_study_is_submitted_at_once_and_ends_by_itself(submit, tmp_path):
+def test_a_study_is_submitted_at_once_and_ends_by_itself(submit, kill_node, tmp_path):
+    arms = STUDY["arms"] | {"Uneven": {"backbone.width": 17}}  # cannot be divided among its heads
     (tmp_path / "conf/study").mkdir(parents=True)
-    (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    text = yaml.safe_dump(STUDY | {"arms": arms}, sort_keys=False)
+    (tmp_path / "conf/study/tiny.yaml").write_text(text)
     command = [sys.executable, "-m", "diffusion_lab", "study", "tiny", "--config-dir=conf"]
-    asked = [*command, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
-    subprocess.run(asked, check=True, timeout=PATIENCE)
-    ids = json.loads(Path("outputs/tiny/slurm.json").read_text())
-    assert len(ids) == 2 + 1 + 4 + 1  # trials, what is best of them, trainings, and the page
+    command += [
+        "hydra/launcher=slurm",
+        "hydra.launcher.cpus_per_task=1",
+        "stages.train.images=4800",
+    ]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+    study = Path("outputs/tiny")
+    ids = json.loads((study / "slurm.json").read_text())
+    assert len(ids) == 2 + 1 + 6 + 1  # trials, what is best of them, trainings, and the page
     waiting = called("squeue", "--noheader", "--states=PENDING", "--format=%E")
     assert "afterany" in waiting  # stages wait for one another
-    subprocess.run(asked, check=True, timeout=PATIENCE)  # sends nothing twice
-    assert json.loads(Path("outputs/tiny/slurm.json").read_text()) == ids
-    shown = called(sys.executable, "-m", "diffusion_lab", "status", "outputs/tiny", "json=true")
-    assert json.loads(shown.splitlines()[-1])["counts"]
-    wait_for(lambda: any(Path("outputs/tiny/train").glob("*/config.yaml")), logs)
-    first = next(n for title, n in ids.items() if title.startswith("train: Narrow, seed 0"))
-    subprocess.run(["scontrol", "requeue", first], check=False)  # as a node that fails would
-    called("scontrol", "update", f"JobId={first}", "StartTime=now")
-    wait_for(lambda: Path("outputs/tiny/page/index.html").exists(), logs)
-    runs = [json.loads(path.read_text()) for path in Path("outputs/tiny").rglob("summary.json")]
-    assert sum(run.get("finished", False) for run in runs) == 2 + 4
+    run = study / "train/Narrow_seed-0"
+    wait_for(lambda: (run / "metrics.jsonl").exists() and losses(run), logs)
+    job = next(each for title, each in ids.items() if title.startswith("train: Narrow, seed 0"))
+    number, node = called("squeue", "--noheader", f"--jobs={job}", "--format=%A %N").split()
+    kill_node(node, number)
+    wait_for(lambda: state(job) == "PENDING", logs)
+    assert {"queued", "running"} & {row["state"] for row in status("outputs/tiny")}
+    subprocess.run(command, check=True, timeout=PATIENCE)  # sends again only what has failed
+    again = json.loads((study / "slurm.json").read_text())
+    assert all("Uneven" in title for title, each in again.items() if ids[title] != each)
+
+    def ended() -> bool:
+        for each in called(
+            "squeue", "--noheader", "--states=PENDING", "--format=%i %r"
+        ).splitlines():
+            if each.endswith("BeginTime"):  # requeued, and else waits for two minutes
+                called("scontrol", "update", f"JobId={each.split()[0]}", "StartTime=now")
+        return not called("squeue", "--noheader")
+
+    wait_for(ended, logs)
+    assert "Restarts=1" in called("scontrol", "show", "job", job)
+    assert (study / "page/index.html").exists()
+    assert (study / "jobs/page.json").exists()  # else it would be submitted again
+    trained = sorted(path.parent for path in study.rglob("summary.json"))
+    assert [summary(each)["finished"] for each in trained] == [True] * (2 + 4)
+    steps = [losses(each) for each in trained if each.parent.name == "train"]
+    assert steps == [list(range(50, 601, 50))] * 4  # each is trained once
 
 
 def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):

@@ -3,8 +3,11 @@
 import json
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -19,6 +22,7 @@ from rich.console import Console
 
 from diffusion_lab.cli.ending import reply
 from diffusion_lab.cli.study import document, running
+from diffusion_lab.cli.study.cluster import JobOnSlurm
 from diffusion_lab.cli.study.document import ARMS
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob, present
 from diffusion_lab.cli.study.processes import Ended, Processes
@@ -97,6 +101,17 @@ def test_a_page_leaves_out_stages_of_which_no_run_has_begun(tmp_path, processes)
     processes.start(StudyJob("page", "compare", {}, "", settings, tmp_path, (), (there, gone)))
     assert results(processes) == {"page": ["compare", str(there), "output=page"]}
     assert present("study", ["tiny"]) == ["study", "tiny"]  # which is no folder
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_what_ends_well_in_a_slurm_job_is_noted_as_done(tmp_path, monkeypatch, code):
+    monkeypatch.setattr("diffusion_lab.cli.program.execute", lambda _: code and sys.exit(code))
+    records = Records(Jobs(document.load("backbones", {"name": str(tmp_path)}, None), {}))
+    (page,) = records.jobs.of("page")
+    on_slurm = JobOnSlurm("compare", [], partial(records.note, page, result=None))
+    with suppress(SystemExit):
+        pickle.loads(pickle.dumps(on_slurm))()
+    assert records.done(page) == (code == 0)
 
 
 def test_trials_at_once_have_logs_and_results_of_their_own(tmp_path, processes):

@@ -5,8 +5,10 @@ at what came of them, so none stays in the queue for a job that has failed. A sm
 trials of a tuning writes what is best; it trains the values that a grid grows by itself.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.cli.study.document import TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob, present
-from diffusion_lab.cli.study.records import Records
+from diffusion_lab.cli.study.records import Records, leaves
 from diffusion_lab.cli.sweep_plan import composed
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import say
@@ -27,15 +29,22 @@ SMALL = {"nodes": 1, "tasks_per_node": 1}  # of a job that trains and samples no
 
 
 class JobOnSlurm:
-    """A command in a SLURM job; a job that is requeued begins it again."""
+    """A command in a SLURM job, and what notes that it is done; a requeued job begins it again."""
 
-    def __init__(self, command: str, arguments: Sequence[str]):
-        self.command, self.arguments = command, list(arguments)
+    def __init__(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        note: Callable[[float], None] = lambda seconds: None,
+    ):
+        self.command, self.arguments, self.note = command, list(arguments), note
 
     def __call__(self) -> None:
         from diffusion_lab.cli.program import execute
 
+        begun = time.monotonic()
         execute(present(self.command, self.arguments))
+        self.note(time.monotonic() - begun)
 
     def checkpoint(self) -> Any:
         """The callable that submitit submits when the time of the job is up."""
@@ -79,7 +88,14 @@ class Submission:
     def _send(self, jobs: list[StudyJob], stage: Sequence[StudyJob]) -> None:
         if not jobs:
             return
-        tasks = [JobOnSlurm(job.command, [*self.flags, *job.arguments]) for job in jobs]
+        tasks = [
+            JobOnSlurm(
+                job.command,
+                [*self.flags, *job.arguments],
+                *(() if leaves(job) else (partial(self.records.note, job, result=None),)),
+            )
+            for job in jobs
+        ]
         trains = jobs[0].command in TRAINS
         small = not trains and not jobs[0].point
         ids, place = self._array(tasks, jobs[0].stage, SMALL if small else {}, self._after(stage))

@@ -44,7 +44,7 @@ class Records:
     def time(self, job: StudyJob) -> float:
         """When a job ended, in seconds since 1970; 0 if it has not."""
         made = job.made / SUMMARY if job.command in TRAINS else job.made
-        path = made if self.leaves(job) else self.path(job)
+        path = made if leaves(job) else self.path(job)
         return path.stat().st_mtime if path.is_file() else 0.0
 
     def write_plan(self) -> None:
@@ -56,17 +56,13 @@ class Records:
                 "trains": job.command in TRAINS,
                 "of": job.label if job.command == CHOOSE else None,
                 "made": os.path.relpath(
-                    job.made if self.leaves(job) else self.path(job), self.jobs.root
+                    job.made if leaves(job) else self.path(job), self.jobs.root
                 ),
             }
             for job in self.jobs.all
         ]
         self.jobs.root.mkdir(parents=True, exist_ok=True)
         write_json(self.jobs.root / PLAN, {"question": self.jobs.study.question, "jobs": jobs})
-
-    def leaves(self, job: StudyJob) -> bool:
-        """Whether what a job makes shows that it is done."""
-        return job.command in (*TRAINS, CHOOSE, "train-extractor")
 
     def note(self, job: StudyJob, seconds: float, result: object) -> None:
         """Records that a job which trains nothing is done."""
@@ -118,6 +114,11 @@ class Records:
             return images * mean(own) if images and own else None
         took = [read_json(self.path(each)).get("seconds") for each in self.jobs.of(job.stage)]
         return mean(known) if (known := list(filter(None, took))) else None
+
+
+def leaves(job: StudyJob) -> bool:
+    """Whether what a job makes shows that it is done."""
+    return job.command in (*TRAINS, CHOOSE, "train-extractor")
 
 
 def found_for(chooser: StudyJob) -> dict[str, Any]:
