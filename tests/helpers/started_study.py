@@ -13,7 +13,7 @@ def started(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def waits_for(path: str, seconds: float = 120) -> None:
+def waits_for(path: str, seconds: float = 600) -> None:
     """Waits until there is a file of this pattern in outputs/."""
     end = time.monotonic() + seconds
     while not any(Path("outputs").glob(path)):
