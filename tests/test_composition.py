@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
 from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
+from diffusion_lab.common.labels import Captions, Classes, Numbers
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.noise import add_noise
@@ -62,7 +63,7 @@ TINY_NETWORK = ["backbone=dit", "backbone.width=16", "backbone.heads=2", "backbo
 
 def tiny(configure, *overrides: str):
     cfg = configure(*TINY_NETWORK, *overrides)
-    return cfg, build_model(cfg, SHAPE, CLASSES)
+    return cfg, build_model(cfg, SHAPE, Classes.numbered(CLASSES))
 
 
 @cache
@@ -99,7 +100,7 @@ def assembled(**options: str):
 
 
 def model_of(cfg):
-    return build_model(cfg, SHAPE, CLASSES)
+    return build_model(cfg, SHAPE, Classes.numbered(CLASSES))
 
 
 def draw(cfg, model) -> torch.Tensor:
@@ -107,7 +108,9 @@ def draw(cfg, model) -> torch.Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.nn.init.normal_(model.denoiser.backbone.out.weight, std=0.1)
-    drawn = replace(build_pipeline(cfg, model, CLASSES), first_stage=Undecoded(SHAPE))(range(4))
+    drawn = replace(
+        build_pipeline(cfg, model, Classes.numbered(CLASSES)), first_stage=Undecoded(SHAPE)
+    )(range(4))
     assert drawn.isfinite().all()
     assert drawn.std() > 0.01
     return drawn
@@ -269,15 +272,15 @@ def test_each_guidance_draws(configure, guidance, self_conditioning):
     ),
 )
 def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning):
-    numbers = ["conditioning.size=2"] if conditioning == "numeric_label" else []
-    classes = 0 if numbers else CLASSES
-    cfg = configure(f"backbone={backbone}", f"conditioning={conditioning}", *numbers)
+    others = {"numeric_label": Numbers(2), "caption": Captions()}
+    labels = others.get(conditioning, Classes.numbered(CLASSES))
+    cfg = configure(f"backbone={backbone}", f"conditioning={conditioning}")
     if conditioning == "raw_labels":  # of networks that embed labels, and no basic one does
         with refused("conditioning=raw_labels", "conditioning=class_label"):
-            build_model(cfg, (1, 16, 16), classes)
+            build_model(cfg, (1, 16, 16), labels)
         return
-    model = build_model(cfg, (1, 16, 16), classes)
-    assert build_pipeline(cfg, model, classes)(range(2)).shape == (2, 1, 16, 16)
+    model = build_model(cfg, (1, 16, 16), labels)
+    assert build_pipeline(cfg, model, labels)(range(2)).shape == (2, 1, 16, 16)
 
 
 # others of their kind are fast tests

@@ -36,7 +36,7 @@ FACTS = {
         "norm",
     },
     "backbone/state_space": {"channels"},
-    "conditioning": {"num_classes", "width"},
+    "conditioning": {"labels", "width"},
     "first_stage": {"image_shape"},
     "objective": {"schedule", "coupling"},
     "optimizer": {"parameters"},
@@ -47,10 +47,10 @@ FACTS = {
 OURS = "diffusion_lab."
 # facts of classes in groups whose other classes have other facts
 OF_FAMILIES = {
-    "CodeTransformer": {"codes", "tokens", "num_classes", "conditioning"},
-    "ConvGenerator": {"image_shape", "num_classes", "conditioning"},
-    "RelativisticLoss": {"image_channels", "num_classes", "conditioning"},
-    "Discriminator": {"image_channels", "num_classes", "conditioning"},
+    "CodeTransformer": {"codes", "tokens", "labels", "conditioning"},
+    "ConvGenerator": {"image_shape", "labels", "conditioning"},
+    "RelativisticLoss": {"image_channels", "labels", "conditioning"},
+    "Discriminator": {"image_channels", "labels", "conditioning"},
     "NextCode": set(),
 }
 ELSEWHERE = ("diffusion_lab.families.", "diffusion_lab.backbone.discriminator.")

@@ -26,6 +26,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 from diffusion_lab.backbone.attention import SelfAttention
 from diffusion_lab.backbone.conditioning import Attributes, ClassLabel
 from diffusion_lab.build.objects import build_model, build_pipeline
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.source import ImageFolder, TwoMoons
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
@@ -146,7 +147,9 @@ def test_a_wrong_command_is_answered_in_one_sentence_and_writes_nothing(lab, run
 def test_a_composition_that_cannot_be_built_is_answered_in_one_sentence(prompt):
     cfg = assembled(*shlex.split(prompt.removeprefix("build ")))
     with pytest.raises(UserError) as error:
-        build_pipeline(cfg, build_model(cfg, (1, 8, 8), 4), 4)(range(2))
+        build_pipeline(cfg, build_model(cfg, (1, 8, 8), Classes.numbered(4)), Classes.numbered(4))(
+            range(2)
+        )
     check(prompt, str(error.value))
 
 

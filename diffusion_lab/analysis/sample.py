@@ -1,13 +1,11 @@
 """The command `sample`: draws images from a trained run into files."""
 
 import re
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_lab.build.config_keys import as_list
@@ -15,11 +13,10 @@ from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.overrides import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import most_rows, save_png
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.data import ImageDataModule
-from diffusion_lab.data.source.labelling import LARGEST, is_number
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.files import SAMPLES
@@ -41,7 +38,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     opened = open_run(cfg)
     inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
-    labels = wanted_labels(cfg, pipeline, datamodule)
+    labels = wanted_labels(cfg, pipeline, datamodule.labels)
     images = opened.draw_all(pipeline, cfg, labels)
     shown = images[: most_rows(cfg.columns) * cfg.columns]
     picture = datamodule.source.picture(shown, cfg.columns)
@@ -50,39 +47,18 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return on_rank_zero(lambda: write(cfg, overrides, images, labels, picture))
 
 
-def wanted_labels(
-    cfg: DictConfig, pipeline: Generator, datamodule: ImageDataModule
-) -> Tensor | None:
-    """The labels (n,), or numbers (n, K): one, a repeated list, or all in turn; None without."""
-    asked, ids = cfg.labels, range(cfg.num_samples)
-    if asked is None:
-        return pipeline.labels(ids)
+def wanted_labels(cfg: DictConfig, pipeline: Generator, kind: Labels) -> Tensor | None:
+    """The labels (n, ...): one, a repeated list, or all in turn; None without."""
+    if cfg.labels is None:
+        return pipeline.labels(range(cfg.num_samples))
     if not pipeline.conditional:
         raise UserError("labels were given, but this run is unconditional; leave labels out")
-    given = as_list(asked)
-    if size := datamodule.label_size:
-        known = vectors(given, size, asked)
-        return known[[i % len(known) for i in ids]]
-    last = datamodule.num_classes - 1
-    wrong = [c for c in given if type(c) is not int or not 0 <= c <= last]
-    if wrong or not given:
-        raise UserError(f"labels={asked} must be classes between 0 and {last}")
-    return torch.tensor([given[i % len(given)] for i in ids])
-
-
-def vectors(given: list[Any], size: int, asked: object) -> Tensor:
-    """Labels (m, size): numbers, or lists of `size` numbers, of which one may stand alone."""
-    if size > 1 and not any(isinstance(label, ListConfig) for label in given):
-        given = [given]
-    rows = [list(label) if isinstance(label, list | ListConfig) else [label] for label in given]
-    numeric = all(map(is_number, chain(*rows)))
-    if not rows or not numeric or any(len(row) != size for row in rows):
-        wanted = "a number or a list of them" if size == 1 else f"{size} numbers or lists of them"
-        raise UserError(
-            f"labels={asked} must be {wanted} of at most {LARGEST:.4g}, as the labels of the data "
-            "are"
-        )
-    return torch.tensor(rows, dtype=torch.float32)
+    try:
+        asked = OmegaConf.to_container(OmegaConf.create({"": as_list(cfg.labels)}))
+        given = kind.parse(asked[""])  # type: ignore[call-overload,index]
+    except ValueError as error:
+        raise UserError(f"labels={cfg.labels} {error}") from error
+    return given[[i % len(given) for i in range(cfg.num_samples)]]
 
 
 def way(cfg: DictConfig) -> str:

@@ -79,7 +79,7 @@ def sweep(
     ]
     with errors_at(cfg, "metrics"):
         data = opened.datamodule
-        by_class = all(each.pipeline.conditional for each in settings) and not data.label_size
+        by_class = all(each.pipeline.conditional for each in settings) and data.num_classes > 0
         metrics.check(by_class, data.num_classes)
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import optional, ranges, whole, whole_list
+from diffusion_lab.backbone.attention import SelfAttention
+from diffusion_lab.common import labels as kinds
+from diffusion_lab.common.labels import LONGEST, Captions, Classes, Labels, Numbers
+from diffusion_lab.common.ranges import Count, optional, ranges, whole_list
 
-EXAMPLES = 1000  # training labels that a model keeps, to draw samples of
+LETTER, SPAN = 32, 8  # numbers of a byte, and bytes of a token of a caption
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0)  # half turns per standard deviation of a number
-ENDS = (0.05, 0.95)  # quantiles of the labels of a grid's first and last row
 
 
 @dataclass
@@ -43,183 +45,169 @@ class Condition:
         return total, token if self.tokens is None else torch.cat([token, self.tokens], dim=1)
 
 
-class Unconditional(nn.Module):
+class Conditioning(nn.Module):
+    """Embeds labels; `labels` says what they are. Raises ValueError if they are not of its kind."""
+
+    conditional = True
+
+    labels: Any
+
+    def __init__(self, labels: Labels):
+        super().__init__()
+        self.labels = labels
+
+    def drop(
+        self, labels: Tensor, rate: float, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Replaces each label by the null label with probability `rate`."""
+        dropped = torch.rand(len(labels), generator=generator, device=labels.device) < rate
+        return self.labels.drop(labels, dropped)
+
+    def known(self, labels: Tensor | None, count: int) -> Tensor:
+        """The labels, or `count` null labels for None."""
+        if labels is None:
+            return self.labels.null(count, next(self.parameters()).device)
+        return labels
+
+
+class Unconditional(Conditioning):
     """Ignores labels: every sample has the same, empty condition."""
 
     conditional = False
 
-    def __init__(self, num_classes: int, width: int):
-        super().__init__()
+    def __init__(self, labels: Labels, width: int):
+        super().__init__(Classes(()))
+
+    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> None:
+        """Does nothing, as there are no labels to drop."""
+        return None
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """The empty condition for `count` samples."""
         return Condition()
 
-    def drop(self, labels: Tensor | None, rate: float, generator=None) -> None:
-        """Does nothing, as there are no labels to drop."""
-        return None
+
+def require_classes(labels: Labels) -> Classes:
+    """The labels, if they are classes; raises ValueError if not."""
+    if not isinstance(labels, Classes) or not labels.classes:
+        raise ValueError(
+            "a condition needs labelled data, but this data set has no classes; use none, "
+            "numeric_label if its labels are numbers, or caption if they are texts"
+        )
+    return labels
 
 
-class Labelled(nn.Module):
-    """The labels 0, ..., num_classes - 1 of images, and the null label `num_classes`."""
-
-    conditional = True
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(
-                "a condition needs labelled data, but this data set has no classes; use none, or "
-                "numeric_label if its labels are numbers"
-            )
-        self.null_label = num_classes
-
-    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-        """Replaces each label by the null label with probability `rate`, sample by sample."""
-        dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < rate
-        return torch.where(dropped, self.null_label, labels)
-
-    def is_null(self, labels: Tensor) -> Tensor:
-        """Whether each label is the null label, bool (B,)."""
-        return labels == self.null_label
-
-
-class RawLabels(Labelled):
-    """The label itself, for a network that embeds it."""
+class RawLabels(Conditioning):
+    """The class itself, for a network that embeds it."""
 
     null: Tensor
 
-    def __init__(self, num_classes: int, width: int):
-        super().__init__(num_classes)
+    def __init__(self, labels: Labels, width: int):
+        super().__init__(require_classes(labels))
         # a buffer, as without weights nothing else says on which device this is
-        self.register_buffer("null", torch.tensor(num_classes), persistent=False)
+        self.register_buffer("null", labels.null(1), persistent=False)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` null labels."""
         return Condition(labels=self.null.repeat(count) if labels is None else labels)
 
 
-class Attributes(Labelled):
-    """Several attributes in one label: a learned vector and a token for each attribute's value.
+class Attributes(Conditioning):
+    """Several attributes in one class: a learned vector and a token for each attribute's value.
 
-    The null label is for guidance (arXiv:2207.12598). `sizes` are the numbers of values; with sizes
-    (m, n), label i has the values i // n and i % n. None means one attribute. Raises ValueError if
-    the product of the sizes is not num_classes.
+    `sizes` are the numbers of values; None means one attribute (see `common.labels.Attributes`).
     """
 
     @ranges(sizes=optional(whole_list(1)))
-    def __init__(self, num_classes: int, width: int, sizes: Sequence[int] | None):
-        super().__init__(num_classes)
-        self.sizes = [num_classes] if sizes is None else list(sizes)
-        if math.prod(self.sizes) != num_classes:
-            raise ValueError(
-                f"sizes={self.sizes} makes {math.prod(self.sizes)} labels, but this "
-                f"data set has {num_classes}; write sizes whose product is {num_classes}"
-            )
+    def __init__(self, labels: Labels, width: int, sizes: Sequence[int] | None):
+        names = require_classes(labels).names
+        super().__init__(kinds.Attributes(names, [len(names)] if sizes is None else sizes))
+        self.sizes: list[int] = self.labels.sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)
         for embedding in self.embeddings:
             nn.init.normal_(embedding.get_parameter("weight"), std=0.02)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` unconditional samples -> (B, D), (B, L, D)."""
-        if labels is None:
-            device = next(self.parameters()).device
-            labels = torch.full((count,), self.null_label, device=device)
-        step = math.prod(self.sizes)
-        parts: list[Tensor] = []
-        for size, embedding in zip(self.sizes, self.embeddings, strict=True):
-            step //= size
-            value = labels // step % size
-            parts.append(embedding(torch.where(labels == self.null_label, size, value)))
-        tokens = torch.stack(parts, dim=1)  # (B, L, D)
+        labels = self.known(labels, count)
+        values = zip(self.embeddings, self.labels.values(labels), strict=True)
+        tokens = torch.stack([embedding(value) for embedding, value in values], dim=1)  # (B, L, D)
         return Condition(tokens.sum(1), tokens, labels)
 
 
 class ClassLabel(Attributes):
     """One learned vector per class, and one for the null label."""
 
-    def __init__(self, num_classes: int, width: int):
-        super().__init__(num_classes, width, sizes=None)
+    def __init__(self, labels: Labels, width: int):
+        super().__init__(labels, width, sizes=None)
 
 
-class NumericLabel(nn.Module):
+class NumericLabel(Conditioning):
     """A network's vector, and one token, of a label of K numbers; a learned one of no label.
 
-    Numbers are standardised by mean and standard deviation of the training labels, which the model
-    keeps, with some of these labels. A label of NaN is the null label of guidance
-    (arXiv:2207.12598).
+    Numbers are standardised by mean and standard deviation of the training labels.
     """
 
-    conditional = True
-    null_label = math.nan
-    mean: Tensor  # (K,)
-    std: Tensor  # (K,)
-    examples: Tensor  # (EXAMPLES, K)
-
-    @ranges(size=optional(whole(1)))
-    def __init__(self, num_classes: int, width: int, size: int | None):
-        super().__init__()
-        if size is None:
+    def __init__(self, labels: Labels, width: int):
+        if not isinstance(labels, Numbers):
             raise ValueError(
                 "this condition needs labels that are numbers, and this data set has none; use "
-                "class_label or none, or write their size if the images are not here"
+                "class_label or none"
             )
-        self.size = size
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
-        self.register_buffer("examples", torch.zeros(EXAMPLES, size))
-        self.first = nn.Linear(size * (1 + 2 * len(FREQUENCIES)), width)
+        super().__init__(Numbers(labels.size))
+        self.first = nn.Linear(labels.size * (1 + 2 * len(FREQUENCIES)), width)
         self.last = nn.Linear(width, width)
         self.null = nn.Parameter(torch.empty(width))
         for weight in (self.last.weight, self.null):
             nn.init.normal_(weight, std=0.02)
         nn.init.zeros_(self.last.bias)
 
-    def learn(self, labels: Tensor) -> None:
-        """Takes the scale of numbers, and examples, from training labels (N, K)."""
-        self.mean.copy_(labels.mean(0))
-        std = labels.std(0, correction=0)
-        self.std.copy_(torch.where(std > 0, std, 1.0))
-        chosen = random_places(len(labels), min(EXAMPLES, len(labels)))
-        self.examples.copy_(labels[chosen].repeat(-(-EXAMPLES // len(chosen)), 1)[:EXAMPLES])
-
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B, K), or None for `count` unconditional samples -> (B, D), (B, 1, D)."""
-        if labels is None:
-            labels = self.mean.new_full((count, self.size), self.null_label)
-        known = ~self.is_null(labels)[:, None]
-        numbers = torch.where(known, (labels - self.mean) / self.std, 0.0)
+        labels = self.known(labels, count)
+        known = ~self.labels.is_null(labels)[:, None]
+        numbers = torch.where(known, (labels - self.labels.mean) / self.labels.std, 0.0)
         turns = [math.pi * frequency * numbers for frequency in FREQUENCIES]
         features = [numbers, *(f(turn) for turn in turns for f in (torch.sin, torch.cos))]
         hidden = nn.functional.silu(self.first(torch.cat(features, 1)))
         vector = torch.where(known, self.last(hidden), self.null)
         return Condition(vector, vector[:, None])
 
-    def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
-        """Replaces each label (B, K) by the null label with probability `rate`."""
-        dropped = torch.rand(len(labels), generator=generator, device=labels.device) < rate
-        return labels.masked_fill(dropped[:, None], self.null_label)
 
-    def is_null(self, labels: Tensor) -> Tensor:
-        """Whether each label (B, K) is the null label, bool (B,)."""
-        return labels.isnan().any(1)
+class CaptionLabel(Conditioning):
+    """An encoder of captions by their bytes: a token for each SPAN bytes, and a vector, their mean.
 
-    def typical(self, ids: Sequence[int]) -> Tensor:
-        """Labels (B, K) for samples `ids`: training labels at random, always the same ones."""
-        return self.examples.cpu()[[i % EXAMPLES for i in ids]]
+    Bytes see their neighbours, and tokens one another in `depth` layers of self-attention. The null
+    label is the empty caption, which has no bytes but zeros.
+    """
 
-    def spread(self, count: int) -> Tensor:
-        """Labels (count, K) for the rows of a grid.
+    @ranges()
+    def __init__(self, labels: Labels, width: int, depth: Count):
+        if not isinstance(labels, Captions):
+            raise ValueError(
+                "this condition needs captions, and this data set has none; use class_label or none"
+            )
+        super().__init__(Captions())
+        self.letters = nn.Embedding(256, LETTER)
+        self.neighbours = nn.Conv1d(LETTER, LETTER, 5, padding=2)
+        self.spans = nn.Conv1d(LETTER, width, SPAN, stride=SPAN)
+        self.positions = nn.Parameter(torch.empty(LONGEST // SPAN, width))
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            wider, narrower = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+            self.layers.append(nn.Sequential(nn.LayerNorm(width), SelfAttention(width, heads=1)))
+            self.layers.append(nn.Sequential(nn.LayerNorm(width), wider, nn.GELU(), narrower))
+        self.last = nn.Linear(width, width)
+        for weight in (self.positions, self.last.weight):
+            nn.init.normal_(weight, std=0.02)
+        nn.init.zeros_(self.last.bias)
 
-        One number goes from the 5 % to the 95 % quantile; of more, training labels are taken.
-        """
-        if self.size > 1:
-            return self.typical(range(count))
-        return self.examples.cpu().quantile(torch.linspace(*ENDS, count), dim=0)
-
-
-def blank_labels(conditioning: nn.Module, count: int, device: torch.device | str) -> Tensor:
-    """Labels for `count` images whose values do not matter: classes or numbers 0."""
-    if isinstance(conditioning, NumericLabel):
-        return torch.zeros(count, conditioning.size, device=device)
-    return torch.zeros(count, dtype=torch.int64, device=device)
+    def forward(self, labels: Tensor | None, count: int) -> Condition:
+        """labels (B, LONGEST) uint8, or None for `count` empty ones -> (B, D), (B, L, D)."""
+        letters = self.letters(self.known(labels, count).long()).mT  # (B, LETTER, LONGEST)
+        letters = letters + nn.functional.silu(self.neighbours(letters))
+        tokens = self.spans(letters).mT + self.positions  # (B, L, D)
+        for layer in self.layers:
+            tokens = tokens + layer(tokens)
+        tokens = self.last(tokens)
+        return Condition(tokens.mean(1), tokens)

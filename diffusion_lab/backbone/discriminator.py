@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import MULTIPLE_OF_4, Flag, ranges, whole
 
 
@@ -26,7 +27,7 @@ class Discriminator(nn.Module):
         channels: Annotated[int, MULTIPLE_OF_4],
         layers: Annotated[int, whole(1).as_in(2)],
         normalised: Flag = True,
-        num_classes: int = 0,
+        labels: Labels | None = None,
         conditioning: Callable[..., nn.Module] | None = None,
     ):
         super().__init__()
@@ -45,7 +46,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*parts, nn.Conv2d(self.features, 1, 3, padding=1))
         self.conditioning: Any = None
         if conditioning is not None:
-            self.conditioning = conditioning(num_classes=num_classes, width=self.features)
+            self.conditioning = conditioning(labels=labels, width=self.features)
         if not normalised:  # nothing else keeps the size of features from layer to layer
             for part in parts:
                 if isinstance(part, nn.Conv2d):

@@ -7,10 +7,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.backbone.conditioning import RawLabels, blank_labels
+from diffusion_lab.backbone.conditioning import RawLabels
 from diffusion_lab.build.config_keys import replaced
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.build.sampling import needs_dropped_labels, needs_labels
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.autoregressive import (
@@ -85,7 +86,7 @@ def build_code_model(
         device,
         codes=first_stage.num_codes,
         tokens=prod(first_stage.latent_shape[1:]),
-        num_classes=datamodule.num_classes,
+        labels=datamodule.labels,
     )
     return model, first_stage
 
@@ -102,8 +103,8 @@ def build_generator(
 ) -> ConvGenerator:
     """Builds the generator of a GAN; raises UserError."""
     check_groups(cfg, "sampler", "guidance", "first_stage")
-    shape, classes = datamodule.image_shape, datamodule.num_classes
-    return built(cfg, ConvGenerator, device, image_shape=shape, num_classes=classes)
+    shape, labels = datamodule.image_shape, datamodule.labels
+    return built(cfg, ConvGenerator, device, image_shape=shape, labels=labels)
 
 
 def built(cfg: DictConfig, kind: type, device: str, **facts: object):
@@ -133,7 +134,7 @@ def require(cfg: DictConfig, group: str, chosen: object, kind: type) -> None:
 
 
 def build_code_pipeline(
-    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, stage: TrainedVQ, classes: int
+    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, stage: TrainedVQ, kind: Labels
 ) -> CodePipeline:
     """Builds the drawing of codes with the sampler and guidance of `cfg`; raises UserError.
 
@@ -146,20 +147,20 @@ def build_code_pipeline(
         raise needs_labels(guidance.scale, "guidance.scale=1")
     if guidance.scale != 1 and not saved.objective.label_dropout:
         raise needs_dropped_labels(guidance.scale)
-    return CodePipeline(model, sampler, guidance, stage, classes)
+    return CodePipeline(model, sampler, guidance, stage, kind)
 
 
 def build_gan_loss(cfg: DictConfig, datamodule: ImageDataModule) -> RelativisticLoss:
     """Builds the loss of a GAN with its discriminator; raises UserError if it does not fit."""
-    shape, classes = datamodule.image_shape, datamodule.num_classes
+    shape, labels = datamodule.image_shape, datamodule.labels
     with errors_at(cfg, "objective"):
         factory, conditioning = instantiate(cfg, "objective"), instantiate(cfg, "conditioning")
         require(cfg, "objective", factory, RelativisticLoss)
-        loss = factory(image_channels=shape[0], num_classes=classes, conditioning=conditioning)
+        loss = factory(image_channels=shape[0], labels=labels, conditioning=conditioning)
         judge = loss.discriminator
         try:
             with torch.no_grad():
-                judge(torch.zeros(1, *shape), blank_labels(judge.conditioning, 1, "cpu"))
+                judge(torch.zeros(1, *shape), judge.conditioning.labels.blank(1))
         except RuntimeError as error:
             raise ValueError(
                 f"discriminator has too many layers for images of shape {shape}; use fewer"

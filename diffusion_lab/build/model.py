@@ -99,7 +99,7 @@ def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, drop
     """
     given: list[Given] = [NOTHING] if dropped else []
     if denoiser.conditioning.conditional:
-        ends = (0, denoiser.conditioning.null_label - 1)
+        ends = (0, denoiser.conditioning.labels.classes - 1)
         given += [Given(labels=torch.tensor([label], device=x.device)) for label in ends]
     for each in given or [NOTHING]:
         try:

@@ -5,18 +5,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.backbone.conditioning import NumericLabel, RawLabels
+from diffusion_lab.backbone.conditioning import RawLabels
 from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.build.losses import check_derivative, check_losses
 from diffusion_lab.build.model import Model, check_first_stage, check_training
 from diffusion_lab.build.sampling import check_noise, check_sampling
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
-from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Objective
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -29,22 +29,10 @@ NCSNPP = 16.0  # times as wide: the frequencies of NCSN++
 
 
 def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """Builds the data module of a configuration; no image is read yet.
-
-    Completes `cfg`: a conditioning that takes numbers is told how many a label of the data has.
-    """
+    """Builds the data module of a configuration; no image is read yet."""
     datamodule = instantiate(cfg, "data")
     with errors_at(cfg, "data.source"):
-        _ = datamodule.image_shape, datamodule.num_classes  # inferred here: errors name keys
-        size = datamodule.label_size
-    conditioning = cfg.get("conditioning") or DictConfig({})
-    if "size" in conditioning and not isinstance(datamodule.source, Absent):
-        if conditioning.size not in (None, size):
-            raise UserError(
-                f"conditioning.size={conditioning.size} is not how many numbers a label of these "
-                f"data has, {size}; leave it out"
-            )
-        conditioning.size = size or None
+        _ = datamodule.image_shape, datamodule.labels  # inferred here: errors name keys
     return datamodule
 
 
@@ -79,7 +67,7 @@ def load_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
 
 
 def build_model(
-    cfg: DictConfig, image_shape: tuple[int, int, int], num_classes: int, device: str = "cpu"
+    cfg: DictConfig, image_shape: tuple[int, int, int], labels: Labels, device: str = "cpu"
 ) -> Model:
     """Builds the model for images of `image_shape`; raises UserError if it cannot work.
 
@@ -110,7 +98,7 @@ def build_model(
             conditioning=instantiate(cfg, "conditioning"),
             prediction=objective.prediction,
             image_shape=first_stage.latent_shape,
-            num_classes=num_classes,
+            labels=labels,
             noise_label=label,
             input_std=std,
             self_conditioning=cfg.denoiser.self_conditioning,
@@ -153,7 +141,8 @@ def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
 def check_denoiser(objective: Objective, denoiser: Denoiser, compiled: bool) -> None:
     """Raises UserError if the objective or a compiler cannot work with the denoiser's parts."""
     check_labels(denoiser)
-    if isinstance(denoiser.conditioning, NumericLabel) and objective.coupling is not None:
+    heard = denoiser.conditioning
+    if heard.conditional and not heard.labels.classes and objective.coupling is not None:
         raise UserError(
             "a coupling would give the images of a label noise of their own, and only classes keep "
             "theirs apart; write coupling=none, or conditioning=none"
@@ -202,7 +191,7 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
 def build_pipeline(
     cfg: DictConfig,
     model: Model,
-    num_classes: int,
+    kind: Labels,
     weak: Denoiser | None = None,
     classifier: Classifier | None = None,
 ) -> Pipeline:
@@ -222,7 +211,7 @@ def build_pipeline(
         sampler,
         guidance,
         model.first_stage,
-        num_classes,
+        kind,
         weak,
         classifier,
     )

@@ -25,7 +25,7 @@ class OptimalTransport:
         """The order (B,) int64 of eps (B, ...) that pairs it with x0 (B, ...)."""
         # |x0 - eps|^2 without its squares, which all pairings share; autocast leaves float64 alone
         cost = -(x0.flatten(1).double() @ eps.flatten(1).double().T).cpu()  # (B, B)
-        if labels is None or labels.is_floating_point() or not self.per_class:
+        if labels is None or labels.ndim > 1 or not self.per_class:
             labels = torch.zeros(len(x0))
         parts = labels.cpu()
         order = torch.empty(len(x0), dtype=torch.int64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import crop_to, pad_to
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import AUTO, Flag, optional, settings, share, whole
 from diffusion_lab.data.loader import EncodedImages, PassLoader, TensorLoader, micro_batch
@@ -74,13 +75,13 @@ class ImageDataModule(lightning.LightningDataModule):
         return len(self.class_names)
 
     @property
-    def label_size(self) -> int:
-        """The number of values in a label; 0 if labels are classes."""
-        return self.source.values_per_label
+    def labels(self) -> Labels:
+        """What the labels of the images are."""
+        return self.source.labels
 
     def classes_of(self, labels: Tensor) -> Tensor:
-        """The classes (N,) int64 of labels; vectors of numbers are all of class 0."""
-        return labels.new_zeros(len(labels), dtype=torch.int64) if self.label_size else labels
+        """The classes (N,) int64 of labels; other labels are all of class 0."""
+        return labels if self.num_classes else labels.new_zeros(len(labels), dtype=torch.int64)
 
     def reference_images(self) -> Tensor:
         """The whole training split, which metrics compare with: uint8 (M, C, H, W), native size."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.level_features import time_features
@@ -72,7 +73,7 @@ class Denoiser(nn.Module):
         conditioning: Callable[..., nn.Module],
         prediction: Prediction,
         image_shape: tuple[int, int, int],
-        num_classes: int,
+        labels: Labels,
         noise_label: str = "time",
         input_std: Annotated[float | None, optional(above(0))] = None,
         self_conditioning: Flag = False,
@@ -96,9 +97,7 @@ class Denoiser(nn.Module):
             image_size=(height, width),
         )
         self.backbone: nn.Module = network
-        self.conditioning: Any = conditioning(
-            num_classes=num_classes, width=network.condition_width
-        )
+        self.conditioning: Any = conditioning(labels=labels, width=network.condition_width)
         if adapt := getattr(network, "adapt", None):
             adapt(self.conditioning)
         self.augmentation = None

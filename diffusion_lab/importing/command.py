@@ -37,7 +37,7 @@ def import_network(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     saved = configuration(kind, network, overrides)
     datamodule = build_datamodule(saved)
     check_data(network, datamodule)
-    model = build_model(saved, datamodule.image_shape, datamodule.num_classes, device="meta")
+    model = build_model(saved, datamodule.image_shape, datamodule.labels, device="meta")
     check_fit(network, model.denoiser)
     OmegaConf.update(saved, "data.source", datamodule.source.facts())
     OmegaConf.update(saved, "first_stage", model.first_stage.facts())

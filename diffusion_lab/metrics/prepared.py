@@ -54,11 +54,10 @@ class PreparedMetrics:
     def compute(self, observed: Observed, labels: Tensor | None) -> Values:
         """The values of the observed samples, with labels (n,), and of test images.
 
-        Labels that are numbers say nothing to metrics.
-
-        All ranks call this with the same arguments, rank 0 computes, and all get its result.
+        Labels that are no classes say nothing to metrics. All ranks call this with the same
+        arguments, rank 0 computes, and all get its result.
         """
-        if labels is not None and labels.is_floating_point():
+        if labels is not None and labels.ndim > 1:
             labels = None
         count = len(observed[FEATURES])
         if count != self.metrics.num_samples:

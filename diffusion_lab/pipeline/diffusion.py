@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import require_finite
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -38,7 +39,7 @@ class Pipeline(LabelledGenerator):
     sampler: Sampler
     guidance: Guidance
     first_stage: FirstStage
-    num_classes: int
+    kind: Labels
     weak: Denoiser | None = None  # the denoiser of guidance.weak_run
     classifier: Classifier | None = None  # the one that guides
     # wraps the function that the sampler calls to denoise, as inpainting does

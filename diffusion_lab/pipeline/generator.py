@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import NotFinite, most_rows
+from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.distributed import (
     failing_together,
@@ -62,9 +63,9 @@ class Generator(ABC):
 
 
 class LabelledGenerator(Generator):
-    """Draws samples of the labels that a conditioning knows: classes in turn, or numbers."""
+    """Draws samples of the labels that a conditioning knows; `kind` is that of the data."""
 
-    num_classes: int
+    kind: Labels
 
     @property
     @abstractmethod
@@ -76,22 +77,15 @@ class LabelledGenerator(Generator):
         return bool(self.conditioning.conditional)
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
-        """The classes in turn, (B,) int64, numbers of training images, (B, K), or None."""
-        if not self.conditional:
-            return None
-        if self.num_classes:
-            return torch.tensor([i % self.num_classes for i in ids])
-        return self.conditioning.typical(ids)
+        return self.known.in_turn(ids) if self.conditional else None
 
     def row_labels(self, columns: int) -> Tensor | None:
-        """The labels of a grid's rows: classes, or `columns` labels that are numbers, or None.
+        return self.known.grid(columns) if self.conditional else None
 
-        Of more classes than fit into a picture every second, third, ... is taken.
-        """
-        if self.conditional and not self.num_classes:
-            return self.conditioning.spread(columns)
-        every = -(-self.num_classes // most_rows(columns)) or 1
-        return self.labels(range(0, self.num_classes, every))
+    @property
+    def known(self) -> Labels:
+        """The labels that samples are drawn of; a model knows examples of its training labels."""
+        return self.conditioning.labels if self.conditioning.conditional else self.kind
 
 
 def draw(

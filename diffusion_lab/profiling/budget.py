@@ -129,7 +129,7 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
     A teacher's calls count, for pairs or in each step. Raises UserError if none are left.
     """
     data = build_datamodule(cfg := cfg.copy())
-    facts = ImageFacts(data.image_shape, data.num_classes)
+    facts = ImageFacts(data.image_shape, data.labels)
     macs = macs or cost_of(cfg, facts).macs
     model = build_model(cfg, *facts, device="meta")
     extra = model.objective.extra_passes(model.denoiser)

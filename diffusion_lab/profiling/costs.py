@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import macs
-from diffusion_lab.backbone.conditioning import Condition, blank_labels
+from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.model import Model
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import IMAGE_SHAPE, optional, whole
 from diffusion_lab.diffusion.estimate import Given
@@ -22,10 +23,10 @@ ELSEWHERE = "outside of all layers"  # MACs of no layer, such as attention of an
 
 
 class ImageFacts(NamedTuple):
-    """The shape (C, H, W) of the images that a model is for, and their number of classes."""
+    """The shape (C, H, W) of the images that a model is for, and what their labels are."""
 
     shape: tuple[int, int, int]
-    num_classes: int
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,23 @@ class CountingBackbone(nn.Module):
 
 
 def image_facts(cfg: DictConfig) -> ImageFacts:
-    """The images' shape and the number of classes: as configured, else the data's."""
+    """The images' shape and their labels: as configured, else the data's."""
     check_keys(cfg, {"image_shape": optional(IMAGE_SHAPE), "num_classes": optional(whole(0))})
     shape, classes = cfg.image_shape, cfg.num_classes
+    labels: Labels = Classes.numbered(classes or 0)
     if shape is None or classes is None:
         datamodule = build_datamodule(cfg)
         shape = list(datamodule.image_shape) if shape is None else shape
-        classes = datamodule.num_classes if classes is None else classes
+        labels = datamodule.labels if classes is None else labels
     channels, height, width = shape
-    return ImageFacts((channels, height, width), classes)
+    return ImageFacts((channels, height, width), labels)
 
 
 def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Callable[[], object]]:
     """A model and a call of its network on one image; on "meta" neither takes memory or time."""
     model = build_model(cfg, *facts, device=device)
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
-    labels = blank_labels(model.denoiser.conditioning, 1, device)
+    labels = model.denoiser.conditioning.labels.blank(1, device)
     level = model.schedule(torch.tensor([0.5]))
     return model, lambda: model.denoiser(x, level, Given(labels))
 
@@ -109,7 +111,7 @@ def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
     cost = macs.total(costs)
     return Counts(
         image_shape=facts.shape,
-        num_classes=facts.num_classes,
+        num_classes=facts.labels.classes,
         params=cost.params,
         macs=cost.macs,
         flops=2 * cost.macs,
@@ -147,7 +149,7 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
     model = build_model(cfg, *facts)
     backbone = model.denoiser.backbone
     assert isinstance(backbone, CountingBackbone)
-    pipeline = build_pipeline(cfg, model, facts.num_classes)
+    pipeline = build_pipeline(cfg, model, facts.labels)
     if pipeline.sampler.adaptive:
         return None
     with torch.inference_mode():

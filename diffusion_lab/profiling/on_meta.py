@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from diffusion_lab.backbone.conditioning import blank_labels
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.model import Model
 from diffusion_lab.diffusion.estimate import Given
@@ -153,7 +152,7 @@ class Kept:
 def kept_bytes(model: Model, images: int, precision: str, layers: Sequence[nn.Module] = ()) -> Kept:
     """The bytes that a forward pass on "meta" keeps for the backward pass, parameters aside."""
     x0 = torch.zeros(images, *model.denoiser.image_shape, device="meta")
-    labels = blank_labels(model.denoiser.conditioning, images, "meta")
+    labels = model.denoiser.conditioning.labels.blank(images, "meta")
     level = model.schedule(torch.full((images,), 0.5)).to("meta")
     parameters, own = list(model.denoiser.parameters()), []
     asked = {True: 0, False: 0}  # images, with gradients and without

@@ -14,7 +14,6 @@ from torch.utils.benchmark import Timer
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
-from diffusion_lab.backbone.conditioning import NumericLabel, blank_labels
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.build.parameter_groups import build_optimizer, inner_matrices
@@ -22,7 +21,7 @@ from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.costs import Counts, ImageFacts
+from diffusion_lab.profiling.costs import Counts, ImageFacts, image_facts
 from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
 
 ALLOWED = CHOICES | {"batch_size": whole(1), "timed_steps": whole(1)}
@@ -63,9 +62,7 @@ class Bench:
         self.optimizer = build_optimizer(cfg)(parts, self.parameters(), hidden)
         size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
-        self.labels = torch.randint(max(facts.num_classes, 1), size[:1], device=device)
-        if isinstance(conditioning := self.model.denoiser.conditioning, NumericLabel):
-            self.labels = blank_labels(conditioning, len(self.labels), device)
+        self.labels = facts.labels.blank(cfg.batch_size, device)
         self.noise = torch.randn(cfg.batch_size, *self.model.denoiser.image_shape, device=device)
         self.level = self.model.schedule(torch.tensor(0.5))
 
@@ -138,8 +135,7 @@ def measure_speed(cfg: DictConfig, counts: Counts) -> Speed | None:
     device, precision = measured_on(cfg)
     if device.type == "meta":
         return None
-    facts = ImageFacts(counts.image_shape, counts.num_classes)
-    bench = Bench(cfg, facts, device, precision)
+    bench = Bench(cfg, image_facts(cfg), device, precision)
     activations = bench.activation_bytes()
     bench.compile(cfg.compile)
     (step,) = median_seconds([bench.train], device, cfg.timed_steps)

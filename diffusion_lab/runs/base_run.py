@@ -118,7 +118,7 @@ class OpenRun(ABC):
         metrics = instantiate(cfg, "metrics")
         guided = OmegaConf.select(cfg, "guidance.classifier") is not None
         with errors_at(cfg, "metrics"):
-            by_class = (self.conditional or guided) and not self.datamodule.label_size
+            by_class = (self.conditional or guided) and self.datamodule.num_classes > 0
             metrics.check(by_class, self.datamodule.num_classes)
         read_data(self.saved, self.datamodule)
         with errors_at(cfg, "metrics"):

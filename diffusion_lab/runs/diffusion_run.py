@@ -34,7 +34,7 @@ class DiffusionRun(NetworkRun):
 
     @classmethod
     def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Model, FirstStage]:
-        model = build_model(saved, datamodule.image_shape, datamodule.num_classes)
+        model = build_model(saved, datamodule.image_shape, datamodule.labels)
         return model, model.first_stage
 
     @staticmethod
@@ -45,8 +45,8 @@ class DiffusionRun(NetworkRun):
         folder = cfg.guidance.weak_run
         if folder not in self.weak:
             self.weak[folder] = load_weak(folder, self.saved)
-        classes, classifier = self.datamodule.num_classes, load_classifier(cfg, self.datamodule)
-        pipeline = build_pipeline(cfg, self.model, classes, self.weak[folder], classifier)
+        kind, classifier = self.datamodule.labels, load_classifier(cfg, self.datamodule)
+        pipeline = build_pipeline(cfg, self.model, kind, self.weak[folder], classifier)
         if line := between_shortcuts(self.model.objective, pipeline.sampler):
             say(line)
         return pipeline

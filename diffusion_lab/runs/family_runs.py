@@ -25,7 +25,7 @@ class AutoregressiveRun(NetworkRun):
     def pipeline(self, cfg: DictConfig) -> CodePipeline:
         stage = cast(TrainedVQ, self.first_stage)
         return families.build_code_pipeline(
-            cfg, self.saved, self.model, stage, self.datamodule.num_classes
+            cfg, self.saved, self.model, stage, self.datamodule.labels
         )
 
 
@@ -40,4 +40,4 @@ class GANRun(NetworkRun):
         return families.build_generator(saved, datamodule), None
 
     def pipeline(self, cfg: DictConfig) -> GANPipeline:
-        return GANPipeline(self.model, self.datamodule.num_classes)
+        return GANPipeline(self.model, self.datamodule.labels)

@@ -29,7 +29,6 @@ REQUESTS = {
     "data.source.channels": None,
     "data.source.classes": None,
     "data.source.label_size": None,
-    "conditioning.size": None,
     "first_stage.sha256": None,
     "data_sha256": None,
     "init_sha256": None,

@@ -83,7 +83,7 @@ class DiffusionTask(Task):
         if self.module.alignment:
             self.module.alignment.extractor.to(device)
         # before weights that bring the scale of numbers which they were trained with
-        self.learn_labels(self.module.denoiser.conditioning)
+        self.module.denoiser.conditioning.labels.learn(self.datamodule.train_labels())
         if self.initial:
             self.initial.load_into(self.module.denoiser)
             renormalise(self.module.denoiser)
@@ -107,7 +107,7 @@ class DiffusionTask(Task):
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule
         try:
-            return cost_of(cfg, ImageFacts(data.image_shape, data.num_classes)).macs
+            return cost_of(cfg, ImageFacts(data.image_shape, data.labels)).macs
         except Exception as error:  # a custom network's: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
             return None
@@ -137,8 +137,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     """Builds the task that a configuration describes; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)
-    classes = datamodule.num_classes
-    model = build_model(cfg, datamodule.image_shape, classes, device)
+    labels = datamodule.labels
+    model = build_model(cfg, datamodule.image_shape, labels, device)
     if model.denoiser.self_conditioning and sharded(cfg.trainer):
         raise UserError(
             "denoiser.self_conditioning=true asks the network twice in a random half of each "
@@ -155,7 +155,7 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     with errors_at(cfg, "backbone"):
         check_network(model)
     weak = load_weak(cfg.guidance.get("weak_run"), cfg)
-    pipeline = build_pipeline(cfg, model, classes, weak, load_classifier(cfg, datamodule))
+    pipeline = build_pipeline(cfg, model, labels, weak, load_classifier(cfg, datamodule))
     parts = checked_parts(cfg, datamodule, module, pipeline)
     for steps in other_steps(parts["callbacks"]):
         check_steps(model, pipeline.sampler, steps)

@@ -31,7 +31,7 @@ class AutoregressiveTask(Task):
             block.compile()
 
     def prepare(self, device: torch.device) -> dict[str, object]:
-        self.learn_labels(self.module.model.conditioning)
+        self.module.model.conditioning.labels.learn(self.datamodule.train_labels())
         stage = self.module.first_stage
         self.datamodule.encoded = stage.prepare(self.datamodule, device)
         return {"first_stage": stage.facts()}
@@ -51,7 +51,7 @@ class GANTask(Task):
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         for network in (self.module.model, self.module.objective.discriminator):
-            self.learn_labels(network.conditioning)
+            network.conditioning.labels.learn(self.datamodule.train_labels())
         return {}
 
 
@@ -73,7 +73,7 @@ def build_autoregressive_task(cfg: DictConfig, device: str = "cpu") -> Autoregre
     module = AutoregressiveModule(
         model, families.build_code_loss(cfg), first_stage, Optimization.configured(cfg)
     )
-    pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, data.num_classes)
+    pipeline = families.build_code_pipeline(cfg, cfg, model, first_stage, data.labels)
     return AutoregressiveTask(**checked_parts(cfg, data, module, pipeline))
 
 
@@ -93,5 +93,5 @@ def build_gan_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     data = build_datamodule(cfg)
     model = families.build_generator(cfg, data, device)
     module = GANModule(model, families.build_gan_loss(cfg, data), Optimization.configured(cfg))
-    pipeline = GANPipeline(model, data.num_classes)
+    pipeline = GANPipeline(model, data.labels)
     return GANTask(**checked_parts(cfg, data, module, pipeline))

@@ -24,9 +24,9 @@ from diffusion_lab.runs import checkpoints, weights
 from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.folder import load_config
 
-EXAMPLES = "conditioning.examples"  # labels of the run's own data, which no weights replace
+EXAMPLES = "conditioning.labels.examples"  # labels of the run's own data, which no weights replace
 # mean and standard deviation of numbers, and the layer that was trained on numbers of that scale
-SCALE = "conditioning.mean", "conditioning.std"
+SCALE = "conditioning.labels.mean", "conditioning.labels.std"
 HEARS_NUMBERS = "conditioning.first.weight"
 
 

@@ -10,9 +10,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
-from torch import nn
 
-from diffusion_lab.backbone.conditioning import NumericLabel
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
@@ -153,11 +151,6 @@ class Task(ABC):
     def prepare(self, device: torch.device) -> dict[str, object]:
         """Reads the data before a run folder is made; returns entries for its configuration."""
         return {}
-
-    def learn_labels(self, conditioning: nn.Module) -> None:
-        """Tells a conditioning on numbers about the training labels."""
-        if isinstance(conditioning, NumericLabel):
-            conditioning.learn(self.datamodule.train_labels())
 
     def save_dependencies(self, folder: Path) -> None:
         """Copies the files that are needed to open a run into the new run's folder, on rank 0."""

@@ -69,7 +69,7 @@ class Teacher:
             if settings.scale is not None:
                 theirs.guidance.scale = settings.scale
         weak = load_weak(theirs.guidance.get("weak_run"), theirs)
-        pipeline = build_pipeline(theirs, model, own.num_classes, weak)
+        pipeline = build_pipeline(theirs, model, own.labels, weak)
         if isinstance(settings, TeacherModel) and pipeline.guidance.keeps_weak_noise:
             raise UserError(
                 f"{name} is guided by CFG++, which Heun's steps of a student cannot follow; give a "
@@ -119,7 +119,7 @@ class Teacher:
     def costs(self, data: ImageDataModule, images_seen: int) -> dict[str, object]:
         """Entries of the summary of a student that has seen so many images."""
         summary = load_summary(self.settings.run)
-        facts, calls, macs = ImageFacts(data.image_shape, data.num_classes), None, None
+        facts, calls, macs = ImageFacts(data.image_shape, data.labels), None, None
         try:
             macs = cost_of(self.cfg, facts).macs
             if isinstance(self.settings, TeacherModel):
@@ -177,7 +177,7 @@ def check_same(
             f"run has {shapes[1]} in {classes[1]}; give a run on the same data"
         )
     heard = [each.denoiser.conditioning for each in models]
-    conditionings = [(type(each), getattr(each, "size", None)) for each in heard]
+    conditionings = [(type(each), each.labels.shape) for each in heard]
     spaces = [
         (type(each), getattr(each, "sha256", None)) for each in (m.first_stage for m in models)
     ]

@@ -36,6 +36,7 @@ from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.resample import ConvResampling
 from diffusion_lab.backbone.stage import Stage
+from diffusion_lab.common.labels import Classes
 
 CLASSES = 10
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +49,9 @@ class Ours(nn.Module):
     def __init__(self, backbone: nn.Module, conditional: bool):
         super().__init__()
         self.backbone = backbone
-        self.label = ClassLabel(CLASSES, backbone.condition_width) if conditional else None
+        self.label = (
+            ClassLabel(Classes.numbered(CLASSES), backbone.condition_width) if conditional else None
+        )
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
         condition = self.label(labels, len(x)) if self.label else Condition()

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.data.loader import ImageBatch
 from diffusion_lab.diffusion.estimate import Estimate, Given
@@ -40,7 +41,7 @@ def configuration():
 
 
 def model():
-    return build_model(configuration(), SHAPE, 10)
+    return build_model(configuration(), SHAPE, Classes.numbered(10))
 
 
 def batches():

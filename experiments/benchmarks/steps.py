@@ -42,7 +42,7 @@ def bench_of(words: list[str]) -> Bench:
     cfg = composed(words)
     data = build_datamodule(cfg)
     device, precision = device_and_precision("auto", "auto")
-    return Bench(cfg, ImageFacts(data.image_shape, data.num_classes), device, precision)
+    return Bench(cfg, ImageFacts(data.image_shape, data.labels), device, precision)
 
 
 def seconds_per_image(bench: Bench, calls: bool) -> float:

@@ -111,7 +111,7 @@ def controls_of(data: ImageDataModule, estimate) -> Controls:
     """The controls of a run on tiny data with this estimate of x0."""
     sampler = Euler(10, UniformGrid())
     pipeline = Pipeline(
-        FakeDenoiser(estimate), Rectified(), sampler, Guidance(), Pixels(SHAPE), data.num_classes
+        FakeDenoiser(estimate), Rectified(), sampler, Guidance(), Pixels(SHAPE), data.labels
     )
     opened = SimpleNamespace(datamodule=data, autocast=nullcontext())
     return Controls(opened, pipeline, levels_at(Rectified(), [0.1, 0.3]), None)

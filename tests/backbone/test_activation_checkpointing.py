@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.kept_tensors import saved_bytes
 
@@ -46,7 +47,7 @@ def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], in
         f"activation_checkpointing={again}",
     )
     torch.manual_seed(0)
-    model = build_model(cfg, SHAPE, CLASSES)
+    model = build_model(cfg, SHAPE, Classes.numbered(CLASSES))
     for parameter in model.denoiser.parameters():  # layers that start at 0 hide the rest
         torch.nn.init.normal_(parameter, std=0.1)
     x0, labels = torch.randn(COUNT, *SHAPE), torch.arange(COUNT)
@@ -79,4 +80,4 @@ def test_a_backbone_without_layers_is_refused():
 def test_other_values_are_refused():
     cfg = OmegaConf.merge(configured(), {"activation_checkpointing": "auto"})
     with refused("activation_checkpointing='auto'"):
-        build_model(cfg, (1, 28, 28), 10)
+        build_model(cfg, (1, 28, 28), Classes.numbered(10))

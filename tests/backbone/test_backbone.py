@@ -20,6 +20,7 @@ from diffusion_lab.backbone.embedding import (
     sinusoid,
 )
 from diffusion_lab.backbone.norm import GroupNorm, _GroupNorm
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
@@ -87,7 +88,9 @@ each = pytest.mark.parametrize("name", CONFIGURED)
 
 def denoiser(name, conditioning=ClassLabel, jumps=False) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(build(name), conditioning, Flow(), (1, 8, 8), num_classes=3, jumps=jumps)
+    return Denoiser(
+        build(name), conditioning, Flow(), (1, 8, 8), labels=Classes.numbered(3), jumps=jumps
+    )
 
 
 def trained(name: str, steps: int, conditioning=ClassLabel) -> Denoiser:

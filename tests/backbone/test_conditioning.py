@@ -9,11 +9,12 @@ from diffusion_lab.backbone.conditioning import (
     RawLabels,
     Unconditional,
 )
+from diffusion_lab.common.labels import Classes
 
 LABELLED = {
-    "class_label": lambda: ClassLabel(6, 8),
-    "one attribute": lambda: Attributes(6, 8, None),
-    "two attributes": lambda: Attributes(6, 8, [2, 3]),
+    "class_label": lambda: ClassLabel(Classes.numbered(6), 8),
+    "one attribute": lambda: Attributes(Classes.numbered(6), 8, None),
+    "two attributes": lambda: Attributes(Classes.numbered(6), 8, [2, 3]),
 }
 each = pytest.mark.parametrize("build", LABELLED.values(), ids=LABELLED)
 
@@ -23,7 +24,7 @@ def test_each_label_has_its_own_vector_and_none_is_the_null_label(build):
     module = build()
     condition = module(torch.arange(7), 7)
     assert len(condition.vector.unique(dim=0)) == 7
-    assert module.null_label == 6
+    assert module.labels.null(2).tolist() == [6, 6]
     unlabelled = module(None, 2)
     assert torch.equal(unlabelled.vector, condition.vector[[6, 6]])
     assert torch.equal(unlabelled.tokens, condition.tokens[[6, 6]])
@@ -37,7 +38,7 @@ def test_a_vector_is_the_sum_of_its_tokens(build):
 
 
 def test_labels_that_share_an_attribute_share_its_token():
-    tokens = Attributes(6, 8, [2, 3])(torch.arange(6), 6).tokens  # (6, 2, D)
+    tokens = Attributes(Classes.numbered(6), 8, [2, 3])(torch.arange(6), 6).tokens  # (6, 2, D)
     first, second = tokens.unbind(1)
     for label in range(6):
         for other in range(6):
@@ -46,7 +47,7 @@ def test_labels_that_share_an_attribute_share_its_token():
 
 
 def test_three_attributes_are_digits_of_the_label():
-    module = Attributes(24, 4, [2, 3, 4])
+    module = Attributes(Classes.numbered(24), 4, [2, 3, 4])
     tokens = module(torch.tensor([1 * 12 + 2 * 4 + 3]), 1).tokens[0]
     expected = [
         table.weight[value] for table, value in zip(module.embeddings, (1, 2, 3), strict=True)
@@ -66,20 +67,20 @@ def test_labels_are_dropped_sample_by_sample_at_the_rate(build):
 
 
 def test_vectors_start_small():
-    assert ClassLabel(1000, 64).embeddings[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
-    module = Attributes(1000, 64, [500, 2])
-    assert module.embeddings[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
+    thousand = Classes.numbered(1000)
+    for module in (ClassLabel(thousand, 64), Attributes(thousand, 64, [500, 2])):
+        assert module.embeddings[0].weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 def test_without_labels_there_is_nothing():
-    module = Unconditional(6, 8)
+    module = Unconditional(Classes.numbered(6), 8)
     condition = module(torch.arange(6), 6)
     assert condition.vector is condition.tokens is condition.labels is None
     assert not module.conditional
 
 
 def test_raw_labels_are_passed_on_and_missing_ones_are_the_null_label():
-    module = RawLabels(num_classes=6, width=8)
+    module = RawLabels(labels=Classes.numbered(6), width=8)
     labels = torch.tensor([0, 5, 6])
     assert torch.equal(module(labels, 3).labels, labels)
     condition = module(None, 2)

@@ -18,6 +18,7 @@ from diffusion_lab.backbone import DiffusersDiT, DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, RawLabels, Unconditional
 from diffusion_lab.build.model import Model, check_network
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Objective, UniformTime
@@ -60,7 +61,7 @@ def randomised(network: nn.Module) -> nn.Module:
 def trained(build, steps: int, conditioning=ClassLabel) -> Denoiser:
     """Trains a denoiser for a few steps on constant images, a different one for each label."""
     torch.manual_seed(0)
-    model = Denoiser(build, conditioning, Flow(), (1, 8, 8), num_classes=3)
+    model = Denoiser(build, conditioning, Flow(), (1, 8, 8), labels=Classes.numbered(3))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(steps):
         x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
@@ -347,7 +348,9 @@ def test_our_dit_is_theirs():
 
 @both
 def test_mean_flow_is_refused_before_training_and_shortcuts_are_not(build):
-    denoiser = Denoiser(build, ClassLabel, Flow(), (1, 8, 8), num_classes=3, jumps=True)
+    denoiser = Denoiser(
+        build, ClassLabel, Flow(), (1, 8, 8), labels=Classes.numbered(3), jumps=True
+    )
 
     def check(loss):
         objective = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
@@ -379,7 +382,7 @@ OWN_SETTINGS = {
 @pytest.mark.parametrize("name", OWN_SETTINGS)
 def test_a_network_with_its_own_settings_hears_labels_that_only_the_conditioning_drops(name):
     build = partial(DiffusersModel, name=name, settings=OWN_SETTINGS[name])
-    model = Denoiser(build, RawLabels, Flow(), (1, 8, 8), num_classes=3)
+    model = Denoiser(build, RawLabels, Flow(), (1, 8, 8), labels=Classes.numbered(3))
     x, level = inputs(3)
     labels = torch.tensor([0, 2, 3])
     assert not model(x, level, Given(labels)).output.any(), "it starts at 0"
@@ -391,7 +394,9 @@ def test_a_network_with_its_own_settings_hears_labels_that_only_the_conditioning
     assert len(model.backbone.layers) == (5 if name == "UNet2DModel" else 1)
     assert model.backbone.ends[0].weight.shape[1] == 1
     with refused("raw labels", by=ValueError):
-        Denoiser(build, ClassLabel, Flow(), (1, 8, 8), num_classes=3)(x, level, Given(labels))
+        Denoiser(build, ClassLabel, Flow(), (1, 8, 8), labels=Classes.numbered(3))(
+            x, level, Given(labels)
+        )
 
 
 @pytest.mark.parametrize(("classes", "named"), [(None, "class"), (4, "the null label")])
@@ -403,7 +408,7 @@ def test_settings_that_do_not_fit_the_labels_are_refused_before_training(classes
     network = ["backbone=diffusers_model", f"backbone.settings={{{settings}}}"]
     cfg = assembled(*network, "conditioning=raw_labels")
     with refused(named, by=ValueError):
-        check_network(build_model(cfg, (1, 8, 8), 4))
+        check_network(build_model(cfg, (1, 8, 8), Classes.numbered(4)))
 
 
 @pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])

@@ -17,6 +17,7 @@ from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_angles
 from diffusion_lab.backbone.patches import patchify, unpatchify
+from diffusion_lab.common.labels import Classes
 
 small = small_dit(
     in_channels=1,
@@ -49,7 +50,7 @@ def test_published_sizes_have_their_parameters_and_macs(
     with torch.device("meta"):
         facts = {"in_channels": shape[0], "out_channels": shape[0], "image_size": shape[1:]}
         network = instantiate(cfg.backbone)(**facts)
-        labels = ClassLabel(classes, network.condition_width)
+        labels = ClassLabel(Classes.numbered(classes), network.condition_width)
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, *shape), torch.zeros(1), labels(None, 1))
     count = sum(p.numel() for module in (network, labels) for p in module.parameters())

@@ -39,6 +39,7 @@ from diffusion_lab.backbone.magnitude import (
 )
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.diffusion.estimate import Given
 
@@ -137,7 +138,7 @@ def magnitudes(ideal: bool, draws: int = 10, batch: int = 20) -> dict[str, float
     for seed in range(draws):
         torch.manual_seed(seed)
         network = small(channels=64, head_channels=64)
-        labels = ClassLabel(10, network.condition_width)
+        labels = ClassLabel(Classes.numbered(10), network.condition_width)
         network.adapt(labels)
         for name, module in [*network.named_modules(), *labels.named_modules()]:
             if isinstance(module, CosineAttention) and ideal:
@@ -229,7 +230,7 @@ def test_vectors_of_labels_have_unit_magnitude_together_and_the_null_label_alone
     _, attributes = conditioned(partial(Attributes, sizes=[3, 2]))
     vectors = attributes(torch.arange(6), 6).vector
     assert magnitude(vectors) == pytest.approx(1, abs=0.15)
-    network.adapt(RawLabels(6, 32))  # without a table
+    network.adapt(RawLabels(Classes.numbered(6), 32))  # without a table
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_published_sizes_have_their_parameters_and_macs(name, millions, gflops):
 def test_the_bandwidth_fits_the_noise_label(schedule, cycles):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=["name=x", "backbone=edm2", f"schedule={schedule}"])
-    features = build_model(cfg, (1, 8, 8), 4).denoiser.backbone.features
+    features = build_model(cfg, (1, 8, 8), Classes.numbered(4)).denoiser.backbone.features
     assert features.frequencies.std().item() / 2 / math.pi == pytest.approx(cycles, rel=0.5)
     assert cfg.backbone.bandwidth == "auto"
 
@@ -304,7 +305,7 @@ def test_the_frequencies_of_ncsnpp_fit_the_noise_label(network, schedule, cycles
         overrides.append("backbone@backbone.network=unet_ncsnpp")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-    backbone = build_model(cfg, (1, 8, 8), 4).denoiser.backbone
+    backbone = build_model(cfg, (1, 8, 8), Classes.numbered(4)).denoiser.backbone
     (features,) = [each for each in backbone.modules() if isinstance(each, FourierEmbedding)]
     assert features.cycles.std().item() == pytest.approx(cycles, rel=0.5)
 
@@ -314,7 +315,7 @@ def test_a_network_of_two_levels_and_channels_is_asked_with_labels():
     overrides += ["objective=improved_ddpm", "schedule=ddpm_linear", "augmentation=non_leaky"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-    model = build_model(cfg, (3, 8, 12), 4)
+    model = build_model(cfg, (3, 8, 12), Classes.numbered(4))
     loss = model.objective(model.denoiser, drawn(2, 3, 8, 12), Given(torch.tensor([0, 4])))
     assert loss.isfinite().all()
     assert isinstance(model.denoiser.conditioning.embeddings[0], MPEmbedding)
@@ -367,7 +368,7 @@ def test_sizes_that_do_not_divide_are_refused():
 
 def test_a_network_without_labels_is_the_same_where_a_jump_adds_nothing():
     network = small()
-    network.adapt(Unconditional(0, network.condition_width))
+    network.adapt(Unconditional(Classes.numbered(0), network.condition_width))
     nn.init.ones_(network.gain)
     x, noise = drawn(2, 3, 16, 16), torch.tensor([0.1, 0.9])
     nothing = Condition(torch.zeros(2, network.condition_width))

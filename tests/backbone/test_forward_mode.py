@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.common.forward_mode import derivative, is_taken, plain_operations
+from diffusion_lab.common.labels import Classes
 
 TOKENS = ["backbone.width=32", "backbone.depth=2"]
 DIT = ["backbone=dit", *TOKENS, "backbone.heads=2", "backbone.patch=2"]
@@ -67,7 +68,7 @@ def asked(name: str):
         cfg = compose("train", overrides=NETWORKS[name])
     generator = torch.Generator().manual_seed(0)
     network = instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
-    conditioning = ClassLabel(num_classes=3, width=network.condition_width)
+    conditioning = ClassLabel(labels=Classes.numbered(3), width=network.condition_width)
     for parameter in [*network.parameters(), *conditioning.parameters()]:
         nn.init.normal_(parameter, std=0.1, generator=generator)
     with torch.no_grad():

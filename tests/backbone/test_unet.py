@@ -28,6 +28,7 @@ from diffusion_lab.backbone.resample import (
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
 from diffusion_lab.build.model import Model, check_network
 from diffusion_lab.build.objects import fit_bandwidths
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
 from diffusion_lab.diffusion.schedule import Rectified
@@ -136,7 +137,7 @@ def test_published_networks_for_cifar_have_their_parameters_and_macs(name, param
 def test_adm_for_imagenet_64_has_its_parameters():
     with torch.device("meta"):
         network = configured("unet_adm", (3, 64, 64), 6)  # twice 3, for a learned variance
-        labels = ClassLabel(1000, network.condition_width)
+        labels = ClassLabel(Classes.numbered(1000), network.condition_width)
     assert size(network) + size(labels) == pytest.approx(296e6, rel=0.002)
     heads = {m.attention.out.in_features // m.attention.heads for m in attentions(network)}
     assert heads == {64}
@@ -302,7 +303,9 @@ def test_a_norm_that_takes_an_added_embedding_away_is_not_trained(scale_shift):
         return
     with pytest.raises(ValueError, match="scale_shift=true"):
         check_embeddings(network)
-    denoiser = Denoiser(lambda **_: network, ClassLabel, Flow(), (1, 16, 16), num_classes=3)
+    denoiser = Denoiser(
+        lambda **_: network, ClassLabel, Flow(), (1, 16, 16), labels=Classes.numbered(3)
+    )
     objective = Objective(Rectified(), Flow(), UniformTime())
     with pytest.raises(ValueError, match="scale_shift=true"):
         check_network(Model(denoiser, Rectified(), objective, Pixels((1, 16, 16)), None))

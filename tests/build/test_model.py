@@ -16,6 +16,7 @@ from diffusion_lab.build.model import (
     hardly_jumps,
     steep_label,
 )
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.guidance import Guidance
@@ -144,7 +145,9 @@ def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were
 ):
     jumps = "jump_loss" in parts
     with torch.device(device):
-        denoiser = Denoiser(network, ClassLabel, Flow(), (1, 2, 2), num_classes=3, jumps=jumps)
+        denoiser = Denoiser(
+            network, ClassLabel, Flow(), (1, 2, 2), labels=Classes.numbered(3), jumps=jumps
+        )
     parts = Objective(Rectified(), Flow(), UniformTime(), **parts)
     before = torch.get_rng_state()
     check_network(Model(denoiser, Rectified(), parts, Pixels((1, 2, 2)), None))

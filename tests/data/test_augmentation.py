@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -308,7 +309,9 @@ def factory(name: str):
 
 def denoiser(backbone, conditioning=ClassLabel, **settings) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(backbone, conditioning, Flow(), (1, 8, 8), num_classes=3, **settings).eval()
+    return Denoiser(
+        backbone, conditioning, Flow(), (1, 8, 8), labels=Classes.numbered(3), **settings
+    ).eval()
 
 
 @pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])

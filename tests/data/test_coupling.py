@@ -8,6 +8,7 @@ from helpers.tiny_runs import TINY
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.coupling import OptimalTransport
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
@@ -59,7 +60,7 @@ class Recorder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conditioning = ClassLabel(2, 4)
+        self.conditioning = ClassLabel(Classes.numbered(2), 4)
 
     def forward(self, x, level, given=NOTHING):
         self.asked = x, level, given.labels
@@ -110,7 +111,7 @@ class Plane(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conditioning = Unconditional(0, 0)
+        self.conditioning = Unconditional(Classes.numbered(0), 0)
         self.layers = nn.Sequential(
             *(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
         )

@@ -168,7 +168,7 @@ def test_a_column_of_numbers_or_lists_is_a_vector(tmp_path):
         rows = split(9, labels, kind)
         rows.save_to_disk(tmp_path / f"rows{size}")
         data = data_of(HuggingFace, str(tmp_path / f"rows{size}"), test_share=0.5)
-        assert (data.label_size, data.num_classes, data.class_names) == (size, 0, ())
+        assert (data.labels.shape, data.class_names) == ((size,), ())
         both = torch.cat([data.train_labels(), data.test_labels()])
         assert both.dtype == torch.float32
         assert torch.equal(both.unique(dim=0), torch.tensor(labels).view(2, size))

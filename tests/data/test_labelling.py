@@ -47,26 +47,26 @@ class TestBoth:
                 tmp_path / str(number), kind, [[n, function(v)] for n, v in NAMES.items()]
             )
             data, labels = read(kind, path)
-            assert (data.label_size, data.num_classes) == (size, 0)
+            assert (data.labels.shape, data.num_classes) == ((size,), 0)
             for value, label in labels.items():
                 assert label.tolist() == torch.tensor(function(value)).view(-1).tolist()
 
     def test_a_csv(self, tmp_path, kind):
         path = written(tmp_path, kind, table=csv_of(lambda v: f"{v / 4},{-v}", "name,x,y"))
         data, labels = read(kind, path, label_file="labels.csv")
-        assert data.label_size == 2
+        assert data.labels.shape == (2,)
         assert {value: label.tolist() for value, label in labels.items()} == {
             value: [value / 4, -value] for value in NAMES.values()
         }
-        assert read(kind, path)[0].label_size == 0  # without its name it says nothing
+        assert read(kind, path)[0].labels.shape == ()  # without its name it says nothing
 
     def test_whole_numbers_are_classes_unless_they_are_to_be_numbers(self, tmp_path, kind):
         path = written(tmp_path, kind, [[name, value % 3] for name, value in NAMES.items()])
         data, labels = read(kind, path)
-        assert (data.label_size, data.class_names) == (0, ("0", "1", "2"))
+        assert (data.labels.shape, data.class_names) == ((), ("0", "1", "2"))
         assert all(int(label) == value % 3 for value, label in labels.items())
         data, labels = read(kind, path, label_size=1)
-        assert (data.label_size, data.class_names) == (1, ())
+        assert (data.labels.shape, data.class_names) == ((1,), ())
         assert all(label.tolist() == [value % 3] for value, label in labels.items())
 
     def test_what_a_run_saves_opens_the_same_data(self, tmp_path, kind):
@@ -77,7 +77,7 @@ class TestBoth:
         again = data_of(kind, path, test_share=0.3, **facts)
         assert again.fingerprint == first.fingerprint
         away = data_of(kind, str(tmp_path / "nowhere"), **facts)
-        assert (away.label_size, away.num_classes) == (1, 0)
+        assert (away.labels.shape, away.num_classes) == ((1,), 0)
 
     def test_fractions_and_validation_take_them_as_one_class(self, tmp_path, kind):
         path = written(tmp_path, kind, [[name, value / 4] for name, value in NAMES.items()])

@@ -6,6 +6,7 @@ from helpers.refusals import refused
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.guidance import (
     Guidance,
@@ -42,7 +43,7 @@ class Recorder(nn.Module):
 
 @pytest.fixture
 def model():
-    return Recorder(ClassLabel(num_classes=3, width=4))
+    return Recorder(ClassLabel(labels=Classes.numbered(3), width=4))
 
 
 X = torch.linspace(-0.3, 0.7, 8).reshape(4, 2)
@@ -83,7 +84,7 @@ def test_clip_clamps_the_guided_estimate(model, scale):
 
 
 def test_an_unconditional_model_cannot_be_guided(model):
-    bare = Recorder(Unconditional(0, 4))
+    bare = Recorder(Unconditional(Classes.numbered(0), 4))
     for scale in (0.0, 1.0):
         Guidance(scale).bind(bare, None)(X, LEVEL)
     for denoiser, labels in ((bare, None), (bare, LABELS), (model, None)):
@@ -111,7 +112,7 @@ def test_scales_1_and_0_are_exact_for_every_kind(model, kind):
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
-    weak = Recorder(ClassLabel(num_classes=3, width=4), slope=0.2)
+    weak = Recorder(ClassLabel(labels=Classes.numbered(3), width=4), slope=0.2)
     assert torch.equal(
         EVERY[kind](1.0).bind(model, LABELS, weak)(X, LEVEL).x0, 0.5 * X + LABELS[:, None]
     )
@@ -122,7 +123,10 @@ def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
     torch.testing.assert_close(guided.x0, 0.8 * X + LABELS[:, None])
     assert torch.equal(guided.log_variance_weight, 0.1 * X)
     assert model.calls[-1] == weak.calls[-1] == LABELS.tolist()  # one call each, same labels
-    bare = Recorder(Unconditional(0, 4)), Recorder(Unconditional(0, 4), slope=0.2)
+    bare = (
+        Recorder(Unconditional(Classes.numbered(0), 4)),
+        Recorder(Unconditional(Classes.numbered(0), 4), slope=0.2),
+    )
     guided = Guidance(2.0).bind(bare[0], None, bare[1])(X, LEVEL).x0
     torch.testing.assert_close(guided, 0.8 * X + 3)  # autoguidance needs no labels
 
@@ -169,7 +173,7 @@ class Wavy(Recorder):
     """A network whose unconditional estimate has another shape than the conditional one."""
 
     def __init__(self):
-        super().__init__(ClassLabel(num_classes=3, width=4))
+        super().__init__(ClassLabel(labels=Classes.numbered(3), width=4))
 
     def forward(self, x, level, given=NOTHING):
         labels = given.labels
@@ -216,7 +220,7 @@ def test_projected_guidance_without_projection_is_classifier_free(model):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_self_conditioning_hands_the_last_estimate_on(scale):
-    model = Recorder(ClassLabel(num_classes=3, width=4), self_conditioning=True)
+    model = Recorder(ClassLabel(labels=Classes.numbered(3), width=4), self_conditioning=True)
     guidance = Guidance(scale)
     denoise = guidance.bind(model, LABELS)
     first = denoise(X, LEVEL).x0

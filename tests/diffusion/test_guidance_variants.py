@@ -9,6 +9,7 @@ from helpers.exact_denoiser import GaussianMixture
 from helpers.refusals import refused
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.guidance import (
     ClassifierGuidance,
@@ -38,7 +39,7 @@ class Exact:
     self_conditioning, clip = False, None
 
     def __init__(self):
-        self.conditioning = ClassLabel(NULL, 4)
+        self.conditioning = ClassLabel(Classes.numbered(NULL), 4)
         self.calls = 0
 
     def __call__(self, x, level, given=NOTHING):
@@ -275,7 +276,7 @@ class Gaussian:
     self_conditioning, clip = False, None
 
     def __init__(self):
-        self.conditioning = Unconditional(2, 4)
+        self.conditioning = Unconditional(Classes.numbered(2), 4)
         self.seen = []
 
     def __call__(self, x, level, given=NOTHING):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import add_noise
 from diffusion_lab.diffusion.objective import (
@@ -49,7 +50,7 @@ class Linear(nn.Module):
         super().__init__()
         self.clip = clip
         self.prediction = prediction
-        self.conditioning = conditioning or Unconditional(0, 0)
+        self.conditioning = conditioning or Unconditional(Classes.numbered(0), 0)
         self.seen = None
 
     def forward(self, x, level, given=NOTHING):
@@ -233,7 +234,7 @@ def test_call_is_loss_at_the_drawn_levels_times_importance():
 
 def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
     objective = PRESETS["flow_matching"](label_dropout=0.25)
-    denoiser = Linear(Flow(), ClassLabel(num_classes=10, width=4))
+    denoiser = Linear(Flow(), ClassLabel(labels=Classes.numbered(10), width=4))
     labels = torch.arange(4000) % 10
     objective(denoiser, batch(4000), Given(labels), seeded())
     dropped = denoiser.seen == 10  # the null label
@@ -247,7 +248,7 @@ def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
 def test_an_unconditional_model_ignores_labels():
     objective = PRESETS["flow_matching"](label_dropout=0.5)
     objective(Linear(Flow()), batch(), Given(torch.arange(16)), seeded())
-    objective(Linear(Flow(), ClassLabel(10, 4)), batch(), Given(), seeded())
+    objective(Linear(Flow(), ClassLabel(Classes.numbered(10), 4)), batch(), Given(), seeded())
 
 
 def test_noise_is_float32_whatever_the_default_dtype():

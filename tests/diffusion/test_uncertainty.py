@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.objective import (
     X0,
@@ -87,7 +88,7 @@ class Zero(nn.Module):
 
     self_conditioning = False
     clip = None
-    conditioning = Unconditional(0, 0)
+    conditioning = Unconditional(Classes.numbered(0), 0)
 
     def forward(self, x, level, given=NOTHING):
         return Estimate(x, None, torch.zeros_like(x))

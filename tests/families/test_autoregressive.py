@@ -13,6 +13,7 @@ from diffusion_lab.backbone import AdaLN, AdaLNZero, ClassLabel, CrossAttentionB
 from diffusion_lab.backbone.block import AdaLNSingle
 from diffusion_lab.backbone.conditioning import NumericLabel, Unconditional
 from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.labels import Classes, Numbers
 from diffusion_lab.families.autoregressive import (
     CodePipeline,
     CodeSampler,
@@ -27,11 +28,21 @@ CODES, TOKENS, CLASSES = 5, 6, 3
 BLOCKS = [AdaLN, AdaLNZero, AdaLNSingle, CrossAttentionBlock, InContext]
 
 
-def transformer(block=AdaLNZero, conditioning=ClassLabel, codes=CODES, tokens=TOKENS, **more):
+LABELS = Classes.numbered(CLASSES)
+
+
+def transformer(
+    block=AdaLNZero,
+    conditioning=ClassLabel,
+    codes=CODES,
+    tokens=TOKENS,
+    labels=LABELS,
+    **more,
+):
     torch.manual_seed(0)
     sizes = {"width": 16, "depth": 2, "heads": 2, "qk_norm": True}
     made = partial(block, mlp_ratio=2.0)
-    return CodeTransformer(codes, tokens, CLASSES, conditioning, block=made, **(sizes | more))
+    return CodeTransformer(codes, tokens, labels, conditioning, block=made, **(sizes | more))
 
 
 def shaken(model: CodeTransformer) -> CodeTransformer:
@@ -149,7 +160,9 @@ def stage(tmp_path_factory):
 def drawing(stage, scale=1.0, **sampler) -> CodePipeline:
     _, height, width = stage.latent_shape
     model = shaken(transformer(codes=stage.num_codes, tokens=height * width))
-    return CodePipeline(model, CodeSampler(**sampler), LogitGuidance(scale), stage, CLASSES)
+    return CodePipeline(
+        model, CodeSampler(**sampler), LogitGuidance(scale), stage, Classes.numbered(CLASSES)
+    )
 
 
 def test_codes_come_back_as_the_images_that_the_autoencoder_decodes(stage):
@@ -194,10 +207,9 @@ def test_drawn_codes_follow_the_likelihood(stage):
 
 
 def test_labels_may_be_numbers():
-    conditioning = partial(NumericLabel, size=2)
-    model = transformer(conditioning=conditioning)
-    model.conditioning.learn(torch.randn(20, 2))
-    pipeline = CodePipeline(model, CodeSampler(), LogitGuidance(2.0), None, 0)
+    model = transformer(conditioning=NumericLabel, labels=Numbers(2))
+    model.conditioning.labels.learn(torch.randn(20, 2))
+    pipeline = CodePipeline(model, CodeSampler(), LogitGuidance(2.0), None, Numbers(2))
     labels = pipeline.labels(range(4))
     assert labels.shape == (4, 2)
     assert pipeline.codes(range(4), 0, labels).shape == (4, TOKENS)

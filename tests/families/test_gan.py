@@ -13,6 +13,7 @@ from diffusion_lab.backbone import ClassLabel
 from diffusion_lab.backbone.conditioning import NumericLabel, Unconditional
 from diffusion_lab.backbone.discriminator import Discriminator
 from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.labels import Classes, Numbers
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
 from diffusion_lab.first_stage.reconstruction.discriminator import PatchDiscriminator
 
@@ -87,20 +88,21 @@ def test_equal_images_are_told_apart_no_better_than_by_chance():
 def test_a_label_changes_the_judgement_only_of_a_conditional_discriminator():
     real, _, _ = images()
     settings = {"channels": 4, "layers": 2, "normalised": False}
-    told = Discriminator(1, num_classes=CLASSES, conditioning=ClassLabel, **settings)
+    told = Discriminator(1, labels=Classes.numbered(CLASSES), conditioning=ClassLabel, **settings)
     first, second = (told(real, torch.full((4,), label)) for label in (0, 1))
     assert first.shape == (4, 1, 2, 2)
     assert not torch.equal(first, second)
-    deaf = Discriminator(1, num_classes=CLASSES, conditioning=Unconditional, **settings)
+    deaf = Discriminator(
+        1, labels=Classes.numbered(CLASSES), conditioning=Unconditional, **settings
+    )
     assert torch.equal(deaf(real, torch.zeros(4, dtype=int)), deaf(real, torch.ones(4, dtype=int)))
 
 
 def test_labels_may_be_numbers():
-    conditioning = partial(NumericLabel, size=2)
-    judge = Discriminator(1, 4, 2, normalised=False, conditioning=conditioning)
-    model = generator(conditioning=conditioning)
-    model.conditioning.learn(torch.randn(20, 2))
-    pipeline = GANPipeline(model, 0)
+    judge = Discriminator(1, 4, 2, normalised=False, labels=Numbers(2), conditioning=NumericLabel)
+    model = generator(conditioning=NumericLabel, labels=Numbers(2))
+    model.conditioning.labels.learn(torch.randn(20, 2))
+    pipeline = GANPipeline(model, Numbers(2))
     labels = pipeline.labels(range(4))
     assert labels.shape == (4, 2)
     made = pipeline(range(4), 0, labels)
@@ -123,7 +125,7 @@ def test_the_adversary_of_a_first_stage_is_the_same_network():
 def generator(shape=(1, 8, 8), **more) -> ConvGenerator:
     torch.manual_seed(0)
     sizes = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "latent_size": 6}
-    facts = {"image_shape": shape, "num_classes": CLASSES, "conditioning": ClassLabel}
+    facts = {"image_shape": shape, "labels": Classes.numbered(CLASSES), "conditioning": ClassLabel}
     return ConvGenerator(**(facts | sizes | more))
 
 
@@ -143,7 +145,7 @@ def test_too_many_levels_are_refused():
 
 
 def test_a_sample_is_fixed_by_its_seed_and_id():
-    pipeline = GANPipeline(generator(), CLASSES)
+    pipeline = GANPipeline(generator(), Classes.numbered(CLASSES))
     together = pipeline([0, 1, 2, 3], 5)
     assert together.dtype == torch.uint8
     assert torch.equal(pipeline([2, 3], 5), together[2:])
@@ -158,4 +160,4 @@ def test_samples_that_are_not_finite_are_refused():
         torch.full((sum(p.numel() for p in model.parameters()),), torch.nan), model.parameters()
     )
     with refused("4 of 4", by=NotFinite):
-        GANPipeline(model, CLASSES)(range(4))
+        GANPipeline(model, Classes.numbered(CLASSES))(range(4))

@@ -9,6 +9,7 @@ from helpers.compositions import composed
 
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.profiling.kept_tensors import saved_bytes
 from diffusion_lab.profiling.on_meta import GPUTypes, activations, kept_bytes
@@ -28,7 +29,7 @@ LEARNED = ["schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"]
 def model_on(device: str, backbone: str, *overrides: str):
     sizes = [f"backbone.{each}" for each in SMALL[backbone]]
     cfg = composed("train", "name=x", f"backbone={backbone}", *sizes, *overrides)
-    return build_model(cfg, SHAPE, CLASSES, device)
+    return build_model(cfg, SHAPE, Classes.numbered(CLASSES), device)
 
 
 def really_kept(model, images: int) -> int:

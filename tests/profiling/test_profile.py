@@ -12,6 +12,7 @@ from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.formats import amount
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.profiling.costs import ImageFacts
 from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
 from diffusion_lab.profiling.timing import Bench, median_seconds
@@ -212,7 +213,7 @@ def test_a_timed_call_is_without_dropout():
         cfg = compose(
             "profile", ["backbone=unet_small", "backbone.stage.dropout=0.9", "batch_size=2"]
         )
-    bench = Bench(cfg, ImageFacts((1, 8, 8), 10), torch.device("cpu"), "32-true")
+    bench = Bench(cfg, ImageFacts((1, 8, 8), Classes.numbered(10)), torch.device("cpu"), "32-true")
     modes = []
     bench.model.denoiser.backbone.register_forward_pre_hook(
         lambda module, _: modes.append(module.training)

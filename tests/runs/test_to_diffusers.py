@@ -16,6 +16,7 @@ from helpers.refusals import assert_names, refused
 
 from diffusion_lab import runs
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.sampler import Ancestral
@@ -92,7 +93,7 @@ COMPOSITIONS = {
 
 def randomised(cfg):
     """The model of a configuration with weights none of which is 0, for SHAPE and CLASSES."""
-    model = build_model(cfg, SHAPE, CLASSES)
+    model = build_model(cfg, SHAPE, Classes.numbered(CLASSES))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.denoiser.named_parameters():
         centre = float(parameter.ndim == 1 and name.endswith("weight"))
@@ -193,7 +194,7 @@ REFUSED = {
 @pytest.mark.parametrize("named", REFUSED)
 def test_what_has_no_counterpart_is_named(named):
     cfg = assembled(*UNET, *REFUSED[named])
-    model = build_model(cfg, SHAPE, CLASSES)
+    model = build_model(cfg, SHAPE, Classes.numbered(CLASSES))
     with refused(named, "format=diffusers"):
         convert(model, cfg, CLASSES)
 

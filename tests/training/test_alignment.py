@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from diffusion_lab.backbone import AdaLNZero, ClassLabel, InContext
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
@@ -43,7 +44,7 @@ class Corners:
 
 def denoiser(backbone) -> Denoiser:
     torch.manual_seed(0)
-    model = Denoiser(backbone, ClassLabel, Flow(), (1, 8, 8), num_classes=3)
+    model = Denoiser(backbone, ClassLabel, Flow(), (1, 8, 8), labels=Classes.numbered(3))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -115,7 +116,9 @@ EVERY_LAYER = {  # of each backbone, and the channels of its first and its last 
 @pytest.mark.parametrize("name", EVERY_LAYER)
 def test_each_layer_of_a_backbone_can_be_aligned(name):
     overrides, first, last = EVERY_LAYER[name]
-    model = build_model(assembled(f"backbone={name}", *overrides), (1, 8, 8), 3).denoiser
+    model = build_model(
+        assembled(f"backbone={name}", *overrides), (1, 8, 8), Classes.numbered(3)
+    ).denoiser
     layers, widths = layers_of(model.backbone), []
     for number, layer in enumerate(layers):
         alignment = aligned(model, layer=number)
@@ -128,14 +131,14 @@ def test_each_layer_of_a_backbone_can_be_aligned(name):
 
 @pytest.mark.parametrize("name", ["mlp", "energy"])
 def test_a_backbone_without_places_is_refused(name):
-    model = build_model(assembled(f"backbone={name}"), (1, 8, 8), 3).denoiser
+    model = build_model(assembled(f"backbone={name}"), (1, 8, 8), Classes.numbered(3)).denoiser
     with refused("alignment=none", type(model.backbone).__name__, by=ValueError):
         aligned(model)
 
 
 def test_the_patches_of_a_dit_of_diffusers_are_those_of_its_image():
     dit = ["backbone=diffusers_dit", "backbone.width=16", "backbone.heads=2", "backbone.patch=4"]
-    backbone = build_model(assembled(*dit), (1, 16, 16), 3).denoiser.backbone
+    backbone = build_model(assembled(*dit), (1, 16, 16), Classes.numbered(3)).denoiser.backbone
     assert (backbone.rows, backbone.tokens) == (4, 16)
 
 

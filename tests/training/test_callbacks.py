@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.tiny_runs import TINY
 
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.pipeline import LabelledGenerator
 from diffusion_lab.training.callbacks import SampleGrid
 
@@ -14,13 +15,12 @@ from diffusion_lab.training.callbacks import SampleGrid
 class Shades(LabelledGenerator):
     """Draws a pixel for each sample: the class, in units of a hundredth of all classes."""
 
-    conditioning = SimpleNamespace(conditional=True)
-
     def __init__(self, classes: int):
-        self.num_classes = classes
+        self.kind = Classes.numbered(classes)
+        self.conditioning = SimpleNamespace(conditional=True, labels=self.kind)
 
     def drawn(self, ids, seed, labels, on_step):
-        return (labels * 100 // self.num_classes).to(torch.uint8)[:, None, None, None]
+        return (labels * 100 // self.kind.classes).to(torch.uint8)[:, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_picture_of_many_classes_has_rows_of_some(classes, columns, shape, sai
     context = SimpleNamespace(sampling=lambda: Shades(classes))
     trainer = SimpleNamespace(
         lightning_module=SimpleNamespace(context=context),
-        datamodule=SimpleNamespace(num_classes=classes),
+        datamodule=SimpleNamespace(labels=Classes.numbered(classes)),
     )
     images, caption = SampleGrid(columns=columns).draw(trainer)
     assert images.shape[:2] == shape

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_lab.build.objects import build_model, build_pipeline
 from diffusion_lab.common.images import to_uint8
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.device import float32_precision, float32_products
 from diffusion_lab.metrics.extractor import EfficientNetLite0
@@ -25,10 +26,10 @@ def pipeline_of(steps: int) -> Pipeline:
     """A pipeline whose network is not trained, but says something."""
     cfg = assembled("sampler=ddim", f"sampler.steps={steps}")
     torch.manual_seed(0)
-    model = build_model(cfg, (1, 8, 8), 4)
+    model = build_model(cfg, (1, 8, 8), Classes.numbered(4))
     for parameter in model.denoiser.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return build_pipeline(cfg, model, 4)
+    return build_pipeline(cfg, model, Classes.numbered(4))
 
 
 def test_a_strip_goes_from_noise_to_the_sample():

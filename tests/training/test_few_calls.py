@@ -5,6 +5,7 @@ import torch
 from helpers.compositions import composed
 
 from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.diffusion.sampler import Euler, FlowMap, UniformGrid
 
@@ -20,7 +21,7 @@ def trained(objective: str, *overrides: str):
     """A model after STEPS steps of Adam with a cosine schedule, seeded."""
     torch.manual_seed(0)
     cfg = composed("train", "name=x", *PARTS, f"objective={objective}", *overrides)
-    model = build_model(cfg.copy(), (2, 1, 1), 2)
+    model = build_model(cfg.copy(), (2, 1, 1), Classes.numbered(2))
     optimizer = torch.optim.Adam(model.denoiser.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     data = points(20_000, seed=0)[:, :, None, None]

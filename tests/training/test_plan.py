@@ -258,6 +258,7 @@ def test_numbers_of_devices_are_the_trainers_if_none_are_given(planned):
 
 @pytest.mark.slow
 def test_labels_that_are_numbers_are_planned(planned):
-    facts = ["image_shape=[1,8,8]", "num_classes=0", "conditioning=numeric_label"]
-    one, many = (planned(*facts, f"conditioning.size={size}") for size in (1, 20))
+    source = ["data=absent", "data.source.image_shape=[1,8,8]", "data.source.num_classes=0"]
+    facts = ["image_shape=[1,8,8]", *source, "conditioning=numeric_label"]
+    one, many = (planned(*facts, f"data.source.label_size={size}") for size in (1, 20))
     assert one["memory"]["parameters"] < many["memory"]["parameters"]

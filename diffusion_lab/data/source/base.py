@@ -7,12 +7,20 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
+from diffusion_lab.common.labels import TEXT, Labels, labels_of
+from diffusion_lab.common.ranges import Range, optional, whole
+
+LABEL_SIZE = Range(
+    f"a number of at least 0, {TEXT} or null",
+    lambda value: value == TEXT or optional(whole(0)).allows(value),
+    1,
+)
 
 
 class Split(NamedTuple):
     """Images uint8 (N, C, H, W) at their native size, and labels.
 
-    Labels are classes, int64 (N,), or K numbers each, float32 (N, K).
+    Labels are classes, int64 (N,), or K numbers each, float32 (N, K), or of another kind of Labels.
     """
 
     images: Tensor
@@ -24,7 +32,12 @@ class DataSource(ABC):
 
     native_shape: tuple[int, int, int]  # (C, H, W), known before the images are read
     class_names: tuple[str, ...]  # in the order of the labels; empty for images without labels
-    values_per_label: int = 0  # K, if labels are vectors of numbers
+    values_per_label: int | str = 0  # K, if labels are vectors of numbers; text for captions
+
+    @property
+    def labels(self) -> Labels:
+        """What the labels are."""
+        return labels_of(self.values_per_label, self.class_names)
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -46,27 +59,20 @@ class DataSource(ABC):
                 )
             if len(images) == 0:
                 raise ValueError(f"{name} has no {split} images; `load` must return both splits")
-            if size := self.values_per_label:
-                if labels.dtype != torch.float32 or labels.shape != (len(images), size):
-                    raise ValueError(
-                        f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
-                        f"`load` must return float32 ({len(images)}, {size}), as values_per_label "
-                        "says"
-                    )
-            elif labels.dtype != torch.int64 or labels.shape != (len(images),):
+            wanted = self.labels.dtype, (len(images), *self.labels.shape)
+            if (labels.dtype, tuple(labels.shape)) != wanted:
                 raise ValueError(
                     f"the {split} labels of {name} are {labels.dtype} {tuple(labels.shape)}; "
-                    f"`load` must return int64 ({len(images)},), one label per image"
+                    f"`load` must return {wanted[0]} {wanted[1]}, as its labels are "
+                    f"{type(self.labels).__name__}"
                 )
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises ValueError unless labels that are classes are places in `class_names`."""
-        count = len(self.class_names)
-        if not self.values_per_label and not 0 <= labels.min() <= labels.max() < max(1, count):
-            raise ValueError(
-                f"the labels of {type(self).__name__} are {labels.min()} to {labels.max()}, and it "
-                f"has {count} class_names; a label is a place among them"
-            )
+        try:
+            self.labels.check(labels)
+        except ValueError as error:
+            raise ValueError(f"the labels of {type(self).__name__} {error}") from error
 
     def facts(self) -> dict[str, object]:
         """Returns the constructor arguments that were inferred from files, for a run to save.

@@ -9,7 +9,7 @@ from diffusion_lab.common import extras
 from diffusion_lab.common.formats import some
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.labelling import Labels, labelled
+from diffusion_lab.data.source.labelling import Listed, labelled
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -67,7 +67,7 @@ class HuggingFace(FileSource):
         where, state = f"{self.path} ({split})", f"{rows._fingerprint} {self.image_column}"
         return ImageFiles(where, names, classes, labels, stream, lambda name: state)
 
-    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[Labels, tuple[str, ...]]:
+    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[Listed, tuple[str, ...]]:
         """Returns the labels of a split and the names of the classes."""
         if self.label_column is None or (classes == () and not self.label_size):
             return [0] * len(rows), ()

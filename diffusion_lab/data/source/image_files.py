@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 
 from diffusion_lab.common.formats import some
+from diffusion_lab.common.labels import TEXT
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import (
     AUTO,
@@ -22,7 +23,7 @@ from diffusion_lab.common.ranges import (
     whole,
     whole_list,
 )
-from diffusion_lab.data.source.base import DataSource, Split
+from diffusion_lab.data.source.base import LABEL_SIZE, DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode_into, infer
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
@@ -58,7 +59,8 @@ class FileSource(DataSource):
 
     Names and headers are read only when an inferred value is needed, so not at all if all three are
     given, as in a run's saved configuration. Without a test split, `test_share` of the images is
-    taken as one. Images have no labels if `classes` is empty, or vectors of `label_size` numbers.
+    taken as one. Images have no labels if `classes` is empty, or vectors of `label_size` numbers,
+    or captions if that is `text`.
 
     Decoded images are kept in memory, or with `store` in files in `store_dir` that are mapped into
     memory; "auto" does so for more than 1 GB.
@@ -69,7 +71,7 @@ class FileSource(DataSource):
     image_size: Annotated[int | Sequence[int] | None, SIZE] = None
     channels: Annotated[int | None, CHANNELS] = None
     classes: Annotated[Sequence[str] | None, CLASSES] = None
-    label_size: Annotated[int | None, optional(whole(0))] = None
+    label_size: Annotated[int | str | None, LABEL_SIZE] = None
     resize: Annotated[str, one_of(*RESIZE)] = "crop"
     on_bad: Annotated[str, one_of("refuse", "skip")] = "refuse"
     store: Annotated[bool | str, AUTO] = "auto"
@@ -108,8 +110,8 @@ class FileSource(DataSource):
         return self._files[0].classes if self._classes is None else self._classes
 
     @property
-    def values_per_label(self) -> int:  # type: ignore[override]
-        """The length of labels that are vectors of numbers; 0 for classes, or no labels."""
+    def values_per_label(self) -> int | str:  # type: ignore[override]
+        """The length of labels that are numbers, or text; 0 for classes, or no labels."""
         if self.label_size is None and self._classes is None:
             _ = self._files
         return self.label_size or 0
@@ -151,8 +153,9 @@ class FileSource(DataSource):
     def _files(self) -> tuple[ImageFiles, ImageFiles]:
         first, second = self.splits
         train, remedy = self.find(first, self._classes), "add images"
-        if isinstance(vector := train.labels[0] if len(train) else 0, list):
-            self.label_size = len(vector)  # of test images, too
+        label = train.labels[0] if len(train) else 0
+        if isinstance(label, list | str):
+            self.label_size = len(label) if isinstance(label, list) else TEXT  # of tests, too
         if second is None:
             train, test = train.divided(self.test_share)
             remedy += f", or change test_share={self.test_share}"
@@ -168,7 +171,7 @@ class FileSource(DataSource):
         if bad := dict(facts["bad"]):
             say(f"Skipped {_counted(files, bad)}: {_named(files, bad)}")
         labels = [label for index, label in enumerate(files.labels) if index not in bad]
-        return Split(images, torch.tensor(labels))
+        return Split(images, self.labels.tensor(labels))
 
     def _stored(self, files: ImageFiles) -> StoredValues:
         """Opens the file that holds the decoded images, or decodes them into it."""

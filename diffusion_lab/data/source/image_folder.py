@@ -13,7 +13,7 @@ from diffusion_lab.data.source.decoding import BadImage, check_bytes
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.labelling import (
     LABELS,
-    Labels,
+    Listed,
     check_all,
     labelled,
     labels_in_csv,
@@ -48,7 +48,7 @@ class FilesAtPaths(FileSource):
         names: list[str],
         classes: tuple[str, ...] | None,
         read: Callable[[str], bytes | None],
-    ) -> tuple[list[str], tuple[str, ...], Labels]:
+    ) -> tuple[list[str], tuple[str, ...], Listed]:
         """The names of images in order, classes and labels; `read` reads a file beside images."""
         file = self.label_file or LABELS
         content, where = read(file), f"{file} of {path}"
@@ -88,7 +88,7 @@ class ImageFolder(FilesAtPaths):
 
 
 def in_folder(
-    where: str, root: Path, names: list[str], classes: tuple[str, ...], labels: Labels
+    where: str, root: Path, names: list[str], classes: tuple[str, ...], labels: Listed
 ) -> ImageFiles:
     """The named images under `root`, stamped by their sizes and times."""
 

@@ -8,7 +8,7 @@ from typing import IO
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import check_bytes
 from diffusion_lab.data.source.image_folder import FilesAtPaths
-from diffusion_lab.data.source.labelling import LABELS, Labels
+from diffusion_lab.data.source.labelling import LABELS, Listed
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -54,7 +54,7 @@ def in_zip(
     archive: zipfile.ZipFile,
     names: list[str],
     classes: tuple[str, ...],
-    labels: Labels,
+    labels: Listed,
 ) -> ImageFiles:
     """The named images in a zip, stamped by the checksums that it keeps."""
 

@@ -1,6 +1,7 @@
-"""Labels of image files: of a dataset.json or a CSV beside them, as classes or as numbers.
+"""Labels of image files: of a dataset.json or a CSV beside them, as classes, numbers or captions.
 
-A label is a class if it is a whole number, and a vector if it is another number or a list of them.
+A label is a class if it is a whole number, a vector if it is another number or a list of them, and
+a caption if it is a text.
 """
 
 import csv
@@ -10,15 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from diffusion_lab.common.formats import some
+from diffusion_lab.common.labels import LARGEST, LONGEST, TEXT, is_caption, is_number
 from diffusion_lab.data.source.listing import by_number
 from diffusion_lab.data.source.verified_files import DataError
 
 LABELS = "dataset.json"  # {"labels": [["00000/img00000000.png", 7], ...]}, or null for none
-Labels = Sequence[int | list[float]]  # classes, or vectors of equal lengths
-LARGEST = torch.finfo(torch.float32).max  # networks see labels as float32
+Listed = Sequence[int | list[float] | str]  # classes, vectors of equal lengths, or captions
 
 
 def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
@@ -45,7 +44,7 @@ def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
 
 
 def labels_in_csv(content: bytes, where: str) -> dict[str, Any]:
-    """The numbers of each image in a CSV: a line of titles, then the image's name and its numbers.
+    """The label of each image in a CSV: titles, then names, each with numbers or a caption.
 
     `where` names the CSV in errors (DataError).
     """
@@ -56,36 +55,47 @@ def labels_in_csv(content: bytes, where: str) -> dict[str, Any]:
     titles, *rows = [line for line in lines if line] or [[]]
     if len(titles) < 2 or not rows:
         raise DataError(
-            f"{where} must have a line of titles, and for each image its name and its numbers"
+            f"{where} must have a line of titles, and for each image its name and its numbers, or "
+            "its caption"
         )
-    pairs = []
+    pairs: list[tuple[str, Any]] = []
     for row in rows:
         try:
             numbers = [float(cell) for cell in row[1:]]
         except ValueError:
             numbers = []
-        if len(row) != len(titles) or not numbers:
+        if len(row) != len(titles) or (not numbers and len(titles) > 2):
             raise DataError(
                 f"{where} has the line {','.join(row)[:60]}; it must have a name and "
-                f"{len(titles) - 1} numbers, as many as there are titles"
+                f"{len(titles) - 1} numbers, as many as there are titles, or one caption"
             )
-        pairs.append((row[0], numbers))
+        pairs.append((row[0], numbers or row[1]))
+    if any(isinstance(label, str) for _, label in pairs):
+        pairs = [(row[0], row[1]) for row in rows]
     return _once(pairs, where)
 
 
 def labelled(
-    named: dict[str, Any], classes: tuple[str, ...] | None, size: int | None, where: str
-) -> tuple[tuple[str, ...], Labels]:
-    """The classes and the labels of images by their names; there are no classes of vectors.
+    named: dict[str, Any], classes: tuple[str, ...] | None, size: int | str | None, where: str
+) -> tuple[tuple[str, ...], Listed]:
+    """The classes and the labels of images by their names; only classes have classes.
 
-    `size` is the length of vectors, 0 for classes; None infers it, unless `classes` are given.
-    Raises DataError.
+    `size` is the length of vectors, 0 for classes, TEXT for captions; None infers it, unless
+    `classes` are given. Raises DataError.
     """
     given = list(named.values())
     if size is None:
         size = 0 if classes is not None else _size_of(given)
     if size == 0:
         return by_number(list(named), given, classes, where), given
+    if size == TEXT:
+        for name, label in named.items():
+            if not isinstance(label, str) or not is_caption(label):
+                raise DataError(
+                    f"{where} labels {name} with {str(label)[:60]!r}; a caption must have 1 to "
+                    f"{LONGEST} bytes"
+                )
+        return (), given
     vectors = [label if isinstance(label, list) else [label] for label in given]
     for name, vector in zip(named, vectors, strict=True):
         if not all(map(is_number, vector)) or len(vector) != size:
@@ -97,12 +107,6 @@ def labelled(
     return (), [[float(v) for v in vector] for vector in vectors]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a part of a label is a finite number, as float32, too."""
-    # a whole number may be too large for a float; no comparison with NaN is true
-    return type(value) in (int, float) and abs(value) <= LARGEST
-
-
 def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None:
     """Raises DataError unless all images, and no others, are labelled."""
     if absent := sorted(set(labelled) - set(names)):
@@ -111,10 +115,12 @@ def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None
         raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")
 
 
-def _size_of(labels: Sequence[Any]) -> int:
-    """The length of vectors; 0 if all labels are whole numbers, or anything but numbers."""
-    first = next((label for label in labels if isinstance(label, float | list)), None)
-    return len(first) if isinstance(first, list) else int(first is not None)
+def _size_of(labels: Sequence[Any]) -> int | str:
+    """The length of vectors, or TEXT; 0 if all labels are whole numbers, or anything else."""
+    first = next((label for label in labels if isinstance(label, float | list | str)), 0)
+    if isinstance(first, str):
+        return TEXT
+    return len(first) if isinstance(first, list) else int(isinstance(first, float))
 
 
 def _once(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:

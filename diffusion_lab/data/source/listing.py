@@ -22,7 +22,7 @@ EXTENSIONS = (
 @dataclass(frozen=True)
 class ImageFiles:
     """Encoded images, not yet read; `labels` are indices into `classes`, or 0 if there are none,
-    or vectors.
+    or vectors, or captions.
 
     `where` names the images in messages, and `open` opens one by name, in any thread. `stamp`
     gives, by name, a plain value that changes when the image does.
@@ -31,7 +31,7 @@ class ImageFiles:
     where: str
     names: list[str]
     classes: tuple[str, ...]
-    labels: Sequence[int | list[float]]
+    labels: Sequence[int | list[float] | str]
     open: Callable[[str], IO[bytes]]
     stamp: Callable[[str], object]
 

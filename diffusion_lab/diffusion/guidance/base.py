@@ -166,7 +166,7 @@ def with_weak(strong: Ask, weak: Denoiser, labels: Tensor | None) -> AskBoth:
 
 def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
     """Asks a model with labels (B,) and without them, in one batch."""
-    both = torch.cat([labels, torch.full_like(labels, denoiser.conditioning.null_label)])
+    both = torch.cat([labels, denoiser.conditioning.labels.null(len(labels), labels.device)])
 
     def ask_both(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> tuple[Estimate, Tensor]:
         twice = level if level.t.ndim == 0 else level[torch.arange(len(x)).repeat(2)]

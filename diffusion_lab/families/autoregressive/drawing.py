@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import require_finite
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.families.autoregressive.sampling import CodeSampler, LogitGuidance
 from diffusion_lab.families.autoregressive.transformer import CodeTransformer
@@ -26,7 +27,7 @@ class CodePipeline(LabelledGenerator):
     sampler: CodeSampler
     guidance: LogitGuidance
     first_stage: TrainedVQ
-    num_classes: int
+    kind: Labels
 
     @property
     def conditioning(self) -> Any:
@@ -55,8 +56,7 @@ class CodePipeline(LabelledGenerator):
         labels = None if labels is None else labels.to(device)
         guided = self.guidance.scale != 1
         if guided and labels is not None:
-            nothing = labels.new_full(labels.shape, model.conditioning.null_label)
-            labels = torch.cat([labels, nothing])
+            labels = torch.cat([labels, model.conditioning.labels.null(len(labels), device)])
         # normal numbers, each a uniform one by its distribution function
         uniform = torch.special.ndtr(SampleNoise(seed, ids)((model.tokens,)).double())
         codes = torch.empty(len(ids), 0, dtype=torch.int64, device=device)

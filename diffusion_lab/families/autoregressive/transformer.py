@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusion_lab.backbone.attention import CausalAttention
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.block import Block
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import Count, Flag, ranges
 
 
@@ -30,7 +31,7 @@ class CodeTransformer(nn.Module):
         self,
         codes: int,
         tokens: int,
-        num_classes: int,
+        labels: Labels,
         conditioning: Callable[..., nn.Module],
         width: Count,
         depth: Count,
@@ -51,7 +52,7 @@ class CodeTransformer(nn.Module):
         self.out = nn.Linear(width, codes)
         initialise(self)
         # after the others, as it initialises itself
-        self.conditioning: Any = conditioning(num_classes=num_classes, width=width)
+        self.conditioning: Any = conditioning(labels=labels, width=width)
 
     def initialise(self) -> None:
         """Starts with small embeddings, and with all codes equally likely."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_lab.common.images import require_finite, to_uint8
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.families.gan.generator import ConvGenerator
 from diffusion_lab.pipeline import LabelledGenerator
@@ -17,7 +18,7 @@ class GANPipeline(LabelledGenerator):
     """A generator; sample i is fixed by `seed` and i alone, up to the network's rounding."""
 
     model: ConvGenerator
-    num_classes: int
+    kind: Labels
 
     @property
     def conditioning(self) -> Any:

@@ -15,6 +15,7 @@ from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import Upsample
 from diffusion_lab.backbone.stage import PixelResidual
 from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, ranges, whole_list
 
 
@@ -30,7 +31,7 @@ class ConvGenerator(nn.Module):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        num_classes: int,
+        labels: Labels,
         conditioning: Callable[..., nn.Module],
         channels: Annotated[int, MULTIPLE_OF_4],
         multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
@@ -61,7 +62,7 @@ class ConvGenerator(nn.Module):
         self.out = nn.Conv2d(width, image_channels, 3, padding=1)
         initialise(self)
         # after the others, as it initialises itself
-        self.conditioning: Any = conditioning(num_classes=num_classes, width=embedding)
+        self.conditioning: Any = conditioning(labels=labels, width=embedding)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffusion_lab.backbone.discriminator import Discriminator
+from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import at_least, ranges
 
 
@@ -26,7 +27,7 @@ class RelativisticLoss(nn.Module):
     def __init__(
         self,
         image_channels: int,
-        num_classes: int,
+        labels: Labels,
         conditioning: Callable[..., nn.Module],
         gamma: Annotated[float, at_least(0)],
         discriminator: Callable[..., Discriminator],
@@ -34,7 +35,7 @@ class RelativisticLoss(nn.Module):
         super().__init__()
         self.gamma = gamma
         self.discriminator = discriminator(
-            image_channels=image_channels, num_classes=num_classes, conditioning=conditioning
+            image_channels=image_channels, labels=labels, conditioning=conditioning
         )
         if any(isinstance(module, nn.GroupNorm) for module in self.discriminator.modules()):
             raise ValueError(

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
-from diffusion_lab.backbone.conditioning import Attributes, NumericLabel
+from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
 from diffusion_lab.backbone.unet import UNet
 from diffusion_lab.build.model import Model
@@ -38,7 +38,7 @@ def network_of(model: Model, cfg: DictConfig) -> Any:
         if isinstance(denoiser.conditioning, Attributes):
             tensors[TABLE] = table_of(denoiser.conditioning)
         if TABLE in tensors and model.objective.label_dropout == 0:
-            tensors[TABLE] = tensors[TABLE][: denoiser.conditioning.null_label]
+            tensors[TABLE] = tensors[TABLE][: denoiser.conditioning.labels.classes]
         rows = len(tensors.get(TABLE, []))
         settings |= {"class_embed_type": None, "num_class_embeds": rows or None}
     channels, height, width = denoiser.image_shape
@@ -116,8 +116,8 @@ def check_denoiser(denoiser: Denoiser, of_samples: bool) -> None:
     `of_samples` is whether its answer is a sample, and not a mean.
     """
     wrong = {
-        "conditioning=numeric_label": (
-            isinstance(denoiser.conditioning, NumericLabel),
+        "this conditioning": (
+            denoiser.conditioning.conditional and not denoiser.conditioning.labels.classes,
             "networks of diffusers hear classes, not numbers",
         ),
         "denoiser.self_conditioning=true": (
@@ -144,5 +144,5 @@ def check_denoiser(denoiser: Denoiser, of_samples: bool) -> None:
 
 def table_of(conditioning: Attributes) -> Tensor:
     """The vector of each label and of the null label, (K + 1, D)."""
-    labels = torch.arange(conditioning.null_label + 1)
+    labels = torch.arange(conditioning.labels.classes + 1)
     return conditioning(labels, len(labels)).vector.detach()

@@ -188,26 +188,24 @@ class SampleGrid(Grid):
     seed: Seed = 0
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        pipeline = module_of(trainer).context.sampling()
-        labels = pipeline.row_labels(self.columns)
-        rows, classes = "without classes", data_of(trainer).num_classes
-        if labels is not None:
+        pipeline, kind = module_of(trainer).context.sampling(), data_of(trainer).labels
+        labels, rows = pipeline.row_labels(self.columns), "without classes"
+        if labels is not None and not kind.classes:
+            rows = f"one row per label: {'; '.join(map(kind.caption, labels))}"
+        elif labels is not None:
             first = ", ".join(map(str, labels.tolist()[:3]))
-            shown = "" if len(labels) == classes else f" {first}, ... of {classes:,}"
+            shown = "" if len(labels) == kind.classes else f" {first}, ... of {kind.classes:,}"
             rows = f"one row per class{shown}"
-        if labels is not None and labels.is_floating_point():
-            texts = [",".join(f"{number:.3g}" for number in label) for label in labels.tolist()]
-            rows = f"one row per label: {'; '.join(texts)}"
         images = draw_rows(pipeline, self.columns, self.seed).unflatten(0, (-1, self.columns))
         return images, f"samples of seed {self.seed}, {rows}"
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
         data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
-        labels, names = pipeline.row_labels(self.columns), data.class_names
+        labels = pipeline.row_labels(self.columns)
         samples = [
             (
                 as_pil(data.source.picture(images[i : i + 1], 1)),
-                names[int(labels[i // self.columns])] if labels is not None and names else None,
+                None if labels is None else data.labels.caption(labels[i // self.columns]),
                 i,
                 self.seed,
             )

@@ -127,7 +127,7 @@ class PlannedRun:
     @cached_property
     def image_facts(self) -> ImageFacts:
         """The shape of the images as trained on, and their number of classes."""
-        return ImageFacts(self.datamodule.image_shape, self.datamodule.num_classes)
+        return ImageFacts(self.datamodule.image_shape, self.datamodule.labels)
 
     @cached_property
     def cost(self) -> Cost:

@@ -158,8 +158,12 @@ def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:
     """A copy of a configuration, for images or latents of these facts where they are given."""
     cfg = cfg.copy()
     if cfg.image_shape is not None or cfg.num_classes is not None:
-        source = {"image_shape": list(facts.shape), "num_classes": facts.num_classes}
-        source["_target_"] = f"{Absent.__module__}.{Absent.__name__}"
+        source = {
+            "_target_": f"{Absent.__module__}.{Absent.__name__}",
+            "image_shape": list(facts.shape),
+            "num_classes": facts.labels.classes,
+            "label_size": facts.labels.size,
+        }
         OmegaConf.update(cfg, "data.source", source, merge=False)
         cfg.data.pad = None
     if cfg.latents:

@@ -66,7 +66,7 @@ class MeanFlow(JumpLoss):
             weak = denoiser(x, here, replace(given, labels=None)).x0
         if given.labels is None:
             return x0
-        kept = ~denoiser.conditioning.is_null(given.labels).to(x.device)
+        kept = ~denoiser.conditioning.labels.is_null(given.labels).to(x.device)
         return torch.where(broadcast(kept, x).bool(), torch.lerp(weak, x0, self.guidance), x0)
 
 
