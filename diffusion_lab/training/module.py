@@ -139,9 +139,13 @@ class TrainedModule(lightning.LightningModule, ABC):
     def logged(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
         """The metrics as plain numbers, once they are written to the loggers."""
         numbers = {name: float(value) for name, value in metrics.items()}
-        for logger in self.loggers:  # Lightning would label them with the step before
-            logger.log_metrics(numbers, step=self.trainer.global_step)
+        self.record(numbers)
         return numbers
+
+    def record(self, row: dict[str, float]) -> None:
+        """Writes values of the current step to all loggers."""
+        for logger in self.loggers:  # Lightning would label them with the step before
+            logger.log_metrics(row, step=self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Saves the validation metrics, which are not measured twice for the same weights."""

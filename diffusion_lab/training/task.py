@@ -27,7 +27,6 @@ from diffusion_lab.training.callbacks import (
     MedianPruning,
     PosthocEMA,
     SampleEvaluation,
-    Throughput,
 )
 from diffusion_lab.training.callbacks.checkpoint import RANKING
 from diffusion_lab.training.module import TrainedModule
@@ -208,19 +207,13 @@ def require_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | 
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
-    """The configured callbacks, in the order in which their hooks must run."""
+    """The configured callbacks in the order in which their hooks must run, by `phase` (0)."""
     callbacks = []
     for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
         callbacks.append(instantiate(cfg, key))
         if not isinstance(callbacks[-1], Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")
-    # a row is written once others have put their values into it
-    callbacks.sort(key=lambda callback: isinstance(callback, Throughput))
-    # a checkpoint, grid or metric of a step must use the average after that step
-    callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
-    # and a checkpoint must come last, as a resumed run does not repeat its step
-    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoint))
-    return callbacks
+    return sorted(callbacks, key=lambda callback: getattr(callback, "phase", 0))
 
 
 def build_metrics(

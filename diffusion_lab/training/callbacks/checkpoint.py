@@ -34,6 +34,7 @@ class Checkpoint(Periodic):
     `best` of validation images, whenever it is measured.
     """
 
+    phase = 2  # last, as a resumed run does not repeat its step
     at_end = True
     every_n_steps: Interval = 1000
     keep_every_n_steps: Interval = None

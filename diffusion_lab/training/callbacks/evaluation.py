@@ -71,8 +71,7 @@ class Evaluation(Periodic):
         context = module_of(trainer).context
         context.results, context.measured_by = results, self
         context.measured_at = trainer.global_step
-        for logger in trainer.loggers:
-            logger.log_metrics(results, step=trainer.global_step)
+        module_of(trainer).record(results)
 
 
 @settings

@@ -103,8 +103,7 @@ class NonFinite(Callback):
         due = trainer.global_step % trainer.log_every_n_steps == 0
         if counts.skipped > counts.logged and due:
             counts.logged = counts.skipped
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/skipped_steps": counts.skipped}, trainer.global_step)
+            pl_module.record({"train/skipped_steps": counts.skipped})
 
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Saves what `watch` found, then rolls the run back or raises TrainingStopped."""

@@ -109,8 +109,7 @@ class Statistics(Callback, Checked):
             self._observe(trainer, look, look.parts)
             if self._noise.scale:
                 row["train/noise_scale"] = self._noise.scale
-        for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step)
+        pl_module.record(row)
 
     def _observe(self, trainer: lightning.Trainer, look: "Look", parts: PartNorms) -> None:
         """Adds the step to the averages of the noise scale."""

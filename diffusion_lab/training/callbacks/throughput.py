@@ -23,6 +23,8 @@ class Throughput(Callback):
     `row`, which earlier callbacks put there, become part of the row.
     """
 
+    phase = 1  # once others have put their values into the row
+
     def __init__(self) -> None:
         self._losses: list[torch.Tensor] = []  # loss of each step since the last row
         self._loss = torch.zeros(())  # sum over this step's micro-batches
@@ -70,9 +72,7 @@ class Throughput(Callback):
         seconds = pl_module.context.clock.seconds() - self._start
         parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
         speed = {"train/images_per_second": self._steps * pl_module.batch_size / seconds}
-        metrics = parts | means | named_rates(self._rates) | speed | pl_module.context.row
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        pl_module.record(parts | means | named_rates(self._rates) | speed | pl_module.context.row)
         pl_module.context.row.clear()
         self._losses.clear()
         self._norms.clear()

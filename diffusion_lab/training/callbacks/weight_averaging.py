@@ -26,6 +26,8 @@ class EMA(Callback):
     (Lightning's WeightAveraging copies the whole module, and cannot copy a sharded one.)
     """
 
+    phase = -1  # a checkpoint, picture or metric of a step uses the average after that step
+
     @ranges(half_life_images=above(0), also=whole_list(1), ramp=optional(above(0)))
     def __init__(
         self,
