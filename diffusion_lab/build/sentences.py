@@ -16,7 +16,6 @@ MANY = 30  # options that a sentence lists
 EXTRAS = {
     "hydra/launcher/diffusion_lab_slurm": "slurm",
     "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/ray": "ray",
     "hydra/sweeper/optuna": "optuna",
 }
 

@@ -193,8 +193,8 @@ def test_a_run_of_ours_with_a_metric_of_torchmetrics_is_not_warned_of(lab, tmp_p
         ("metrics.extra.mine", "torchmetrics.image.TotalVariation", True),
         # in the place of another key
         ("sampler", "lightning.Trainer", False),
-        ("sampler", "diffusion_lab.training.logger.CSV", False),
-        ("sampler.logger", "diffusion_lab.training.logger.CSV", False),
+        ("sampler", "diffusion_lab.training.logger.TensorBoard", False),
+        ("sampler.logger", "diffusion_lab.training.logger.TensorBoard", False),
         ("logger.mine", "lightning.pytorch.loggers.CSVLogger", False),
         ("metrics", "torchmetrics.image.TotalVariation", False),
         ("trainer.strategy", "lightning.Trainer", False),

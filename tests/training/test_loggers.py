@@ -1,6 +1,5 @@
 """Loggers beside W&B: what they have is what metrics.jsonl has, also after a resume."""
 
-import csv
 import importlib
 import io
 import json
@@ -16,7 +15,7 @@ from helpers.logged_names import is_known
 from helpers.logged_rows import by_step, without_times
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows, wandb_runs
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, wandb_runs
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -25,7 +24,7 @@ from diffusion_lab.cli.training_job import join
 from diffusion_lab.common import extras
 from diffusion_lab.training import train
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger import CSV, TensorBoard
+from diffusion_lab.training.logger import TensorBoard
 
 SHORT = [*TINY, "callbacks.evaluation=null", "run_dir=run"]
 PICTURES = ["callbacks.sample_grid.every_n_steps=2"]
@@ -86,26 +85,17 @@ def assert_same_picture(content: bytes | Path, path: Path) -> None:
         assert (np.asarray(ours.convert("RGB")) == np.asarray(kept.convert("RGB"))).all()
 
 
-def table(folder: Path) -> list[dict[str, float]]:
-    """The rows of the CSV file, without empty cells."""
-    with (folder / "csv/metrics.csv").open(newline="") as file:
-        return [
-            {name: float(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(file)
-        ]
-
-
 @pytest.fixture(scope="module")
 def logged(trained_once) -> Path:
-    """A run with three loggers at once."""
+    """A run with two loggers at once."""
     pytest.importorskip("tensorboard")
-    several = ["logger=[wandb,tensorboard,csv]", "run_dir=run", *PICTURES]
+    several = ["logger=[wandb,tensorboard]", "run_dir=run", *PICTURES]
     return trained_once("train", *TINY, *several) / "run"
 
 
 def test_several_loggers_are_chosen_by_a_list(logged):
     saved = OmegaConf.load(logged / "config.yaml")
-    assert list(saved.logger) == ["wandb", "tensorboard", "csv"]
+    assert list(saved.logger) == ["wandb", "tensorboard"]
     assert wandb_runs(logged) == {saved.logger.wandb.run_id}
 
 
@@ -135,19 +125,10 @@ def test_tensorboard_has_the_settings_of_a_run(logged):
     assert settings["data.fraction"] == "None"
 
 
-def test_csv_has_the_rows_and_settings_of_a_run(logged):
-    expected = [pytest.approx(without_times(row)) for row in rows(logged)]
-    assert [without_times(row) for row in table(logged)] == expected
-    assert all(row["seconds"] > 0 for row in table(logged))
-    settings = yaml.safe_load((logged / "csv/hparams.yaml").read_text())
-    assert settings["backbone"]["width"] == 32
-    assert settings["choices"]["backbone"] == "dit"
-
-
 @pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, monkeypatch, trained_once, step):
     pytest.importorskip("tensorboard")
-    command = ["train", *RESUMED, "logger=[tensorboard,csv]"]
+    command = ["train", *RESUMED, "logger=tensorboard"]
     whole = trained_once(*command) / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, die)
@@ -159,9 +140,6 @@ def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, monkeypatch, trained
     assert by_step(folder) == by_step(whole)
     assert_same_rows(events.scalars(), folder)
     assert list(events.pictures("grids/samples")) == [2, 4, 6, 8]
-    assert [without_times(row) for row in table(folder)] == [
-        without_times(row) for row in table(whole)
-    ]
 
 
 @pytest.mark.slow
@@ -173,7 +151,7 @@ def test_a_run_that_is_killed_in_its_last_evaluation_has_nothing_twice(lab, tmp_
         finish(prepared)
         raise Killed
 
-    command = ["train", *RESUMED, "logger=[tensorboard,csv]"]
+    command = ["train", *RESUMED, "logger=tensorboard"]
     with monkeypatch.context() as patch:
         patch.setattr(train, "finish", killed)
         with pytest.raises(Killed):
@@ -183,45 +161,30 @@ def test_a_run_that_is_killed_in_its_last_evaluation_has_nothing_twice(lab, tmp_
     found = Events(tmp_path / "run").scalars()
     assert_same_rows(found, tmp_path / "run")
     assert "test/loss" in found[8]
-    names = [set(row) - {"step", "images", "seconds"} for row in table(tmp_path / "run")]
-    assert sum("test/loss" in each for each in names) == 1
 
 
 def test_a_job_that_died_before_its_first_checkpoint_leaves_nothing(tmp_path):
     pytest.importorskip("tensorboard")
     for value in (1.0, 2.0):
         (tmp_path / "metrics.jsonl").write_text('{"step": 3, "train/loss": 1.0}\n')
-        for kind in (TensorBoard, CSV):
-            logger = kind(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
-            logger.start()
-            logger.log_metrics({"train/loss": value}, 3)
-            logger.finish(None)
+        logger = TensorBoard(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
+        logger.start()
+        logger.log_metrics({"train/loss": value}, 3)
+        logger.finish(None)
     assert Events(tmp_path).scalars()[3]["train/loss"] == 2.0
-    assert [row["train/loss"] for row in table(tmp_path)] == [2.0]
 
 
 def test_rows_survive_a_kill(tmp_path):
     pytest.importorskip("tensorboard")
 
     def write_and_die():
-        for kind in (TensorBoard, CSV):
-            logger = kind(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
-            logger.start()
-            logger.log_metrics({"train/loss": 1.5, "val/loss": math.nan}, 3)
+        logger = TensorBoard(tmp_path, Clock(8), {"name": "x"}, resumed_from=0)
+        logger.start()
+        logger.log_metrics({"train/loss": 1.5, "val/loss": math.nan}, 3)
         signal.raise_signal(signal.SIGKILL)
 
     killed_within(write_and_die)
     assert Events(tmp_path).scalars()[3]["train/loss"] == 1.5
-    assert [row["images"] for row in table(tmp_path)] == [24]
-
-
-def test_csv_leaves_other_files_alone(lab, tmp_path):
-    (tmp_path / "run/csv").mkdir(parents=True)
-    (tmp_path / "run/csv/mine.txt").write_text("mine")
-    code, _, err = lab("train", *SHORT, "logger=csv")
-    assert code == 0, err
-    assert (tmp_path / "run/csv/mine.txt").read_text() == "mine"
-    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))
 
 
 def test_a_logger_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
@@ -232,10 +195,9 @@ def test_a_logger_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", add_scalar)
-    code, _, err = lab("train", *SHORT, "logger=[tensorboard,csv]")
+    code, _, err = lab("train", *SHORT, "logger=tensorboard")
     assert code == 0, err
     assert err.count("no space left") == 1
-    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
@@ -246,7 +208,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
         raise ImportError(package)
 
     monkeypatch.setattr(extras, "import_module", missing)
-    sentence = refusal("train", *SHORT, f"logger=[csv,{name}]")
+    sentence = refusal("train", *SHORT, f"logger={name}")
     assert_names(sentence, f"logger.{name}", f"pip install 'diffusion-lab[{name}]'")
     assert not (tmp_path / "run").exists()
 
@@ -289,20 +251,19 @@ def test_a_run_of_one_unnamed_logger_is_resumed(lab, run_folder):
 def test_runs_of_a_study_share_a_group_in_every_logger_that_has_groups():
     place = {"group": None, "name": None, "tags": ["own"]}
     cfg = OmegaConf.create({"study_name": "mine", "run_dir": "run", "name": "x", "budget": None})
-    cfg.logger = {"wandb": place, "mlflow": place | {"name": "chosen"}, "csv": {}}
+    cfg.logger = {"wandb": place, "mlflow": place | {"name": "chosen"}, "mine": {}}
     overrides = join(cfg, OmegaConf.create({}), Path("run"))
     assert cfg.logger.wandb == {"group": "mine", "name": "run", "tags": ["own", "mine"]}
     assert cfg.logger.mlflow == {"group": "mine", "name": "chosen", "tags": ["own", "mine"]}
-    assert cfg.logger.csv == {}
+    assert cfg.logger.mine == {}
     assert len(overrides) == 6
 
 
 @pytest.mark.slow
 def test_a_run_on_two_devices_is_logged_once(lab, tmp_path):
     pytest.importorskip("tensorboard")
-    two = ["trainer.devices=2", "logger=[tensorboard,csv]", *PICTURES]
+    two = ["trainer.devices=2", "logger=tensorboard", *PICTURES]
     code, _, err = lab("train", *SHORT, *two)
     assert code == 0, err
     assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1
     assert_same_rows(Events(tmp_path / "run").scalars(), tmp_path / "run")
-    assert len(table(tmp_path / "run")) == len(rows(tmp_path / "run"))

@@ -4,7 +4,6 @@ Every row carries `images` (training images seen) and `seconds` (of training), s
 different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
-from diffusion_lab.training.logger.csv_logger import CSV
 from diffusion_lab.training.logger.json_lines import JSONLines
 from diffusion_lab.training.logger.mlflow_logger import MLflow
 from diffusion_lab.training.logger.opening import build_loggers, check_loggers
