@@ -38,7 +38,7 @@ VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 ROWS = "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
-ADDING = ("mmd", "fld", "per_class")  # options of metrics
+ADDING = ("mmd", "fld", "real_or_drawn", "per_class")  # options of metrics
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 

@@ -22,6 +22,7 @@ from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import Metric, Protocol, Quantity, Values, with_fingerprint
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.real_or_drawn import RealOrDrawn
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
 from diffusion_lab.metrics.seams import Seams
 
@@ -39,9 +40,9 @@ class GenerativeMetrics:
     Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy and the FID on
-    its features; `patch` adds the seams between patches of that many pixels a side; `mmd` and `fld`
-    add the metrics of these names; `extra` holds metrics from outside the package, ours by kind or
-    any of torchmetrics that look at images.
+    its features; `patch` adds the seams between patches of that many pixels a side; `mmd`, `fld`
+    and `real_or_drawn` add the metrics of these names; `extra` holds metrics from outside the
+    package, ours by kind or any of torchmetrics that look at images.
     """
 
     extractor: FeatureExtractor
@@ -56,6 +57,7 @@ class GenerativeMetrics:
     reference: Annotated[str, REFERENCE] = "train"
     mmd: Flag = False
     fld: Flag = False
+    real_or_drawn: Flag = False
 
     def __post_init__(self) -> None:
         reader = Classifier(self.classifier) if self.classifier else None
@@ -72,6 +74,7 @@ class GenerativeMetrics:
             FID: (self.half_splits,),
             MMD: () if self.mmd else None,
             FLD: () if self.fld else None,
+            RealOrDrawn: () if self.real_or_drawn else None,
             SpatialFID: () if self.extractor.spatial_dim else None,
             Seams: (self.patch,) if self.patch else None,
             ClassifierFID: of_classifier,
@@ -90,7 +93,8 @@ class GenerativeMetrics:
     @property
     def keep_images(self) -> bool:
         """Whether any metric looks at the images themselves."""
-        return any(isinstance(metric, FromTorchmetrics) for metric in self.extra_metrics)
+        extra = any(isinstance(metric, FromTorchmetrics) for metric in self.extra_metrics)
+        return extra or self.real_or_drawn
 
     @property
     def extra_quantities(self) -> list[Quantity]:

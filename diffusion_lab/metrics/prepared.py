@@ -104,7 +104,7 @@ def real_values(
         "classifier": reader.fingerprint if reader else None,
         "spatial_dim": metrics.extractor.spatial_dim,
         "patch": metrics.patch and [metrics.patch, *metrics.observer.corner],
-        **({"mmd": True} if metrics.mmd else {}),
+        **{name: True for name in ("mmd", "real_or_drawn") if getattr(metrics, name)},
     }
     if own := metrics.extra_metrics:  # code outside the package may change, and its values with it
         facts["extra"] = [m.identity() for m in own]

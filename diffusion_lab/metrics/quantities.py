@@ -17,6 +17,7 @@ from diffusion_lab.metrics.feature_distances import (
 from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
 from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
+from diffusion_lab.metrics.real_or_drawn import RealOrDrawn
 from diffusion_lab.metrics.seams import Seams
 
 TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
@@ -44,6 +45,7 @@ BUILT_IN: tuple[type[Metric], ...] = (
     DensityCoverage,
     SpatialFID,
     Seams,
+    RealOrDrawn,
     InceptionScore,
     ClassifierFID,
     Accuracy,

@@ -89,7 +89,7 @@ def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderT
     """
     if sharded(cfg.trainer):
         raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
-    for key in ("classifier", "patch", "mmd", "fld", "per_class", "extra"):
+    for key in ("classifier", "patch", "mmd", "fld", "real_or_drawn", "per_class", "extra"):
         if cfg.metrics and cfg.metrics.get(key):
             raise UserError(
                 f"metrics.{key} is for generated images, and reconstructions have FID and KID "

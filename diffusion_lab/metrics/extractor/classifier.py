@@ -1,6 +1,7 @@
 """Features of a small classifier, trained by `diffusion-lab train-extractor` on the data itself."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,38 @@ class SmallClassifier(nn.Module):
 
 def layer(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def fit(
+    network: SmallClassifier,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    on_epoch: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains by AdamW and a one-cycle rate on images uint8 (N, C, H, W), labels int64 (N,)."""
+    device = next(network.parameters()).device
+    batches = max(1, len(images) // batch_size)  # one leftover image has no batch statistics
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * batches)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images)).split(batch_size)[:batches]:
+            logits = network.head(network(images[index].to(device)))
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels[index].to(device)).backward()
+            optimizer.step()
+            rate.step()
+        on_epoch()
+
+
+@torch.no_grad()
+def accuracy_on(network: SmallClassifier, images: Tensor, labels: Tensor) -> float:
+    """The share of images, uint8 (N, C, H, W), whose likeliest class is their label (N,)."""
+    device = next(network.parameters()).device
+    guesses = [network.head(network(part.to(device))).argmax(1).cpu() for part in images.split(500)]
+    return (torch.cat(guesses) == labels).double().mean().item()
 
 
 class Classifier(FeatureExtractor):

