@@ -111,7 +111,7 @@ class TestBoth:
             ("", "titles"),
             ("name,x", "titles"),
             ("name\n00.png", "titles"),
-            ("name,x\n00.png,much", "much"),
+            ("name,x\n00.png,1\n01.png,much", "much"),
             ("name,x\n00.png,1,2", "00.png,1,2"),
             ("name,x\n00.png,1\n00.png,2", "more than once"),
             ("name,x\n00.png,1", "01.png"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion_lab.common.formats import some
+from diffusion_lab.common.labels import TEXT
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
@@ -59,7 +60,10 @@ class FilesAtPaths(FileSource):
                     "or write label_file=null label_size=null"
                 )
             return names, *listing.by_folder(names, classes, self.named(path))
-        named = labels_in_csv(content, where) if self.label_file else labels_of(content, where)
+        text = self.label_size == TEXT
+        named = (
+            labels_in_csv(content, where, text) if self.label_file else labels_of(content, where)
+        )
         if named is None or (classes == () and not self.label_size):
             if classes or self.label_size:
                 wanted = f"the classes {some(classes)}" if classes else "label_size"

@@ -43,10 +43,11 @@ def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
     return _once([(name, label) for name, label in pairs], where)
 
 
-def labels_in_csv(content: bytes, where: str) -> dict[str, Any]:
+def labels_in_csv(content: bytes, where: str, as_text: bool = False) -> dict[str, Any]:
     """The label of each image in a CSV: titles, then names, each with numbers or a caption.
 
-    `where` names the CSV in errors (DataError).
+    Labels are captions if none is a number, or if they are to be taken `as_text`. `where` names the
+    CSV in errors (DataError).
     """
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
@@ -59,19 +60,15 @@ def labels_in_csv(content: bytes, where: str) -> dict[str, Any]:
             "its caption"
         )
     pairs: list[tuple[str, Any]] = []
+    texts = len(titles) == 2 and (as_text or not any(map(_numbers_in, rows)))
     for row in rows:
-        try:
-            numbers = [float(cell) for cell in row[1:]]
-        except ValueError:
-            numbers = []
-        if len(row) != len(titles) or (not numbers and len(titles) > 2):
+        if len(row) != len(titles) or not (texts or _numbers_in(row)):
             raise DataError(
                 f"{where} has the line {','.join(row)[:60]}; it must have a name and "
-                f"{len(titles) - 1} numbers, as many as there are titles, or one caption"
+                f"{len(titles) - 1} numbers, as many as there are titles, or, like all others, a "
+                "caption"
             )
-        pairs.append((row[0], numbers or row[1]))
-    if any(isinstance(label, str) for _, label in pairs):
-        pairs = [(row[0], row[1]) for row in rows]
+        pairs.append((row[0], row[1] if texts else _numbers_in(row)))
     return _once(pairs, where)
 
 
@@ -115,11 +112,19 @@ def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None
         raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")
 
 
+def _numbers_in(row: Sequence[str]) -> list[float]:
+    """The numbers after the name in a row of a CSV; none if one of them is no number."""
+    try:
+        return [float(cell) for cell in row[1:]]
+    except ValueError:
+        return []
+
+
 def _size_of(labels: Sequence[Any]) -> int | str:
-    """The length of vectors, or TEXT; 0 if all labels are whole numbers, or anything else."""
-    first = next((label for label in labels if isinstance(label, float | list | str)), 0)
-    if isinstance(first, str):
+    """The length of vectors; TEXT if all are texts, 0 if all are whole numbers or anything else."""
+    if all(isinstance(label, str) for label in labels):
         return TEXT
+    first = next((label for label in labels if isinstance(label, float | list)), 0)
     return len(first) if isinstance(first, list) else int(isinstance(first, float))
 
 
