@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.measured import loss_at
 from helpers.pairs import each_once
 from helpers.paths import CONF
 from helpers.refusals import refused
@@ -76,8 +77,10 @@ def node(group: str, option: str):
 
 def objective_part(kind: str, option: str):
     """Builds a prediction or a weighting for pixels."""
-    cfg = OmegaConf.create({"objective": {kind: node(f"objective/{kind}", option)}})
-    return instantiate(with_data_std(cfg, Pixels.data_std).objective[kind])
+    chosen, key = node(f"objective/{kind}", option), f"objective.{kind.replace('/', '.')}"
+    cfg = OmegaConf.create()
+    OmegaConf.update(cfg, key, chosen)
+    return instantiate(OmegaConf.select(with_data_std(cfg, Pixels.data_std), key))
 
 
 @cache
@@ -125,7 +128,7 @@ def says_nothing_on_pure_noise(schedule: str, prediction: str) -> bool:
 def losses(model):
     images = torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8)
     x0 = model.first_stage.encode(images)
-    return model.objective(model.denoiser, x0, Given(torch.arange(6) % CLASSES))
+    return model.objective(model.denoiser, x0, Given(torch.arange(6) % CLASSES)).minimised
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), pairs("schedule", "objective/prediction"))
@@ -136,15 +139,15 @@ def test_each_schedule_trains_with_each_prediction_or_says_why_not(configure, sc
             model_of(cfg)
         return
     model = model_of(cfg)
-    for weighting in options("objective/weighting"):
-        model.objective.weighting = objective_part("weighting", weighting)
+    for weighting in options("objective/loss/weighting"):
+        model.objective.loss.weighting = objective_part("loss/weighting", weighting)
         assert losses(model).shape == (6,)
         assert losses(model).isfinite().all()
     assert draw(cfg, model).shape == (4, *SHAPE)
 
 
 def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configure, tmp_path):
-    edm = ["schedule=edm", "objective=edm", "objective/weighting=edm"]
+    edm = ["schedule=edm", "objective=edm", "objective/loss/weighting=edm"]
     kl = ["first_stage=kl", f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"]
     own = ["objective.prediction.data_std=0.2", "denoiser.input_std=0.3"]
     for overrides, expected in (
@@ -154,9 +157,9 @@ def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configu
     ):
         cfg, model = tiny(configure, "backbone.patch=2", *edm, *overrides)
         objective = model.objective
-        found = (objective.prediction.data_std, objective.weighting.data_std)
+        found = (objective.prediction.data_std, objective.loss.weighting.data_std)
         assert (model.denoiser.input_std, *found) == expected
-        assert cfg.objective.weighting.data_std == "auto"
+        assert cfg.objective.loss.weighting.data_std == "auto"
 
 
 def test_some_pairs_are_refused_and_most_are_not(configure):
@@ -172,7 +175,7 @@ def test_some_pairs_are_refused_and_most_are_not(configure):
 @pytest.mark.parametrize(("sampler", "schedule"), pairs("sampler", "schedule"))
 def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
     jumps = sampler in ("few_step", "flow_map")
-    loss = {"objective__jump_loss": "mean_flow"} if jumps else {}
+    loss = {"objective__loss": "mean_flow"} if jumps else {}
     cfg = assembled(schedule=schedule, objective="v_prediction", sampler=sampler, **loss)
     if jumps and instantiate(cfg.schedule).discrete_steps:
         with pytest.raises(UserError, match="continuous schedule"):
@@ -201,17 +204,17 @@ def test_each_time_grid_fits_each_schedule_or_says_why_not(configure, schedule, 
 
 @pytest.mark.parametrize(("schedule", "time_sampler"), pairs("schedule", "objective/time_sampler"))
 def test_each_time_sampler_fits_each_schedule(configure, schedule, time_sampler):
-    parts = {"objective__time_sampler": time_sampler, "objective__uncertainty": "learned"}
+    parts = {"objective__time_sampler": time_sampler, "objective__loss__uncertainty": "learned"}
     assert losses(model_of(assembled(schedule=schedule, **parts))).isfinite().all()
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))
 def test_learned_variance_fits_each_table_or_says_why_not(configure, schedule):
     cfg = assembled(schedule=schedule, objective="v_prediction", sampler="ddpm")
-    cfg.objective.variance_loss = node("objective/variance_loss", "hybrid")
+    cfg.objective.loss.variance = node("objective/loss/variance", "hybrid")
     cfg.sampler.variance = "learned"
     if instantiate(cfg.schedule).discrete_steps is None:
-        with refused("objective/variance_loss=none"):
+        with refused("objective/loss/variance=none"):
             model_of(cfg)
     else:
         model = model_of(cfg)
@@ -222,7 +225,8 @@ def test_learned_variance_fits_each_table_or_says_why_not(configure, schedule):
 @pytest.mark.parametrize("objective", options("objective"))
 def test_each_preset_trains_on_its_own_schedule(configure, objective):
     cfg = configure(f"objective={objective}")
-    continuous = objective == "flow_matching" or cfg.objective.jump_loss
+    few_steps = not cfg.objective.loss._target_.endswith("Denoising")
+    continuous = objective == "flow_matching" or few_steps
     schedule = "rectified" if continuous else "ddpm_linear"
     taught = ["objective.teacher.run=nowhere"] if cfg.objective.teacher else []
     _, model = tiny(configure, f"objective={objective}", f"schedule={schedule}", *taught)
@@ -240,7 +244,7 @@ def test_jit_learns_the_clean_image_by_the_error_of_its_velocity(configure):
     x0, eps = torch.randn(2, 4, *SHAPE)
     level = Rectified()(torch.tensor([0.01, 0.3, 0.7, 1.0]))
     with torch.no_grad():
-        loss = model.objective.loss_at(model.denoiser, x0, eps, level)
+        loss = loss_at(model.objective, model.denoiser, x0, eps, level)
         x = add_noise(x0, eps, level)
         output = model.denoiser(x, level).x0
     axes = (slice(None), None, None, None)

@@ -30,7 +30,7 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.source import ImageFolder, TwoMoons
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
-from diffusion_lab.diffusion.objective import weighting
+from diffusion_lab.diffusion.objective.loss import weighting
 from diffusion_lab.diffusion.sampler import time_grid
 from diffusion_lab.first_stage.autoencoder import FSQAutoencoder, KLAutoencoder, VQAutoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss, discriminator, perceptual
@@ -74,6 +74,7 @@ NO_BUDGET = {
 SHORT = {"TINY": TINY, "TINY_AUTOENCODER": TINY_AUTOENCODER}
 NAMES = {  # the names that Python prompts may use
     **vars(objective),
+    **vars(objective.loss),
     **vars(weighting),
     **vars(guidance),
     **vars(sampler),

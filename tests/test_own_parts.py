@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.compositions import assembled
 from helpers.exact_denoiser import GaussianMixture
 from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
 
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.profiling.budget import images_for
 
 OWN_PARTS, OWN_DATA = (PAGES / f"{name}.md" for name in ("own-parts", "own-data"))
 PYTHON, YAML = (
@@ -59,6 +62,10 @@ PARTS = {
             "callbacks.counts.every_n_steps=2",
             "trainer.max_steps=5",
         ],
+    ),
+    "objective": (
+        "objective/loss/absolute",
+        [*command_with(f"{TRAIN} objective/loss"), *QUICK],
     ),
     "source": (
         "data/grey",
@@ -195,6 +202,28 @@ def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(lab, write, t
     code, out, err = lab("profile", *arguments)
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["macs"] > 0
+
+
+def test_a_loss_is_costed_and_says_what_it_forbids(lab, write, refusal):
+    arguments = write("objective")
+    assert_names(
+        refusal("train", *arguments, "coupling=optimal_transport"),
+        "objective/loss=absolute",
+        "coupling=none",
+    )
+    cfg = assembled()
+    cfg.objective.loss = {"_target_": "my_objectives.Absolute"}
+    images = images_for(1e12, cfg, 1000)
+    sys.modules["my_objectives"].Absolute.extra_passes = 1.0
+    assert images / images_for(1e12, cfg, 1000) == pytest.approx(4 / 3, rel=1e-3)
+
+
+def test_a_run_is_sampled_without_the_class_of_its_loss(lab, train_with):
+    train_with("objective")
+    Path("my_objectives.py").unlink()
+    sys.modules.pop("my_objectives", None)
+    code, _, err = lab("sample", "run=run", "num_samples=4")
+    assert code == 0, err
 
 
 def test_the_readmes_parts_are_those_of_the_pages():

@@ -144,7 +144,7 @@ def loss_gap(opened: DiffusionRun, batch_size: int) -> dict[str, dict[str, float
             x0 = model.first_stage.encode(images[ids].to(device))
             facts = (x0, labels[ids].to(device), torch.tensor(ids, device=device))
             with opened.autocast:
-                sums += losses_by_level(model.objective, model.denoiser, *facts).cpu()
+                sums += losses_by_level(model.loss, model.schedule, model.denoiser, *facts).cpu()
         means[side] = torch.div(*torch.stack(of_all_ranks(sums)).sum(0).unbind(1))
     return {
         f"t{(index + 0.5) / LEVELS:.2f}": {side: mean[index].item() for side, mean in means.items()}

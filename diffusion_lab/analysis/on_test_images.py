@@ -133,7 +133,7 @@ def open_pixels(cfg: DictConfig, reason: str) -> DiffusionRun:
     opened = open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
         raise UserError(f"{reason}; this run diffuses the latents of an encoder")
-    if opened.model.objective.of_samples:
+    if opened.model.loss.of_samples:
         raise UserError(
             f"{cfg.run} is a consistency model, whose estimate is a sample, and the solver follows "
             "the mean of the samples that an image may become; give the run of another objective"

@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import RawLabels
+from diffusion_lab.build import rules
 from diffusion_lab.build.config_keys import replaced
 from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
-from diffusion_lab.build.sampling import needs_dropped_labels, needs_labels
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule
@@ -143,10 +143,11 @@ def build_code_pipeline(
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     require(saved, "sampler", sampler, CodeSampler)
     require(saved, "guidance", guidance, LogitGuidance)
-    if guidance.scale != 1 and not model.conditioning.conditional:
-        raise needs_labels(guidance.scale, "guidance.scale=1")
-    if guidance.scale != 1 and not saved.objective.label_dropout:
-        raise needs_dropped_labels(guidance.scale)
+    rules.check(
+        guidance=guidance,
+        conditional=model.conditioning.conditional,
+        label_dropout=saved.objective.label_dropout,
+    )
     return CodePipeline(model, sampler, guidance, stage, kind)
 
 

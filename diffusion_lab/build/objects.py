@@ -1,25 +1,26 @@
 """Builds the data, the model and the pipeline of a configuration; shapes come from the data."""
 
+from typing import Any
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.backbone.conditioning import RawLabels
+from diffusion_lab.build import rules
 from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.families import require_diffusion
 from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.losses import check_derivative, check_losses
-from diffusion_lab.build.model import Model, check_first_stage, check_training
-from diffusion_lab.build.sampling import check_noise, check_sampling
+from diffusion_lab.build.model import Drawable, Model
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.objective import Objective
+from diffusion_lab.diffusion.objective import Loss, TeacherPairs
+from diffusion_lab.diffusion.objective.loss import Recorded
 from diffusion_lab.diffusion.schedule import NoiseSchedule
+from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
@@ -73,46 +74,105 @@ def build_model(
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
+    cfg, schedule, first_stage = begun(cfg, image_shape)
+    coupling = instantiate(cfg, "coupling")
+    objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
+    drawing = {
+        "schedule": schedule,
+        "first_stage": first_stage,
+        "loss": objective.loss,
+        "label_dropout": objective.noising.label_dropout,
+        "augmentation": instantiate(cfg, "augmentation"),
+        "paired": coupling is not None or isinstance(objective.teacher, TeacherPairs),
+    }
+    check_augmentation(drawing["augmentation"], image_shape)
+    training = {
+        "compiled": cfg.compile,
+        "recomputed": cfg.activation_checkpointing,
+        "aligned": bool(cfg.get("alignment")),
+    }
+    parts = vars(objective.parts()) | vars(objective.noising) | drawing | training
+    denoiser = build_denoiser(cfg, parts, labels, device)
+    return Model(denoiser=denoiser, objective=objective, **drawing)
+
+
+def build_drawable(cfg: DictConfig, image_shape: tuple[int, int, int], labels: Labels) -> Drawable:
+    """Builds what a trained model draws with, without the parts that only train it."""
+    cfg, schedule, first_stage = begun(cfg, image_shape)
+    drawing = {
+        "schedule": schedule,
+        "first_stage": first_stage,
+        "loss": known_loss(cfg),
+        "label_dropout": cfg.objective.label_dropout,
+        "augmentation": instantiate(cfg, "augmentation"),
+        "paired": cfg.get("coupling") is not None
+        or isinstance(instantiate(cfg, "objective.teacher"), TeacherPairs),
+    }
+    parts = drawing | {"prediction": instantiate(cfg, "objective.prediction")}
+    return Drawable(denoiser=build_denoiser(cfg, parts, labels), **drawing)
+
+
+def begun(
+    cfg: DictConfig, image_shape: tuple[int, int, int]
+) -> tuple[DictConfig, NoiseSchedule, FirstStage]:
+    """The schedule and the first stage of a model, and its configuration with their std."""
     require_diffusion(cfg)
     schedule = instantiate(cfg, "schedule")
     first_stage = instantiate(cfg, "first_stage")(image_shape=image_shape)
-    cfg = with_data_std(cfg, first_stage.data_std)
-    coupling = instantiate(cfg, "coupling")
-    objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
-    check_losses(objective, cfg.denoiser, first_stage.latent_shape)
-    augmentation = instantiate(cfg, "augmentation")
+    return with_data_std(cfg, first_stage.data_std), schedule, first_stage
+
+
+def known_loss(cfg: DictConfig) -> Loss:
+    """The loss of a trained model, or its recorded facts if its class is no longer there."""
+    try:
+        return instantiate(cfg, "objective.loss")
+    except UserError:
+        if not cfg.get("loss_facts"):
+            raise
+        return Recorded(**cfg.loss_facts)
+
+
+def build_denoiser(
+    cfg: DictConfig, parts: dict[str, Any], labels: Labels, device: str = "cpu"
+) -> Denoiser:
+    """Builds the denoiser; raises UserError if it and the other parts cannot be combined."""
+    schedule, first_stage, loss = parts["schedule"], parts["first_stage"], parts["loss"]
     label, std, clip = cfg.denoiser.noise_label, cfg.denoiser.input_std, cfg.denoiser.clip
     if label == "auto":
-        jumps = objective.jump_loss
-        label = noise_label(schedule, differentiated=bool(jumps and jumps.forward_mode))
+        label = noise_label(schedule, loss.differentiates_time)
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
     fit_bandwidths(cfg.backbone, label)
-    check_training(schedule, objective, label)
-    check_derivative(objective, cfg.compile, cfg.activation_checkpointing)
-    check_augmentation(augmentation, image_shape)
-    check_first_stage(first_stage, augmentation, clip)
+    previous, augmentation = cfg.denoiser.self_conditioning, parts["augmentation"]
+    shape = first_stage.latent_shape
+    rules.check(**parts, noise_label=label, clip=clip, self_conditioning=previous, shape=shape)
     with torch.device(device), errors_at(cfg, "denoiser"):
         denoiser = Denoiser(
             backbone=instantiate(cfg, "backbone"),
             conditioning=instantiate(cfg, "conditioning"),
-            prediction=objective.prediction,
-            image_shape=first_stage.latent_shape,
+            prediction=parts["prediction"],
+            image_shape=shape,
             labels=labels,
             noise_label=label,
             input_std=std,
-            self_conditioning=cfg.denoiser.self_conditioning,
+            self_conditioning=previous,
             clip=clip,
-            learned_variance=objective.variance_loss is not None,
+            learned_variance=bool(loss.variance),
             augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
-            jumps=objective.jumps,
+            jumps=loss.two_levels,
         )
-    check_denoiser(objective, denoiser, compiled=cfg.compile is True)
+    rules.check(
+        **{key: parts[key] for key in ("loss", "coupling", "compiled") if key in parts},
+        backbone=denoiser.backbone,
+        conditioning=denoiser.conditioning,
+        conditional=denoiser.conditioning.conditional,
+        described=denoiser.augmentation is not None,
+    )
     check_keys(cfg, {"activation_checkpointing": flag()})
     if cfg.activation_checkpointing:
         with errors_at(cfg, ""):
             checkpoint_activations(denoiser.backbone)
-    return Model(denoiser, schedule, objective, first_stage, augmentation)
+    return denoiser
 
 
 def fit_bandwidths(backbone: DictConfig, label: str) -> None:
@@ -138,51 +198,11 @@ def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
     return "data_time" if differentiated else "time"
 
 
-def check_denoiser(objective: Objective, denoiser: Denoiser, compiled: bool) -> None:
-    """Raises UserError if the objective or a compiler cannot work with the denoiser's parts."""
-    check_labels(denoiser)
-    heard = denoiser.conditioning
-    if heard.conditional and not heard.labels.classes and objective.coupling is not None:
-        raise UserError(
-            "a coupling would give the images of a label noise of their own, and only classes keep "
-            "theirs apart; write coupling=none, or conditioning=none"
-        )
-    inner = getattr(objective.jump_loss, "guidance", 1)
-    if inner != 1 and not denoiser.conditioning.conditional:
-        raise UserError(
-            f"objective.jump_loss.guidance={inner} needs labels; write "
-            "objective.jump_loss.guidance=1, or train with conditioning=class_label"
-        )
-    if isinstance(denoiser.backbone, Energy) and compiled:
-        raise UserError(
-            "backbone=energy is a derivative of its network, which a compiled one does not have; "
-            "write compile=auto"
-        )
-
-
-def check_labels(denoiser: Denoiser) -> None:
-    """Raises UserError if labels would not reach the network in the form that it takes."""
-    embeds = getattr(denoiser.backbone, "embeds_labels", False)
-    raw = isinstance(denoiser.conditioning, RawLabels)
-    if raw and not embeds:
-        raise UserError(
-            "conditioning=raw_labels is for networks that embed labels themselves, such as "
-            "backbone=diffusers_model, and this one does not; write conditioning=class_label"
-        )
-    if embeds and denoiser.conditioning.conditional and not raw:
-        raise UserError(
-            "this network embeds labels itself; write conditioning=raw_labels, or conditioning=none"
-        )
-    if embeds and denoiser.augmentation is not None:
-        raise UserError(
-            "this network cannot be told how an image was augmented; write augmentation=none"
-        )
-
-
 def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
     """A copy of a configuration in which each data_std=auto of its objective is `std`."""
     cfg = cfg.copy()
-    for part in (cfg.objective.get("prediction"), cfg.objective.get("weighting")):
+    for key in ("objective.prediction", "objective.loss.weighting"):
+        part = OmegaConf.select(cfg, key)
         if isinstance(part, DictConfig) and part.get("data_std") == "auto":
             part.data_std = std
     return cfg
@@ -190,7 +210,7 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
 
 def build_pipeline(
     cfg: DictConfig,
-    model: Model,
+    model: Drawable,
     kind: Labels,
     weak: Denoiser | None = None,
     classifier: Classifier | None = None,
@@ -201,10 +221,18 @@ def build_pipeline(
     """
     require_diffusion(cfg)
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
-    check_sampling(model, sampler, guidance)
+    rules.check(
+        sampler=sampler,
+        guidance=guidance,
+        schedule=model.schedule,
+        loss=model.loss,
+        first_stage=model.first_stage,
+        conditional=model.denoiser.conditioning.conditional,
+        label_dropout=model.label_dropout,
+    )
     with errors_at(cfg, "sampler"):
         sampler.levels(model.schedule)  # raises if they do not fit
-    check_noise(model, sampler)
+    rules.check(sampler=sampler, schedule=model.schedule, paired=model.paired)
     return Pipeline(
         model.denoiser,
         model.schedule,

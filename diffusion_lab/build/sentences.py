@@ -10,6 +10,14 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.common.messages import UserError
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
+MOVED = {  # keys of earlier versions, and what took their place
+    "objective.weighting": "objective.loss.weighting",
+    "objective.variance_loss": "objective.loss.variance",
+    "objective.uncertainty": "objective.loss.uncertainty",
+    "objective.huber": "objective.loss.huber",
+    "objective.jump_loss": "objective.loss",
+    "objective.score_loss": "objective.loss",
+}
 IN_FOLDERS = "experiment/"  # the group whose options are in folders, too
 MANY = 30  # options that a sentence lists
 # option of a Hydra plugin -> the extra of this package that installs the plugin
@@ -74,6 +82,10 @@ def _listed(options: list[str]) -> str:
 
 def _unknown(key: str) -> str:
     """The sentence for an override of a key or a group that the command does not have."""
+    for old, new in MOVED.items():
+        if key.replace("/", ".").startswith(old):
+            now = key.replace("/", ".").replace(old, new, 1)
+            return f"{key} is now {now.replace('.', '/') if '/' in key else now}; write that"
     if "/" in key and (conf_dir() / key).is_dir():
         group = key.rpartition("/")[0]
         return f"the {group} that is chosen has no {key}; leave it out, or choose another {group}"

@@ -174,6 +174,7 @@ def kept_bytes(model: Model, images: int, precision: str, layers: Sequence[nn.Mo
             ]
         for hook in hooks:
             stack.callback(hook.remove)
-        model.objective.training_loss_at(model.denoiser, x0, x0, level, Given(labels))
-    with_gradients = asked[True] * (1 + model.objective.forward_mode / TRAINING_PASSES)
+        objective = model.objective
+        objective.loss(objective.parts(), model.denoiser, x0, x0, level, Given(labels), None)
+    with_gradients = asked[True] * (1 + objective.loss.forward_mode / TRAINING_PASSES)
     return Kept(kept(), own, types.bytes(), with_gradients / images, asked[False] / images)

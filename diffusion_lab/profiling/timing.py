@@ -73,7 +73,7 @@ class Bench:
     def compile(self, choice: bool | str) -> None:
         """Compiles the backbone as training would."""
         backbone, objective = self.model.denoiser.backbone, self.model.objective
-        derived = objective.forward_mode or isinstance(backbone, Energy)
+        derived = objective.loss.forward_mode or isinstance(backbone, Energy)
         if pays(choice, self.device) and not derived:
             backbone.compile()
 
@@ -85,7 +85,7 @@ class Bench:
             x0 = first_stage.draw(first_stage.moments(images))
             return self.model.objective(
                 self.model.denoiser, x0, Given(labels, augmentation=augmentation)
-            ).mean()
+            ).minimised.mean()
 
     def train(self) -> None:
         """Takes one training step."""

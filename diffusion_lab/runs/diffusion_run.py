@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.model import Model
-from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.build.sampling import between_shortcuts
+from diffusion_lab.build.model import Drawable
+from diffusion_lab.build.objects import build_datamodule, build_drawable, build_pipeline
+from diffusion_lab.build.sampling import untrained_jumps
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
@@ -29,32 +29,32 @@ JUDGES = ("metrics.classifier", "metrics.extractor.path")  # keys of classifiers
 class DiffusionRun(NetworkRun):
     """The open run of a diffusion model."""
 
-    model: Model
+    model: Drawable
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder
 
     @classmethod
-    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Model, FirstStage]:
-        model = build_model(saved, datamodule.image_shape, datamodule.labels)
+    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Drawable, FirstStage]:
+        model = build_drawable(saved, datamodule.image_shape, datamodule.labels)
         return model, model.first_stage
 
     @staticmethod
-    def network_of(model: Model) -> Denoiser:
+    def network_of(model: Drawable) -> Denoiser:
         return model.denoiser
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         folder = cfg.guidance.weak_run
         if folder not in self.weak:
-            self.weak[folder] = load_weak(folder, self.saved)
+            self.weak[folder] = load_weak(folder, self.saved, self.model)
         kind, classifier = self.datamodule.labels, load_classifier(cfg, self.datamodule)
         pipeline = build_pipeline(cfg, self.model, kind, self.weak[folder], classifier)
-        if line := between_shortcuts(self.model.objective, pipeline.sampler):
+        if line := untrained_jumps(self.model.loss, pipeline.sampler, self.model.schedule):
             say(line)
         return pipeline
 
 
 def load(
     folder: str | Path, saved: DictConfig | None = None, average: str | None = None
-) -> tuple[ImageDataModule, Model]:
+) -> tuple[ImageDataModule, Drawable]:
     """Loads the data module (unread) of a trained run or export, and its model.
 
     The denoiser is on the CPU, in evaluation mode. The run's configuration describes the model;
@@ -72,8 +72,8 @@ def load(
     return fields["datamodule"], fields["model"]
 
 
-def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
-    """Loads the denoiser of `guidance.weak_run`, if any, for a run with the configuration `saved`.
+def load_weak(folder: str | None, saved: DictConfig, model: Drawable) -> Denoiser | None:
+    """Loads the denoiser of `guidance.weak_run`, if any, for the `model` of the run `saved`.
 
     Raises UserError if the weak run was trained on other data, labels or noise levels.
     """
@@ -95,14 +95,14 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
                 f"guidance.weak_run={folder} was trained with another {part}; give a run that "
                 "differs only in size or training time"
             )
-    jumps = [OmegaConf.select(each, "objective.jump_loss._target_") for each in (other, saved)]
-    if jumps[0] != jumps[1]:
+    data, weak = load(folder, other)
+    asked = [(each.loss.two_levels, each.loss.of_samples) for each in (weak, model)]
+    if asked[0] != asked[1]:
         raise UserError(
-            f"guidance.weak_run={folder} was trained with another objective/jump_loss, so the two "
+            f"guidance.weak_run={folder} was trained with another objective/loss, so the two "
             "networks answer different questions; give a run that differs only in size or training "
             "time"
         )
-    data, model = load(folder, other)
     own = build_datamodule(saved)
     if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):
         raise UserError(
@@ -110,7 +110,7 @@ def load_weak(folder: str | None, saved: DictConfig) -> Denoiser | None:
             f"{data.num_classes} classes, but this run on {own.image_shape} in "
             f"{own.num_classes}; give a run on the same data"
         )
-    return model.denoiser.requires_grad_(False)
+    return weak.denoiser.requires_grad_(False)
 
 
 def load_classifier(cfg: DictConfig, datamodule: ImageDataModule) -> Classifier | None:

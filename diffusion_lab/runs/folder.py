@@ -16,19 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
-from diffusion_lab.build.config_keys import CLASS, verbatim
+from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.common.files import OUTPUTS, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
-from diffusion_lab.runs import checkpoints, trusted_targets, weights
+from diffusion_lab.runs import checkpoints, migrate, trusted_targets, weights
 from diffusion_lab.runs.files import CONFIG, SUMMARY, load_summary, read_config
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
 
 ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint
-FORMAT = 3  # format of run folders and exports; raise it if older versions could not read them
+FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 
 
@@ -145,7 +145,9 @@ def load_config(folder: str | Path) -> DictConfig:
         )
     cfg = read_config(folder)
     written_by = cfg.pop(WRITTEN_BY, None) or {}
-    if written_by.get("format") != FORMAT:
+    if written_by.get("format") == migrate.FORMAT:
+        cfg = migrate.config(cfg)
+    elif written_by.get("format") != FORMAT:
         version = written_by.get("version", "0.1")
         raise UserError(
             f"{folder} was written by diffusion-lab {version} in format "
@@ -153,11 +155,6 @@ def load_config(folder: str | Path) -> DictConfig:
             f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
             "wrote it, or train the model again"
         )
-    if CLASS in (cfg.get("tuning") or {}):  # of when a run tuned its study
-        del cfg.tuning[CLASS]
-    if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
-        cfg.choices = cfg.logger.pop("choices", None)
-        cfg.logger = {"wandb": cfg.logger}
     OmegaConf.set_struct(cfg, True)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none
     if "run" in first_stage:

@@ -5,7 +5,7 @@ The stages of a training step in order, with the file of each:
     data/loader.py                       images (B, C, H, W) uint8 of step and rank, or moments
     training/module.py                   seeds for this step and rank; later backward and update
     first_stage/base.py                  x0 (B, c, h, w) float32 of about unit scale
-    diffusion/objective/objective.py     the loss (B,): eps, dropped labels, weights, and in it
+    diffusion/objective/objective.py     the losses (B,): eps, dropped labels, weights, and in it
     diffusion/objective/time_sampler/      noise levels (B,) of a schedule, and importance (B,)
     diffusion/noise.py                     x = alpha x0 + sigma eps
     diffusion/denoiser.py                  output = network(x, level, labels)
@@ -37,10 +37,11 @@ from diffusion_lab.data import Batch, MomentBatch, PairBatch
 from diffusion_lab.data.augmentation import Augmentation, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.diffusion.objective import BatchShare, Objective
+from diffusion_lab.diffusion.objective import BatchShare, Loss, Objective
+from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.alignment import ALIGNED, Alignment
-from diffusion_lab.training.module import Optimization, TrainedModule
+from diffusion_lab.training.module import OBSERVED, Optimization, TrainedModule
 
 LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
 VALIDATION_SEED = 0  # an image has the same noise in every run, whatever its seed
@@ -95,10 +96,11 @@ class DiffusionModule(TrainedModule):
             if self.alignment is not None:
                 shard_parameters(self.alignment, mesh)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the mean loss, (), of b images, or of tensors made of images before training.
 
-        With an alignment, its parts come with it, by the names that are logged.
+        With it come the times and losses of the images, (b,) each, as OBSERVED, and the parts of an
+        alignment by the names that are logged.
         """
         share, shares = self.seed_share(batch_idx)
         augmentation = eps = images = None
@@ -109,23 +111,25 @@ class DiffusionModule(TrainedModule):
         else:
             images, augmentation = augment(self.augmentation, batch.images)
             x0 = self.first_stage.draw(self.first_stage.moments(images))
-        self.objective.images_seen = self.trainer.global_step * self.batch_size
-        loss = self.objective(
+        losses = self.objective(
             self.denoiser,
             x0,
             Given(batch.labels, augmentation=augmentation),
             share=BatchShare(share, shares, self.from_all_ranks),
             eps=eps,
-        ).mean()
+            images_seen=self.images_seen,
+        )
+        loss = losses.minimised.mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
-        if self.alignment is None:
-            return {"loss": loss}
-        return self.aligned(loss, x0 if images is None else to_float(images))
+        parts = {"loss": loss}
+        if self.alignment is not None:
+            parts = self.aligned(loss, x0 if images is None else to_float(images))
+        return {**parts, OBSERVED: losses.observed}
 
     def aligned(self, loss: Tensor, images: Tensor) -> dict[str, Tensor]:
         """The loss with that of the alignment to clean images, and both without it."""
         assert self.alignment is not None
-        if not self.alignment.active(self.objective.images_seen):
+        if not self.alignment.active(self.images_seen):
             return {"loss": loss + self.alignment(None)}
         similarity = self.alignment(images)
         parts = {"train/denoising_loss": loss.detach(), ALIGNED: similarity.detach()}
@@ -159,7 +163,9 @@ class DiffusionModule(TrainedModule):
         """Adds up the losses of validation or test images by level."""
         images, labels, ids = batch
         x0 = self.first_stage.encode(images)
-        self.level_sums += losses_by_level(self.objective, self.denoiser, x0, labels, ids)
+        self.level_sums += losses_by_level(
+            self.objective.loss, self.objective.schedule, self.denoiser, x0, labels, ids
+        )
 
     def metrics_of_pass(self, split: str) -> dict[str, Tensor | float]:
         # reduced once and by hand: a rank whose share lacks a level must not wait for the others
@@ -169,7 +175,7 @@ class DiffusionModule(TrainedModule):
 
 
 def losses_by_level(
-    objective: Objective, denoiser: Denoiser, x0: Tensor, labels: Tensor, ids: Tensor
+    loss: Loss, schedule: NoiseSchedule, denoiser: Denoiser, x0: Tensor, labels: Tensor, ids: Tensor
 ) -> Tensor:
     """The sum and the number of losses at each of LEVELS levels, (levels, 2).
 
@@ -178,8 +184,8 @@ def losses_by_level(
     """
     eps = SampleNoise(VALIDATION_SEED, ids.tolist(), x0.device)(x0.shape[1:])
     bins = ids % LEVELS
-    level = objective.schedule((bins + 0.5) / LEVELS)
-    losses = objective.loss_at(denoiser, x0, eps, level, Given(labels))
+    level = schedule((bins + 0.5) / LEVELS)
+    losses = loss.measured(schedule, denoiser.prediction, denoiser, x0, eps, level, Given(labels))
     return sums_by_level(bins, losses)
 
 

@@ -9,20 +9,15 @@ from omegaconf import DictConfig
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.build import rules
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.model import (
-    Model,
-    advice,
-    check_network,
-    hardly_jumps,
-    rarely_trained,
-    steep_label,
-)
+from diffusion_lab.build.model import Model, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.build.sampling import between_shortcuts, check_steps
+from diffusion_lab.build.sampling import check_steps, untrained_jumps
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, with_steps
@@ -50,28 +45,29 @@ class DiffusionTask(Task):
     def compile(self) -> None:
         # compile=auto on a GPU: compiled networks have no derivatives but a single gradient
         backbone = self.module.denoiser.backbone
-        if not (self.module.objective.forward_mode or isinstance(backbone, Energy)):
+        if not (self.module.objective.loss.forward_mode or isinstance(backbone, Energy)):
             backbone.compile()
 
     def advice(self) -> list[str]:
-        clips = self.pipeline.guidance.clip, self.module.denoiser.clip
-        lines = advice(
-            self.pipeline.schedule,
-            self.module.objective,
-            clips != (None, None),
-            self.module.augmentation,
-            self.datamodule.flip,
-            latents=not self.module.first_stage.of_pixels,
-            conditional=self.module.denoiser.conditioning.conditional,
+        denoiser, objective = self.module.denoiser, self.module.objective
+        schedule, loss = objective.schedule, objective.loss
+        warned = rules.warned(
+            loss=loss,
+            schedule=schedule,
+            prediction=objective.prediction,
+            coupling=objective.noising.coupling,
+            augmentation=self.module.augmentation,
+            noise_label=next(k for k, of in NOISE_LABELS.items() if of is denoiser.noise_label),
+            clipped=(self.pipeline.guidance.clip, denoiser.clip) != (None, None),
+            flipped=self.datamodule.flip,
+            conditional=denoiser.conditioning.conditional,
         )
         more = (
-            steep_label(self.module.denoiser, self.module.objective),
-            hardly_jumps(self.module.objective),
-            rarely_trained(self.module.objective, self.pipeline.sampler),
-            *(between_shortcuts(self.module.objective, each) for each in self.samplers()),
+            rarely_trained(objective, self.pipeline.sampler),
+            *(untrained_jumps(loss, each, schedule) for each in self.samplers()),
             flatters(self.module.alignment, self.metrics),
         )
-        return [*lines, *filter(None, more)]
+        return [*warned, *filter(None, more)]
 
     def samplers(self) -> list[Sampler]:
         """The sampler, and those of callbacks in other numbers of steps."""
@@ -92,12 +88,13 @@ class DiffusionTask(Task):
         if self.teacher:
             self.datamodule.encoded = self.teacher.prepare(device) or self.datamodule.encoded
             facts["objective.teacher.sha256"] = self.teacher.sha256
+        facts["loss_facts"] = self.module.objective.loss.facts
         return facts | {"first_stage": self.module.first_stage.facts()}
 
     def costs(self) -> dict[str, object]:
         extra = self.module.objective.extra_passes(self.module.denoiser)
         passes: dict[str, object] = {
-            "jumps": self.module.objective.jumps,
+            "jumps": self.module.objective.loss.two_levels,
             "forward_passes": None if extra is None else TRAINING_PASSES + extra,
         }
         if self.teacher is None:
@@ -153,8 +150,8 @@ def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
         build_alignment(cfg, model, datamodule),
     )
     with errors_at(cfg, "backbone"):
-        check_network(model)
-    weak = load_weak(cfg.guidance.get("weak_run"), cfg)
+        check_network(model.denoiser, model.objective)
+    weak = load_weak(cfg.guidance.get("weak_run"), cfg, model)
     pipeline = build_pipeline(cfg, model, labels, weak, load_classifier(cfg, datamodule))
     parts = checked_parts(cfg, datamodule, module, pipeline)
     for steps in other_steps(parts["callbacks"]):
@@ -180,11 +177,6 @@ def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageDataModule) 
     """The alignment that a configuration describes; UserError if the model cannot have it."""
     if not cfg.get("alignment"):  # older runs have none
         return None
-    if model.objective.jump_loss is not None or model.objective.score_loss is not None:
-        raise UserError(
-            "alignment compares a layer with the image in a plain step of denoising, which "
-            "objective/jump_loss and score_loss do not take; write alignment=none"
-        )
     if not model.first_stage.of_pixels and model.first_stage.cache:
         raise UserError(
             "alignment looks at images, and training on cached latents has none; write "

@@ -145,10 +145,10 @@ def differences(ours: DictConfig, theirs: DictConfig) -> tuple[str, ...]:
 
 
 def takes_derivative(cfg: DictConfig) -> bool:
-    """Whether the loss of jumps of a configuration takes a forward-mode derivative."""
-    loss = OmegaConf.select(cfg, "objective.jump_loss._target_")
+    """Whether the loss of a configuration takes a derivative with respect to the time."""
+    loss = OmegaConf.select(cfg, "objective.loss._target_")
     with suppress(Exception):  # a saved run may name a class that is not installed here
-        return loss is not None and getattr(get_class(loss), "forward_mode", False)
+        return loss is not None and getattr(get_class(loss), "differentiates_time", False)
     return False
 
 

@@ -19,10 +19,12 @@ from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimiz
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
+OBSERVED = "observed"  # of what a step returns: times and losses of its images, for callbacks
 VALIDATION = "validation"  # checkpoint key: the step of the last validation, and its metrics
 
 
@@ -153,6 +155,7 @@ class TrainedModule(lightning.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restores the validation metrics that `on_save_checkpoint` saved."""
+        migrate.checkpoint(checkpoint)
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from diffusion_lab.build.model import Model
+from diffusion_lab.build.model import Drawable, Model
 from diffusion_lab.build.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.cache import cached
@@ -68,7 +68,7 @@ class Teacher:
                 theirs.sampler.steps = settings.steps
             if settings.scale is not None:
                 theirs.guidance.scale = settings.scale
-        weak = load_weak(theirs.guidance.get("weak_run"), theirs)
+        weak = load_weak(theirs.guidance.get("weak_run"), theirs, model)
         pipeline = build_pipeline(theirs, model, own.labels, weak)
         if isinstance(settings, TeacherModel) and pipeline.guidance.keeps_weak_noise:
             raise UserError(
@@ -137,12 +137,12 @@ class Teacher:
         }
 
 
-def check_answers(name: str, model: Model, schedules: tuple[DictConfig, DictConfig]) -> None:
+def check_answers(name: str, model: Drawable, schedules: tuple[DictConfig, DictConfig]) -> None:
     """Raises UserError unless a model, the teacher, can be asked by a student.
 
     The schedules are the teacher's and the student's.
     """
-    if model.objective.of_samples:
+    if model.loss.of_samples:
         raise UserError(
             f"{name} answers with samples, and a student follows the mean of samples; give the "
             "run that it was trained from, or another with objective=edm"
@@ -167,7 +167,7 @@ def check_student(name: str, settings: TeacherPairs | TeacherModel, cfg: DictCon
 
 
 def check_same(
-    name: str, data: tuple[ImageDataModule, ImageDataModule], models: tuple[Model, Model]
+    name: str, data: tuple[ImageDataModule, ImageDataModule], models: tuple[Drawable, Model]
 ) -> None:
     """Raises UserError unless a teacher and its student, in this order, draw in one space."""
     shapes, classes = [each.image_shape for each in data], [each.num_classes for each in data]

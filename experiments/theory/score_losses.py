@@ -19,10 +19,10 @@ from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.training.diffusion_module import losses_by_level
 
 WAYS = {
-    "denoising": ["objective/score_loss=none"],
-    "denoising, as an energy": ["objective/score_loss=none", "backbone=energy"],
-    "sliced score matching": ["objective/score_loss=sliced"],
-    "exact score matching": ["objective/score_loss=exact"],
+    "denoising": ["objective/loss=denoising"],
+    "denoising, as an energy": ["objective/loss=denoising", "backbone=energy"],
+    "sliced score matching": ["objective/loss=sliced_score_matching"],
+    "exact score matching": ["objective/loss=exact_score_matching"],
 }
 
 
@@ -51,9 +51,9 @@ def exact_loss(folder: Path) -> float:
     data.setup("fit")
     tested = data.tested_on()
     images, labels = tested.images[:], tested.labels
-    exact = ExactScore(data.source, model.objective.prediction)
+    exact = ExactScore(data.source, model.denoiser.prediction)
     ids = torch.arange(len(images))
-    sums = losses_by_level(model.objective, exact, to_float(images), labels, ids)
+    sums = losses_by_level(model.loss, model.schedule, exact, to_float(images), labels, ids)
     total, count = sums.sum(0)
     return float(total / count)
 

@@ -54,7 +54,7 @@ def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], in
 
     def loss() -> torch.Tensor:
         torch.manual_seed(1)
-        return model.objective(model.denoiser, x0, Given(labels)).mean()
+        return model.objective(model.denoiser, x0, Given(labels)).minimised.mean()
 
     memory = saved_bytes(loss, model.denoiser.parameters())
     loss().backward()

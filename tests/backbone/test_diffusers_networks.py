@@ -16,16 +16,15 @@ from torch import nn
 
 from diffusion_lab.backbone import DiffusersDiT, DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, RawLabels, Unconditional
-from diffusion_lab.build.model import Model, check_network
+from diffusion_lab.build.model import check_network
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Objective, UniformTime
-from diffusion_lab.diffusion.objective.jump_loss import MeanFlow, Shortcut
+from diffusion_lab.diffusion.objective.loss import MeanFlow, Shortcut
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.first_stage import Pixels
 
 NETWORKS = {
     "unet": partial(
@@ -353,8 +352,8 @@ def test_mean_flow_is_refused_before_training_and_shortcuts_are_not(build):
     )
 
     def check(loss):
-        objective = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
-        check_network(Model(denoiser, Rectified(), objective, Pixels((1, 8, 8)), None))
+        objective = Objective(Rectified(), Flow(), UniformTime(), loss)
+        check_network(denoiser, objective)
 
     with refused("forward-mode", by=ValueError):
         check(MeanFlow())
@@ -408,7 +407,8 @@ def test_settings_that_do_not_fit_the_labels_are_refused_before_training(classes
     network = ["backbone=diffusers_model", f"backbone.settings={{{settings}}}"]
     cfg = assembled(*network, "conditioning=raw_labels")
     with refused(named, by=ValueError):
-        check_network(build_model(cfg, (1, 8, 8), Classes.numbered(4)))
+        model = build_model(cfg, (1, 8, 8), Classes.numbered(4))
+        check_network(model.denoiser, model.objective)
 
 
 @pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])

@@ -316,7 +316,8 @@ def test_a_network_of_two_levels_and_channels_is_asked_with_labels():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
     model = build_model(cfg, (3, 8, 12), Classes.numbered(4))
-    loss = model.objective(model.denoiser, drawn(2, 3, 8, 12), Given(torch.tensor([0, 4])))
+    x0, given = drawn(2, 3, 8, 12), Given(torch.tensor([0, 4]))
+    loss = model.objective(model.denoiser, x0, given).minimised
     assert loss.isfinite().all()
     assert isinstance(model.denoiser.conditioning.embeddings[0], MPEmbedding)
 

@@ -26,13 +26,13 @@ from diffusion_lab.backbone.resample import (
     Upsample,
 )
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
-from diffusion_lab.build.model import Model, check_network
+from diffusion_lab.build.model import check_network
 from diffusion_lab.build.objects import fit_bandwidths
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
+from diffusion_lab.diffusion.objective.loss import Denoising
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.first_stage import Pixels
 
 RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterResampling}
 
@@ -306,9 +306,9 @@ def test_a_norm_that_takes_an_added_embedding_away_is_not_trained(scale_shift):
     denoiser = Denoiser(
         lambda **_: network, ClassLabel, Flow(), (1, 16, 16), labels=Classes.numbered(3)
     )
-    objective = Objective(Rectified(), Flow(), UniformTime())
+    objective = Objective(Rectified(), Flow(), UniformTime(), Denoising())
     with pytest.raises(ValueError, match="scale_shift=true"):
-        check_network(Model(denoiser, Rectified(), objective, Pixels((1, 16, 16)), None))
+        check_network(denoiser, objective)
 
 
 def test_normalised_queries_and_keys_of_a_unet_do_not_depend_on_their_scale():

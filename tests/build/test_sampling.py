@@ -3,9 +3,8 @@
 import pytest
 from helpers.refusals import assert_names
 
-from diffusion_lab.build.sampling import between_shortcuts
-from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
-from diffusion_lab.diffusion.objective.jump_loss import MeanFlow, Shortcut
+from diffusion_lab.build.sampling import untrained_jumps
+from diffusion_lab.diffusion.objective.loss import MeanFlow, Shortcut
 from diffusion_lab.diffusion.sampler import FewStep, FlowMap, UniformGrid, UniPC
 from diffusion_lab.diffusion.sampler.time_grid import Explicit, Karras
 from diffusion_lab.diffusion.schedule import Rectified, VarianceExploding
@@ -15,7 +14,7 @@ EVEN, VISIBLE = UniformGrid(0.0), UniformGrid(0.1)
 
 def warning(sampler, schedule=None, loss=None):
     schedule, loss = schedule or Rectified(), loss or Shortcut()
-    return between_shortcuts(Objective(schedule, Flow(), UniformTime(), jump_loss=loss), sampler)
+    return untrained_jumps(loss, sampler, schedule)
 
 
 @pytest.mark.parametrize("finest", [2, 8, 128])

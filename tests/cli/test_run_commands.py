@@ -196,11 +196,11 @@ def test_a_weak_run_of_another_kind_is_refused(lab, refusal, run_folder, change)
 def test_a_weak_run_that_answers_jumps_otherwise_is_refused(refusal, run_folder):
     shutil.copytree(run_folder, "weak")
     saved = OmegaConf.load("weak/config.yaml")
-    target = "diffusion_lab.diffusion.objective.jump_loss.Consistency"
-    OmegaConf.update(saved, "objective.jump_loss", {"_target_": target})
+    target = "diffusion_lab.diffusion.objective.loss.Consistency"
+    saved.objective.loss = {"_target_": target}
     OmegaConf.save(saved, "weak/config.yaml")
     asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
-    assert_names(refusal(*asked), "guidance.weak_run=weak", "objective/jump_loss")
+    assert_names(refusal(*asked), "guidance.weak_run=weak", "objective/loss")
 
 
 def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab, monkeypatch):

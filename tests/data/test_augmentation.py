@@ -20,6 +20,7 @@ from diffusion_lab.data.augmentation import NonLeaky, augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Flow, LogitNormal, Objective
+from diffusion_lab.diffusion.objective.loss import Denoising
 from diffusion_lab.diffusion.schedule import Rectified
 
 OFF = {"flip_x": False, "flip_y": False} | dict.fromkeys(
@@ -389,7 +390,7 @@ def test_a_condition_has_as_many_tokens_in_sampling_as_in_training(conditioning)
 
 def test_training_tells_both_passes_and_label_dropout_leaves_it():
     model = denoiser(Recorder, self_conditioning=True, augmentation_labels=9)
-    objective = Objective(Rectified(), Flow(), LogitNormal(), label_dropout=1.0)
+    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising(), label_dropout=1.0)
     told = only(*EDM).draw(4, seeded())
     for seed in range(6):
         given = Given(torch.arange(4) % 3, augmentation=told)

@@ -12,6 +12,7 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.coupling import OptimalTransport
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
+from diffusion_lab.diffusion.objective.loss import Denoising
 from diffusion_lab.diffusion.sampler import Euler
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
@@ -69,7 +70,7 @@ class Recorder(nn.Module):
 
 def noise_by_label(coupling):
     """The mean noise that points of two labels, at -1 and 1, are mixed with."""
-    objective = Objective(Rectified(), Flow(), UniformTime(), coupling=coupling)
+    objective = Objective(Rectified(), Flow(), UniformTime(), Denoising(), coupling=coupling)
     labels = torch.arange(1000) % 2
     x0 = (2.0 * labels - 1)[:, None, None, None]
     network = Recorder()
@@ -99,7 +100,9 @@ def test_each_label_has_its_own_pairs_also_if_the_network_does_not_see_it():
         seen.append(labels)
         return torch.arange(len(x0))
 
-    objective = Objective(Rectified(), Flow(), UniformTime(), label_dropout=1.0, coupling=coupling)
+    objective = Objective(
+        Rectified(), Flow(), UniformTime(), Denoising(), label_dropout=1.0, coupling=coupling
+    )
     objective(Recorder(), x0, Given(labels))
     assert torch.equal(seen[0], labels)
 
@@ -128,12 +131,12 @@ def trained(coupling) -> Plane:
     angles = torch.arange(8) * torch.pi / 4
     centres = 2 * torch.stack([angles.cos(), angles.sin()], 1)
     network = Plane()
-    objective = Objective(Rectified(), Flow(), UniformTime(), coupling=coupling)
+    objective = Objective(Rectified(), Flow(), UniformTime(), Denoising(), coupling=coupling)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(400):
         x0 = centres[torch.randint(8, (128,))] + 0.15 * torch.randn(128, 2)
         optimizer.zero_grad()
-        objective(network, x0).mean().backward()
+        objective(network, x0).minimised.mean().backward()
         optimizer.step()
     return network
 

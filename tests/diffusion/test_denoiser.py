@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.measured import loss_at
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
@@ -12,13 +13,13 @@ from diffusion_lab.diffusion.objective import (
     X0,
     Eps,
     Flow,
-    Hybrid,
     LogitNormal,
     Objective,
     Score,
     UniformTime,
     V,
 )
+from diffusion_lab.diffusion.objective.loss import Denoising, Hybrid
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SHAPE = (2, 4, 4)
@@ -139,7 +140,7 @@ def test_the_score_takes_labels():
 
 def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gradient():
     model = denoiser(self_conditioning=True)
-    objective = Objective(Rectified(), Flow(), LogitNormal())
+    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
     generator, informed = torch.Generator().manual_seed(0), 0
     x0 = inputs()[2]
     for _ in range(400):
@@ -160,7 +161,7 @@ def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gr
 
 
 def test_no_coin_is_drawn_where_it_decides_nothing():
-    objective, x0 = Objective(Rectified(), Flow(), LogitNormal()), inputs()[2]
+    objective, x0 = Objective(Rectified(), Flow(), LogitNormal(), Denoising()), inputs()[2]
     after = []
     for model in (denoiser(), denoiser(self_conditioning=True)):
         generator = torch.Generator().manual_seed(0)
@@ -176,12 +177,12 @@ def test_no_coin_is_drawn_where_it_decides_nothing():
 def test_gradients_survive_the_estimate_without_gradient_under_autocast():
     # autocast caches a weight that it casts without gradients, which must not serve the next pass
     model = denoiser(self_conditioning=True)
-    objective = Objective(Rectified(), Flow(), LogitNormal())
+    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
     for seed in range(4):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             generator = torch.Generator().manual_seed(seed)
-            losses = objective(model, inputs()[2], generator=generator)
+            losses = objective(model, inputs()[2], generator=generator).minimised
         losses.mean().backward()
         assert model.backbone.conv.weight.grad.abs().sum() > 0
     assert len(model.backbone.seen) > 4, "some of them were"
@@ -190,16 +191,18 @@ def test_gradients_survive_the_estimate_without_gradient_under_autocast():
 def test_the_reported_loss_has_no_estimate_before_it():
     model = denoiser(self_conditioning=True)
     x, level, previous = inputs()
-    objective = Objective(Rectified(), Flow(), LogitNormal())
-    objective.loss_at(model, previous, x, level)
+    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
+    loss_at(objective, model, previous, x, level)
     ((seen, _),) = model.backbone.seen
     assert (seen[:, 2:] == 0).all()
 
 
 def test_learned_variance_and_self_conditioning_go_together():
     model = denoiser(Eps(), self_conditioning=True, learned_variance=True)
-    objective = Objective(DDPMLinear(50, 1e-4, 0.02), Eps(), UniformTime(), None, Hybrid())
-    losses = [objective(model, inputs()[2]) for _ in range(6)]
+    objective = Objective(
+        DDPMLinear(50, 1e-4, 0.02), Eps(), UniformTime(), Denoising(variance=Hybrid())
+    )
+    losses = [objective(model, inputs()[2]).minimised for _ in range(6)]
     assert all(one.shape == (5,) and one.isfinite().all() for one in losses)
     sum(one.mean() for one in losses).backward()
     assert model.backbone.conv.weight.grad[2:].abs().sum() > 0

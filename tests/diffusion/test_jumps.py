@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture
+from helpers.measured import loss_at
 from helpers.pairs import first_fast
 from torch import Tensor
 
@@ -20,15 +21,17 @@ from diffusion_lab.diffusion.objective import (
     UniformTime,
     V,
 )
-from diffusion_lab.diffusion.objective.jump_loss import (
+from diffusion_lab.diffusion.objective.loss import (
     Consistency,
+    Denoising,
     Distillation,
     MeanFlow,
+    Parts,
     Shortcut,
 )
-from diffusion_lab.diffusion.objective.jump_loss.base import adaptive
-from diffusion_lab.diffusion.objective.jump_loss.distillation import heun
-from diffusion_lab.diffusion.objective.jump_loss.mean_flow import flow_target
+from diffusion_lab.diffusion.objective.loss.base import adaptive
+from diffusion_lab.diffusion.objective.loss.distillation import heun
+from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target
 from diffusion_lab.diffusion.sampler import Euler, FewStep, FlowMap, UniformGrid
 from diffusion_lab.diffusion.sampler.time_grid import Explicit
 from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
@@ -114,7 +117,7 @@ def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(n
     schedule, prediction = SCHEDULES[name]
     x0, eps, here, there = points(schedule)
     x = add_noise(x0, eps, here)
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
 
     def loss(error):
         denoiser = ExactMap(prediction, error)
@@ -128,7 +131,7 @@ def test_the_target_of_mean_flow_is_the_exact_jump_where_the_velocity_is_exact(n
 
 def output_and_target(denoiser, schedule, x0, eps, here, there):
     """The output of a denoiser on its way from `here` to `there`, and MeanFlow's target for it."""
-    parts = Objective(schedule, denoiser.prediction, UniformTime())
+    parts = Parts(schedule, denoiser.prediction, UniformTime())
     return flow_target(parts, denoiser, add_noise(x0, eps, here), x0, here, there, NOTHING)
 
 
@@ -153,12 +156,12 @@ def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name)
 def updates_of_mean_flow(name: str, power: float) -> Tensor:
     """The gradient of each sample's loss to its own error of the exact map, (B,)."""
     schedule, prediction = SCHEDULES[name]
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     x0, eps, level, _ = points(schedule, count=100_000)
     error = torch.zeros(len(x0), 1, dtype=torch.float64, requires_grad=True)
     loss, generator = MeanFlow(power=power), torch.Generator().manual_seed(7)
     exact = ExactMap(prediction, error)
-    losses, _ = loss(parts, exact, x0, eps, level, NOTHING, generator)
+    losses, *_ = loss(parts, exact, x0, eps, level, NOTHING, generator)
     return torch.autograd.grad(losses.sum(), error)[0][:, 0]
 
 
@@ -201,10 +204,10 @@ def test_the_guided_path_of_mean_flow_goes_beyond_the_estimate_without_labels():
 def test_a_guided_mean_flow_that_does_not_jump_trains_the_guided_velocity():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule)
-    parts, denoiser = Objective(schedule, prediction, UniformTime()), Labelled(prediction)
+    parts, denoiser = Parts(schedule, prediction, UniformTime()), Labelled(prediction)
     given = replace(NOTHING, labels=torch.zeros(len(x0), dtype=torch.long))
     loss = MeanFlow(instant=1.0, guidance=2.0, power=0.0)
-    losses, _ = loss(parts, denoiser, x0, eps, level, given, None)
+    losses, *_ = loss(parts, denoiser, x0, eps, level, given, None)
     x = add_noise(x0, eps, level)
     goal = x0 + (x0 - (denoiser.mean(x, level) - 1))
     velocity = prediction.target(goal, noise_of(x, goal, level), level)
@@ -225,7 +228,7 @@ def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
     schedule, prediction = SCHEDULES[name]
     x0, eps, level, _ = points(schedule)
     loss = Shortcut(share=1.0, finest=8)
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     generator = torch.Generator().manual_seed(2)
     here, middle, there = loss.jumps(parts, len(x0), level, generator)
     lengths = here.t - there.t
@@ -245,14 +248,16 @@ def test_two_exact_half_jumps_end_where_the_exact_jump_does(name):
 
 @pytest.mark.parametrize("finest", [2, 8, 32])
 def test_a_shortcut_model_knows_the_jumps_that_it_draws_and_no_others(finest):
-    loss, parts = Shortcut(finest=finest), Objective(Rectified(), Flow(), UniformTime())
+    loss, parts = Shortcut(finest=finest), Parts(Rectified(), Flow(), UniformTime())
     level = parts.schedule(torch.ones(4000))
     here, _, there = loss.jumps(parts, 4000, level, torch.Generator().manual_seed(5))
     drawn = {(float(a), float(b)) for a, b in zip(here.t, there.t, strict=True)}
     places = [k / (2 * finest) for k in range(2 * finest + 1)]
     pairs = [(a, b) for a in places for b in places if a > b]
     start, end = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    known = {pair for pair, trained in zip(pairs, loss.trains(start, end), strict=True) if trained}
+    known = {
+        pair for pair, trained in zip(pairs, loss.trained_for(start, end), strict=True) if trained
+    }
     assert known == drawn
     assert len(known) == finest - 1  # 1 + 2 + 4 + ... + finest / 2
 
@@ -262,7 +267,7 @@ def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
     x0, eps, _, _ = points(schedule)
     here = schedule(torch.linspace(0.3, 0.9, len(x0), dtype=torch.float64))
     x, exact, errors = add_noise(x0, eps, here), ExactMap(prediction), []
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     for finest in (32, 64, 128):
         middle, there = schedule(here.t - 1 / finest), schedule(here.t - 2 / finest)
         aim = Shortcut(finest=finest).halves(parts, exact, x, (here, middle, there), NOTHING)
@@ -275,12 +280,12 @@ def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
 def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
     schedule, prediction = SCHEDULES[name]
     x0, eps, level, _ = points(schedule)
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     sizes = []
     for error in (0.0, 0.1, 0.3):
         generator = torch.Generator().manual_seed(3)
         exact = ExactMap(prediction, error)
-        losses, _ = Shortcut(share=1.0)(parts, exact, x0, eps, level, NOTHING, generator)
+        losses, *_ = Shortcut(share=1.0)(parts, exact, x0, eps, level, NOTHING, generator)
         sizes.append(losses.mean())
     assert 5 * sizes[0] < sizes[1] < sizes[2]
 
@@ -288,10 +293,10 @@ def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
 def test_the_loss_of_shortcuts_is_zero_at_the_exact_map_but_for_the_euler_halves():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule)
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     # each half is 1/4 long at least: two of the exact jumps where the shortest is left out
     loss, generator = Shortcut(share=1.0, finest=8), torch.Generator().manual_seed(3)
-    losses, start = loss(parts, ExactMap(prediction), x0, eps, level, NOTHING, generator)
+    losses, start, _ = loss(parts, ExactMap(prediction), x0, eps, level, NOTHING, generator)
     generator.manual_seed(3)
     here, _, there = loss.jumps(parts, len(x0), level, generator)
     assert torch.equal(start.t, here.t)
@@ -305,9 +310,9 @@ def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule, count=8)
     exact = ExactMap(prediction, 0.1)
-    parts = Objective(schedule, prediction, UniformTime())
-    losses, used = Shortcut(share=0.25)(parts, exact, x0, eps, level, NOTHING, None)
-    plain = parts.loss_at(exact, x0, eps, level)
+    parts = Objective(schedule, prediction, UniformTime(), Denoising())
+    losses, used, _ = Shortcut(share=0.25)(parts.parts(), exact, x0, eps, level, NOTHING, None)
+    plain = loss_at(parts, exact, x0, eps, level)
     torch.testing.assert_close(losses[2:], plain[2:])
     assert not torch.isclose(losses[:2], plain[:2]).any()
     assert torch.equal(used.t[2:], level.t[2:])
@@ -318,7 +323,7 @@ def test_a_shortcut_s_share_of_the_batch_jumps_and_the_rest_denoises():
 def test_a_shortcut_s_share_jumps_however_the_batch_is_divided(size, share):
     schedule, prediction = SCHEDULES["rectified"]
     loss = Shortcut(share=share)
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
+    objective = Objective(schedule, prediction, UniformTime(), loss)
     counts = {"jumps": [], "calls": []}
 
     class Counted(ExactMap):
@@ -331,10 +336,10 @@ def test_a_shortcut_s_share_jumps_however_the_batch_is_divided(size, share):
     x0 = torch.zeros(size, 1, dtype=torch.float64)
     micro_batches = 120 // size
     for batch in range(2):
-        parts.images_seen = batch * micro_batches * size
         for place in range(micro_batches):
             counts["calls"].append(0)
-            parts(Counted(prediction), x0, share=BatchShare(place, micro_batches))
+            share_of_batch, seen = BatchShare(place, micro_batches), batch * micro_batches * size
+            objective(Counted(prediction), x0, share=share_of_batch, images_seen=seen)
     assert sum(counts["jumps"]) == int(share * 2 * micro_batches * size)
     assert max(counts["jumps"]) - min(counts["jumps"]) <= 1
     # of sharded weights every rank must ask for equally many
@@ -359,13 +364,12 @@ def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap()
     noise = noise_of(x, mean, level)
     loss, sizes = Consistency(stage_images=1, steepness=0.0), []
     for stage in (2, 3, 4, 5):
-        parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
-        parts.images_seen = stage
+        parts = Parts(schedule, prediction, UniformTime(), images_seen=stage)
         cleaner, gap = loss.cleaner(parts, level)
         assert torch.allclose(gap, torch.tensor(2.0**-stage / 2, dtype=torch.float64))
         ratio = level.sigma / level.alpha
         assert torch.allclose(cleaner.sigma / cleaner.alpha, (1 - gap) * ratio)
-        losses, _ = loss(parts, exact, mean, noise, level, NOTHING, None)
+        losses, *_ = loss(parts, exact, mean, noise, level, NOTHING, None)
         sizes.append((losses * gap * ratio).mean())
     orders = torch.stack(sizes).log2().diff().neg()
     assert ((orders > 1.85) & (orders < 2.15)).all()
@@ -375,8 +379,7 @@ def test_the_loss_of_consistency_training_grows_around_the_exact_map():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule)
     loss = Consistency(stage_images=1)
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
-    parts.images_seen = 6
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=6)
     x = add_noise(x0, eps, level)
     mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
     sizes = [
@@ -385,7 +388,7 @@ def test_the_loss_of_consistency_training_grows_around_the_exact_map():
         )
         for error in (0.0, 0.03, 0.1)
     ]
-    exact, near, far = (losses.mean() for losses, _ in sizes)
+    exact, near, far = (losses.minimised.mean() for losses in sizes)
     assert 5 * exact < near < far
 
 
@@ -395,8 +398,7 @@ def test_exact_consistency_models_do_not_change_between_close_levels(name):
     x0, eps, level, _ = points(schedule)
     x, loss = add_noise(x0, eps, level), Consistency(stage_images=1)
     mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
-    parts.images_seen = 2000  # the closest levels
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=2000)  # the closest levels
     cleaner, gap = loss.cleaner(parts, level)
     before = add_noise(mean, noise_of(x, mean, level), cleaner)
     sizes = []
@@ -413,8 +415,7 @@ def test_the_update_of_consistency_training_is_exact_on_average_over_samples(nam
     schedule, prediction = SCHEDULES[name]
     x0, eps, level, _ = points(schedule, count=200_000)
     loss = Consistency(stage_images=1, steepness=0.0)
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss)
-    parts.images_seen = 9
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=9)
     x = add_noise(x0, eps, level)
     cleaner, gap = loss.cleaner(parts, level)
     mean = ToClean(prediction).mean(x, level)
@@ -433,22 +434,21 @@ def test_the_update_of_consistency_training_is_exact_on_average_over_samples(nam
 def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():
     schedule = Rectified()
     loss = Consistency(stage_images=100)
-    parts = Objective(schedule, Flow(), UniformTime(), jump_loss=loss)
+    parts = Parts(schedule, Flow(), UniformTime())
     level = schedule(torch.tensor([0.01, 0.5, 0.99]))
     _, gap = loss.cleaner(parts, level)
     u = level.sigma / level.alpha
     expected = ((1 + 8 * torch.sigmoid(-u)) / 2).clamp(max=1)
     torch.testing.assert_close(gap, expected)
-    parts.images_seen = 250  # the third stage
+    parts = replace(parts, images_seen=250)  # the third stage
     torch.testing.assert_close(loss.cleaner(parts, level)[1], (expected_at(u) / 8).clamp(max=1))
 
 
 @pytest.mark.parametrize("stage", [30, 60, 2000])
 def test_levels_of_consistency_training_stop_coming_closer(stage):
     loss = Consistency(stage_images=1)
-    parts = Objective(Rectified(), Flow(), UniformTime(), jump_loss=loss)
+    parts = Parts(Rectified(), Flow(), UniformTime(), images_seen=stage)
     level = Rectified()(torch.tensor([0.1, 0.5, 0.9]))
-    parts.images_seen = stage
     cleaner, gap = loss.cleaner(parts, level)
     torch.testing.assert_close(gap, 1e-4 * expected_at(level.sigma / level.alpha))
     assert (cleaner.t < level.t).all()
@@ -501,7 +501,7 @@ def test_few_steps_of_an_exact_model_draw_from_the_mixture(grid):
 
 def test_mean_flow_starts_at_the_noisier_of_two_draws_and_stays_for_its_share():
     schedule, prediction = SCHEDULES["rectified"]
-    parts = Objective(schedule, prediction, UniformTime())
+    parts = Parts(schedule, prediction, UniformTime())
     generator = torch.Generator().manual_seed(4)
     level, _ = UniformTime()(4000, schedule, generator)
     here, there = MeanFlow(instant=0.25).ends(parts, level, generator)
@@ -514,13 +514,13 @@ def test_mean_flow_starts_at_the_noisier_of_two_draws_and_stays_for_its_share():
 def test_losses_of_mean_flow_are_observed_at_the_noisier_level():
     schedule, prediction = SCHEDULES["rectified"]
     x0, _, _, _ = points(schedule)
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=MeanFlow(instant=0.0))
+    objective = Objective(schedule, prediction, UniformTime(), MeanFlow(instant=0.0))
     torch.manual_seed(6)
     first, _ = UniformTime()(len(x0), schedule)
     torch.manual_seed(6)
-    parts(ExactMap(prediction), x0)
-    assert (parts.observed[0] >= first.t).all()
-    assert abs(parts.observed[0].mean() - 2 / 3) < 0.05
+    t, _ = objective(ExactMap(prediction), x0).observed
+    assert (t >= first.t).all()
+    assert abs(t.mean() - 2 / 3) < 0.05
 
 
 @pytest.mark.parametrize("loss", [Consistency(stage_images=1), Distillation()])
@@ -536,7 +536,7 @@ def test_both_estimates_of_a_consistency_model_have_one_dropout(loss):
 
     teacher = TeacherModel("nowhere", None, None)
     teacher.open(lambda labels: ExactMap(prediction))
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
+    parts = Parts(schedule, prediction, UniformTime(), teacher)
     for _ in range(2):
         loss(parts, Dropping(prediction), x0, eps, level, NOTHING, None)
     assert torch.equal(masks[0], masks[1])
@@ -608,8 +608,8 @@ def test_the_loss_of_reflow_is_zero_at_the_straight_map_and_one_step_draws_the_p
     schedule = Rectified()
     _, eps, level, _ = points(schedule, count=64)
     x0 = ends_of(eps)
-    parts = Objective(schedule, Flow(), UniformTime())
-    losses = [parts.loss_at(Straight(e), x0, eps, level).mean() for e in (0.0, 0.01, 0.1)]
+    parts = Objective(schedule, Flow(), UniformTime(), Denoising())
+    losses = [loss_at(parts, Straight(e), x0, eps, level).mean() for e in (0.0, 0.01, 0.1)]
     assert losses[0] < 1e-6
     assert 1e-6 < losses[1] < 0.02 * losses[2]
     straight = Straight()
@@ -640,11 +640,12 @@ def test_the_loss_of_distillation_is_zero_at_the_exact_consistency_model(name):
     teacher = TeacherModel("nowhere", None, None)
     teacher.open(lambda labels: ExactMap(prediction))
     loss = Distillation(gap=1e-3)
-    parts = Objective(schedule, prediction, UniformTime(), jump_loss=loss, teacher=teacher)
+    parts = Parts(schedule, prediction, UniformTime(), teacher)
     sizes = [
         loss(parts, ToClean(prediction, error), x0, eps, level, NOTHING, None)[0].mean()
         for error in (0.0, 0.01, 0.1)
     ]
     assert sizes[0] < 1e-6
     assert 100 * sizes[0] < sizes[1] < 0.2 * sizes[2]
-    assert copy.deepcopy(parts).teacher is teacher
+    objective = Objective(schedule, prediction, UniformTime(), loss, teacher=teacher)
+    assert copy.deepcopy(objective).teacher is teacher

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.measured import loss_at
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
@@ -14,24 +15,25 @@ from diffusion_lab.diffusion.objective import (
     BatchShare,
     Eps,
     Flow,
-    LearnedUncertainty,
     LogitNormal,
     LogNormal,
-    MinSNR,
     Objective,
     Score,
     SecondMoment,
     UniformTime,
     V,
 )
-from diffusion_lab.diffusion.objective.objective import pseudo_huber
+from diffusion_lab.diffusion.objective.loss import Denoising, LearnedUncertainty, MinSNR
+from diffusion_lab.diffusion.objective.loss.base import pseudo_huber
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PRESETS = {
-    "ddpm": lambda **k: Objective(DDPMLinear(), Eps(), UniformTime(), **k),
-    "v_prediction": lambda **k: Objective(Cosine(), V(), UniformTime(), **k),
-    "flow_matching": lambda **k: Objective(Rectified(), Flow(), LogitNormal(stratified=True), **k),
-    "edm": lambda **k: Objective(VarianceExploding(), EDM(), LogNormal(), **k),
+    "ddpm": lambda **k: Objective(DDPMLinear(), Eps(), UniformTime(), Denoising(), **k),
+    "v_prediction": lambda **k: Objective(Cosine(), V(), UniformTime(), Denoising(), **k),
+    "flow_matching": lambda **k: Objective(
+        Rectified(), Flow(), LogitNormal(stratified=True), **{"loss": Denoising(), **k}
+    ),
+    "edm": lambda **k: Objective(VarianceExploding(), EDM(), LogNormal(), Denoising(), **k),
 }
 GOLDEN = {  # mean losses of steps 0, 1, 5, 10 and 19
     "ddpm": [0.6254458, 0.4382969, 0.7314252, 0.5870224, 0.6992015],
@@ -85,7 +87,7 @@ def seeded(seed=0):
 def test_golden_losses(name):
     objective = PRESETS[name]()
     denoiser, generator = Linear(objective.prediction), seeded()
-    losses = [objective(denoiser, batch(), generator=generator) for _ in range(20)]
+    losses = [objective(denoiser, batch(), generator=generator).minimised for _ in range(20)]
     assert losses[0].shape == (16,)
     assert losses[0].dtype == torch.float32
     stored = [losses[i].mean().item() for i in (0, 1, 5, 10, 19)]
@@ -102,7 +104,7 @@ def test_without_a_weighting_it_is_the_squared_error_of_the_output():
     x0, t = batch(), level.t.float()[:, None, None, None]
     output = 0.3 * ((1 - t) * x0 + t * eps) + 0.1 * t
     expected = (output - (eps - x0)).square().mean((1, 2, 3))
-    losses = objective.loss_at(Linear(Flow()), x0, eps, level)
+    losses = loss_at(objective, Linear(Flow()), x0, eps, level)
     torch.testing.assert_close(losses, expected)
 
 
@@ -113,45 +115,45 @@ def test_edm_preset_has_the_published_weight():
     error = denoiser(add_noise(x0, eps, level), level).x0 - x0
     weight = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
     expected = weight * error.double().square().mean((1, 2, 3))
-    losses = objective.loss_at(denoiser, x0, eps, level)
+    losses = loss_at(objective, denoiser, x0, eps, level)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM(), Score(), Score(False)])
 def test_min_snr_weights_the_error_of_x0_for_every_prediction(prediction):
-    objective = Objective(Cosine(), prediction, UniformTime(), MinSNR(5.0))
+    objective = Objective(Cosine(), prediction, UniformTime(), Denoising(MinSNR(5.0)))
     level, eps = level_and_noise(objective.schedule)
     denoiser, x0 = Linear(prediction), batch().double()
     eps = eps.double()
     error = (denoiser(add_noise(x0, eps, level), level).x0 - x0).square().mean((1, 2, 3))
     snr = (level.alpha / level.sigma) ** 2
-    losses = objective.loss_at(denoiser, x0, eps, level)
+    losses = loss_at(objective, denoiser, x0, eps, level)
     torch.testing.assert_close(losses, snr.clamp(max=5) * error)
 
 
 @pytest.mark.parametrize("c", [0.00054, 0.03, 10.0])
 def test_pseudo_huber_is_the_papers(c):
     """Compares with section 3.3 of arXiv:2310.14189, where the norm is that of a whole sample."""
-    objective = PRESETS["flow_matching"](huber=c)
+    objective = PRESETS["flow_matching"](loss=Denoising(huber=c))
     level, eps = level_and_noise(objective.schedule)
     x0, denoiser = batch().double(), Linear(Flow())
     eps = eps.double()
     output = denoiser(add_noise(x0, eps, level), level).output
     square, whole = (output - (eps - x0)).square().sum((1, 2, 3)), c * 4**0.5
     expected = ((square + whole**2).sqrt() - whole) / 4**0.5
-    losses = objective.loss_at(denoiser, x0, eps, level)
+    losses = loss_at(objective, denoiser, x0, eps, level)
     torch.testing.assert_close(losses, expected)
 
 
 @pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM()])
 def test_pseudo_huber_of_a_weighted_loss_is_of_the_error_of_x0(prediction):
-    objective = Objective(Cosine(), prediction, UniformTime(), MinSNR(5.0), huber=0.1)
+    objective = Objective(Cosine(), prediction, UniformTime(), Denoising(MinSNR(5.0), huber=0.1))
     level, eps = level_and_noise(objective.schedule)
     denoiser, x0 = Linear(prediction), batch().double()
     eps = eps.double()
     error = (denoiser(add_noise(x0, eps, level), level).x0 - x0).square().mean((1, 2, 3))
     snr = (level.alpha / level.sigma) ** 2
-    losses = objective.loss_at(denoiser, x0, eps, level)
+    losses = loss_at(objective, denoiser, x0, eps, level)
     torch.testing.assert_close(losses, snr.clamp(max=5) * ((error + 0.01).sqrt() - 0.1))
 
 
@@ -161,12 +163,12 @@ def test_pseudo_huber_is_exact_for_tiny_errors_and_moves_the_best_estimate_to_th
     level, eps = Rectified()(torch.ones(10)), torch.zeros(10, 1, 1, 1)
     best = {}
     for c in (0.001, 100.0):
-        objective = Objective(Rectified(), X0(), UniformTime(), huber=c)
+        objective = Objective(Rectified(), X0(), UniformTime(), Denoising(huber=c))
 
         def loss(value, objective=objective):
             output = torch.full_like(x0, value)
             answer = Answer(Estimate(output, None, output))
-            return objective.loss_at(answer, x0, eps, level).mean().item()
+            return loss_at(objective, answer, x0, eps, level).mean().item()
 
         best[c] = min(torch.linspace(-1.5, 1, 251).tolist(), key=loss)
     assert best[0.001] == pytest.approx(-1, abs=0.02)  # the median
@@ -179,17 +181,23 @@ def test_a_perfect_network_has_no_loss():
         level, eps = level_and_noise(objective.schedule)
         x0 = batch()
         target = objective.prediction.target(x0, eps, level)
-        losses = objective.loss_at(Answer(Estimate(x0, None, target)), x0, eps, level)
+        losses = loss_at(
+            objective,
+            Answer(Estimate(x0, None, target)),
+            x0,
+            eps,
+            level,
+        )
         assert losses.abs().max() == 0
 
 
 @pytest.mark.parametrize("prediction", [Flow(), V(), X0(), EDM()])
 def test_a_clipped_estimate_has_no_error_beyond_a_limit_that_the_data_is_at(prediction):
-    objective = Objective(Cosine(), prediction, UniformTime())
+    objective = Objective(Cosine(), prediction, UniformTime(), Denoising())
     level, eps = level_and_noise(objective.schedule)
     x0 = batch().double().clamp(-0.2, 0.2)  # some values are at each limit
     eps = eps.double()
-    losses = objective.loss_at(Linear(prediction, clip=0.2), x0, eps, level)
+    losses = loss_at(objective, Linear(prediction, clip=0.2), x0, eps, level)
     x = add_noise(x0, eps, level)
     estimate = Linear(prediction)(x, level)
     error = estimate.output - prediction.target(x0, eps, level)
@@ -197,19 +205,29 @@ def test_a_clipped_estimate_has_no_error_beyond_a_limit_that_the_data_is_at(pred
     assert 0 < exact.double().mean() < 1
     expected = torch.where(exact, 0, error).square().mean((1, 2, 3))
     torch.testing.assert_close(losses, expected)
-    assert (losses < objective.loss_at(Linear(prediction), x0, eps, level)).any()
+    assert (losses < loss_at(objective, Linear(prediction), x0, eps, level)).any()
 
 
 def test_clipping_does_not_move_the_best_estimate():
     # data is -1 with probability 0.7, else 0.6: the mean is -0.52
     x0 = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)
-    objective = Objective(Rectified(), X0(), UniformTime())
+    objective = Objective(Rectified(), X0(), UniformTime(), Denoising())
     level, eps = objective.schedule(torch.ones(10)), torch.zeros(10, 1, 1, 1)
 
     def loss(value, data=x0, clip=1.0):
         output = torch.full_like(data, value)
         answer = Answer(Estimate(output.clamp(-1, 1), None, output), clip)
-        return objective.loss_at(answer, data, eps[: len(data)], level[: len(data)]).mean().item()
+        return (
+            loss_at(
+                objective,
+                answer,
+                data,
+                eps[: len(data)],
+                level[: len(data)],
+            )
+            .mean()
+            .item()
+        )
 
     candidates = torch.linspace(-2, 1, 301).tolist()
     assert min(candidates, key=loss) == pytest.approx(-0.52, abs=0.011)
@@ -225,11 +243,14 @@ def test_call_is_loss_at_the_drawn_levels_times_importance():
             return 2 * super().importance(t)
 
     objective = Objective(Rectified(), V(), Doubled())
-    losses = objective(Linear(V()), batch(), generator=seeded())
+    losses = objective(Linear(V()), batch(), generator=seeded()).minimised
     generator = seeded()
     level, _ = UniformTime()(16, objective.schedule, generator)
     eps = torch.randn(16, 1, 2, 2, generator=generator)
-    assert torch.equal(losses, 2 * objective.loss_at(Linear(V()), batch(), eps, level))
+    assert torch.equal(
+        losses,
+        2 * loss_at(objective, Linear(V()), batch(), eps, level),
+    )
 
 
 def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
@@ -253,10 +274,10 @@ def test_an_unconditional_model_ignores_labels():
 
 def test_noise_is_float32_whatever_the_default_dtype():
     objective, denoiser, x0 = PRESETS["flow_matching"](), Linear(Flow()), batch()
-    expected = objective(denoiser, x0, generator=seeded())
+    expected = objective(denoiser, x0, generator=seeded()).minimised
     torch.set_default_dtype(torch.bfloat16)
     try:
-        losses = objective(denoiser, x0, generator=seeded())
+        losses = objective(denoiser, x0, generator=seeded()).minimised
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(losses, expected)
@@ -266,7 +287,9 @@ def test_offset_noise_has_one_more_value_a_channel():
     """Cov(eps) is 1 + 0.5^2 1 1^T within a channel, and 0 across channels."""
     objective, denoiser = PRESETS["flow_matching"](offset_noise=0.5), Linear(Flow())
     seen = {}
-    objective.loss_at = lambda denoiser, x0, eps, *rest: seen.update(eps=eps) or eps[:, 0, 0, 0]
+    objective.loss.measured = lambda schedule, prediction, denoiser, x0, eps, *rest: (
+        seen.update(eps=eps) or eps[:, 0, 0, 0]
+    )
     objective(denoiser, torch.zeros(40_000, 2, 2, 1), generator=seeded())
     covariance = torch.cov(seen["eps"].flatten(1).T)
     within = torch.eye(2) + 0.25
@@ -277,7 +300,9 @@ def test_offset_noise_has_one_more_value_a_channel():
 def test_a_batch_in_parts_is_stratified_as_a_whole():
     objective, denoiser = PRESETS["flow_matching"](), Linear(Flow())
     times = []
-    objective.loss_at = lambda denoiser, x0, eps, level, *rest: times.append(level.t) or level.t
+    objective.loss.measured = lambda schedule, prediction, denoiser, x0, eps, level, *rest: (
+        times.append(level.t) or level.t
+    )
     for part in range(4):
         objective(denoiser, batch(4), generator=seeded(part), share=BatchShare(part, 4))
     u = torch.special.ndtr(torch.cat(times).logit())
@@ -286,11 +311,14 @@ def test_a_batch_in_parts_is_stratified_as_a_whole():
 
 def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_importance():
     objective = Objective(
-        Rectified(), V(), SecondMoment(bins=2, history=2), uncertainty=LearnedUncertainty()
+        Rectified(),
+        V(),
+        SecondMoment(bins=2, history=2),
+        Denoising(uncertainty=LearnedUncertainty()),
     )
     # known losses make the importance differ from 1, and u from 0
     objective.time_sampler.observe(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([3.0, 3, 1, 1]))
-    torch.nn.init.ones_(objective.uncertainty.weight)
+    torch.nn.init.ones_(objective.loss.uncertainty.weight)
     told = []
     objective.time_sampler.observe = lambda *arguments: told.append(arguments)
     twice = lambda values: values.repeat(2)  # noqa: E731
@@ -303,7 +331,10 @@ def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_impo
     assert (importance != 1).all()
     eps = torch.randn(16, 1, 2, 2, generator=generator)
     assert torch.equal(t, level.t)
-    assert torch.equal(losses, objective.loss_at(Linear(V()), batch(), eps, level))
+    assert torch.equal(
+        losses,
+        loss_at(objective, Linear(V()), batch(), eps, level),
+    )
     assert not losses.requires_grad
     assert gather is twice
 
@@ -311,9 +342,11 @@ def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_impo
 def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
     plain = [build() for build in PRESETS.values()]
     assert [list(objective.state_dict()) for objective in plain] == [[]] * len(plain)
-    learning = Objective(Rectified(), V(), SecondMoment(), uncertainty=LearnedUncertainty())
+    learning = Objective(
+        Rectified(), V(), SecondMoment(), Denoising(uncertainty=LearnedUncertainty())
+    )
     assert set(learning.state_dict()) == {
         "time_sampler.history",
         "time_sampler.count",
-        "uncertainty.weight",
+        "loss.uncertainty.weight",
     }

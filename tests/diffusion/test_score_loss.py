@@ -1,29 +1,27 @@
 """Score matching without the noise: closed forms, and agreement with denoising."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from helpers.measured import loss_at
 from helpers.pairs import first_fast
 from torch import nn
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import broadcast
-from diffusion_lab.diffusion.objective import (
+from diffusion_lab.diffusion.objective import Eps, Flow, Objective, Score, UniformTime
+from diffusion_lab.diffusion.objective.loss import (
     SNR,
-    Eps,
+    Denoising,
     ExactScoreMatching,
-    Flow,
-    Objective,
-    Score,
     SlicedScoreMatching,
-    UniformTime,
 )
 from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
 PARTS = 20
-LOSSES = [ExactScoreMatching(), SlicedScoreMatching(), SlicedScoreMatching(3)]
+LOSSES = [ExactScoreMatching(), SlicedScoreMatching(), SlicedScoreMatching(projections=3)]
 
 
 @dataclass
@@ -73,7 +71,7 @@ def test_a_gaussian_has_its_closed_form(loss, shape):
     size = math.prod(shape)
     expected = x.flatten(1).square().sum(1) / variance**2 / size - 2 / variance
     # with directions of 1 and -1 the trace of a multiple of the identity has no variance
-    torch.testing.assert_close(loss(Linear(0.7), x, level, NOTHING), expected)
+    torch.testing.assert_close(loss.matched(Linear(0.7), x, level, NOTHING), expected)
 
 
 @pytest.mark.slow
@@ -81,15 +79,15 @@ def test_sliced_losses_are_the_exact_one_in_the_mean():
     x0, eps = points(4)
     level = Rectified()(torch.full((4,), 0.5))
     denoiser, x = Bent(Flow()), x0 + eps
-    exact = ExactScoreMatching()(denoiser, x, level, NOTHING)
+    exact = ExactScoreMatching().matched(denoiser, x, level, NOTHING)
     generator = torch.Generator().manual_seed(0)
     one = torch.stack(
-        [SlicedScoreMatching()(denoiser, x, level, NOTHING, generator) for _ in range(400)]
+        [SlicedScoreMatching().matched(denoiser, x, level, NOTHING, generator) for _ in range(400)]
     )
     error = one.std(0) / 20
     assert ((one.mean(0) - exact).abs() < 4 * error).all()
     assert (one.std(0) > 0.01).all()
-    many = SlicedScoreMatching(400)(denoiser, x, level, NOTHING, generator)
+    many = SlicedScoreMatching(projections=400).matched(denoiser, x, level, NOTHING, generator)
     assert ((many - exact).abs() < 5 * error).all()
 
 
@@ -101,13 +99,13 @@ def test_they_are_the_denoising_loss_less_one_and_so_are_gradients(loss, predict
     x0, eps = points(count)
     level = schedule(torch.full((count,), 0.6))
     denoiser = Bent(prediction)
-    weighted = Objective(schedule, prediction, UniformTime(), SNR(), score_loss=loss)
-    denoising = weighted.loss_at(denoiser, x0, eps, level)
-    other, _ = weighted.training_loss_at(denoiser, x0, eps, level, NOTHING)
+    weighted = Objective(schedule, prediction, UniformTime(), replace(loss, weighting=SNR()))
+    denoising = loss_at(weighted, denoiser, x0, eps, level)
+    other = weighted.loss(weighted.parts(), denoiser, x0, eps, level, NOTHING, None).minimised
     gap = denoising - other
     assert abs(gap.mean() - 1) < 4 * gap.std() / count**0.5
     # without a weighting the losses are of the output, and their gradients agree too
-    objective = Objective(schedule, prediction, UniformTime(), score_loss=loss)
+    objective = Objective(schedule, prediction, UniformTime(), loss)
     for parameter in (denoiser.inner.weight, denoiser.outer.weight):
         gaps = []
         for part in range(PARTS):
@@ -116,8 +114,8 @@ def test_they_are_the_denoising_loss_less_one_and_so_are_gradients(loss, predict
             first, second = (
                 torch.autograd.grad(losses.mean(), parameter)[0]
                 for losses in (
-                    objective.loss_at(denoiser, *given),
-                    objective.training_loss_at(denoiser, *given)[0],
+                    loss_at(objective, denoiser, *given),
+                    objective.loss(objective.parts(), denoiser, *given, None).minimised,
                 )
             )
             gaps.append(first - second)
@@ -130,10 +128,11 @@ def test_validation_measures_the_denoising_loss_whatever_is_trained():
     x0, eps = points(3)
     level = Rectified()(torch.full((3,), 0.5))
     denoiser = Bent(Flow())
-    plain = Objective(Rectified(), Flow(), UniformTime())
-    sliced = Objective(Rectified(), Flow(), UniformTime(), score_loss=SlicedScoreMatching())
+    plain = Objective(Rectified(), Flow(), UniformTime(), Denoising())
+    sliced = Objective(Rectified(), Flow(), UniformTime(), SlicedScoreMatching())
     assert torch.equal(
-        plain.loss_at(denoiser, x0, eps, level), sliced.loss_at(denoiser, x0, eps, level)
+        loss_at(plain, denoiser, x0, eps, level),
+        loss_at(sliced, denoiser, x0, eps, level),
     )
-    assert sliced.forward_mode
-    assert not plain.forward_mode
+    assert sliced.loss.forward_mode
+    assert not plain.loss.forward_mode

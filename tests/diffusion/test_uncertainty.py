@@ -2,19 +2,14 @@
 
 import pytest
 import torch
+from helpers.measured import loss_at
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
-from diffusion_lab.diffusion.objective import (
-    X0,
-    Flow,
-    LearnedUncertainty,
-    LogitNormal,
-    Objective,
-    UniformTime,
-)
+from diffusion_lab.diffusion.objective import X0, Flow, LogitNormal, Objective, UniformTime
+from diffusion_lab.diffusion.objective.loss import Denoising, LearnedUncertainty
 from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
 
@@ -96,21 +91,26 @@ class Zero(nn.Module):
 
 def test_training_divides_by_it_and_the_reported_loss_does_not():
     x0 = torch.linspace(-1, 1, 64).reshape(16, 1, 2, 2)
-    plain = Objective(Rectified(), X0(), UniformTime())
-    learned = Objective(Rectified(), X0(), UniformTime(), uncertainty=LearnedUncertainty())
-    nn.init.normal_(learned.uncertainty.weight)
+    plain = Objective(Rectified(), X0(), UniformTime(), Denoising())
+    learned = Objective(
+        Rectified(), X0(), UniformTime(), Denoising(uncertainty=LearnedUncertainty())
+    )
+    nn.init.normal_(learned.loss.uncertainty.weight)
     losses = plain(Zero(), x0, generator=torch.Generator().manual_seed(0))
     level, _ = plain.time_sampler(16, Rectified(), torch.Generator().manual_seed(0))
-    u = learned.uncertainty(level)
+    u = learned.loss.uncertainty(level)
     divided = learned(Zero(), x0, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(divided, losses / u.exp() + u)
+    torch.testing.assert_close(divided.minimised, losses.minimised / u.exp() + u)
     eps = torch.randn(16, 1, 2, 2)
     assert torch.equal(
-        plain.loss_at(Zero(), x0, eps, level), learned.loss_at(Zero(), x0, eps, level)
+        loss_at(plain, Zero(), x0, eps, level),
+        loss_at(learned, Zero(), x0, eps, level),
     )
 
 
 def test_its_gradient_comes_from_the_loss():
-    objective = Objective(Rectified(), Flow(), LogitNormal(), uncertainty=LearnedUncertainty())
-    objective(Zero(), torch.zeros(8, 1, 2, 2)).mean().backward()
-    assert objective.uncertainty.weight.grad.abs().sum() > 0
+    objective = Objective(
+        Rectified(), Flow(), LogitNormal(), Denoising(uncertainty=LearnedUncertainty())
+    )
+    objective(Zero(), torch.zeros(8, 1, 2, 2)).minimised.mean().backward()
+    assert objective.loss.uncertainty.weight.grad.abs().sum() > 0

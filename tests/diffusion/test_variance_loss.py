@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from helpers.measured import loss_at
 
 from diffusion_lab.backbone.conditioning import Unconditional
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import add_noise
-from diffusion_lab.diffusion.objective import Eps, Hybrid, Objective, UniformTime, V
-from diffusion_lab.diffusion.objective.variance_loss import bound_term, negative_log_likelihood
+from diffusion_lab.diffusion.objective import Eps, Objective, UniformTime, V
+from diffusion_lab.diffusion.objective.loss import Denoising, Hybrid
+from diffusion_lab.diffusion.objective.loss.variance import bound_term, negative_log_likelihood
 from diffusion_lab.diffusion.schedule import DDPMLinear
 
 STEPS = 100
@@ -147,12 +149,14 @@ def test_only_the_variance_learns_from_the_bound(prediction):
 
     def gradients(objective):
         denoiser.zero_grad()
-        objective.loss_at(denoiser, x0, eps, level).mean().backward()
+        loss_at(objective, denoiser, x0, eps, level).mean().backward()
         network = denoiser.backbone
         return network.value.grad.clone(), network.variance.grad
 
-    simple, none = gradients(Objective(SCHEDULE, prediction, UniformTime()))
-    hybrid, variance = gradients(Objective(SCHEDULE, prediction, UniformTime(), None, Hybrid()))
+    simple, none = gradients(Objective(SCHEDULE, prediction, UniformTime(), Denoising()))
+    hybrid, variance = gradients(
+        Objective(SCHEDULE, prediction, UniformTime(), Denoising(variance=Hybrid()))
+    )
     assert none == 0
     assert torch.equal(simple, hybrid)
     assert variance.abs() > 0

@@ -5,19 +5,15 @@ import math
 import pytest
 import torch
 
-from diffusion_lab.diffusion.objective import (
-    EDM,
+from diffusion_lab.diffusion.objective import EDM, Eps, Flow, Score, V
+from diffusion_lab.diffusion.objective.loss import (
     P2,
     SNR,
     EDMWeight,
-    Eps,
-    Flow,
     MinSNR,
-    Score,
     SigmoidWeight,
     SoftMinSNR,
     TruncatedSNR,
-    V,
     VelocityWeight,
 )
 from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding

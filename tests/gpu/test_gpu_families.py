@@ -14,10 +14,10 @@ DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size
 KINDS = {
     **{name: [*DATA, *overrides] for name, overrides in FAMILIES.items()},
     "energy": [*DATA, "backbone=energy", "backbone@backbone.network=unet_small"],
-    "sliced": [*TINY, "objective/score_loss=sliced"],
-    "mean_flow": [*TINY, "objective=mean_flow", "objective.jump_loss.guidance=1.5"],
+    "sliced": [*TINY, "objective/loss=sliced_score_matching"],
+    "mean_flow": [*TINY, "objective=mean_flow", "objective.loss.guidance=1.5"],
     "shortcut": [*TINY, "objective=shortcut"],
-    "ect": [*TINY, "objective=ect", "schedule=edm", "objective.jump_loss.stage_images=16"],
+    "ect": [*TINY, "objective=ect", "schedule=edm", "objective.loss.stage_images=16"],
 }
 
 

@@ -86,7 +86,7 @@ def test_a_unet_answers_like_itself(lab, tmp_path, classes):
     with torch.no_grad():
         expected = network(x, index, class_labels=labels).sample
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
-    assert isinstance(model.objective.prediction, prediction.X0)
+    assert isinstance(model.denoiser.prediction, prediction.X0)
     scheduled = model.schedule((index.double() + 1) / 1000).alpha ** 2
     torch.testing.assert_close(scheduled.float(), scheduler.alphas_cumprod[index])
     assert model.denoiser.conditioning.conditional == (classes is not None)
@@ -125,7 +125,7 @@ def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
 def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
     randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("network")
     model = imported(lab, "network", "sampler=ddim")
-    assert isinstance(model.objective.prediction, prediction.Eps)
+    assert isinstance(model.denoiser.prediction, prediction.Eps)
     assert model.schedule.discrete_steps == 1000
 
 
@@ -223,7 +223,7 @@ def test_a_scheduler_becomes_its_schedule(lab, settings):
     levels = model.schedule(torch.arange(1, 1001) / 1000)
     expected = scheduler.alphas_cumprod
     torch.testing.assert_close(levels.alpha.float() ** 2, expected, rtol=1e-4, atol=1e-7)
-    assert isinstance(model.objective.prediction, prediction.V)
+    assert isinstance(model.denoiser.prediction, prediction.V)
 
 
 def test_flow_matching_becomes_the_straight_path(lab):
@@ -232,7 +232,7 @@ def test_flow_matching_becomes_the_straight_path(lab):
     diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained("pipeline/scheduler")
     model = imported(lab, "pipeline")
     assert isinstance(model.schedule, Rectified)
-    assert isinstance(model.objective.prediction, prediction.Flow)
+    assert isinstance(model.denoiser.prediction, prediction.Flow)
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.25, 1.0])
     with torch.no_grad():
         output = model.denoiser(x, model.schedule(sigma)).output

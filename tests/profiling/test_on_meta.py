@@ -36,7 +36,7 @@ def really_kept(model, images: int) -> int:
     x0, labels = torch.randn(images, *SHAPE), torch.zeros(images, dtype=torch.int64)
     parameters = [*model.denoiser.parameters(), *model.objective.parameters()]
     return saved_bytes(
-        lambda: model.objective(model.denoiser, x0, Given(labels)).mean(), parameters
+        lambda: model.objective(model.denoiser, x0, Given(labels)).minimised.mean(), parameters
     )
 
 
@@ -69,7 +69,7 @@ def test_a_forward_mode_derivative_keeps_what_was_planned():
         ([], 3),
         (["activation_checkpointing=true"], 4),
         (["objective=mean_flow"], 4),  # the derivative is a pass more
-        (["objective=mean_flow", "objective.jump_loss.guidance=2"], 5),
+        (["objective=mean_flow", "objective.loss.guidance=2"], 5),
         (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
         (["objective=ect", "schedule=edm"], 4),
     ],

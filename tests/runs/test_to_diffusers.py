@@ -186,8 +186,8 @@ REFUSED = {
     "denoiser.self_conditioning=true": ["denoiser.self_conditioning=true"],
     "denoiser.input_std=0.5": ["denoiser.input_std=0.5"],
     "augmentation=non_leaky": ["augmentation=non_leaky", "schedule=ddpm_linear", "objective=ddpm"],
-    "objective/jump_loss": ["objective/jump_loss=shortcut"],
-    "this objective/jump_loss": ["objective/jump_loss=consistency"],  # its answer is no mean
+    "objective/loss": ["objective/loss=shortcut"],
+    "this objective/loss": ["objective/loss=consistency"],  # its answer is no mean
 }
 
 

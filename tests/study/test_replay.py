@@ -12,6 +12,7 @@ from diffusion_lab.build.config_keys import Means, flat, leave_out, means
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.jobs import Jobs
+from diffusion_lab.runs import migrate
 
 PUBLISHED = {  # the stages of a study behind each published folder
     "unet_vs_dit/published": ("unet_vs_dit", "train"),
@@ -114,7 +115,8 @@ def lengths(own, theirs):
 def test_a_study_plans_its_published_runs(folder):
     study, *stages = PUBLISHED[folder]
     runs = sorted((ROOT / "experiments" / folder / "runs").rglob("config.yaml"))
-    records = [OmegaConf.to_container(OmegaConf.load(run), resolve=False) for run in runs]
+    saved = [migrate.config(OmegaConf.load(run)) for run in runs]
+    records = [OmegaConf.to_container(each, resolve=False) for each in saved]
     jobs = [job for stage in stages for job in jobs_of(study).of(stage)]
     if "fine_tuning" in folder:
         axis = "digits" if "digits" in folder else "photographs"

@@ -190,12 +190,12 @@ SPOILT = [
     (["data.validation_size=9000"], "data", "error", ["none of 3000 training images"]),
     (["data.validation_size=0"], "validation", "advice", ["data.validation_size=auto"]),
     (
-        [data("Dim"), "schedule=edm", "objective=edm", "objective/weighting=edm"],
+        [data("Dim"), "schedule=edm", "objective=edm", "objective/loss/weighting=edm"],
         "data_std",
         "warning",
         [
             "denoiser.input_std=0.16 objective.prediction.data_std=0.16 "
-            "objective.weighting.data_std=0.16"
+            "objective.loss.weighting.data_std=0.16"
         ],
     ),
     (["schedule=ve", "schedule.sigma_max=2"], "largest_noise", "warning", ["does not cover"]),

@@ -26,8 +26,8 @@ def trained(objective: str, *overrides: str):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     data = points(20_000, seed=0)[:, :, None, None]
     for step in range(STEPS):
-        model.objective.images_seen = step * BATCH
-        loss = model.objective(model.denoiser, data[torch.randint(len(data), (BATCH,))]).mean()
+        x0 = data[torch.randint(len(data), (BATCH,))]
+        loss = model.objective(model.denoiser, x0, images_seen=step * BATCH).minimised.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.denoiser.parameters(), 1.0)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
+from diffusion_lab.diffusion.objective.loss import MeanFlow
 from diffusion_lab.runs import weights
 from diffusion_lab.training.initial_weights import (
     InitialWeights,
@@ -159,7 +159,7 @@ def test_weights_that_were_told_the_level_otherwise_are_named(lab, old):
 @pytest.mark.parametrize("other", ["ours", "theirs"])
 def test_a_loss_of_the_user_s_that_inherits_from_mean_flow_has_its_noise_label(other):
     """The class says which label it needs, whatever its name."""
-    plain = {"_target_": "diffusion_lab.diffusion.objective.jump_loss.MeanFlow"}
+    plain = {"_target_": "diffusion_lab.diffusion.objective.loss.MeanFlow"}
     own = {"_target_": f"{__name__}.OwnFlow"}
     ours, theirs = (plain, own) if other == "theirs" else (own, plain)
     rectified = {"_target_": "diffusion_lab.diffusion.schedule.Rectified"}
@@ -167,7 +167,7 @@ def test_a_loss_of_the_user_s_that_inherits_from_mean_flow_has_its_noise_label(o
         OmegaConf.create(
             {
                 "schedule": rectified,
-                "objective": {"jump_loss": loss},
+                "objective": {"loss": loss},
                 "denoiser": {"noise_label": label},
             }
         )

@@ -14,12 +14,12 @@ from diffusion_lab import runs
 PLAIN = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 PLAIN += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
 OBJECTIVES = {
-    "mean_flow": ["objective=mean_flow", "objective.jump_loss.guidance=1.5"],
+    "mean_flow": ["objective=mean_flow", "objective.loss.guidance=1.5"],
     "shortcut": ["objective=shortcut"],
-    "ect": ["objective=ect", "schedule=edm", "objective.jump_loss.stage_images=16"],
+    "ect": ["objective=ect", "schedule=edm", "objective.loss.stage_images=16"],
 }
 TARGET = "denoiser.target.last.weight"
-JUMPS = "diffusion_lab.diffusion.objective.jump_loss."
+JUMPS = "diffusion_lab.diffusion.objective.loss."
 
 
 def checkpoint_of(folder) -> dict[str, torch.Tensor]:
@@ -49,7 +49,7 @@ def test_a_resumed_run_is_the_unbroken_one_and_is_sampled_by_its_own_sampler(lab
 @pytest.mark.parametrize("command", ["likelihood", "encode"])
 def test_a_solver_of_the_mean_is_refused_for_a_model_of_samples(refusal, run_folder, command):
     saved = OmegaConf.load(run_folder / "config.yaml")
-    OmegaConf.update(saved, "objective.jump_loss", {"_target_": JUMPS + "Consistency"})
+    saved.objective.loss = {"_target_": JUMPS + "Consistency"}
     OmegaConf.save(saved, run_folder / "config.yaml")
     before = set(run_folder.rglob("*"))
     assert_names(refusal(command, "run=run", "device=cpu"), "consistency", "another objective")
@@ -69,14 +69,13 @@ def test_a_network_that_cannot_be_told_where_to_jump_is_refused(refusal, tmp_pat
     ("overrides", "said"),
     [
         (["objective.teacher=somewhere"], "objective/teacher="),
-        (["objective.jump_loss=mean_flow"], "objective/jump_loss="),
-        (["objective.score_loss=sliced"], "objective/score_loss="),
+        (["objective.loss=mean_flow"], "objective/loss="),
         (
             [*OBJECTIVES["mean_flow"], "objective.label_dropout=0"],
             "objective.label_dropout=0.1",
         ),
         (
-            ["objective=mean_flow", "objective.jump_loss.guidance=1.5", "conditioning=none"],
+            ["objective=mean_flow", "objective.loss.guidance=1.5", "conditioning=none"],
             "conditioning=class_label",
         ),
         ([*OBJECTIVES["ect"], "objective/prediction=x0"], "objective/prediction=edm"),
@@ -123,7 +122,7 @@ def test_jumps_that_a_shortcut_model_never_made_are_named(lab):
     for steps, more, said in ((6, [], "sampler.steps=4"), (16, [], even[1]), (16, even, None)):
         code, _, err = lab("sample", "run=run", f"sampler.steps={steps}", *more)
         assert code == 0, err
-        assert (said is None) == ("jump_loss=shortcut" not in err)
+        assert (said is None) == ("objective/loss=shortcut" not in err)
         assert (said or "") in err
 
 

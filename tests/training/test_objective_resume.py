@@ -10,8 +10,8 @@ LEARNING = [
     "objective/time_sampler=second_moment",
     "objective.time_sampler.bins=2",
     "objective.time_sampler.history=2",
-    "objective/uncertainty=learned",
-    "objective.uncertainty.channels=8",
+    "objective/loss/uncertainty=learned",
+    "objective.loss.uncertainty.channels=8",
     "denoiser.self_conditioning=true",
     "callbacks.evaluation=null",
     "callbacks.sample_grid=null",
@@ -36,13 +36,13 @@ def test_resuming_restores_the_history_and_the_uncertainty_exactly(lab, tmp_path
     assert code == 0, err
     whole, parts = (checkpoint_of(tmp_path / folder) for folder in ("whole", "parts"))
     for part in ("state_dict", "current_model_state"):
-        assert {HISTORY, COUNT, "objective.uncertainty.weight"} <= set(whole[part])
+        assert {HISTORY, COUNT, "objective.loss.uncertainty.weight"} <= set(whole[part])
         for name, value in whole[part].items():
             assert torch.equal(value, parts[part][name]), name
     assert half["current_model_state"][COUNT].sum() == 3 * 8
     assert whole["current_model_state"][COUNT].sum() == 5 * 8
     assert (whole["current_model_state"][HISTORY] > 0).all()
-    assert whole["current_model_state"]["objective.uncertainty.weight"].abs().sum() > 0
+    assert whole["current_model_state"]["objective.loss.uncertainty.weight"].abs().sum() > 0
     _, model = runs.load(tmp_path / "parts")  # sampling needs the denoiser alone
     assert model.denoiser.self_conditioning
 
@@ -69,5 +69,5 @@ def test_a_learned_variance_trains_from_the_command_line(lab, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["cosine", "rectified"])
 def test_a_learned_variance_without_a_table_is_refused(refusal, schedule):
-    settings = ["objective=v_prediction", "objective/variance_loss=hybrid", f"schedule={schedule}"]
-    assert "objective/variance_loss=none" in refusal("train", *TINY, *settings)
+    settings = ["objective=v_prediction", "objective/loss/variance=hybrid", f"schedule={schedule}"]
+    assert "objective/loss/variance=none" in refusal("train", *TINY, *settings)

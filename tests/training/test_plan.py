@@ -56,7 +56,7 @@ def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
             ["activation_checkpointing=false"],
             ["optimizer=muon", "schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"],
             [
-                "objective/uncertainty=learned",
+                "objective/loss/uncertainty=learned",
                 "optimizer=any",
                 "optimizer._target_=torch.optim.SGD",
             ],

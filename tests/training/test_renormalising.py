@@ -14,7 +14,7 @@ QUICK = [*[each for each in TINY if "backbone" not in each], *NETWORK, "logger=n
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "objective.label_dropout=0.3"]
 EDM2 = ["optimizer=adam", "optimizer.lr=0.1", "optimizer.betas=[0.9,0.99]", "name=x"]
 EDM2 += ["lr_schedule=inverse_sqrt", "lr_schedule.warmup_images=0"]
-EDM2 += ["objective/uncertainty=learned", "callbacks.posthoc_ema.snapshots=2"]
+EDM2 += ["objective/loss/uncertainty=learned", "callbacks.posthoc_ema.snapshots=2"]
 EDM2 += ["batch_size=8", "micro_batch_size=4"]
 
 

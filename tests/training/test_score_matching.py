@@ -6,13 +6,14 @@ from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, require_equal_training, rows
 
 from diffusion_lab import runs
+from diffusion_lab.diffusion.objective.loss import ScoreMatching
 
 PLANE = ["experiment=toy/score_matching", "logger=none", "trainer.accelerator=cpu"]
 PLANE += ["backbone.width=16", "callbacks.sample_grid=null", "batch_size=32"]
 IMAGES = [*TINY, "logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 ENERGY = [each for each in PLANE if not each.startswith("backbone")]
 ENERGY += ["backbone=energy", "backbone.network.width=16"]
-EXACT = "objective/score_loss=exact"
+EXACT = "objective/loss=exact_score_matching"
 ZERO_SNR = ["schedule=zero_terminal_snr", "denoiser.clip=null"]
 
 
@@ -32,7 +33,7 @@ def test_a_run_is_resumed_bit_for_bit_and_opened(lab, tmp_path, parts):
     code, _, err = lab("sample", "run=whole", "num_samples=3", "sampler.steps=2", "output=points")
     assert code == 0, err
     _, model = runs.load(tmp_path / "whole")
-    assert model.objective.score_loss is not None
+    assert isinstance(model.loss, ScoreMatching)
 
 
 @pytest.mark.slow
@@ -54,21 +55,21 @@ def test_training_learns_the_score_that_denoising_learns(lab, tmp_path):
     learning = ["optimizer.lr=5e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=60"]
     learning += ["schedule.sigma_min=0.3", "batch_size=256", "callbacks.weight_averaging=null"]
     last = {}
-    for loss in ("none", "sliced", "exact"):
-        chosen = [f"objective/score_loss={loss}", f"run_dir={loss}"]
+    for loss in ("denoising", "sliced_score_matching", "exact_score_matching"):
+        chosen = [f"objective/loss={loss}", f"run_dir={loss}"]
         code, _, err = lab("train", *PLANE, *learning, *chosen)
         assert code == 0, err
         losses = [row["test/loss"] for row in rows(tmp_path / loss) if "test/loss" in row]
         last[loss] = losses[-1]
-    assert last["none"] < 0.75  # 1 without training; 0.49 for the exact score
-    assert last["exact"] == pytest.approx(last["none"], abs=0.06)
-    assert last["sliced"] == pytest.approx(last["none"], abs=0.08)
+    assert last["denoising"] < 0.75  # 1 without training; 0.49 for the exact score
+    assert last["exact_score_matching"] == pytest.approx(last["denoising"], abs=0.06)
+    assert last["sliced_score_matching"] == pytest.approx(last["denoising"], abs=0.08)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
     code, _, err = lab(
-        "train", *IMAGES, "objective/score_loss=sliced", f"trainer.precision={precision}"
+        "train", *IMAGES, "objective/loss=sliced_score_matching", f"trainer.precision={precision}"
     )
     assert code == 0, err
 
@@ -76,32 +77,39 @@ def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["objective/score_loss=exact", "denoiser.clip=1"], "denoiser.clip=1"),
-        (["objective/score_loss=exact"], "objective/score_loss=sliced"),  # 128 numbers
-        (["objective/score_loss=sliced", "objective.huber=0.1"], "objective.huber=null"),
+        (["objective/loss=exact_score_matching", "denoiser.clip=1"], "denoiser.clip=1"),
         (
-            ["objective/score_loss=sliced", "objective/uncertainty=learned"],
-            "objective/uncertainty=none",
+            ["objective/loss=exact_score_matching"],
+            "objective/loss=sliced_score_matching",
+        ),  # 128 numbers
+        (
+            ["objective/loss=sliced_score_matching", "objective/loss/uncertainty=learned"],
+            "objective/loss/uncertainty",
         ),
-        (["objective=mean_flow", "objective/score_loss=sliced"], "objective/jump_loss=none"),
-        (["objective/score_loss=sliced", "coupling=optimal_transport"], "coupling=none"),
-        (["objective/score_loss=sliced", "objective.offset_noise=0.1"], "objective.offset_noise=0"),
-        (["objective/score_loss=sliced", "objective/time_sampler=uniform"], "weighting=snr"),
+        (["objective/loss=sliced_score_matching", "coupling=optimal_transport"], "coupling=none"),
         (
-            ["objective/score_loss=sliced", *ZERO_SNR, "objective=v_prediction"],
-            "objective/weighting=snr",
+            ["objective/loss=sliced_score_matching", "objective.offset_noise=0.1"],
+            "objective.offset_noise=0",
         ),
-        (["objective/score_loss=sliced", "activation_checkpointing=true"], "score_loss"),
-        (["objective/score_loss=sliced", "compile=true"], "compile=auto"),
-        (["objective/score_loss=sliced", "objective.score_loss.projections=0"], "projections=0"),
         (
-            ["objective/score_loss=sliced", "alignment=efficientnet_lite0"],
+            ["objective/loss=sliced_score_matching", "objective/time_sampler=uniform"],
+            "weighting=snr",
+        ),
+        (
+            ["objective/loss=sliced_score_matching", *ZERO_SNR, "objective=v_prediction"],
+            "objective/loss/weighting=snr",
+        ),
+        (["objective/loss=sliced_score_matching", "activation_checkpointing=true"], "=false"),
+        (["objective/loss=sliced_score_matching", "compile=true"], "compile=auto"),
+        (["objective/loss=sliced_score_matching", "objective.loss.projections=0"], "projections=0"),
+        (
+            ["objective/loss=sliced_score_matching", "alignment=efficientnet_lite0"],
             "alignment=none",
         ),
     ],
 )
 def test_what_does_not_fit_is_refused(refusal, tmp_path, overrides, said):
-    images = ["data.pad=16"] if "objective/score_loss=exact" in overrides else []
+    images = ["data.pad=16"] if "objective/loss=exact_score_matching" in overrides else []
     assert said in refusal("train", *IMAGES, *images, *overrides, "run_dir=run")
     assert not (tmp_path / "run").exists()
 

@@ -74,7 +74,7 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
     run = ["run_dir=two", "callbacks.evaluation.batch_size=3", "callbacks.sample_grid.columns=3"]
     # ranks draw unequal numbers of sample batches, also during training
     often = ["callbacks.evaluation.every_n_steps=2", "metrics.num_samples=17"]
-    learned = ["objective/uncertainty=learned"]
+    learned = ["objective/loss/uncertainty=learned"]
     code, _, err = lab(
         "train", *PARTS, *run, *often, *learned, "trainer=fsdp", *EXACT, "trainer.devices=2"
     )

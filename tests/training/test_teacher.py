@@ -10,6 +10,7 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
+from diffusion_lab.build.objects import build_datamodule, build_model
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.runs.weights import sha256_of
@@ -139,9 +140,7 @@ def test_a_teacher_that_does_not_fit_is_refused(lab, teacher, tmp_path, change, 
 
 def test_a_consistency_model_teaches_no_distillation(lab, teacher):
     cfg = OmegaConf.load(teacher / "config.yaml")
-    cfg.objective.jump_loss = {
-        "_target_": "diffusion_lab.diffusion.objective.jump_loss.Consistency"
-    }
+    cfg.objective.loss = {"_target_": "diffusion_lab.diffusion.objective.loss.Consistency"}
     cfg.sampler = {"_target_": "diffusion_lab.diffusion.sampler.FewStep", "steps": 2}
     cfg.sampler.time_grid = {"_target_": "diffusion_lab.diffusion.sampler.UniformGrid"}
     OmegaConf.save(cfg, teacher / "config.yaml")
@@ -174,8 +173,10 @@ def test_no_sample_has_the_noise_of_a_pair_with_its_seed(lab, teacher, tmp_path)
 
 
 def test_a_sampler_with_fresh_noise_gives_no_pairs(lab, teacher):
-    data, model = runs.load(teacher)
-    assert Teacher.opened(model, data, runs.load_config(teacher)) is None
+    cfg = runs.load_config(teacher)
+    data = build_datamodule(cfg)
+    model = build_model(cfg, data.image_shape, data.num_classes)
+    assert Teacher.opened(model, data, cfg) is None
     text = (teacher / "config.yaml").read_text()
     (teacher / "config.yaml").write_text(text.replace("churn: 0.0", "churn: 40.0"))
     assert_names(refused(lab, *STUDENT), "Heun", "unipc")

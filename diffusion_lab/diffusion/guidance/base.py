@@ -65,6 +65,16 @@ class Guidance:
         """Whether the weak estimate counts."""
         return self.scale != 1
 
+    @property
+    def asks_unlabelled(self) -> bool:
+        """Whether the weak estimate is the same model's without labels."""
+        return self.weak_run is None and self.uses_weak
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether estimates with labels and without them both count."""
+        return self.asks_unlabelled and self.uses_strong
+
     def against(self, x: Tensor, level: NoiseLevel, strong: Tensor, weak: Tensor) -> Tensor:
         """The x0 (B, ...) to push away from, given both estimates for x at `level`."""
         return weak

@@ -4,11 +4,13 @@ With x = alpha x0 + sigma eps, one inverse serves all: x0 = (sigma F - b x) / (a
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import Flag, Positive, settings
+from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 
@@ -16,6 +18,23 @@ class Prediction(ABC):
     """A quantity that the network predicts."""
 
     data_std: float | None = None  # std of clean data, where the prediction is scaled by it
+
+    rules: ClassVar[Rules] = {
+        "does not determine the image at pure noise, which this schedule reaches (alpha = 0 at t = "
+        "1); use objective/prediction=v, flow or x0, or a schedule that keeps some signal, such "
+        "as schedule=cosine": (
+            lambda prediction, schedule: not prediction.x0_gain(schedule(torch.ones(()))).isfinite()
+        ),
+    }
+
+    warnings: ClassVar[Rules] = {
+        "multiplies the network's error more than a thousandfold at the noisiest level; use "
+        "objective/prediction=v, or, for pixels, sample with guidance.clip=1": (
+            lambda prediction, schedule, clipped: (
+                not clipped and prediction.amplifies(schedule(torch.ones(())))
+            )
+        ),
+    }
 
     @abstractmethod
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -36,6 +55,13 @@ class Prediction(ABC):
         """|d x0 / d F|, float64, of the level's shape; infinite where F does not determine x0."""
         a, b = self.mix(level)
         return (level.sigma / (a * level.sigma - b * level.alpha)).abs()
+
+    def amplifies(self, level: NoiseLevel) -> bool:
+        """Whether an error of x0 is 1000 times that of the output, relative to the output's size.
+
+        Samples of good models then fail. An unscaled score is small where its gain is large.
+        """
+        return bool(self.x0_gain(level) * torch.hypot(*self.mix(level)) > 1000)
 
 
 class X0(Prediction):

@@ -5,11 +5,13 @@ All integrate dx = x0 d(alpha) + eps d(sigma), which needs no derivative of the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import Count, settings
+from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
@@ -29,6 +31,26 @@ class Sampler(ABC):
     needs_consistency = False  # whether an estimate must be a sample, and not the mean of samples
     adaptive = False  # whether `steps` is only a limit, and the number depends on the network
     one_jump = False  # whether a step is one estimate's jump, which may keep the noise of another
+
+    rules: ClassVar[Rules] = {
+        "needs a model that is told where a step goes, and this one is not; train with "
+        "objective=mean_flow or objective=shortcut": (
+            lambda sampler, loss: sampler.jumps and not loss.two_levels
+        ),
+        "follows the mean of the samples that an image may become, and this model's estimate is "
+        "one of the samples; use sampler=few_step": (
+            lambda sampler, loss: loss.of_samples and not sampler.needs_consistency
+        ),
+        "needs a model of few steps, whose every estimate is a sample; train with objective=ect, "
+        "consistency_distillation, mean_flow or shortcut": (
+            lambda sampler, loss: sampler.needs_consistency and not loss.few_steps
+        ),
+    }
+
+    @property
+    def of_few_steps(self) -> bool:
+        """Whether it asks for an answer that only models of few steps give."""
+        return self.jumps or self.needs_consistency
 
     def __call__(
         self,

@@ -48,6 +48,13 @@ class LogitGuidance:
 
     scale: Number = 1.0
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether logits with the label and without it both count."""
+        return self.scale != 1
+
+    asks_unlabelled = needs_labels
+
     def __call__(self, strong: Tensor, weak: Tensor) -> Tensor:
         """The guided logits, of the shape of logits with and without the label."""
         return weak + self.scale * (strong - weak)

@@ -11,7 +11,7 @@ from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.importing.reading import State
 
 Shape = tuple[int, int, int]
-FIXED_VARIANCE = ("objective/variance_loss=none", "sampler.variance=fixed_small")
+FIXED_VARIANCE = ("objective/loss/variance=none", "sampler.variance=fixed_small")
 
 
 @dataclass(frozen=True)

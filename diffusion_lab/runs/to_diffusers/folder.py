@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.model import Model
+from diffusion_lab.build.model import Drawable
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.first_stage import FirstStage, HubVAE, Pixels
 from diffusion_lab.runs.to_diffusers.network import network_of
@@ -84,7 +84,7 @@ class Diffusers:
         write_atomically(folder / LOOP, loop_of(self))
 
 
-def convert(model: Model, cfg: DictConfig, num_classes: int) -> Diffusers:
+def convert(model: Drawable, cfg: DictConfig, num_classes: int) -> Diffusers:
     """The parts of a model with the configuration `cfg`.
 
     Raises UserError, which names an option of `cfg`, for what diffusers does not have.

@@ -10,7 +10,7 @@ from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
 from diffusion_lab.backbone.unet import UNet
-from diffusion_lab.build.model import Model
+from diffusion_lab.build.model import Drawable
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
@@ -25,19 +25,19 @@ REMEDY = (
 )
 
 
-def network_of(model: Model, cfg: DictConfig) -> Any:
+def network_of(model: Drawable, cfg: DictConfig) -> Any:
     """The network of diffusers that answers as the model's does, in evaluation mode.
 
     `cfg` is the run's configuration. A null label that was never trained is left out of a U-Net.
     Raises UserError if diffusers has no such network.
     """
     denoiser = model.denoiser
-    check_denoiser(denoiser, model.objective.of_samples)
+    check_denoiser(denoiser, model.loss.of_samples)
     name, settings, tensors = parts_of(denoiser.backbone, cfg)
     if name == "UNet2DModel":
         if isinstance(denoiser.conditioning, Attributes):
             tensors[TABLE] = table_of(denoiser.conditioning)
-        if TABLE in tensors and model.objective.label_dropout == 0:
+        if TABLE in tensors and model.label_dropout == 0:
             tensors[TABLE] = tensors[TABLE][: denoiser.conditioning.labels.classes]
         rows = len(tensors.get(TABLE, []))
         settings |= {"class_embed_type": None, "num_class_embeds": rows or None}
@@ -95,7 +95,7 @@ def count_from_zero(network: Any) -> None:
 
 
 @torch.no_grad()
-def check_same(model: Model, network: Any) -> None:
+def check_same(model: Drawable, network: Any) -> None:
     """Raises UserError if the network answers otherwise, as it may for parts from outside."""
     denoiser, level = model.denoiser, model.schedule(torch.tensor(0.5))
     x = torch.randn(1, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
@@ -132,7 +132,7 @@ def check_denoiser(denoiser: Denoiser, of_samples: bool) -> None:
             denoiser.augmentation is not None,
             "networks of diffusers do not hear how an image was augmented",
         ),
-        "this objective/jump_loss": (
+        "this objective/loss": (
             denoiser.target is not None or of_samples,
             "pipelines of diffusers walk along means, and this network answers jumps",
         ),

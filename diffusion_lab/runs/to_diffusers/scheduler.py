@@ -6,7 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.backbone.diffusers_networks import network_class
-from diffusion_lab.build.model import Model, option
+from diffusion_lab.build.model import Drawable
+from diffusion_lab.common.rules import option
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import (
@@ -30,7 +31,7 @@ BETAS: dict[type[NoiseSchedule], str] = {  # beta_schedule by schedule
 CLOSE = 1e-5  # largest difference of a level's alpha
 
 
-def scheduler_of(model: Model, cfg: DictConfig) -> Any:
+def scheduler_of(model: Drawable, cfg: DictConfig) -> Any:
     """The scheduler of a model with the configuration `cfg`: DDIM's, or Euler's for flow matching.
 
     Raises UserError if diffusers has none with the same levels, prediction and noise labels.
@@ -48,14 +49,14 @@ def scheduler_of(model: Model, cfg: DictConfig) -> Any:
     return scheduler
 
 
-def first_place(model: Model) -> int:
+def first_place(model: Drawable) -> int:
     """The number of a table's first level as the network is told it; diffusers says 0."""
     on_table = type(model.schedule) is not Rectified
     return int(on_table and model.denoiser.noise_label is NOISE_LABELS["time"])
 
 
-def _flow(model: Model) -> Any:
-    name = option(model.objective)
+def _flow(model: Drawable) -> Any:
+    name = option(model.denoiser.prediction)
     if name != "flow":
         raise without_counterpart(
             f"objective/prediction={name}",
@@ -70,8 +71,8 @@ def _flow(model: Model) -> Any:
     return network_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=STEPS)
 
 
-def _table(model: Model, cfg: DictConfig) -> Any:
-    schedule, name, clip = model.schedule, option(model.objective), model.denoiser.clip
+def _table(model: Drawable, cfg: DictConfig) -> Any:
+    schedule, name, clip = model.schedule, option(model.denoiser.prediction), model.denoiser.clip
     if not follows(schedule, "preserving") or schedule.discrete_steps not in (None, STEPS):
         raise without_counterpart(
             f"the schedule {type(schedule).__name__}",

@@ -10,7 +10,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.diffusion_module import LEVELS, means_by_level, sums_by_level
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import OBSERVED, TrainedModule
 
 OPEN_WINDOW = "losses_by_level_since_the_last_row"  # checkpoint key
 
@@ -35,7 +35,7 @@ class LevelLosses(Callback, Checked):
         self._step = torch.zeros_like(self._sums)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        t, losses = pl_module.objective.observed
+        t, losses = outputs[OBSERVED]
         self._step += sums_by_level(bins_of(t).to(losses.device), losses)
         if not stepped(trainer, batch_idx):
             return

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.module import OBSERVED
 
 # checkpoint keys
 OPEN_WINDOW = "losses_since_the_last_row"
@@ -70,7 +71,7 @@ class Throughput(Callback):
         means = self._means(trainer)
         # a GPU has caught up by now, as item() waits for it
         seconds = pl_module.context.clock.seconds() - self._start
-        parts = {name: float(value) for name, value in outputs.items() if name != "loss"}
+        parts = {k: float(each) for k, each in outputs.items() if k not in ("loss", OBSERVED)}
         speed = {"train/images_per_second": self._steps * pl_module.batch_size / seconds}
         pl_module.record(parts | means | named_rates(self._rates) | speed | pl_module.context.row)
         pl_module.context.row.clear()

@@ -25,7 +25,7 @@ def data_std(run: PlannedRun) -> Iterator[Remark]:
     assumed = {
         "denoiser.input_std": module.denoiser.input_std,
         "objective.prediction.data_std": objective.prediction.data_std,
-        "objective.weighting.data_std": getattr(objective.weighting, "data_std", None),
+        "objective.loss.weighting.data_std": getattr(objective.loss.weighting, "data_std", None),
     }
     wrong = {
         key: max(value / std, std / value)
@@ -114,16 +114,16 @@ def tokens(run: PlannedRun) -> Iterator[Remark]:
 def labels(run: PlannedRun) -> Iterator[Remark]:
     """Checks that labels carry information, and that dropping them serves guidance."""
     task = run.task
-    guidance, objective = task.pipeline.guidance, task.module.objective
+    guidance, dropped = task.pipeline.guidance, task.module.objective.noising.label_dropout
     if not task.module.denoiser.conditioning.conditional:
         return
     if task.datamodule.num_classes == 1:
         yield advice(
             "all images have the same label, which carries no information; write conditioning=none"
         )
-    elif objective.label_dropout > 0 and not guidance.uses_weak and guidance.weak_run is None:
+    elif dropped > 0 and not guidance.uses_weak and guidance.weak_run is None:
         yield advice(
-            f"objective.label_dropout={objective.label_dropout} trains an unconditional model for "
+            f"objective.label_dropout={dropped} trains an unconditional model for "
             "guidance, but this run is evaluated without guidance; write guidance=classifier_free, "
             "or objective.label_dropout=0 if you will never use it"
         )

@@ -1,9 +1,12 @@
 """A time sampler that learns which noise levels have a large loss."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import ranges, share, whole
+from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.objective.time_sampler.base import Gather, TimeSampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -16,6 +19,10 @@ class SecondMoment(TimeSampler):
     has its history.
     """
 
+    rules: ClassVar[Rules] = {
+        "learns from losses at the levels that it draws, and jumps have two; write "
+        "objective/time_sampler=logit_normal": lambda time_sampler, loss: loss.two_levels,
+    }
     history: Tensor
     count: Tensor
 

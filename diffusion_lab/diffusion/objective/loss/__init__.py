@@ -1,0 +1,26 @@
+"""Training losses, each one object with all of its settings."""
+
+from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, Recorded
+from diffusion_lab.diffusion.objective.loss.consistency import Consistency
+from diffusion_lab.diffusion.objective.loss.denoising import Denoising
+from diffusion_lab.diffusion.objective.loss.distillation import Distillation
+from diffusion_lab.diffusion.objective.loss.mean_flow import MeanFlow
+from diffusion_lab.diffusion.objective.loss.score_matching import (
+    ExactScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
+from diffusion_lab.diffusion.objective.loss.shortcut import Shortcut
+from diffusion_lab.diffusion.objective.loss.uncertainty import LearnedUncertainty
+from diffusion_lab.diffusion.objective.loss.variance import Hybrid
+from diffusion_lab.diffusion.objective.loss.weighting import (
+    P2,
+    SNR,
+    EDMWeight,
+    MinSNR,
+    SigmoidWeight,
+    SoftMinSNR,
+    TruncatedSNR,
+    VelocityWeight,
+    Weighting,
+)

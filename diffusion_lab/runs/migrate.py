@@ -1,0 +1,55 @@
+"""Gives what is read from run folders of format 3 today's keys and names; no other file does.
+
+Format 4 has one `objective.loss` in place of six keys, most of which excluded one another.
+"""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build.config_keys import CLASS
+
+FORMAT = 3  # the format that is read as today's
+PLACE = "diffusion_lab.diffusion.objective."
+PARTS = {"weighting": "weighting", "variance_loss": "variance", "uncertainty": "uncertainty"}
+WHOLE = ("jump_loss", "score_loss")  # in the place of denoising, if they are not null
+RENAMED = {f"{old}.": f"loss.{new}." for old, new in PARTS.items()} | {
+    f"{old}.": "loss." for old in WHOLE
+}
+
+
+def config(saved: DictConfig) -> DictConfig:
+    """The configuration of a run of format 3 as one of today's."""
+    cfg = saved.copy()
+    if CLASS in (cfg.get("tuning") or {}):  # of when a run tuned its study
+        del cfg.tuning[CLASS]
+    if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
+        cfg.choices = cfg.logger.pop("choices", None)
+        cfg.logger = {"wandb": cfg.logger}
+    if "weighting" in (cfg.get("objective") or {}):  # else it is of another family
+        cfg.objective.loss = loss(cfg.objective)
+    return cfg
+
+
+def loss(objective: DictConfig) -> DictConfig:
+    """The loss of an objective of format 3, whose keys are taken out of it."""
+    whole = [objective.pop(key, None) for key in WHOLE]
+    parts = {new: objective.pop(old, None) for old, new in PARTS.items()}
+    huber = objective.pop("huber", None)
+    for part in (*whole, *parts.values()):
+        for old, new in RENAMED.items() if isinstance(part, DictConfig) else ():
+            part[CLASS] = str(part.get(CLASS)).replace(f"{PLACE}{old}", f"{PLACE}{new}")
+    jumps, score = whole
+    if isinstance(score, DictConfig):
+        score.weighting = parts["weighting"]
+    denoising = {CLASS: f"{PLACE}loss.Denoising", **parts, "huber": huber}
+    return jumps or score or OmegaConf.create(denoising)
+
+
+def checkpoint(content: dict[str, Any]) -> None:
+    """Gives the weights of a checkpoint of format 3, in place, the names that they have today."""
+    states = [each for each in content.values() if isinstance(each, dict)]
+    for state in states:
+        for name in [name for name in state if str(name).startswith("objective.uncertainty.")]:
+            state[name.replace("objective.", "objective.loss.", 1)] = state.pop(name)
+        states += [each for each in state.values() if isinstance(each, dict)]

@@ -1,0 +1,127 @@
+"""Run folders of the format before are read as those of today."""
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from helpers.compositions import assembled
+from helpers.paths import ROOT
+from helpers.refusals import assert_names
+from omegaconf import OmegaConf
+
+from diffusion_lab import runs
+from diffusion_lab.build.objects import known_loss
+from diffusion_lab.diffusion.objective import Denoising
+from diffusion_lab.diffusion.objective.loss import (
+    Consistency,
+    Distillation,
+    MeanFlow,
+    ScoreMatching,
+    Shortcut,
+    VelocityWeight,
+)
+from diffusion_lab.runs import migrate
+
+PLACE = "diffusion_lab.diffusion.objective."
+FEW_STEPS = "few_steps/published/runs/backbone-dit_objective-{}_seed-0"
+ADDED = "additions/published/runs/additions_{}/backbone-{}_seed-0"
+PUBLISHED = {
+    FEW_STEPS.format("mean_flow"): MeanFlow,
+    FEW_STEPS.format("shortcut"): Shortcut,
+    FEW_STEPS.format("ect"): Consistency,
+    FEW_STEPS.format("consistency_distillation"): Distillation,
+    ADDED.format("x0", "dit"): Denoising,
+    ADDED.format("huber", "unet_small"): Denoising,
+}
+
+
+def as_before(cfg, **parts):
+    """A configuration with its objective, and `parts` of it, as format 3 had them."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    loss = cfg.objective.pop("loss")
+    keys = ("weighting", "variance_loss", "uncertainty", "jump_loss", "score_loss", "huber")
+    cfg.objective.update(dict.fromkeys(keys) | {"huber": loss.get("huber")} | parts)
+    cfg.pop("loss_facts", None)
+    return OmegaConf.merge(cfg, {"written_by": {"format": 3, "version": "0.2"}})
+
+
+@pytest.mark.parametrize("folder", PUBLISHED)
+def test_published_runs_have_the_loss_they_were_trained_by(folder):
+    loss = known_loss(runs.load_config(ROOT / "experiments" / folder))
+    assert type(loss) is PUBLISHED[folder]
+    if "x0" in folder:
+        assert isinstance(loss.weighting, VelocityWeight)
+    assert ("huber" in folder) == (loss.huber == 5.4e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "option"),
+    [
+        ({"score_loss": {"_target_": f"{PLACE}score_loss.ExactScoreMatching"}}, "exact"),
+        ({"jump_loss": {"_target_": f"{PLACE}jump_loss.mean_flow.MeanFlow"}}, "mean_flow"),
+        ({"variance_loss": {"_target_": f"{PLACE}variance_loss.Hybrid"}}, "variance"),
+        ({"uncertainty": {"_target_": f"{PLACE}uncertainty.LearnedUncertainty"}}, "uncertainty"),
+    ],
+)
+def test_each_part_of_the_loss_has_its_place(parts, option):
+    parts |= {"weighting": {"_target_": f"{PLACE}weighting.SNR"}}
+    loss = known_loss(migrate.config(as_before(assembled(), **parts)))
+    assert isinstance(loss, ScoreMatching) == (option == "exact")
+    assert isinstance(loss, MeanFlow) == (option == "mean_flow")
+    assert (loss.weighting is not None) == (option != "mean_flow")
+    assert (loss.variance is not None) == (option == "variance")
+    assert (getattr(loss, "uncertainty", None) is not None) == (option == "uncertainty")
+
+
+def drawn(lab, name: str) -> numpy.ndarray:
+    code, _, err = lab("sample", "run=run", "num_samples=4", f"output={name}", "save=npz")
+    assert code == 0, err
+    return numpy.load(f"{name}.npz")["images"]
+
+
+def test_a_run_draws_and_is_resumed_as_before(lab, run_folder):
+    images = drawn(lab, "today")
+    saved = OmegaConf.load(run_folder / "config.yaml")
+    (run_folder / "config.yaml").write_text(OmegaConf.to_yaml(as_before(saved)))
+    assert numpy.array_equal(drawn(lab, "before"), images)
+    steps = json.loads((run_folder / "summary.json").read_text())["steps"]
+    code, _, err = lab("train", "resume=run", f"trainer.max_steps={steps + 1}")
+    assert code == 0, err
+    assert OmegaConf.load(run_folder / "config.yaml").written_by.format == 4
+
+
+def test_learned_weights_of_a_checkpoint_get_their_names():
+    weight, other = torch.ones(2), torch.zeros(2)
+    state = {"objective.uncertainty.weight": weight, "denoiser.x": other}
+    content = {"state_dict": state, "current_model_state": dict(state), "averages": {"1": {}}}
+    for _ in range(2):  # those of today stay
+        migrate.checkpoint(content)
+        for key in ("state_dict", "current_model_state"):
+            assert content[key] == {
+                "denoiser.x": other,
+                "objective.loss.uncertainty.weight": weight,
+            }
+
+
+def test_a_loss_whose_name_is_no_longer_there_does_not_keep_a_run_from_drawing(lab, run_folder):
+    images = drawn(lab, "today")
+    saved = OmegaConf.load(run_folder / "config.yaml")
+    saved.objective.loss._target_ = f"{PLACE}loss.Gone"
+    OmegaConf.save(saved, run_folder / "config.yaml")
+    assert numpy.array_equal(drawn(lab, "gone"), images)
+
+
+@pytest.mark.parametrize(
+    ("before", "today"),
+    [
+        ("objective/weighting=snr", "objective/loss/weighting"),
+        ("objective.huber=0.1", "objective.loss.huber"),
+        ("objective/jump_loss=mean_flow", "objective/loss"),
+        ("objective.jump_loss.guidance=2", "objective.loss.guidance"),
+    ],
+)
+def test_a_key_of_before_is_answered_by_the_one_of_today(refusal, before, today):
+    assert_names(refusal("train", before), before.partition("=")[0], today)
+    assert not Path("outputs").exists()
