@@ -73,6 +73,7 @@ NO_BUDGET = {
 }
 SHORT = {"TINY": TINY, "TINY_AUTOENCODER": TINY_AUTOENCODER}
 NAMES = {  # the names that Python prompts may use
+    "Classes": Classes,
     **vars(objective),
     **vars(objective.loss),
     **vars(weighting),

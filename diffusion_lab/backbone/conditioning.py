@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import SelfAttention
-from diffusion_lab.common import labels as kinds
-from diffusion_lab.common.labels import LONGEST, Captions, Classes, Labels, Numbers
+from diffusion_lab.common.labels import (
+    LONGEST,
+    AttributeClasses,
+    Captions,
+    Classes,
+    Labels,
+    Numbers,
+)
 from diffusion_lab.common.ranges import Count, optional, ranges, whole_list
 
 LETTER, SPAN = 32, 8  # numbers of a byte, and bytes of a token of a caption
@@ -115,13 +121,13 @@ class RawLabels(Conditioning):
 class Attributes(Conditioning):
     """Several attributes in one class: a learned vector and a token for each attribute's value.
 
-    `sizes` are the numbers of values; None means one attribute (see `common.labels.Attributes`).
+    `sizes` are the numbers of values (see `common.labels.AttributeClasses`); None is one attribute.
     """
 
     @ranges(sizes=optional(whole_list(1)))
     def __init__(self, labels: Labels, width: int, sizes: Sequence[int] | None):
         names = require_classes(labels).names
-        super().__init__(kinds.Attributes(names, [len(names)] if sizes is None else sizes))
+        super().__init__(AttributeClasses(names, [len(names)] if sizes is None else sizes))
         self.sizes: list[int] = self.labels.sizes
         self.embeddings = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.sizes)
         for embedding in self.embeddings:

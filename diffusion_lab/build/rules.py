@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.backbone import Energy
-from diffusion_lab.backbone.conditioning import NumericLabel, RawLabels
+from diffusion_lab.backbone.conditioning import RawLabels
 from diffusion_lab.common import rules
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.data.augmentation import NonLeaky
@@ -75,7 +75,9 @@ TABLE: Rules = {
     ),
     "a coupling would give the images of a label noise of their own, and only classes keep theirs "
     "apart; write coupling=none, or conditioning=none": (
-        lambda conditioning, coupling: isinstance(conditioning, NumericLabel) and coupling
+        lambda conditioning, coupling: (
+            coupling and conditioning.conditional and not conditioning.labels.classes
+        )
     ),
     "backbone=energy is a derivative of its network, which a compiled one does not have; write "
     "compile=auto": lambda backbone, compiled: isinstance(backbone, Energy) and compiled is True,

@@ -119,7 +119,7 @@ class Classes(Labels):
         return torch.arange(0, self.classes, -(-self.classes // most_rows(columns)) or 1)
 
 
-class Attributes(Classes):
+class AttributeClasses(Classes):
     """Classes of several attributes: with sizes (m, n), class i has the values i // n and i % n.
 
     Raises ValueError if the product of the sizes is not the number of classes.

@@ -1,8 +1,10 @@
 """Gives what is read from run folders of format 3 today's keys and names; no other file does.
 
-Format 4 has one `objective.loss` in place of six keys, most of which excluded one another.
+Format 4 has one `objective.loss` in place of six keys, most of which excluded one another, and
+conditionings with `labels`.
 """
 
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,10 @@ def config(saved: DictConfig) -> DictConfig:
     if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
         cfg.choices = cfg.logger.pop("choices", None)
         cfg.logger = {"wandb": cfg.logger}
+    if "csv" in (cfg.get("logger") or {}):
+        del cfg.logger["csv"]
+    if "size" in (cfg.get("conditioning") or {}):  # which the data know
+        del cfg.conditioning["size"]
     if "weighting" in (cfg.get("objective") or {}):  # else it is of another family
         cfg.objective.loss = loss(cfg.objective)
     return cfg
@@ -50,6 +56,12 @@ def checkpoint(content: dict[str, Any]) -> None:
     """Gives the weights of a checkpoint of format 3, in place, the names that they have today."""
     states = [each for each in content.values() if isinstance(each, dict)]
     for state in states:
-        for name in [name for name in state if str(name).startswith("objective.uncertainty.")]:
-            state[name.replace("objective.", "objective.loss.", 1)] = state.pop(name)
+        for name in [name for name in state if isinstance(name, str)]:
+            state[today(name)] = state.pop(name)
         states += [each for each in state.values() if isinstance(each, dict)]
+
+
+def today(name: str) -> str:
+    """The name that a weight of format 3 has today."""
+    name = re.sub(r"^objective\.uncertainty\.", "objective.loss.uncertainty.", name)
+    return re.sub(r"\bconditioning\.(mean|std|examples)$", r"conditioning.labels.\1", name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import averages, checkpoints, published
+from diffusion_lab.runs import averages, checkpoints, migrate, published
 from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 
@@ -74,7 +74,7 @@ def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, st
         tensors = read(made / EXPORTED, "make the average again")
         return tensors, facts | {"step": str(averages.step_of(made))}
     weights = {
-        name.removeprefix(prefix): value
+        migrate.today(name.removeprefix(prefix)): value
         for prefix in (PREFIX, OTHER)
         for name, value in state.items()
         if name.startswith(prefix)
@@ -95,7 +95,8 @@ def load_into(network: nn.Module, state: dict[str, Tensor], folder: str | Path) 
 def read(path: Path, remedy: str) -> dict[str, Tensor]:
     """Reads a file of weights; if it is damaged, raises UserError, which ends with `remedy`."""
     try:
-        return safetensors.torch.load_file(path)
+        found = safetensors.torch.load_file(path)
+        return {migrate.today(name): value for name, value in found.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from error
 

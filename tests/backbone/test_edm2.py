@@ -185,7 +185,7 @@ def shares_of(network: nn.Module) -> list[torch.Tensor]:
 def conditioned(conditioning=ClassLabel) -> tuple[EDM2UNet, nn.Module]:
     torch.manual_seed(0)
     network = small()
-    labels = conditioning(6, network.condition_width)
+    labels = conditioning(Classes.numbered(6), network.condition_width)
     network.adapt(labels)
     for name, parameter in network.named_parameters():
         if name.endswith("gain"):

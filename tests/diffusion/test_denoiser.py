@@ -6,6 +6,7 @@ from helpers.measured import loss_at
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import (
@@ -42,7 +43,9 @@ class Recorder(nn.Module):
 
 def denoiser(prediction=None, conditioning=Unconditional, **settings):
     torch.manual_seed(0)
-    return Denoiser(Recorder, conditioning, prediction or Flow(), SHAPE, 3, **settings)
+    return Denoiser(
+        Recorder, conditioning, prediction or Flow(), SHAPE, Classes.numbered(3), **settings
+    )
 
 
 def inputs(n=5):

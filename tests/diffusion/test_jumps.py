@@ -11,6 +11,7 @@ from helpers.measured import loss_at
 from helpers.pairs import first_fast
 from torch import Tensor
 
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of
 from diffusion_lab.diffusion.objective import (
@@ -181,7 +182,7 @@ class Labelled(ExactMap):
     """The exact map, less 1 where it has no label; class 3 means no label."""
 
     class conditioning:
-        is_null = staticmethod(lambda labels: labels == 3)
+        labels = Classes.numbered(3)
 
     def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
         estimate = super().__call__(x, level, given)

@@ -242,7 +242,7 @@ def test_call_is_loss_at_the_drawn_levels_times_importance():
         def importance(self, t):
             return 2 * super().importance(t)
 
-    objective = Objective(Rectified(), V(), Doubled())
+    objective = Objective(Rectified(), V(), Doubled(), Denoising())
     losses = objective(Linear(V()), batch(), generator=seeded()).minimised
     generator = seeded()
     level, _ = UniformTime()(16, objective.schedule, generator)

@@ -34,7 +34,7 @@ class Linear(nn.Module):
 def loss_of(discriminator=None, gamma=1.0) -> RelativisticLoss:
     torch.manual_seed(0)
     made = discriminator or partial(Discriminator, channels=4, layers=2, normalised=False)
-    return RelativisticLoss(1, CLASSES, ClassLabel, gamma, made)
+    return RelativisticLoss(1, Classes.numbered(CLASSES), ClassLabel, gamma, made)
 
 
 def images():

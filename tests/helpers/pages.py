@@ -58,4 +58,4 @@ def check_study(arguments: list[str]) -> None:
     jobs = Jobs(document.load(asked.name, asked.own, asked.config_dir), asked.given)
     wanted = narrowed(jobs, asked.only)
     assert wanted
-    check([job for job in wanted if job.command in document.TRAINS][:1], asked.config_dir)
+    check(jobs, [job for job in wanted if job.command in document.TRAINS][:1], asked.config_dir)

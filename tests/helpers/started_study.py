@@ -1,6 +1,7 @@
 """A study in a process of its own, and the files that it writes."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,12 @@ from pathlib import Path
 def started(*arguments: str) -> subprocess.Popen:
     """Starts `diffusion-lab study` in the current folder."""
     command = [sys.executable, "-m", "diffusion_lab", "study", *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # a job in the background of a script, as a runner of tests may be, ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def waits_for(path: str, seconds: float = 600) -> None:

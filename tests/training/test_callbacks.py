@@ -17,7 +17,10 @@ class Shades(LabelledGenerator):
 
     def __init__(self, classes: int):
         self.kind = Classes.numbered(classes)
-        self.conditioning = SimpleNamespace(conditional=True, labels=self.kind)
+
+    @property
+    def conditioning(self):
+        return SimpleNamespace(conditional=True, labels=self.kind)
 
     def drawn(self, ids, seed, labels, on_step):
         return (labels * 100 // self.kind.classes).to(torch.uint8)[:, None, None, None]

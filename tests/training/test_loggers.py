@@ -240,6 +240,7 @@ def test_a_run_of_one_unnamed_logger_is_resumed(lab, run_folder):
     wandb, choices = config.logger.wandb, config.pop("choices")
     del wandb["checkpoints"]
     config.logger = {**wandb, "choices": choices}
+    config.written_by.format = 3
     OmegaConf.save(config, run_folder / "config.yaml")
     code, _, err = lab("train", "resume=run", "trainer.max_steps=6", "callbacks.evaluation=null")
     assert code == 0, err

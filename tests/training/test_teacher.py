@@ -175,7 +175,7 @@ def test_no_sample_has_the_noise_of_a_pair_with_its_seed(lab, teacher, tmp_path)
 def test_a_sampler_with_fresh_noise_gives_no_pairs(lab, teacher):
     cfg = runs.load_config(teacher)
     data = build_datamodule(cfg)
-    model = build_model(cfg, data.image_shape, data.num_classes)
+    model = build_model(cfg, data.image_shape, data.labels)
     assert Teacher.opened(model, data, cfg) is None
     text = (teacher / "config.yaml").read_text()
     (teacher / "config.yaml").write_text(text.replace("churn: 0.0", "churn: 40.0"))

@@ -197,7 +197,7 @@ class Watch:
             level = output[0]
             known |= {"t": level.t.detach().cpu(), "logsnr": level.logsnr.detach().cpu()}
         if isinstance(layer, Objective):
-            known["losses"] = output.detach().cpu()
+            known["losses"] = output.minimised.detach().cpu()
         for tensor in tensors(output):
             if not is_finite(tensor):
                 # non-finite inputs that came from no layer were made by the module around this one

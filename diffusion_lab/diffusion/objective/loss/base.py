@@ -131,7 +131,7 @@ class Loss(ABC):
 
     @property
     def facts(self) -> dict[str, bool]:
-        """What drawing must know of a loss, as `Recorded` takes it."""
+        """The facts of a loss that drawing must know, as `Recorded` takes them."""
         return {name: bool(getattr(self, name)) for name in FACTS}
 
     @property
