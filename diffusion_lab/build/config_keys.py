@@ -154,9 +154,9 @@ def as_path(key: str, value: object) -> object:
 def check_boxes(cfg: DictConfig) -> None:
     """Raises UserError for a key with keys below it that was given a single value instead.
 
-    A group that a command or a family does not have is null.
+    A group that a command or a family does not have is null. What tuning must name, it says itself.
     """
-    boxes = {key: cfg[key] for key in map(str, cfg) if f"{key}." in KEYS}
+    boxes = {key: cfg[key] for key in map(str, cfg) if f"{key}." in KEYS and key != "tuning"}
     boxes |= {f"logger.{name}": each for name, each in (cfg.get("logger") or {}).items()}
     for key, value in boxes.items():
         if not isinstance(value, DictConfig) and (value is not None or "." in key):

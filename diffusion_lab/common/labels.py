@@ -1,4 +1,4 @@
-"""What labels of images are: classes, attributes, numbers or captions, and what is done to them.
+"""The kinds of labels: classes, attributes, numbers and captions, and all that is done to them.
 
 Labels are a tensor with one label for each image; what they mean stands here alone. The null label
 of classifier-free guidance (arXiv:2207.12598) stands for no label.

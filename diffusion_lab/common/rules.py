@@ -1,4 +1,4 @@
-"""What cannot be combined, as a table: a row is a sentence, and the condition of its being said.
+"""A table of what cannot be combined: a row is a sentence, and the condition of its being said.
 
     "objective/teacher chooses the noise of each sample, which a coupling would exchange; write "
     "coupling=none": lambda teacher, coupling: teacher and coupling
