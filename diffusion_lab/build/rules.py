@@ -1,4 +1,4 @@
-"""What parts of a model cannot be combined, beside the rules that parts bring: one row each.
+"""Parts of a model that cannot be combined, one row each, beside the rules that parts bring.
 
 Rows that look at absent parts do not apply, so the same table serves training and sampling.
 """

@@ -76,7 +76,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     @property
     def labels(self) -> Labels:
-        """What the labels of the images are."""
+        """The meaning of the labels of the images."""
         return self.source.labels
 
     def classes_of(self, labels: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class DataSource(ABC):
 
     @property
     def labels(self) -> Labels:
-        """What the labels are."""
+        """The meaning of the labels."""
         return labels_of(self.values_per_label, self.class_names)
 
     @abstractmethod
