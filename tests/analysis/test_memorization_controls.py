@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusion_lab.analysis.comparison.copies import values_in
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import TinyData, tiny_data
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lab.analysis.comparison.copies import values_in
 from diffusion_lab.analysis.control_run import (
     ControlRun,
     against_control,

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from diffusion_lab.analysis.comparison.table import NONE
 from helpers.fake_runs import UNET, fake_group
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 
-from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.analysis.publishing import publish
 
 SAMPLED = ROOT / "experiments/sampled.py"

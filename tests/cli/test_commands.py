@@ -11,12 +11,12 @@ import tempfile
 
 import numpy as np
 import pytest
+from diffusion_lab.analysis.comparison import comparing
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.analysis.comparison import comparing
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
