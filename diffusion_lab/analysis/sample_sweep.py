@@ -23,8 +23,9 @@ from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
-from diffusion_lab.metrics import REAL, GenerativeMetrics, PreparedMetrics, Quantity
-from diffusion_lab.metrics.quantity import quantity_of
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of

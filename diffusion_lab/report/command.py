@@ -9,11 +9,10 @@ from diffusion_lab.common.folders import require_own
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.quantity import TEST_LOSS, VALIDATION_LOSS
-from diffusion_lab.report import facts, figures, page, tests, words
+from diffusion_lab.report import facts, figures, page, tests, verdicts, words
 from diffusion_lab.report.arms import trained
 from diffusion_lab.report.frame import Collection, collect
-from diffusion_lab.report.page import Report
-from diffusion_lab.report.pictures import samples
+from diffusion_lab.report.page import Report, samples
 from diffusion_lab.report.scaling import scaling, scaling_csv
 from diffusion_lab.report.tables import TIMES, ArmTable, pairs_csv
 from diffusion_lab.report.tests import Panel
@@ -60,9 +59,9 @@ def answered(found: Collection) -> Report:
         )
         for metric in found.judged[1:]
     }
-    answer = words.at_sizes(panels) if len(panels) > 1 else words.verdict(panels[0])
+    answer = verdicts.at_sizes(panels) if len(panels) > 1 else verdicts.verdict(panels[0])
     secondary = {
-        name: "; ".join(f"{_at(panel)}{words.secondary(panel)}" for panel in own)
+        name: "; ".join(f"{_at(panel)}{verdicts.secondary(panel)}" for panel in own)
         for name, own in others.items()
     }
     scaled = scaling(found)
@@ -118,10 +117,10 @@ def _sentences(found: Collection, panels: Sequence[Panel]) -> Iterator[str | Fac
     for panel in panels:
         at, pairs = _at(panel), panel.pairs
         if panel.data:
-            yield f"{at}{words.verdict(panel)}"
-        findings = words.findings(panel) if len(panel.tested) > 1 or not panel.data else []
+            yield f"{at}{verdicts.verdict(panel)}"
+        findings = verdicts.findings(panel) if len(panel.tested) > 1 or not panel.data else []
         yield from (f"{at}{each}" for each in findings[:SHOWN])
-        yield from (f"{at}{each}" for each in words.disagreements(panel)[:SHOWN])
+        yield from (f"{at}{each}" for each in verdicts.disagreements(panel)[:SHOWN])
         few = [arm for arm, runs in panel.means["count"].items() if runs < tests.ENOUGH]
         if few and len(pairs):
             yield Fact("few_runs", arms=few)
@@ -135,7 +134,7 @@ def _sentences(found: Collection, panels: Sequence[Panel]) -> Iterator[str | Fac
     for way in found.ways[1:]:
         again = judge(found, metric.name, way)
         if again:
-            said = words.at_sizes(again) if len(again) > 1 else words.verdict(again[0])
+            said = verdicts.at_sizes(again) if len(again) > 1 else verdicts.verdict(again[0])
             yield f"With {way}: {said}"
 
 
@@ -160,14 +159,11 @@ def _of_spreads(found: Collection, panel: Panel) -> Iterator[Fact]:
 
 
 def _first_figures(found: Collection, panels: Sequence[Panel]) -> Iterator[figures.Drawing]:
-    """Yields the figures above the fold: gaps, runs, and the metric over sizes of the data."""
+    """Yields the figures above the fold: the gaps to the best arm, and every run."""
     colours = {arm.line: arm.colour for arm in found.arms}
     if drawn := figures.gaps(panels, colours):
         yield drawn
     yield figures.runs(panels, found.judged_values(panels[0].metric.name), colours)
-    sizes = {arm.data: arm.fact("training_images") or 0.0 for arm in found.arms}
-    if len(panels) > 1 and all(sizes.values()):
-        yield figures.over_data(panels, sizes, colours)
 
 
 def _folded(

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +23,8 @@ from diffusion_lab.report.arms import Arm
 from diffusion_lab.report.facts import EQUAL_COST, Tuned
 from diffusion_lab.report.scaling import ScaledMetric, SizeSeries, front, on_front
 from diffusion_lab.report.tests import Panel
-from diffusion_lab.report.words import TUNED_BY, number_of
+from diffusion_lab.report.verdicts import number_of
+from diffusion_lab.report.words import TUNED_BY
 
 # dark enough for white paper; page.css has lighter ones for dark mode, in the same order
 COLOURS = ("#0b5fa5", "#b8430a", "#14763a", "#7a2fc0", "#8a5a00", "#b3206b", "#0a6f78", "#51585f")
@@ -101,7 +102,6 @@ def marker(place: int) -> str:
 
 
 def look_of(place: int) -> dict[str, Any]:
-    """The colour and marker of an arm, as keywords of matplotlib."""
     return {"color": colour(place), "marker": marker(place)}
 
 
@@ -177,10 +177,7 @@ def _short(name: str) -> str:
 
 
 def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
-    """Draws the gap of each arm to the best one, with its interval and that of all pairs at once.
-
-    A full mark is a gap that is shown. None if no arm was tested against the best.
-    """
+    """Draws the gap of each arm to the best one, if any was tested; a full mark is a shown gap."""
     metric = panels[0].metric
     known = [panel for panel in panels if _beside_best(panel)]
     if not known:
@@ -264,19 +261,19 @@ def along(
     for arm in arms:
         own = frame[(frame.arm == arm.name) & (frame.metric == name)]
         own = own.assign(minutes=own.seconds / 60)
-        whole = own[~own.at_end].groupby("images").filter(partial(_of_all, len(arm.runs)))
-        points = whole.groupby("images")[["minutes", "flops", "value"]]
+        before = own[~own.at_end]
+        everyone = before.groupby("images").value.transform("size") == len(arm.runs)
+        points = before[everyone].groupby("images")[["minutes", "flops", "value"]]
         ends = own[own.at_end]
         means, least, most = points.mean(), points.min().value, points.max().value
         if len(ends) and ends[axis].notna().all() and len(means):
             x = [*(means.index if axis == "images" else means[axis]), ends[axis].mean()]
-            rows = zip(
-                (*means.value, ends.value.mean()),
-                (*least, ends.value.min()),
-                (*most, ends.value.max()),
-                strict=True,
-            )
-            lines[arm.name] = arm.colour, x, metric.scale * np.array([*rows]).T
+            last = ends.value.mean(), ends.value.min(), ends.value.max()
+            rows = [
+                np.append(own, end)
+                for own, end in zip((means.value, least, most), last, strict=True)
+            ]
+            lines[arm.name] = arm.colour, x, metric.scale * np.array(rows)
     if not lines:
         return None
 
@@ -293,11 +290,6 @@ def along(
     title = f"{metric.title} against {AXES[axis].partition(',')[0]}"
     legend = {arm: place for arm, (place, _, _) in lines.items()}
     return draw(f"{metric.name}_against_{axis}", title, words, paint, legend)
-
-
-def _of_all(runs: int, rows: pd.DataFrame) -> bool:
-    """Whether a point along training has a row of each run."""
-    return len(rows) == runs
 
 
 def _amounts(axes: Axes) -> None:
@@ -336,31 +328,6 @@ def pareto(
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
 
 
-def over_data(panels: Sequence[Panel], sizes: Mapping[str, float], colours: Colours) -> Drawing:
-    """Draws a metric against the number of training images, a line for each arm."""
-    metric = panels[0].metric
-    lines: dict[str, list] = {}
-    for panel in panels:
-        for arm, row in panel.means.iterrows():
-            point = (sizes[panel.data], row["mean"], 0.0 if np.isnan(row.half) else row.half)
-            lines.setdefault(str(arm), []).append(point)
-
-    def paint(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel="training images", ylabel=metric.axis_title, xscale="log")
-        for arm, points in lines.items():
-            x, mean, half = np.array(points).T
-            y, ends = metric.scale * mean, metric.scale * half
-            axes.errorbar(x, y, yerr=ends, capsize=3, **look_of(colours[arm]))
-        axes.set_xticks(sorted(set(sizes.values())))
-        axes.set_xticks([], minor=True)
-        axes.xaxis.set_major_formatter(lambda value, _: amount(value))
-
-    words = "Means over runs with 95 % intervals."
-    title = f"{metric.title} against training images"
-    legend = {arm: colours[arm] for arm in lines}
-    return draw(f"{metric.name}_over_data", title, words, paint, legend)
-
-
 def tuning(key: str, tuned: Sequence[Tuned]) -> Drawing:
     """Draws the metric of trials over the values of a key, a line for each network."""
     metric = TUNED_BY.get(tuned[0].facts["metric"], tuned[0].facts["metric"])
@@ -385,10 +352,7 @@ def tuning(key: str, tuned: Sequence[Tuned]) -> Drawing:
 
 
 def laws(scaled: ScaledMetric) -> Drawing:
-    """Draws a metric against training FLOPs: a line per size, and laws along their front.
-
-    A ring marks a point of the compute-optimal front. A law is drawn between points alone.
-    """
+    """Draws a metric against training FLOPs: a line per size, and laws between their points."""
     metric = scaled.metric
 
     def paint(figure: Figure) -> None:
@@ -433,7 +397,7 @@ def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
             axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
             # apart from the names of the other series
             aside = (5, 7 if place % 2 else -7)
-            style = {"va": "center", "fontsize": 7, "color": colour(place)}
-            axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points", **style)
+            text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
+            text.set(va="center", fontsize=7, color=colour(place))
     best = [(m.flops, metric.scale * m.mean(metric)) for m in on_front(members, metric)]
     axes.plot(*zip(*best, strict=True), "o", markersize=9, mfc="none", mec=INK, mew=0.8)

@@ -158,7 +158,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     skipped = () if losses_compare(runs) else (TEST_LOSS.name, VALIDATION_LOSS.name)
     if skipped:
         omitted.append(Fact("losses_differ"))
-    if int(protocol["num_samples"]) < FEWEST and names.pop(INFINITY, None):
+    if int(protocol["num_samples"]) < FEWEST and INFINITY in names:
+        del names[INFINITY]
         omitted.append(Fact("few_for_infinity", samples=protocol["num_samples"], fewest=FEWEST))
     arms, repeated = grouped(runs)
     ways = [sampling, *_other_ways(runs, protocol, sampling)]

@@ -19,7 +19,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.compute.device import device_and_precision
 from diffusion_lab.data.source.drawn_images import read_drawn
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusion_lab.analysis.comparison import compare
 from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import TinyData, tiny_data
@@ -21,6 +20,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.report.command import compare
 from diffusion_lab.runs.current import CHECKPOINT, identify
 from diffusion_lab.runs.folder import load_config, load_summary, save_config
 from diffusion_lab.runs.results import require_evaluations, save_evaluation

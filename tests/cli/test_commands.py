@@ -11,7 +11,6 @@ import tempfile
 
 import numpy as np
 import pytest
-from diffusion_lab.analysis.comparison import comparing
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
@@ -21,6 +20,7 @@ from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.report import command as comparing
 from diffusion_lab.runs.base_run import OpenRun
 
 FAST = ["sampler.steps=3", "device=cpu"]

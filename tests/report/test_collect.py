@@ -23,7 +23,7 @@ from diffusion_lab.report import command
 from diffusion_lab.report.arms import names_of, varying, without_data
 from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
-from diffusion_lab.report.pictures import cells_of, data_uri, side_by_side
+from diffusion_lab.report.page import cells_of, data_uri, side_by_side
 from diffusion_lab.report.records import run_folders
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, sha256_of

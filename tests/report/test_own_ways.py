@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.metrics.quantity import with_fingerprint
 from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
-from diffusion_lab.report.pictures import samples
+from diffusion_lab.report.page import samples
 from diffusion_lab.runs.current import identify
 from diffusion_lab.runs.results import save_evaluation
 

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from diffusion_lab.analysis.comparison import compare, scaling_section, size_series
 from helpers.fake_runs import fake_group
 
+from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.power_laws import PowerLaw
+from diffusion_lab.report.scaling import distinct, scaling, size_series
 
 SIZES, STEPS = (1e6, 4e6, 16e6, 64e6), (1600, 6400, 25_600)
 LAWS = {
@@ -35,13 +36,11 @@ def grid(root, name="DiT", sizes=SIZES, steps=STEPS, seeds=2, change=None, more=
     return root
 
 
-def scaled(root):
-    return scaling_section.scaling(collect([root]).arms)
-
-
 def laws(root, kind="fid"):
-    found = next(each for each in scaled(root).metrics if each.metric.name == kind)
-    return found, {(each.series.name, each.form): each for each in found.attempts}
+    """The laws of a metric, and the rows on its fits by family and form."""
+    found = next(each for each in scaling(collect([root])) if each.metric.name == kind)
+    rows = found.table.to_dict("records")
+    return found, {(row["family"], row["law"]): row for row in rows}
 
 
 class TestFamilies:
@@ -56,13 +55,13 @@ class TestFamilies:
                 summary = {"macs": SIZES[width - 1], "images_seen": 64 * count}
                 name = f"{width}_{count}"
                 fake_group(tmp_path, name, [100.0, 101.0], config=config, summary=summary)
-        (family,) = size_series.size_series(collect([tmp_path]).arms)
+        (family,) = size_series(collect([tmp_path]))
         assert len(family.members) == 4
 
     def test_sizes_and_budgets_of_a_network_are_a_family(self, tmp_path):
         for name in LAWS:
             grid(tmp_path, name, SIZES[:2], STEPS[:2])
-        found = size_series.size_series(collect([tmp_path]).arms)
+        found = size_series(collect([tmp_path]))
         assert {family.name for family in found} == {"DiT", "UNet"}
         assert sorted(len(family.members) for family in found) == [4, 4]
         (dit,) = (family for family in found if family.name == "DiT")
@@ -76,58 +75,57 @@ class TestFamilies:
         ("sizes", "steps"), [(SIZES[:3], STEPS[:1]), (SIZES[:1], STEPS), (SIZES, STEPS[:1])]
     )
     def test_too_few_sizes_or_budgets_are_none(self, tmp_path, sizes, steps):
-        assert scaled(grid(tmp_path, sizes=sizes, steps=steps)) is None
+        assert scaling(collect([grid(tmp_path, sizes=sizes, steps=steps)])) == []
 
     def test_another_setting_or_a_switch_of_the_network_parts_a_family(self, tmp_path):
         grid(tmp_path / "a", sizes=SIZES[:2], steps=STEPS[:2])
         grid(tmp_path / "b", sizes=SIZES[:2], steps=STEPS[:2], more={"qk_norm": True})
-        found = size_series.size_series(collect([tmp_path]).arms)
+        found = size_series(collect([tmp_path]))
         assert len({family.name for family in found}) == 2
 
     def test_runs_of_unknown_cost_are_none(self, tmp_path):
         for path in grid(tmp_path).glob("*/summary.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"forward_passes": None}))
-        assert scaled(tmp_path) is None
+        assert scaling(collect([tmp_path])) == []
 
     def test_equal_amounts_count_once(self):
-        assert size_series.distinct([1.0, 1.04, 2.0, 2.0, 4.0]) == 3
+        assert distinct([1.0, 1.04, 2.0, 2.0, 4.0]) == 3
+
+
+BOTH = ("DiT", "E + A N^-a + B D^-b")
 
 
 class TestLaws:
     def test_exponents_and_a_held_out_size_are_found(self, tmp_path):
-        _, found = laws(grid(tmp_path))
-        law = found["DiT", "E + A N^-a + B D^-b"].law
-        truth = LAWS["DiT"]
-        assert law.numbers["size_exponent"][0] == pytest.approx(truth.exponents[0], rel=0.01)
-        assert law.numbers["images_exponent"][0] == pytest.approx(truth.exponents[1], rel=0.01)
-        assert law.numbers["compute_exponent"][0] == pytest.approx(0.33 * 0.4 / 0.73, rel=0.01)
-        value, low, high = law.numbers["optimal_size_exponent"]
-        assert low < value < high
-        assert law.held_out.size == "width=4"
-        assert law.held_out.error < 0.01
+        scaled, found = laws(grid(tmp_path))
+        row, truth = found[BOTH], LAWS["DiT"]
+        assert row["size_exponent"] == pytest.approx(truth.exponents[0], rel=0.01)
+        assert row["images_exponent"] == pytest.approx(truth.exponents[1], rel=0.01)
+        assert row["compute_exponent"] == pytest.approx(0.33 * 0.4 / 0.73, rel=0.01)
+        ends = row["optimal_size_exponent_low"], row["optimal_size_exponent_high"]
+        assert ends[0] < row["optimal_size_exponent"] < ends[1]
+        assert row["held_out"] == "width=4"
+        assert row["held_out_error"] < 0.01
+        law = scaled.laws["DiT"]
         assert min(law.flops) >= min(point.flops for point in law.points)
-
-    def test_the_held_out_size_is_also_guessed_without_a_law(self, tmp_path):
-        _, found = laws(grid(tmp_path))
-        held = found["DiT", "E + A N^-a + B D^-b"].law.held_out
         last, before = (
             LAWS["DiT"](np.array([[macs] * 3, [64.0 * count for count in STEPS]]))
             for macs in (SIZES[-1], SIZES[-2])
         )
-        assert held.points == 3
-        assert held.unchanged == pytest.approx(max(abs(before / last - 1)), rel=1e-6)
+        assert row["held_out_points"] == 3
+        guessed = max(abs(before / last - 1))
+        assert row["held_out_unchanged"] == pytest.approx(guessed, rel=1e-6)
 
     def test_a_front_at_the_border_of_what_was_trained_is_said(self, tmp_path):
         inner, _ = laws(grid(tmp_path / "inner", seeds=1))
-        assert not any("extrapolated" in sentence for sentence in inner.sentences)
+        assert "law_extrapolated" not in {fact.kind for fact in inner.facts}
         # so few images that more of them are always better than a larger network
-        _, attempts = laws(grid(tmp_path / "short", steps=(20, 60, 180, 540), seeds=1))
-        of_compute, of_both = (each.law for each in attempts.values())
-        assert of_compute.at_the_border == len(of_compute.points) > 4
-        assert not len(of_both.flops)
-        said = [sentence for each in attempts.values() for sentence in each.sentences]
-        assert sum("outermost size" in each for each in said) == 1
-        assert sum("extrapolated" in each for each in said) == 1
+        short, rows = laws(grid(tmp_path / "short", steps=(20, 60, 180, 540), seeds=1))
+        row = next(iter(rows.values()))
+        assert row["at_the_border"] == row["points"] > 4
+        kinds = [fact.kind for fact in short.facts]
+        assert kinds.count("law_at_border") == kinds.count("law_extrapolated") == 1
+        assert max(len(str(fact).split()) for fact in short.facts) <= 30
 
     @pytest.mark.slow
     def test_a_law_that_does_not_predict_is_said(self, tmp_path):
@@ -135,34 +133,25 @@ class TestLaws:
             return 1.15 * value if macs == SIZES[-1] else value
 
         good, _ = laws(grid(tmp_path / "good"))
-        bad, found = laws(grid(tmp_path / "bad", change=worse))
-        assert found["DiT", "E + A N^-a + B D^-b"].law.held_out.failed
-        assert len(bad.sentences) == 1 + sum(len(each.sentences) for each in bad.attempts)
-        assert len(good.sentences) == sum(len(each.sentences) for each in good.attempts)
+        bad, _ = laws(grid(tmp_path / "bad", change=worse))
+        assert bad.facts[0].kind == "law_fails"
+        assert good.facts[0].kind != "law_fails"
 
     def test_few_points_have_no_law_but_a_reason(self, tmp_path):
-        found, attempts = laws(grid(tmp_path, sizes=SIZES[:2], steps=STEPS[:2]))
-        (attempt,) = attempts.values()
-        assert attempt.law is None
-        assert attempt.reason
-        assert found.drawing.file
+        found, rows = laws(grid(tmp_path, sizes=SIZES[:2], steps=STEPS[:2]))
+        (row,) = rows.values()
+        assert (found.laws, found.facts[0].kind) == ({}, "no_law")
+        assert row["reason"]
 
     def test_equal_values_have_no_law(self, tmp_path):
-        _, attempts = laws(grid(tmp_path, change=lambda macs, value: 100.0))
-        assert [each.law for each in attempts.values()] == [None, None]
+        found, rows = laws(grid(tmp_path, change=lambda macs, value: 100.0))
+        assert (len(rows), found.laws) == (2, {})
 
     def test_one_seed_has_no_interval(self, tmp_path):
-        _, attempts = laws(grid(tmp_path, seeds=1))
-        law = attempts["DiT", "E + A N^-a + B D^-b"].law
-        assert law.numbers["offset"][1:] == (None, None)
-        assert law.band(law.flops) is None
-
-    @pytest.mark.slow
-    def test_sentences_are_short(self, tmp_path):
-        for name in LAWS:
-            grid(tmp_path, name, seeds=1)
-        words = [len(said.split()) for each in scaled(tmp_path).metrics for said in each.sentences]
-        assert max(words) <= 30
+        found, rows = laws(grid(tmp_path, seeds=1))
+        assert np.isnan(rows[BOTH]["offset_low"])
+        law = found.laws["DiT"]
+        assert law.band(law.flops) == []
 
 
 class TestOutput:
@@ -171,7 +160,7 @@ class TestOutput:
         runs = grid(tmp_path / "runs", sizes=SIZES[:2], steps=STEPS[:2])
         compare([str(runs)], str(tmp_path / "out"))
         printed, text = capsys.readouterr().err, (tmp_path / "out/table.md").read_text()
-        said = scaled(runs).sentences
+        said = [fact for each in scaling(collect([runs])) for fact in each.facts]
         assert len(said) == 2  # there is no law of FID, and none of the validation loss
         for sentence in said:
             assert f"\n  {sentence}.\n" in printed
@@ -205,4 +194,4 @@ class TestOutput:
             summary = json.loads(path.read_text())
             del summary["metrics"]["val/loss"]
             path.write_text(json.dumps(summary))
-        assert [each.metric.name for each in scaled(tmp_path).metrics] == ["fid"]
+        assert [each.metric.name for each in scaling(collect([tmp_path]))] == ["fid"]

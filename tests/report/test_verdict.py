@@ -61,7 +61,7 @@ def test_none_is_best_where_one_is_not_tested(tmp_path):
     assert panel.best is None
     assert panel.arms[0] == "DiT · width=4"
     answer, text = said(tmp_path)
-    assert "best: FID" not in answer
+    assert answer.startswith("No arm is shown to be best")
     assert "DiT · width=4 cannot be tested" in text
 
 
@@ -236,11 +236,11 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
 
 def again(folder, fid: float, sampling_seed: int) -> None:
     """Keeps another evaluation of a run, with another sampling seed."""
-    from diffusion_lab.runs.folder import load_config, load_summary
+    from diffusion_lab.runs.current import identify
+    from diffusion_lab.runs.files import load_record, load_summary
     from diffusion_lab.runs.results import save_evaluation
-    from diffusion_lab.runs.weights import identify
 
-    cfg = load_config(folder)
+    cfg = load_record(folder)
     cfg.seed = sampling_seed
     summary = load_summary(folder)
     save_evaluation(folder, {f"fid/{NAME}": fid}, summary["protocol"], cfg, identify(folder))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from diffusion_lab.analysis.comparison.comparing import collect
 from helpers.fake_runs import fake_group
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.diffusion.objective.jump_loss import MeanFlow
+from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import current, weights
 from diffusion_lab.training.initial_weights import (
     InitialWeights,
@@ -137,7 +137,7 @@ def test_other_weights_make_another_composition(tmp_path):
     for name in ("a", "b"):
         given = {"init_from": "moved", "init_sha256": name}
         fake_group(tmp_path, name, [100.0, 101.0], config=given)
-    assert len(collect([tmp_path]).groups) == 2
+    assert len(collect([tmp_path]).arms) == 2
 
 
 @pytest.mark.parametrize("source", ["nothing", "empty", "broken.safetensors", "other.safetensors"])
