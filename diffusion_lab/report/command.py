@@ -205,7 +205,7 @@ def write(folder: Path, report: Report) -> None:
     write_atomically(folder / "index.html", page.render(report))
     (folder / PLOTS).mkdir(exist_ok=True)
     plots = {f"{drawing.name}.svg": drawing.file for drawing in report.drawings}
-    kinds = ("tuning", *(metric.name for metric in (*report.found.judged, VALIDATION_LOSS)))
+    kinds = ("tuning", *report.found.metrics, VALIDATION_LOSS.name)
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in plots and old.name.startswith(kinds):
             old.unlink()

@@ -1,6 +1,5 @@
 """Facts on how runs were made: protocol, budgets, tuning, machines, and what was not equal."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os.path import abspath
@@ -8,10 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import CLASS, SUBSET_SEED, Settings, flattered
+from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics.quantity import quantity_of
-from diffusion_lab.report.arms import Arm, names_of, runs_of, trained, varying
+from diffusion_lab.report.arms import Arm, runs_of, trained
 from diffusion_lab.report.frame import PASSES, Collection, training_flops
 from diffusion_lab.report.records import Run
 from diffusion_lab.report.tests import JOINT
@@ -284,14 +283,6 @@ class Tuned:
             sorted(facts["values"]),
         )
 
-    @property
-    def settings(self) -> Settings:
-        """The settings of the arm below the keys whose values were tuned by themselves."""
-        of = self.facts.get("of", ["backbone"])
-        parts = tuple(f"{key.replace('/', '.')}." for key in ([of] if isinstance(of, str) else of))
-        own = self.arm.settings.items()
-        return {key: value for key, value in own if f"{key}.".startswith(parts)}
-
     def curve(self, key: str) -> Points:
         """The results by value of a key, where the other keys have their chosen values.
 
@@ -317,28 +308,12 @@ def tuned_in(arms: Sequence[Arm]) -> list[Tuned]:
 
 
 def distinct(arms: Sequence[Arm]) -> list[Tuned]:
-    """One of each set that shares its trials, such as arms on more and less data.
-
-    Their arms are named by what was tuned by itself, where that distinguishes them.
-    """
+    """One of each set of arms that share their trials, named without the part of the data."""
     found: list[Tuned] = []
     for each in tuned_in(arms):
         if all(each.facts["tried"] != other.facts["tried"] for other in found):
-            found.append(each)
-    settings = [each.settings for each in found]
-    if any(each.arm.runs[0].config.get("arm") for each in found):
-        names = [each.arm.line for each in found]
-    elif len(found) == 1:
-        network = str(found[0].arm.runs[0].settings.get(f"backbone.{CLASS}", ""))
-        names = [network.rpartition(".")[2] or found[0].arm.name]
-    elif len({json.dumps(each, sort_keys=True) for each in settings}) < len(found):
-        return found
-    else:
-        names = names_of(settings, varying(settings))
-    return [
-        replace(each, arm=replace(each.arm, name=name))
-        for each, name in zip(found, names, strict=True)
-    ]
+            found.append(replace(each, arm=replace(each.arm, name=each.arm.line)))
+    return found
 
 
 def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -83,13 +84,9 @@ class Drawing:
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}" style="max-width:{float(width) * 4 / 3:.0f}px" '
             f'role="img" aria-labelledby="{name}-t {name}-d"><title id="{name}-t">'
-            f'{_plain(self.title)}</title><desc id="{name}-d">{_plain(self.words)}</desc>'
+            f'{escape(self.title)}</title><desc id="{name}-d">{escape(self.words)}</desc>'
         )
         return head + svg[svg.index(">") + 1 :]
-
-
-def _plain(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def colour(place: int) -> str:

@@ -46,6 +46,7 @@ COLUMNS = [
     *("fit_error", "at_the_border", "extrapolated", "held_out", "held_out_error"),
     *("held_out_points", "held_out_unchanged", "reason"),
 ]
+TEXTS = ("metric", "family", "law", "held_out", "reason")  # the columns that are no numbers
 
 
 class NoLaw(Exception):
@@ -163,7 +164,7 @@ def _facts(row: dict, metric: Quantity) -> Iterator[Fact]:
     yield Fact("law", **of, offset=offset, exponent=exponent, ends=ends)
     if one_seed:
         yield Fact("law_of_one_seed", **of)
-    if row["extrapolated"]:
+    if row["extrapolated"] == 1:
         yield Fact("law_extrapolated", **of)
     if 2 * row["at_the_border"] > row["points"]:
         yield Fact("law_at_border", **of, at=row["at_the_border"], points=row["points"])
@@ -197,7 +198,8 @@ def scaling(found: Collection) -> list[ScaledMetric]:
                 rows.append(start | row)
         if known:
             table = pd.DataFrame(rows, columns=COLUMNS)
-            table["points"] = table.points.astype(float)
+            numbers = [name for name in COLUMNS if name not in TEXTS]
+            table[numbers] = table[numbers].astype(float)
             scaled.append(ScaledMetric(metric, tuple(known), table, laws))
     return scaled
 

@@ -13,6 +13,7 @@ from diffusion_lab.metrics.quantity import REAL, Quantity
 from diffusion_lab.report.arms import Arm
 from diffusion_lab.report.facts import classifier_of
 from diffusion_lab.report.frame import Collection
+from diffusion_lab.report.records import whole
 from diffusion_lab.report.tests import Panel, half_width
 
 NONE = "\N{EN DASH}"
@@ -195,16 +196,18 @@ class ArmTable:
             rows.append(row | ({"classifier": classifier} if classifier else {}))
         return formats.csv_text(rows[0], [row.values() for row in rows])
 
-    def _numbers(self, arm: Arm, column: Column) -> dict[str, float | None]:
+    def _numbers(self, arm: Arm, column: Column) -> dict[str, object]:
         values = self.values(arm, column.kind)
         mean = statistics.mean(values) if values else None
         if not column.judges:
-            return {column.kind: mean}
+            return {column.kind: whole(mean)}
         ends: tuple[float | None, float | None] = (None, None)
         if mean is not None and len(values) > 1:
             ends = (mean - half_width(values), mean + half_width(values))
         names = (column.kind, *(f"{column.kind}_{end}" for end in ("low", "high", "real")))
-        return dict(zip(names, (mean, *ends, self.found.real(column.kind)), strict=True))
+        real = next(iter(self.by_run.get((arm.name, f"{column.kind}{REAL}"), {}).values()), None)
+        numbers = map(whole, (mean, *ends, real))
+        return dict(zip(names, numbers, strict=True))
 
     def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
         """A row for each run: costs by short names and metrics by full names, without rounding.
@@ -218,7 +221,8 @@ class ArmTable:
         for arm in self.found.arms:
             for run in arm.runs:
                 own = (self.by_run.get((arm.name, kind), {}).get(run.seed) for kind in kinds)
-                rows.append([arm.name, run.seed, (places or {}).get(run.folder, run.folder), *own])
+                place = (places or {}).get(run.folder, run.folder)
+                rows.append([arm.name, run.seed, place, *map(whole, own)])
         return formats.csv_text(head, rows)
 
 

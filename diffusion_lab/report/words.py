@@ -207,11 +207,11 @@ SENTENCES: dict[str, Any] = {
     "seed",
     "law_extrapolated": "{series}, {form}: its front lies outside of the trained sizes and images, "
     "so C^-b is extrapolated",
-    "law_at_border": "{series}, {form}: {at} of {points} points are of an outermost size or number "
-    "of images, so others may be better",
+    "law_at_border": "{series}, {form}: {at:.0f} of {points:.0f} points are of an outermost size "
+    "or number of images, so others may be better",
     "not_held_out": "{series}, {form}: {size} is not predicted from the others: {reason}",
     "held_out": "{series}, {form}: fitted without {size}, off by at most {error:percent} there "
-    "(points: {points})",
+    "(points: {points:.0f})",
     "unchanged": "{series}, {form}: the next smaller size's values, after as many images, are off "
     "by {error:percent} there",
     "law_fails": lambda title, errors: (

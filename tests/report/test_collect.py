@@ -270,7 +270,7 @@ class TestRefusals:
             (folder / EVALUATIONS / "b.json").write_text(json.dumps(stale))
         _, text = compared(tmp_path)
         assert "5,000 samples" in text
-        assert "105.0 ±" in text
+        assert "105 (100 to 110)" in text
 
     def test_a_folder_of_something_else_is_not_written_to(self, runs, tmp_path):
         fake_run(runs / "a", 1.0)
