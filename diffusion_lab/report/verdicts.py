@@ -58,9 +58,9 @@ def verdict(panel: Panel) -> str:
     if tested.empty:
         return untested(panel)
     if panel.asked or len(rest) == 1:
-        said = [pair_in(panel, pair) for pair in tested.itertuples()]
-        more = f"; and {len(said) - NAMED} pairs more" if len(said) > NAMED else ""
-        return "; ".join(said[:NAMED]) + more
+        each = [pair_in(panel, pair) for pair in tested.itertuples()]
+        more = f"; and {len(each) - NAMED} pairs more" if len(each) > NAMED else ""
+        return "; ".join(each[:NAMED]) + more
     if len(won):
         nearest, *further = won.itertuples()
         said = f"{head}, {change(panel, nearest)} than {nearest.behind}'s {value[nearest.behind]}"
