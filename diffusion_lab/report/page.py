@@ -121,7 +121,8 @@ class Report:
                 other = pair.behind if pair.ahead == best else pair.ahead
                 shown = pair.low * pair.high > 0
                 says = NO_GAP if not shown else AGREES if pair.ahead == best else DISAGREES
-                cells.append((other, says, verdicts.interval(panel.metric, pair)))
+                place = f"{other} at {panel.data}" if panel.data else other
+                cells.append((place, says, verdicts.interval(panel.metric, pair)))
         return cells
 
 
