@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import special
 
 DRAWS = 200  # of a bootstrap
 TAIL = 0.025  # the part of the draws on either side of an interval
@@ -91,6 +91,8 @@ def fit(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> Power
     With `start`, as for a bootstrap, begins there alone. The caller asks `found_in` whether the
     values follow such a law. Raises ValueError for fewer points than `points_needed`.
     """
+    from scipy import optimize  # late, as few comparisons have laws and it takes a second
+
     raw, targets = (
         np.atleast_2d(np.asarray(x, dtype=float)),
         np.log(np.asarray(values, dtype=float)),
@@ -185,7 +187,7 @@ def bootstrap(
         return []
     generator = np.random.default_rng(0)
     freedom = sum(len(values) - 1 for values in seeds)
-    wider = stats.t.isf(TAIL, freedom) / stats.norm.isf(TAIL)
+    wider = special.stdtrit(freedom, TAIL) / special.ndtri(TAIL)
     columns = []  # a draw is a row
     for values in map(np.asarray, seeds):
         count = len(values)

@@ -187,11 +187,11 @@ def pooled(by_arm: Values) -> Noise | None:
 
     The check is Bartlett's test. Arms of one run have no spread, and are not counted.
     """
-    from scipy import stats  # takes half a second
-
     rows = [np.array([*own.values()]) for own in by_arm.values() if len(own) >= ENOUGH]
     if len(rows) < 3 or not all(map(_varies, rows)):
         return None
+    from scipy import stats  # late, as two arms need none of it and it takes a second
+
     if stats.bartlett(*rows).pvalue < LEVEL:
         return None
     degrees = sum(len(row) - 1 for row in rows)

@@ -121,8 +121,8 @@ def untested(panel: Panel) -> str:
     if not pairs.gap.abs().max():
         return f"Nothing is tested: values of {metric.title} are all equal, {shown}"
     return (
-        f"Nothing is tested: values of {metric.title} differ by the same in every seed, {shown}: "
-        "are these copies, or blind to the seed?"
+        f"Nothing is tested: values of {metric.title} differ by the same in every seed, {shown}, "
+        "as those of copies, or of runs that are blind to the seed"
     )
 
 

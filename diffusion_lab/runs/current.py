@@ -37,12 +37,15 @@ def file_stamp(folder: str | Path, checkpoint: Path | None = None) -> dict[str, 
 
     Raises UserError if it is gone.
     """
-    names = (EXPORTED, LAST, PREVIOUS)
-    candidates = [Path(folder) / name for name in names] if checkpoint is None else [checkpoint]
-    there = [path for path in candidates if path.is_file()]
+    there = _there(folder) if checkpoint is None else [checkpoint] * checkpoint.is_file()
     path = there[0] if there else file_of(folder)  # raises, saying what is missing
     status = path.stat()
     return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _there(folder: str | Path) -> list[Path]:
+    """The files that may hold a run's weights and are there, the one that counts first."""
+    return [path for name in (EXPORTED, LAST, PREVIOUS) if (path := Path(folder) / name).is_file()]
 
 
 def identify(folder: str | Path, checkpoint: Path | None = None) -> dict[str, object]:
@@ -77,10 +80,7 @@ class CurrentWeights:
     @cached_property
     def file_stamp(self) -> dict[str, object] | None:
         """The stamp of the weights' file; None if it is gone."""
-        try:
-            return file_stamp(self.folder)
-        except UserError:
-            return None
+        return file_stamp(self.folder) if _there(self.folder) else None
 
     def match(self, record: Mapping[str, object]) -> bool:
         """Whether `record` was measured on these weights: by file stamp, else by sha256.
