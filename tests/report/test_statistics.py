@@ -178,7 +178,7 @@ def judged(values: np.ndarray, test: str) -> list[pd.DataFrame]:
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(
-    "count", [150, pytest.param(2000, marks=pytest.mark.slow)], ids=["few", "many"]
+    "count", [150, pytest.param(1200, marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_intervals_cover_the_true_gap_in_19_of_20_draws(seeds, count):
     found = judged(draws(3, seeds, count, gap=2.0), JOINT)
