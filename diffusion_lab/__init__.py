@@ -31,6 +31,7 @@ HOMES = {  # public name -> its module
     "command": "diffusion_lab.cli",
     "image_grid": "diffusion_lab.common.images",
     "jump": "diffusion_lab.diffusion.noise",
+    "results": "diffusion_lab.report.frame",
 }
 __all__ = ["__version__", "runs", *HOMES]
 

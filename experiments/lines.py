@@ -23,9 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from diffusion_lab.analysis.comparison.groups import half_width
-from diffusion_lab.metrics.metric import REAL
-from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.metrics.quantity import REAL, quantity_of
+from diffusion_lab.report.tests import half_width
 
 MARKERS = "osD^v<>PX*hd8"
 COLOURS = colormaps["tab20"].colors  # pairs of a dark and a light one

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.common.files import read_json, write_atomically
 from diffusion_lab.common.formats import csv_text
-from diffusion_lab.metrics.metric import REAL
-from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.metrics.quantity import REAL, quantity_of
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:

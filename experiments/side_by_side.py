@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion_lab.analysis.comparison.pictures import OF_EACH, WHITE, cells_of, latest_grid
 from diffusion_lab.common.images import ENLARGED, GAP
+from diffusion_lab.report.page import OF_EACH, WHITE, cells_of, latest_grid
 
 
 def rows_of(source: Path, columns: int) -> np.ndarray:

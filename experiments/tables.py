@@ -41,22 +41,20 @@ from pathlib import Path
 
 from scipy import stats
 
-from diffusion_lab.analysis.comparison.comparing import Collection, collect
-from diffusion_lab.analysis.comparison.groups import half_width
-from diffusion_lab.analysis.comparison.significance import holm
-from diffusion_lab.analysis.comparison.table import (
-    FID_STD,
-    INTERVAL_NOTE,
-    SAMPLES_NOTE,
-    Column,
-    CompositionTable,
-    column_of,
-)
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.formats import markdown_table, plain
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.metric import REAL
-from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.metrics.quantity import REAL, quantity_of
+from diffusion_lab.report.frame import Collection, collect
+from diffusion_lab.report.tables import (
+    FID_STD,
+    INTERVAL_NOTE,
+    SAMPLES_NOTE,
+    ArmTable,
+    Column,
+    column_of,
+)
+from diffusion_lab.report.tests import half_width, holm
 
 HERE = Path(__file__).parent
 HEAD = 2  # columns before those of the comparison: composition and seeds
@@ -88,8 +86,7 @@ def table_of(readme: Path, words: str) -> str:
 
 def of_folders(folders: Path, options: dict[str, str]) -> str:
     """The table of a published folder, or of several beside each other, `first,second`."""
-    found = collected(folders)
-    table = CompositionTable(found.groups, found.names)
+    table = ArmTable(collected(folders), ranges=False)
     kinds = [column.kind for column in table.columns]
     shown = chosen("columns", options, kinds)
     head, *body = table.lines("composition", "seeds")
@@ -228,10 +225,10 @@ def differences(
     cells = {}
     for family in gaps.values():
         tested = holm([stats.ttest_1samp(own, 0).pvalue for own in family.values()])
-        for (key, own), test in zip(family.items(), tested, strict=True):
+        for (key, own), p in zip(family.items(), tested, strict=True):
             mean, half = statistics.mean(own), half_width(own)
             text = f"{mean:.3g} ({mean - half:.3g} to {mean + half:.3g})"
-            cells[key] = [text, f"{test.corrected:.2g}"]
+            cells[key] = [text, f"{p:.2g}"]
     return cells
 
 

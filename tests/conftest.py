@@ -100,10 +100,10 @@ def run_folder(lab, tmp_path, finished_run) -> Path:
 @pytest.fixture
 def blank_plots(monkeypatch) -> None:
     """Paints the plots of comparisons, but writes empty pictures in their place, to save time."""
-    from diffusion_lab.analysis.comparison import svg
+    from diffusion_lab.report.figures import FigureCanvasSVG
 
-    blank = f'<svg xmlns="{svg.SVG}" width="1" height="1" viewBox="0 0 1 1" version="1.1"></svg>'
-    monkeypatch.setattr(svg, "_svg", lambda figure: blank)
+    blank = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda _, file, **more: file.write(blank))
 
 
 @pytest.fixture

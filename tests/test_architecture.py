@@ -26,6 +26,7 @@ ROOMS = [  # each may import those above it
     "importing",
     "profiling",
     "training",
+    "report",
     "analysis",
     "cli",
 ]
@@ -59,7 +60,7 @@ def test_every_file_is_in_a_room_and_the_house_is_small():
     entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
     entries -= {*ENTRY, "__pycache__", "conf"}
     assert entries == set(ROOMS)
-    assert len(entries) <= 16
+    assert len(entries) <= 17
 
 
 @pytest.mark.parametrize("room", ROOMS)

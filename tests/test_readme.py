@@ -39,7 +39,8 @@ def test_the_makefile_is_an_index():
 def commands_of_make(*arguments: str) -> list[str]:
     """The commands of diffusion-lab that make would run."""
     make = ["make", "-n", "-B", "-o", "setup", *arguments]
-    environment = {**os.environ, "NAME": "this-machine", "MAKEFLAGS": ""}  # as in some shells
+    some = {"NAME": "this-machine", "ARGS": "", "MAKEFLAGS": ""}  # as shells, or make, may have it
+    environment = {**os.environ, **some}
     done = subprocess.run(
         make, cwd=ROOT, capture_output=True, text=True, check=True, env=environment
     )

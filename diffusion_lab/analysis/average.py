@@ -19,8 +19,8 @@ from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_o
 from diffusion_lab.runs import averages, snapshots
 from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.opening import kind_of, load_trained_config
-from diffusion_lab.runs.weights import EXPORTED
 
 LIMITS = f"above 0 and at most {LONGEST:.3f}"
 LENGTH = either(

@@ -13,8 +13,8 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.data import Split
-from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import detected, nearest_view
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.real_images import RealImages

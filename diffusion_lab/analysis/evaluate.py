@@ -8,7 +8,8 @@ from diffusion_lab.common.folders import require_writable
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.metrics import PreparedMetrics, ceiling, report, side_by_side
+from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.images_run import open_images
 from diffusion_lab.runs.opening import inherit, open_run

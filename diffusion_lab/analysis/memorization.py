@@ -18,10 +18,10 @@ from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
 from diffusion_lab.data import Split
 from diffusion_lab.data.rows import LabelledRows
-from diffusion_lab.metrics import GenerativeMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet
-from diffusion_lab.metrics.metric import Protocol, with_fingerprint
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
+from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.opening import inherit, open_diffusion_run
 from diffusion_lab.runs.samplings import sampling_of

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
-from diffusion_lab.metrics import REAL, Quantity
 from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.metrics.quantity import REAL, Quantity
 
 MARKERS = "osD^v<>PX*h"
 

@@ -13,7 +13,6 @@ from rich.table import Table
 from torch import nn
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.comparison.curves import front
 from diffusion_lab.analysis.evaluate import say_if_flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import Combination
@@ -24,14 +23,16 @@ from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
-from diffusion_lab.metrics import REAL, GenerativeMetrics, PreparedMetrics, Quantity
-from diffusion_lab.metrics.quantities import quantity_of
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
 from diffusion_lab.pipeline import Pipeline, evaluate
+from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.current import CHECKPOINT, sha256_of
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.opening import inherit, open_diffusion_run
 from diffusion_lab.runs.samplings import sampling_of
-from diffusion_lab.runs.weights import CHECKPOINT, sha256_of
 
 # the keys that combinations may vary
 VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")

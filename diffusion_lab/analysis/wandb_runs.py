@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.analysis.comparison.candidates import run_folders
 from diffusion_lab.build.config_keys import Settings, flat
 from diffusion_lab.build.sentences import did_you_mean
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range
+from diffusion_lab.report.records import run_folders
 from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.folder import load_config
 

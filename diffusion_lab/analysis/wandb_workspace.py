@@ -11,8 +11,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from diffusion_lab.analysis.wandb_runs import GROUPS
-from diffusion_lab.metrics import REAL
-from diffusion_lab.metrics.quantities import QUANTITIES
+from diffusion_lab.metrics.quantity import QUANTITIES, REAL
 from diffusion_lab.runs import log_names
 
 DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]

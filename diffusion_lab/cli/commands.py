@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare runs in a table, plots, and a web page with a verdict",
-        "analysis.comparison.comparing:compare_runs",
+        "analysis.compare:compare_runs",
         takes_paths=True,
     ),
     "publish": Command(

@@ -3,9 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import Any
 
 
 def of_bytes(content: bytes) -> str:
@@ -24,9 +22,13 @@ def of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_tensors(tensors: Iterable[Tensor] | Mapping[str, Tensor]) -> str:
+def of_tensors(tensors: Iterable[Any] | Mapping[str, Any]) -> str:
     """The checksum of the types, shapes and values of tensors, and of the names of named ones."""
-    named = tensors.items() if isinstance(tensors, Mapping) else ((None, each) for each in tensors)
+    import torch  # late, since checksums of files need none
+
+    named: Any = ((None, each) for each in tensors)
+    if isinstance(tensors, Mapping):
+        named = tensors.items()
     digest = hashlib.sha256()
     for name, tensor in named:
         header = f"{tensor.dtype} {tuple(tensor.shape)}"

@@ -1,9 +1,29 @@
-"""Feature extractors, distances between sets of features, and the metrics built from both."""
+"""Feature extractors, distances between sets of features, and the metrics built from both.
 
-from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
-from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
-from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.metrics.image_set import ImageSet
-from diffusion_lab.metrics.metric import REAL, Metric, Quantity
-from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
+The names below are imported on first use, so that reading records does not wait for torch.
+"""
+
+from importlib import import_module
+
+HOMES = {
+    "ExtractorUnavailable": "extractor.base",
+    "FeatureExtractor": "extractor.base",
+    "FeatureSet": "distances",
+    "GenerativeMetrics": "generative",
+    "ImageSet": "image_set",
+    "Metric": "metric",
+    "PreparedMetrics": "prepared",
+    "Quantity": "quantity",
+    "REAL": "quantity",
+    "ceiling": "quantities",
+    "frechet": "distances",
+    "kid": "distances",
+    "report": "quantities",
+    "side_by_side": "quantities",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.image_set import ImageSet, short_count
-from diffusion_lab.metrics.metric import HIGHER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.quantity import named
 
 PARTS = 10  # as published; the score depends on the size of the parts
 
@@ -28,8 +29,7 @@ def inception_score(logits: Tensor) -> float:
 class InceptionScore(Metric):
     """The Inception Score, for extractors that are classifiers; it needs no reference."""
 
-    meaning = "how confident a classifier is on each sample, and how varied samples are"
-    quantities = (Quantity("inception_score", "Inception Score", meaning, HIGHER, judged=False),)
+    quantities = named("inception_score")
     needs_images = False
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
@@ -43,8 +43,7 @@ class InceptionScore(Metric):
 class Accuracy(Metric):
     """The share of samples that `classifier` assigns to the class they were drawn for."""
 
-    meaning = "share of samples that a classifier assigns to the requested class"
-    quantities = (Quantity("accuracy", "Accuracy", meaning, HIGHER, percent=True),)
+    quantities = named("accuracy")
     needs_labels, needs_images = True, False
 
     def __init__(self, classifier: Classifier):

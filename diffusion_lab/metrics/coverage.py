@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.image_set import ImageSet
-from diffusion_lab.metrics.metric import HIGHER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.quantity import named
 
 PAIRS = 2**25  # pairs whose distances are held at a time, 256 MiB
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # k, as published
@@ -103,18 +104,12 @@ class Coverage(Metric):
 class PrecisionRecall(Coverage):
     """Improved precision and recall (arXiv:1904.06991)."""
 
-    quantities = (
-        Quantity("precision", "Precision", "share of samples that lie among real images", HIGHER),
-        Quantity("recall", "Recall", "share of real images that lie among samples", HIGHER),
-    )
+    quantities = named("precision", "recall")
     shares = staticmethod(precision_recall)
 
 
 class DensityCoverage(Coverage):
     """Density and coverage (arXiv:2002.09797)."""
 
-    quantities = (
-        Quantity("density", "Density", "density of samples among real images", HIGHER),
-        Quantity("coverage", "Coverage", "share of real images with a sample nearby", HIGHER),
-    )
+    quantities = named("density", "coverage")
     shares = staticmethod(density_coverage)

@@ -5,8 +5,9 @@ from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mmd
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import SPATIAL
 from diffusion_lab.metrics.image_set import ImageSet, short_count
-from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
 from diffusion_lab.metrics.observer import CLASSIFIED
+from diffusion_lab.metrics.quantity import named
 
 
 class FID(Metric):
@@ -16,12 +17,7 @@ class FID(Metric):
     an overestimate, and FID-infinity is valid only for several times more samples than features.
     """
 
-    meaning = "Fréchet distance of features to training images"
-    infinity = "FID, extrapolated to infinitely many samples"
-    quantities = (
-        Quantity("fid", "FID", meaning, LOWER),
-        Quantity("fid_infinity", "FID-infinity", infinity, LOWER, judged=False),
-    )
+    quantities = named("fid", "fid_infinity")
     needs_images = False
 
     @ranges(half_splits=whole(0))
@@ -46,7 +42,7 @@ class FID(Metric):
 class KID(Metric):
     """The KID (arXiv:1801.01401) on all pairs of images, without bias."""
 
-    quantities = (Quantity("kid", "KID", "squared MMD of features to training images", LOWER),)
+    quantities = named("kid")
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         return {"kid": kid(generated.statistics, reference.statistics)}
@@ -55,8 +51,7 @@ class KID(Metric):
 class MMD(Metric):
     """The estimator of CMMD (arXiv:2401.09603) on any features; on CLIP's it is CMMD."""
 
-    meaning = "CMMD's distance of the directions of features to training images"
-    quantities = (Quantity("mmd", "MMD", meaning, LOWER),)
+    quantities = named("mmd")
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         return {"mmd": mmd(generated.statistics, reference.statistics)}
@@ -69,16 +64,7 @@ class SpatialFID(Metric):
     with published ones.
     """
 
-    quantities = (
-        Quantity(
-            "spatial_fid",
-            "Spatial FID",
-            "Fréchet distance of a map of features to training images",
-            LOWER,
-            judged=False,
-            tabled=True,
-        ),
-    )
+    quantities = named("spatial_fid")
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         return {"spatial_fid": frechet(generated.moments[SPATIAL], reference.moments[SPATIAL])}
@@ -87,8 +73,7 @@ class SpatialFID(Metric):
 class ClassifierFID(Metric):
     """The Fréchet distance of the features of `classifier`, which was trained on the data."""
 
-    meaning = "Fréchet distance of the classifier's features to training images"
-    quantities = (Quantity("classifier_fid", "Classifier FID", meaning, LOWER),)
+    quantities = named("classifier_fid")
 
     def __init__(self, classifier: Classifier):
         super().__init__()
@@ -108,8 +93,7 @@ class ClassFID(Metric):
     A class with fewer than 2 images on either side gets no value.
     """
 
-    meaning = "Fréchet distance of features to training images of a class"
-    quantities = (Quantity("fid_class", "FID of class", meaning, LOWER, judged=False),)
+    quantities = named("fid_class")
     needs_labels = by_class = True
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:

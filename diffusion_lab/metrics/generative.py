@@ -19,9 +19,10 @@ from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, Classifi
 from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.likelihood_divergence import FLD
-from diffusion_lab.metrics.metric import Metric, Protocol, Quantity, Values, with_fingerprint
+from diffusion_lab.metrics.metric import Metric, Values
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.quantity import Protocol, Quantity, with_fingerprint
 from diffusion_lab.metrics.real_or_drawn import RealOrDrawn
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
 from diffusion_lab.metrics.seams import Seams

@@ -15,7 +15,8 @@ from diffusion_lab.common.messages import track
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.metrics.coverage import square_distances
 from diffusion_lab.metrics.image_set import ImageSet
-from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.quantity import named
 
 MOST = 10_000  # samples, as published
 PAIRS = 6 * 10**8  # of a sample and a training image, 2.4 GB
@@ -102,8 +103,7 @@ class FLD(Metric):
     It takes at most 10,000 samples, and as many training images as 6e8 pairs allow.
     """
 
-    meaning = "surprise of test images under a density around the samples"
-    quantities = (Quantity("fld", "FLD", meaning, LOWER),)
+    quantities = named("fld")
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         samples = generated.select(slice(MOST))

@@ -4,9 +4,7 @@ n images, D features.
 """
 
 import inspect
-import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import CodeType
 from typing import ClassVar
 
@@ -19,64 +17,12 @@ from diffusion_lab.common import hashing
 from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.quantity import Quantity
 
-HIGHER, LOWER = True, False  # which values of a quantity are better
-REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
-FINGERPRINT = "fingerprint"
 LABELS, PLACES = "labels", "places"  # states of metrics, beside the outputs of networks
 PLAIN = (str, int, float, tuple, list, type(None))  # types of settings
 UNKNOWN = -1  # the label of a sample of no known class
-Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
 Values = dict[str, float]  # values by the names of quantities, or by full names
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A number by which compositions are compared, as tables, plots and searches describe it."""
-
-    name: str  # the first part of a result's name: fid, as in fid/inception/train60k-5k
-    title: str
-    meaning: str
-    higher_is_better: bool
-    percent: bool = False  # a share, which is printed as a percentage
-    judged: bool = True  # whether `compare` judges by it
-    tabled: bool = False  # whether its tables show it all the same
-
-    @property
-    def direction(self) -> str:
-        return "higher is better" if self.higher_is_better else "lower is better"
-
-    @property
-    def axis_title(self) -> str:
-        """The title with its unit."""
-        return self.title + (" (%)" if self.percent else "")
-
-    @property
-    def scale(self) -> int:
-        """The factor between a value and the number that is printed."""
-        return 100 if self.percent else 1
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether `a` is better than `b`."""
-        return a > b if self.higher_is_better else a < b
-
-    def text(self, value: float) -> str:
-        """A value in four digits; a share as a percentage."""
-        return f"{value:.1%}" if self.percent else f"{value:.4g}"
-
-    def number(self, value: float) -> str:
-        """A value in three digits; a share as a percentage."""
-        return f"{self.scale * value:.3g}" + (" %" if self.percent else "")
-
-    def gap(self, *ends: float) -> str:
-        """A difference, or a range of differences: 52, 47 to 57; shares in percentage points."""
-        return " to ".join(f"{self.scale * end:.3g}" for end in ends) + " points" * self.percent
-
-
-def with_fingerprint(protocol: Protocol) -> Protocol:
-    """Adds the first 12 digits of a protocol's sha256 to it, under "fingerprint"."""
-    content = json.dumps(protocol, sort_keys=True)
-    return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
 
 
 class Metric(torchmetrics.Metric, ABC):

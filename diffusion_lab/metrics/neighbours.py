@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.metrics.coverage import nearest
-from diffusion_lab.metrics.metric import LOWER, Quantity
 
 UNUSUAL = 0.01  # share of test images that are as near to a training image as copies are
 RELATIVE = 1 / 3  # share of the second neighbour's distance below which the first is a copy
@@ -28,15 +27,6 @@ MEANINGS = {
     # arXiv:2310.02664
     "near_duplicates": "share of samples nearer than a third of the second neighbour's distance",
 }
-COPIES = Quantity(
-    "copy_ratio",
-    "Copies",
-    "samples too near to a training image, relative to the expected number",
-    LOWER,
-)
-PIXEL_COPIES = Quantity(
-    "pixel_copy_ratio", "Copies by pixels", "the same, by pixel distance", LOWER
-)
 SEED = 0  # seed for choosing equally many training and test images
 
 

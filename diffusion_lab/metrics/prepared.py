@@ -14,8 +14,9 @@ from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
-from diffusion_lab.metrics.metric import REAL, Protocol, Values
+from diffusion_lab.metrics.metric import Values
 from diffusion_lab.metrics.observer import Observed
+from diffusion_lab.metrics.quantity import REAL, Protocol
 from diffusion_lab.metrics.real_images import RealImages
 
 

@@ -1,4 +1,4 @@
-"""The table of all quantities, collected from the metrics, and their values as text."""
+"""All metrics, in the order in which they are measured and reported, and their values as text."""
 
 from collections.abc import Sequence
 
@@ -15,26 +15,11 @@ from diffusion_lab.metrics.feature_distances import (
     SpatialFID,
 )
 from diffusion_lab.metrics.likelihood_divergence import FLD
-from diffusion_lab.metrics.metric import LOWER, REAL, Metric, Quantity
-from diffusion_lab.metrics.neighbours import COPIES, PIXEL_COPIES
+from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
 from diffusion_lab.metrics.real_or_drawn import RealOrDrawn
 from diffusion_lab.metrics.seams import Seams
 
-TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
-# runs may have been chosen by it, so compositions are not judged by it
-VALIDATION_LOSS = Quantity(
-    "validation_loss", "Validation loss", "denoising loss of validation images", LOWER, judged=False
-)
-BITS_PER_CODE = Quantity(
-    "bits_per_code",
-    "Bits per code",
-    "exact, of the codes of test images",
-    LOWER,
-    judged=False,
-    tabled=True,
-)
-# whether higher is better
-VALIDATION = {"val/loss": False, "val/bits_per_code": False, "val/psnr": True, "val/ssim": True}
 # all metrics of the package, in the order in which they are measured and reported
 BUILT_IN: tuple[type[Metric], ...] = (
     FID,
@@ -51,34 +36,6 @@ BUILT_IN: tuple[type[Metric], ...] = (
     Accuracy,
     ClassFID,
 )
-QUANTITIES = (
-    *(quantity for metric in BUILT_IN for quantity in metric.quantities),
-    TEST_LOSS,
-    BITS_PER_CODE,
-    COPIES,
-    PIXEL_COPIES,
-)
-
-
-def quantity_of(name: str, extra: Sequence[Quantity] = ()) -> Quantity | None:
-    """The quantity of a result such as fid/..., fid_class3 or rkid, or None if it is unknown.
-
-    `extra` holds quantities of metrics from outside the package, whose own names may end in a
-    number. The names of an autoencoder's reconstruction metrics begin with an r.
-    """
-    known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
-    kind = name.partition("/")[0]
-    of_class = kind.rstrip("0123456789")
-    forms = (kind, kind.removeprefix("r"), of_class, of_class.removeprefix("r"))
-    return next((known[form] for form in forms if form in known), None)
-
-
-def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
-    """Whether higher is better for a result of this name; None if that is not known."""
-    if name in VALIDATION:
-        return VALIDATION[name]
-    quantity = quantity_of(name, extra)
-    return None if quantity is None else quantity.higher_is_better
 
 
 def report(

@@ -10,7 +10,8 @@ from torch import Tensor
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, accuracy_on, fit
 from diffusion_lab.metrics.image_set import ImageSet, short_count
-from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.quantity import named
 
 EPOCHS = 10
 SEED = 0  # of the network and of the order of its batches
@@ -22,8 +23,7 @@ class RealOrDrawn(Metric):
     0.5 means that it cannot tell them apart. The value of test images is 0.5 up to chance.
     """
 
-    meaning = "how often a small network tells samples from real images; 50 % is perfect"
-    quantities = (Quantity("real_or_drawn", "Told apart", meaning, LOWER, percent=True),)
+    quantities = named("real_or_drawn")
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
         if generated.images is None or reference.images is None:

@@ -22,8 +22,8 @@ from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, 
 from diffusion_lab.metrics.distances import Moments, covariance_root
 from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
-from diffusion_lab.metrics.metric import Protocol
 from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.quantity import FILE, Protocol
 from diffusion_lab.metrics.real_images import RealImages
 
 STATISTICS = ("mu", "sigma")  # arrays of the mean (D,) and the covariance (D, D)
@@ -106,7 +106,7 @@ class FileReference(Reference):
     """The images, the statistics, or both in an .npz; code in the file is never run."""
 
     path: Path
-    kind = "FILE"  # not the path, which may differ between machines
+    kind = FILE  # not the path, which may differ between machines
     word = "reference"
 
     def __post_init__(self) -> None:

@@ -5,8 +5,9 @@ A network that writes each patch by itself leaves seams, which FID sees only in 
 
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.image_set import ImageSet, short_count
-from diffusion_lab.metrics.metric import LOWER, Metric, Quantity, Values
+from diffusion_lab.metrics.metric import Metric, Values
 from diffusion_lab.metrics.observer import EDGES
+from diffusion_lab.metrics.quantity import named
 
 
 class Seams(Metric):
@@ -16,8 +17,7 @@ class Seams(Metric):
     pixels a side.
     """
 
-    meaning = "change across the edges of patches over the change inside, compared with real images"
-    quantities = (Quantity("seams", "Seams", meaning, LOWER, judged=False, tabled=True),)
+    quantities = named("seams")
     needs_images = False
 
     @ranges(patch=whole(2))

@@ -8,7 +8,7 @@ import torch
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.pipeline.generator import Generator, draw
 
 

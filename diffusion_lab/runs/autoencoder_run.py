@@ -18,7 +18,7 @@ from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
 from diffusion_lab.runs.base_run import OpenRun, say_left_out

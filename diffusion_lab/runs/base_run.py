@@ -17,13 +17,14 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.metric import Protocol
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.current import EXPORTED, identify, require_unchanged
 from diffusion_lab.runs.results import save_evaluation
-from diffusion_lab.runs.weights import EXPORTED, WeightsChoice, identify, require_unchanged
+from diffusion_lab.runs.weights import WeightsChoice
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from diffusion_lab.common.files import UNFINISHED, remove_unfinished, replacing, to_disk
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.runs.files import LAST
+from diffusion_lab.runs.files import LAST, PREVIOUS
 
 FOLDER = LAST.parent  # inside the run folder
-PREVIOUS, DAMAGED = FOLDER / "previous.ckpt", FOLDER / "damaged.ckpt"
+DAMAGED = FOLDER / "damaged.ckpt"
 # keys of a checkpoint besides state_dict, which holds the weights that a run evaluates: the trained
 # weights if those are an average (a key of Lightning's), and all averages by name
 TRAINED, AVERAGES = "current_model_state", "averages"

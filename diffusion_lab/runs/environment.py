@@ -10,8 +10,7 @@ import torch
 
 import diffusion_lab
 from diffusion_lab.compute.device import cpu_info
-
-DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
+from diffusion_lab.runs.files import DIRTY
 
 
 def environment_of(device: torch.device) -> dict[str, object]:

@@ -21,6 +21,7 @@ from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
 from diffusion_lab.runs.base_run import weights_choice
+from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.network_run import NetworkRun
@@ -89,7 +90,7 @@ def write(
             name: value.clone(memory_format=torch.contiguous_format)
             for name, value in tensors.items()
         }
-        safetensors.torch.save_file(copies, folder / weights.EXPORTED, {"format": "pt"} | facts)
+        safetensors.torch.save_file(copies, folder / EXPORTED, {"format": "pt"} | facts)
         write_config(folder)
         if first_stage is not None:
             first_stage.copy_into(folder)

@@ -22,14 +22,13 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
-from diffusion_lab.runs import checkpoints, migrate, trusted_targets, weights
-from diffusion_lab.runs.files import CONFIG, SUMMARY, load_summary, read_config
+from diffusion_lab.runs import checkpoints, trusted_targets
+from diffusion_lab.runs.current import EXPORTED
+from diffusion_lab.runs.files import CONFIG, FORMAT, SUMMARY, WRITTEN_BY, load_record, load_summary
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
 
 ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint
-FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
-WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 
 
 def check_new(cfg: DictConfig) -> None:
@@ -39,7 +38,7 @@ def check_new(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     if folder.is_file():
         raise UserError(f"run_dir={folder} is a file; choose a folder")
-    if (folder / weights.EXPORTED).exists():
+    if (folder / EXPORTED).exists():
         raise UserError(f"run_dir={folder} contains an exported model; choose another folder")
     if not (folder / CONFIG).exists():
         return
@@ -132,34 +131,15 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def load_config(folder: str | Path) -> DictConfig:
-    """Reads the configuration of a run; raises UserError if it is missing or of another format.
+    """Reads the configuration of a run whose classes will be built; raises UserError.
 
     Warns of classes that belong neither to this package nor to torch or lightning.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
-        hint = f", such as {known[-1]}" if known else ""
-        raise UserError(
-            f"{folder} is not a run folder, as it has no {CONFIG}; give the folder of a run{hint}"
-        )
-    cfg = read_config(folder)
-    written_by = cfg.pop(WRITTEN_BY, None) or {}
-    if written_by.get("format") == migrate.FORMAT:
-        cfg = migrate.config(cfg)
-    elif written_by.get("format") != FORMAT:
-        version = written_by.get("version", "0.1")
-        raise UserError(
-            f"{folder} was written by diffusion-lab {version} in format "
-            f"{written_by.get('format', 1)} of run folders, and this version, "
-            f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
-            "wrote it, or train the model again"
-        )
-    OmegaConf.set_struct(cfg, True)
+    cfg = load_record(folder)
     first_stage = cfg.get("first_stage", {})  # an autoencoder's run has none
     if "run" in first_stage:
         first_stage.run = verbatim(str(folder))  # the copy in the folder, wherever that now is
     if "path" in first_stage:
-        first_stage.path = verbatim(str(folder / hub.COPY_FOLDER))
-    trusted_targets.check(cfg, folder / CONFIG)
+        first_stage.path = verbatim(str(Path(folder) / hub.COPY_FOLDER))
+    trusted_targets.check(cfg, Path(folder) / CONFIG)
     return cfg

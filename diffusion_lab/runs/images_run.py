@@ -19,17 +19,18 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.compute.device import device_and_precision
 from diffusion_lab.data.source.drawn_images import read_drawn
-from diffusion_lab.metrics import GenerativeMetrics
-from diffusion_lab.metrics.metric import Protocol
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published
 from diffusion_lab.runs.base_run import OpenRun, move_data, say_left_out
+from diffusion_lab.runs.current import CHECKPOINT
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import CONFIG, SAMPLES
 from diffusion_lab.runs.folder import load_config, save_config, write_summary
 from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.samplings import IMAGES
-from diffusion_lab.runs.weights import CHECKPOINT, WeightsChoice
+from diffusion_lab.runs.weights import WeightsChoice
 
 COLUMNS = 10  # of the picture, a square
 

@@ -92,7 +92,7 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _seconds(limit: str | dict[str, float]) -> float:
+def seconds_in(limit: str | dict[str, float]) -> float:
     """The seconds of a time limit, DD:HH:MM:SS or numbers by their units, as Lightning reads it."""
     units = ("days", "hours", "minutes", "seconds")
     if isinstance(limit, str):
@@ -112,7 +112,7 @@ def progress_of(folder: Path, state: State) -> Progress:
     try:
         step = max(step, row["step"])
         cfg: Any = read_config(folder)
-        limit = _seconds(cfg.trainer.max_time) if cfg.trainer.max_time else math.inf
+        limit = seconds_in(cfg.trainer.max_time) if cfg.trainer.max_time else math.inf
         by_steps = (cfg.trainer.max_steps - step) * cfg.batch_size / rate if rate else math.inf
         by_time = limit - row["seconds"]
         end = None if by_time < by_steps else cfg.trainer.max_steps

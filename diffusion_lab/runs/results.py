@@ -11,11 +11,10 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.metric import FINGERPRINT, Protocol
-from diffusion_lab.metrics.reference import FileReference
+from diffusion_lab.metrics.quantity import FILE, FINGERPRINT, Protocol
 from diffusion_lab.runs import published
-from diffusion_lab.runs.files import load_summary
-from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, file_stamp
+from diffusion_lab.runs.files import load_record, load_summary
 from diffusion_lab.runs.kinds import is_record
 from diffusion_lab.runs.samplings import (
     OWN,
@@ -27,7 +26,6 @@ from diffusion_lab.runs.samplings import (
     sampling_of,
     samplings_of,
 )
-from diffusion_lab.runs.weights import CHECKPOINT, CurrentWeights, file_stamp
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {
@@ -101,7 +99,7 @@ def require_evaluations(folder: str | Path) -> list[Record]:
 
     Raises UserError if there are none, or no run, or if the run was changed after it was published.
     """
-    seed = load_config(folder).seed  # raises UserError if this is no run
+    seed = load_record(folder).seed  # raises UserError if this is no run
     published.require_unchanged_records(Path(folder))
     found = evaluations_of(folder, seed, CurrentWeights(folder))
     if not found:
@@ -155,7 +153,7 @@ def require_same(protocols: dict[str, Protocol]) -> None:
             continue
         a, b = expected.get(key), protocol.get(key)
         words, remedy = WORDS.get(key, (f"with {key}=", f"make {key} the same"))
-        if a == FileReference.kind:  # a word for any file
+        if a == FILE:  # a word for any file
             remedy = (
                 "give both the same metrics.reference, and run `diffusion-lab evaluate` on both"
             )

@@ -10,7 +10,8 @@ from diffusion_lab.build.overrides import parse, values_of
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
-from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.lock import require_unlocked
 from diffusion_lab.runs.opening import kind_of, load_trained_config
@@ -52,7 +53,7 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
             f"{folder} was not made by {command}; write diffusion-lab {kind.command} "
             f"resume={folder}"
         )
-    if (Path(folder) / weights.EXPORTED).is_file():
+    if (Path(folder) / EXPORTED).is_file():
         raise UserError(
             f"{folder} is an export, which cannot be resumed; resume the run that it was exported "
             "from"

@@ -1,8 +1,6 @@
 """The weights of a trained denoiser: in the checkpoint of a run, or exported from it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import safetensors.torch
@@ -10,17 +8,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import averages, checkpoints, migrate, published
+from diffusion_lab.runs import averages, checkpoints, migrate
 from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
+from diffusion_lab.runs.current import EXPORTED
 
-EXPORTED = "model.safetensors"  # in the folder of an export
 # start the names of the weights of the network that draws, in a checkpoint: of a denoiser, or of a
 # model of another family
 PREFIX, OTHER = "denoiser.", "model."
-CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and file stamp
 
 
 @dataclass(frozen=True)
@@ -35,15 +31,6 @@ class WeightsChoice:
     folder: Path
     average: str | None = None
     checkpoint: Path | None = None
-
-
-def file_of(folder: str | Path) -> Path:
-    """The file of a run's weights: the exported one, or its newest intact checkpoint.
-
-    Raises UserError if there is neither.
-    """
-    exported = Path(folder) / EXPORTED
-    return exported if exported.is_file() else checkpoints.newest_intact(folder)
 
 
 def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -105,81 +92,3 @@ def facts_of(folder: str | Path) -> dict[str, str]:
     """The facts that an export or an import keeps beside its weights."""
     with safe_open(Path(folder) / EXPORTED, "pt") as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
-
-
-def sha256_of(folder: str | Path) -> str:
-    """The sha256 of the file with a run's weights."""
-    return hashing.of_file(file_of(folder))
-
-
-def file_stamp(folder: str | Path, checkpoint: Path | None = None) -> dict[str, object]:
-    """The name, size and time of the file with a run's weights, or of one of its checkpoints.
-
-    Raises UserError if it is gone.
-    """
-    names = (EXPORTED, checkpoints.LAST, checkpoints.PREVIOUS)
-    candidates = [Path(folder) / name for name in names] if checkpoint is None else [checkpoint]
-    there = [path for path in candidates if path.is_file()]
-    path = there[0] if there else file_of(folder)  # raises, saying what is missing
-    status = path.stat()
-    return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def identify(folder: str | Path, checkpoint: Path | None = None) -> dict[str, object]:
-    """The checksum and file stamp of a run's weights, as kept in records; may raise UserError.
-
-    `checkpoint` is one of the run's, by default the newest.
-    """
-    sha256 = hashing.of_file(checkpoint or file_of(folder))
-    return {STAMP: file_stamp(folder, checkpoint), CHECKPOINT: sha256}
-
-
-def require_unchanged(
-    folder: str | Path, known: Mapping[str, object], checkpoint: Path | None = None
-) -> None:
-    """Raises UserError if a run has saved other weights since `identify` returned `known`."""
-    if file_stamp(folder, checkpoint) != known[STAMP]:
-        raise UserError(
-            f"{folder} saved new weights while it was being read, because it is in training; "
-            "repeat the command"
-        )
-
-
-@dataclass(frozen=True)
-class CurrentWeights:
-    """The current weights of a run, to compare with the weights that a record was measured on.
-
-    The file is read only if its name, size or time differs from the record.
-    """
-
-    folder: str | Path
-
-    @cached_property
-    def file_stamp(self) -> dict[str, object] | None:
-        """The stamp of the weights' file; None if it is gone."""
-        try:
-            return file_stamp(self.folder)
-        except UserError:
-            return None
-
-    def match(self, record: Mapping[str, object]) -> bool:
-        """Whether `record` was measured on these weights: by file stamp, else by sha256.
-
-        False if the weights are unknown.
-        """
-        if not self.known:
-            return False
-        stamped = self.file_stamp is not None and record.get(STAMP) == self.file_stamp
-        return stamped or record.get(CHECKPOINT) == self.sha256
-
-    @property
-    def known(self) -> bool:
-        """Whether the weights are there, or the run is published with their checksum."""
-        return self.file_stamp is not None or self.sha256 is not None
-
-    @cached_property
-    def sha256(self) -> str | None:
-        """The sha256 of the weights' file; that of a published run's, which has none; or None."""
-        if self.file_stamp is None:
-            return published.facts_of(self.folder).get(published.WEIGHTS)
-        return sha256_of(self.folder)

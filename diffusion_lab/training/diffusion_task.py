@@ -19,7 +19,7 @@ from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.sampler import Sampler
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.runs.diffusion_run import load_classifier, load_weak

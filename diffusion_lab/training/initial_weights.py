@@ -20,7 +20,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs import checkpoints, current, weights
 from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.folder import load_config
 
@@ -57,7 +57,7 @@ class InitialWeights:
         unlike: tuple[str, ...] = ()
         if (source / CONFIG).is_file():
             tensors, _ = weights.load_weights(weights.WeightsChoice(source))
-            sha256, before = weights.sha256_of(source), load_summary(source)
+            sha256, before = current.sha256_of(source), load_summary(source)
             theirs = load_config(source)
             anew = starts_anew(theirs)
             images, flops = images_behind(before, anew), flops_behind(before, anew)

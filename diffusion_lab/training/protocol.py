@@ -8,15 +8,15 @@ from diffusion_lab.build.instantiate import naming_keys
 from diffusion_lab.common.formats import joined
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
-from diffusion_lab.metrics.quantities import BUILT_IN, QUANTITIES
+from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.quantity import QUANTITIES
 from diffusion_lab.training.callbacks import SampleEvaluation, configured
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 ON_REQUEST = ("mmd", "fld", "real_or_drawn")  # measured if the key of metrics is true
-OPTIONAL = {"sampling", "contrasts", "sampling_seeds"}  # keys of a protocol that have defaults
-PAIRED = "paired"
-TESTS = {PAIRED: "a paired t-test", "welch": "Welch's t-test"}  # in words
+OPTIONAL = {"test", "sampling", "contrasts", "sampling_seeds"}  # keys that have defaults
+TESTS = ("joint", "welch", "paired")  # of `compare`
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
 
@@ -31,9 +31,9 @@ class StudyProtocol:
 
     question: Annotated[str, TEXT]
     metric: Annotated[str, one_of(*JUDGED)]
-    test: Annotated[str, one_of(*TESTS)]
     seeds: Annotated[list[int], whole_list(0, shortest=2)]
     stop: Annotated[str, TEXT]
+    test: Annotated[str, one_of(*TESTS)] = TESTS[0]
     sampling: Annotated[str, one_of("equal", "own")] = "equal"
     contrasts: str | list[list[str]] = "all"
     sampling_seeds: list[int] | None = None

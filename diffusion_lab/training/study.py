@@ -24,8 +24,8 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics.from_torchmetrics import described
-from diffusion_lab.metrics.metric import Metric, Quantity
-from diffusion_lab.metrics.quantities import higher_is_better
+from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.quantity import Quantity, higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.folder import ABANDONED, load_config

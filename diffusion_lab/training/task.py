@@ -16,8 +16,9 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.metrics import GenerativeMetrics, ceiling
-from diffusion_lab.metrics.quantities import VALIDATION
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.quantities import ceiling
+from diffusion_lab.metrics.quantity import VALIDATION
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.callbacks import (
     EMA,

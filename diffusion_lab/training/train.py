@@ -23,7 +23,7 @@ from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import CHOICES, PRODUCTS, PeakMemory, float32_products, pays
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
-from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.environment import git_commit
 from diffusion_lab.runs.files import METRICS

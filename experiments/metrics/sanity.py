@@ -26,9 +26,10 @@ from diffusion_lab.analysis.copy_spaces import stored_features
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.build.objects import build_datamodule
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
+from diffusion_lab.metrics.prepared import PreparedMetrics
 
 HERE = Path(__file__).parent
 Set = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels (N,)

@@ -9,7 +9,7 @@ from PIL import Image
 from diffusion_lab.analysis.memorization import fid_gap
 from diffusion_lab.data.subsets import subset
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
-from diffusion_lab.runs.weights import CurrentWeights
+from diffusion_lab.runs.current import CurrentWeights
 
 
 def draw(count: int, seed: int) -> torch.Tensor:

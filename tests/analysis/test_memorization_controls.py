@@ -13,7 +13,6 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lab.analysis.comparison.copies import values_in
 from diffusion_lab.analysis.control_run import (
     ControlRun,
     against_control,
@@ -34,6 +33,7 @@ from diffusion_lab.first_stage.base import Pixels
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.pipeline import Generator, Pipeline
+from diffusion_lab.report.records import copies_in
 from diffusion_lab.runs.base_run import OpenRun
 
 SHAPE = TinyData.native_shape
@@ -332,7 +332,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert negative["images_seen"][0] == negative["images_seen"][1] > 0
     assert set(negative["neighbours"]) == spaces
     assert_names(err, negative["run"], negative["shared_images"], "1 / 10", "0.1 / 0.3")
-    counts = values_in(result)  # as `compare` reads them
+    counts = copies_in(result)  # as `compare` reads them
     ratio = negative["neighbours"]["pixels"]["copy_ratio_by_control"]
     assert counts["pixel_copy_ratio_by_control"] == ratio
     found = controls["positive"]["sigma_over_alpha"]["0.3"]["efficientnet_lite0-96"]

@@ -10,8 +10,8 @@ from helpers.fake_runs import UNET, fake_group
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 
-from diffusion_lab.analysis.comparison.table import NONE
 from diffusion_lab.analysis.publishing import publish
+from diffusion_lab.report.tables import NONE
 
 SAMPLED = ROOT / "experiments/sampled.py"
 tables = runpy.run_path(str(ROOT / "experiments/tables.py"))["main"]

@@ -14,16 +14,16 @@ from helpers.tiny_data import TinyData, tiny_data
 from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 
-from diffusion_lab.analysis.comparison import compare
 from diffusion_lab.analysis.publishing import publish
 from diffusion_lab.analysis.publishing.records import LARGEST, thin
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.report.command import compare
+from diffusion_lab.runs.current import CHECKPOINT, identify
 from diffusion_lab.runs.folder import load_config, load_summary, save_config
 from diffusion_lab.runs.results import require_evaluations, save_evaluation
-from diffusion_lab.runs.weights import CHECKPOINT, identify
 
 FACTS = {
     "threads": 2,

@@ -16,11 +16,11 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.analysis.comparison import comparing
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.report import command as comparing
 from diffusion_lab.runs.base_run import OpenRun
 
 FAST = ["sampler.steps=3", "device=cpu"]

@@ -8,10 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.analysis.comparison.comparing import collect
-from diffusion_lab.analysis.comparison.verdict import verdicts
-from diffusion_lab.metrics.metric import with_fingerprint
-from diffusion_lab.metrics.quantities import QUANTITIES
+from diffusion_lab.metrics.quantity import with_fingerprint
+from diffusion_lab.report.command import answered
+from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import save_config
 from diffusion_lab.runs.samplings import sampling_of
@@ -128,10 +127,9 @@ def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
 
 
 def said(runs, kind="fid"):
-    """The verdict on a metric, (answer, findings and reservations); None if not compared."""
-    metric = next(metric for metric in QUANTITIES if metric.name == kind)
-    found = verdicts(collect([runs]).groups, [metric]).get(kind)
-    return found and (found.answer, " ".join([*found.findings, *found.reservations]))
+    """The words of a comparison of a folder of runs: the answer by a metric, and all sentences."""
+    report = answered(collect([runs]))
+    return report.answers.get(kind), " ".join(report.sentences)
 
 
 def fake_images(folder: Path, fid: float, seed: int = 0, name: str = "theirs") -> Path:

@@ -28,7 +28,7 @@ from diffusion_lab.metrics import (
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
 from diffusion_lab.metrics.image_set import short_count
-from diffusion_lab.metrics.quantities import higher_is_better, quantity_of
+from diffusion_lab.metrics.quantity import higher_is_better, quantity_of
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")

@@ -14,7 +14,7 @@ from helpers.refusals import assert_names, refused, sentence_of
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
-from diffusion_lab.runs import checkpoints, weights
+from diffusion_lab.runs import checkpoints, current
 from diffusion_lab.training.callbacks import Checkpoint
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -285,6 +285,6 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, mon
 
 
 def test_fingerprints_are_of_the_file_that_is_used(two):
-    first = weights.sha256_of(two)
+    first = current.sha256_of(two)
     (two / checkpoints.LAST).write_bytes(b"half")
-    assert weights.sha256_of(two) != first
+    assert current.sha256_of(two) != first

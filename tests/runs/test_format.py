@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 import diffusion_lab
 from diffusion_lab import runs
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs.folder import FORMAT, WRITTEN_BY, save_config
+from diffusion_lab.runs.files import FORMAT, WRITTEN_BY
+from diffusion_lab.runs.folder import save_config
 
 
 def test_a_configuration_is_read_back_without_its_format(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from helpers.refusals import assert_names, refused
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.metric import with_fingerprint
+from diffusion_lab.metrics.quantity import with_fingerprint
 from diffusion_lab.runs.results import require_same
 
 ONE = {

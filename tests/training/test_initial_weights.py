@@ -13,9 +13,9 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.analysis.comparison.comparing import collect
 from diffusion_lab.diffusion.objective.loss import MeanFlow
-from diffusion_lab.runs import weights
+from diffusion_lab.report.frame import collect
+from diffusion_lab.runs import current, weights
 from diffusion_lab.training.initial_weights import (
     InitialWeights,
     differences,
@@ -58,7 +58,7 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     saved = runs.load_config(tmp_path / "new")
-    assert saved.init_sha256 == weights.sha256_of(old)
+    assert saved.init_sha256 == current.sha256_of(old)
     before, summary = runs.load_summary(old), runs.load_summary(tmp_path / "new")
     assert summary["began_from_images"] == before["images_seen"] > 0
     assert "trained with another" not in said
@@ -137,7 +137,7 @@ def test_other_weights_make_another_composition(tmp_path):
     for name in ("a", "b"):
         given = {"init_from": "moved", "init_sha256": name}
         fake_group(tmp_path, name, [100.0, 101.0], config=given)
-    assert len(collect([tmp_path]).groups) == 2
+    assert len(collect([tmp_path]).arms) == 2
 
 
 @pytest.mark.parametrize("source", ["nothing", "empty", "broken.safetensors", "other.safetensors"])

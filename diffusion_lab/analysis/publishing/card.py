@@ -9,13 +9,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 import diffusion_lab
-from diffusion_lab.analysis.comparison.candidates import Run
-from diffusion_lab.analysis.comparison.comparing import Collection
-from diffusion_lab.analysis.comparison.groups import runs_of
 from diffusion_lab.common.files import read_json
+from diffusion_lab.report.frame import Collection
+from diffusion_lab.report.records import Run
 from diffusion_lab.runs import published
-from diffusion_lab.runs.environment import DIRTY
-from diffusion_lab.runs.files import load_summary, read_config
+from diffusion_lab.runs.files import DIRTY, load_summary, read_config
 from diffusion_lab.training.tuned import FOUND
 
 TEXT = "card.md"
@@ -39,7 +37,7 @@ def card_of(
 
     The mappings give the places of runs, of folders with tuning runs, and of the tuning runs.
     """
-    runs = runs_of(collection.groups)
+    runs = collection.runs
     trained = [run for run in runs if not run.drawn_elsewhere]
     summaries = {places[run.folder]: run.summary for run in trained}
     tuned = {place: load_summary(folder) for folder, place in tuning_runs.items()}
@@ -48,7 +46,7 @@ def card_of(
     return {
         "written_by": {"command": published.WRITER, "version": diffusion_lab.__version__},
         "compositions": {
-            group.name: [places[run.folder] for run in group.runs] for group in collection.groups
+            arm.name: [places[run.folder] for run in arm.runs] for arm in collection.arms
         },
         "seeds": sorted({run.seed for run in runs}),
         "studies": sorted({run.config.study_name for run in runs if run.config.get("study_name")}),
@@ -56,7 +54,7 @@ def card_of(
         "study_protocols": protocols_of(trained),
         "protocol": collection.protocol,
         "sampling": collection.sampling,
-        "jumps": [group.name for group in collection.groups if group.runs[0].summary.get("jumps")],
+        "jumps": [arm.name for arm in collection.arms if arm.runs[0].summary.get("jumps")],
         # the checksums of what samples were compared with, in any evaluation
         "data": sorted({str(each["protocol"].get("data")) for run in runs for each in run.kept}),
         "code": code_of(everything),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.metrics.extractor.classifier import halved, name_of
+from diffusion_lab.report.records import Run
 
 OF_CLASSIFIER = name_of("")  # begins the names of classifiers in names of metrics
 

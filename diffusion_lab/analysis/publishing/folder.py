@@ -6,9 +6,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab.analysis.comparison.comparing import Collection, collect
-from diffusion_lab.analysis.comparison.groups import runs_of
-from diffusion_lab.analysis.comparison.table import CompositionTable
 from diffusion_lab.analysis.publishing import card as cards
 from diffusion_lab.analysis.publishing.classifiers import publish_classifiers
 from diffusion_lab.analysis.publishing.places import Places, of_tunings
@@ -18,6 +15,8 @@ from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.files import read_json, write_atomically, write_json
 from diffusion_lab.common.folders import replacing_folder, require_own
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.report.frame import Collection, collect
+from diffusion_lab.report.tables import ArmTable
 from diffusion_lab.runs.files import CONFIG, load_summary
 from diffusion_lab.runs.published import CARD, checksums, has_card
 from diffusion_lab.training.tuned import FOUND
@@ -48,19 +47,19 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
     check_paths(paths, folder)
     check_output(folder)
     collection, places = collect(paths), Places.of(paths)
-    runs = places.of_runs([run.folder for run in runs_of(collection.groups)])
-    tunings = of_tunings(runs_of(collection.groups))
+    runs = places.of_runs([run.folder for run in collection.runs])
+    tunings = of_tunings(collection.runs)
     tuning_runs, unfinished = runs_of_tunings(tunings)
-    left_out = [*collection.left_out, *unfinished]
+    left_out = [*map(str, collection.left_out), *unfinished]
     with replacing_folder(folder) as new:
         for run, name in {**runs, **tuning_runs}.items():
             copy_records(run, new / name)
         for tuning, name in tunings.items():
             (new / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(tuning / FOUND, new / name / FOUND)
-        table = CompositionTable(collection.groups, collection.names)
+        table = ArmTable(collection)
         write_atomically(new / RUNS_CSV, table.runs_csv(runs))
-        classifiers = publish_classifiers(runs_of(collection.groups), new)
+        classifiers = publish_classifiers(collection.runs, new)
         card = cards.card_of(collection, runs, tunings, tuning_runs)
         card |= {
             "classifiers": classifiers,
@@ -85,7 +84,7 @@ def report(
     for name in missing:
         say(f"{name} is not published: no file in metrics.classifier of these runs is this one")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    count = len(runs_of(collection.groups))
+    count = len(collection.runs)
     say(f"Published {count} runs, {size / 1000:,.0f} kB: {folder / cards.TEXT}")
     return {
         "folder": str(folder),

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_lab.analysis.comparison.candidates import Run
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.report.records import Run
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.training.tuned import FOLDER
 

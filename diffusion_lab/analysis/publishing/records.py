@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusion_lab.analysis.comparison.candidates import median_rate, spike_in
 from diffusion_lab.common.files import read_json, read_rows, write_atomically
+from diffusion_lab.report.records import median_rate, spike_in
 from diffusion_lab.runs import published
+from diffusion_lab.runs.current import CurrentWeights
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.results import EVALUATIONS
-from diffusion_lab.runs.weights import CurrentWeights
 
 LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
 REPORT = "memorization/report.json"

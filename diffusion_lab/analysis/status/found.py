@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from diffusion_lab.analysis.search import walk
 from diffusion_lab.runs import sweep_record
+from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.sweep_record import FAILED, Record
 
 

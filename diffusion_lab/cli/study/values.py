@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from diffusion_lab.cli.study.document import Settings, StudyStage
+from diffusion_lab.metrics.quantity import higher_is_better
 
 Tried = dict[str, Any]  # "values": settings, and "results": the metric by seed, None if it diverged
 
@@ -51,8 +52,6 @@ def _short(value: float) -> float:
 
 def best(tried: Sequence[Tried], metric: str) -> Tried | None:
     """The best of what was tried, by its mean over seeds; None if every run diverged."""
-    from diffusion_lab.metrics.quantities import higher_is_better  # late: it waits for torch
-
     known = [each for each in tried if None not in each["results"].values()]
     sign = -1 if higher_is_better(metric) else 1
     return min(known, key=lambda each: sign * average(each), default=None)

@@ -8,12 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common.formats import amount, literal, literal_table, plain
-from diffusion_lab.metrics.metric import REAL
+from diffusion_lab.metrics.quantity import REAL
+from diffusion_lab.runs.current import CurrentWeights
 from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.results import evaluations_of
 from diffusion_lab.runs.samplings import Record
 from diffusion_lab.runs.to_diffusers.folder import FOLDERS, LOOP, Diffusers
-from diffusion_lab.runs.weights import CurrentWeights
 
 HEAD = """\
 ---

@@ -11,7 +11,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import Count, one_of, optional, settings
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.metrics.quantities import BUILT_IN, VALIDATION, higher_is_better
+from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.quantity import VALIDATION, higher_is_better
 from diffusion_lab.runs import checkpoints, kept_checkpoints
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained

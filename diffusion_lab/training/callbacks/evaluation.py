@@ -26,7 +26,7 @@ from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole_l
 from diffusion_lab.compute.distributed import failing_together, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
-from diffusion_lab.metrics import PreparedMetrics
+from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.pipeline import Evaluated, Generator, draw_rows, evaluate, with_steps
 from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Count, settings, whole
-from diffusion_lab.metrics.quantities import higher_is_better
+from diffusion_lab.metrics.quantity import higher_is_better
 from diffusion_lab.runs.files import METRICS
 
 

@@ -19,7 +19,7 @@ from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.diffusion.objective import TeacherModel
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of
 from diffusion_lab.profiling.timing import Bench, median_seconds
 from diffusion_lab.training.callbacks.periodic import times

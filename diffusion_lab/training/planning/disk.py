@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffusion_lab.metrics import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.callbacks import Checkpoint, PosthocEMA
 from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.planning.memory import averages_bytes, optimizer_bytes, shares

@@ -1,0 +1,176 @@
+"""The one table of quantities by which runs are compared, for which torch is not needed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusion_lab.common import hashing
+
+HIGHER, LOWER = True, False  # which values of a quantity are better
+REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
+FINGERPRINT = "fingerprint"
+FILE = "FILE"  # in a protocol, the kind of reference whose statistics a file has
+Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number by which compositions are compared, as tables, plots and searches describe it."""
+
+    name: str  # the first part of a result's name: fid, as in fid/inception/train60k-5k
+    title: str
+    meaning: str
+    higher_is_better: bool
+    percent: bool = False  # a share, which is printed as a percentage
+    judged: bool = True  # whether `compare` judges by it
+    tabled: bool = False  # whether its tables show it all the same
+
+    @property
+    def direction(self) -> str:
+        return "higher is better" if self.higher_is_better else "lower is better"
+
+    @property
+    def axis_title(self) -> str:
+        """The title with its unit."""
+        return self.title + (" (%)" if self.percent else "")
+
+    @property
+    def scale(self) -> int:
+        """The factor between a value and the number that is printed."""
+        return 100 if self.percent else 1
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether `a` is better than `b`."""
+        return a > b if self.higher_is_better else a < b
+
+    def text(self, value: float) -> str:
+        """A value in four digits; a share as a percentage."""
+        return f"{value:.1%}" if self.percent else f"{value:.4g}"
+
+    def number(self, value: float) -> str:
+        """A value in three digits; a share as a percentage."""
+        return f"{self.scale * value:.3g}" + (" %" if self.percent else "")
+
+    def gap(self, *ends: float) -> str:
+        """A difference, or a range of differences: 52, 47 to 57; shares in percentage points."""
+        return " to ".join(f"{self.scale * end:.3g}" for end in ends) + " points" * self.percent
+
+
+def with_fingerprint(protocol: Protocol) -> Protocol:
+    """Adds the first 12 digits of a protocol's sha256 to it, under "fingerprint"."""
+    content = json.dumps(protocol, sort_keys=True)
+    return protocol | {FINGERPRINT: hashing.of_text(content)[:12]}
+
+
+FRECHET = "Fréchet distance of features to training images"
+OF_SAMPLES = (
+    Quantity("fid", "FID", FRECHET, LOWER),
+    Quantity(
+        *("fid_infinity", "FID-infinity", "FID, extrapolated to infinitely many samples", LOWER),
+        judged=False,
+    ),
+    Quantity("kid", "KID", "squared MMD of features to training images", LOWER),
+    Quantity(
+        *("mmd", "MMD", "CMMD's distance of the directions of features to training images", LOWER)
+    ),
+    Quantity("fld", "FLD", "surprise of test images under a density around the samples", LOWER),
+    Quantity("precision", "Precision", "share of samples that lie among real images", HIGHER),
+    Quantity("recall", "Recall", "share of real images that lie among samples", HIGHER),
+    Quantity("density", "Density", "density of samples among real images", HIGHER),
+    Quantity("coverage", "Coverage", "share of real images with a sample nearby", HIGHER),
+    Quantity(
+        "spatial_fid",
+        "Spatial FID",
+        "Fréchet distance of a map of features to training images",
+        LOWER,
+        judged=False,
+        tabled=True,
+    ),
+    Quantity(
+        "seams",
+        "Seams",
+        "change across the edges of patches over the change inside, compared with real images",
+        LOWER,
+        judged=False,
+        tabled=True,
+    ),
+    Quantity(
+        "real_or_drawn",
+        "Told apart",
+        "how often a small network tells samples from real images; 50 % is perfect",
+        LOWER,
+        percent=True,
+    ),
+    Quantity(
+        "inception_score",
+        "Inception Score",
+        "how confident a classifier is on each sample, and how varied samples are",
+        HIGHER,
+        judged=False,
+    ),
+    Quantity(
+        "classifier_fid",
+        "Classifier FID",
+        "Fréchet distance of the classifier's features to training images",
+        LOWER,
+    ),
+    Quantity(
+        "accuracy",
+        "Accuracy",
+        "share of samples that a classifier assigns to the requested class",
+        HIGHER,
+        percent=True,
+    ),
+    Quantity("fid_class", "FID of class", f"{FRECHET} of a class", LOWER, judged=False),
+)
+TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
+# runs may have been chosen by it, so compositions are not judged by it
+VALIDATION_LOSS = Quantity(
+    "validation_loss", "Validation loss", "denoising loss of validation images", LOWER, judged=False
+)
+BITS_PER_CODE = Quantity(
+    "bits_per_code",
+    "Bits per code",
+    "exact, of the codes of test images",
+    LOWER,
+    judged=False,
+    tabled=True,
+)
+COPIES = Quantity(
+    "copy_ratio",
+    "Copies",
+    "samples too near to a training image, relative to the expected number",
+    LOWER,
+)
+PIXEL_COPIES = Quantity(
+    "pixel_copy_ratio", "Copies by pixels", "the same, by pixel distance", LOWER
+)
+QUANTITIES = (*OF_SAMPLES, TEST_LOSS, BITS_PER_CODE, COPIES, PIXEL_COPIES)
+# whether higher is better
+VALIDATION = {"val/loss": False, "val/bits_per_code": False, "val/psnr": True, "val/ssim": True}
+
+
+def named(*names: str) -> tuple[Quantity, ...]:
+    """The quantities of these names."""
+    return tuple(quantity for quantity in OF_SAMPLES if quantity.name in names)
+
+
+def quantity_of(name: str, extra: Sequence[Quantity] = ()) -> Quantity | None:
+    """The quantity of a result such as fid/..., fid_class3 or rkid, or None if it is unknown.
+
+    `extra` holds quantities of metrics from outside the package, whose own names may end in a
+    number. The names of an autoencoder's reconstruction metrics begin with an r.
+    """
+    known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
+    kind = name.partition("/")[0]
+    of_class = kind.rstrip("0123456789")
+    forms = (kind, kind.removeprefix("r"), of_class, of_class.removeprefix("r"))
+    return next((known[form] for form in forms if form in known), None)
+
+
+def higher_is_better(name: str, extra: Sequence[Quantity] = ()) -> bool | None:
+    """Whether higher is better for a result of this name; None if that is not known."""
+    if name in VALIDATION:
+        return VALIDATION[name]
+    quantity = quantity_of(name, extra)
+    return None if quantity is None else quantity.higher_is_better

@@ -1,0 +1,351 @@
+"""Arms of a comparison: runs that differ only in their seed, named by as few settings as possible.
+
+A study gives its arms names; other runs are named by the settings in which they differ.
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain, product
+from pathlib import Path
+from typing import TypeGuard
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build.config_keys import (
+    CLASS,
+    DATA_SIZE,
+    FRACTION,
+    PER_CLASS,
+    SUBSET_SEED,
+    Settings,
+)
+from diffusion_lab.report.records import Run, whole
+from diffusion_lab.report.words import Fact
+from diffusion_lab.runs.samplings import IMAGES, OWN
+
+PACKAGE = Path(__file__).parents[1]
+WEIGHTS = ("init_sha256", "objective.teacher.sha256")  # checksums of what a run starts from
+BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
+ALL = "all runs"
+CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
+SHOWN = 12  # characters of a checksum in a name
+HEADS = "backbone.heads"  # they follow from a width that a budget finds, and say less
+# the same networks have the same colours on every page; other arms take those that are left
+COLOUR_OF = {"UNet": 0, "U-Net": 0, "DiT": 1, "Mamba2": 2, "Mamba-2": 2}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one arm, by seed; `settings` are the ones that differ between arms.
+
+    `line` is its name without the part of the data, and `data` the number of training images, as
+    text, if arms differ in it.
+    """
+
+    name: str
+    settings: Settings
+    runs: tuple[Run, ...]
+    line: str = ""
+    data: str = ""
+    colour: int = 0
+
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether the arm has images that another program drew."""
+        return self.runs[0].drawn_elsewhere
+
+    @property
+    def data_size(self) -> tuple[object, ...]:
+        """The values of the settings that choose the part of the training data."""
+        return tuple(self.runs[0].settings.get(key) for key in DATA_SIZE)
+
+    def fact(self, name: str) -> float | None:
+        """The mean of a number in the summaries of its runs; None if none has it."""
+        known = [run.summary[name] for run in self.runs if run.summary.get(name) is not None]
+        return sum(known) / len(known) if known else None
+
+
+def runs_of(arms: Iterable[Arm]) -> list[Run]:
+    return [run for arm in arms for run in arm.runs]
+
+
+def trained(arms: Iterable[Arm]) -> list[Arm]:
+    """The arms of trained runs, without images that another program drew."""
+    return [arm for arm in arms if not arm.drawn_elsewhere]
+
+
+def grouped(runs: Sequence[Run]) -> tuple[list[Arm], list[Fact]]:
+    """The arms of runs, by the size of their data; and a fact on each that a later one repeats.
+
+    What differs by the seed alone is no setting, as `shared` says.
+    """
+    by_settings: dict[str, dict[int, Run]] = {}
+    repeated = []
+    for run, own in zip(runs, (json.dumps(s, sort_keys=True) for s in shared(runs)), strict=True):
+        seeds = by_settings.setdefault(own, {})
+        pair = (seeds.get(run.seed, run), run)
+        older, newer = sorted(pair, key=lambda each: each.finished_at)
+        if older is not newer:
+            repeated.append(Fact("repeated", run=older.folder, newer=newer.folder))
+        seeds[run.seed] = newer
+    groups = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in by_settings.values()]
+    settings: list[Settings] = [json.loads(own) for own in by_settings]
+    keys = varying([own for own in settings if IMAGES not in own])
+    if any(IMAGES in own for own in settings):
+        keys.append(IMAGES)
+    arms = [
+        Arm(name, {key: own.get(key) for key in keys}, group)
+        for name, own, group in zip(
+            names_for(settings, groups, keys), settings, groups, strict=True
+        )
+    ]
+    return coloured(by_data(arms)), repeated
+
+
+def names_for(
+    settings: Sequence[Settings], groups: Sequence[Sequence[Run]], keys: list[str]
+) -> list[str]:
+    """The names of groups: those of a study's arms, of other programs' images, or of settings."""
+    places = [place for place, own in enumerate(settings) if IMAGES not in own]
+    ours = [settings[place] for place in places]
+    names = names_of(ours, keys)
+    if keys == [IMAGES] and ours:
+        names = [str(ours[0].get(f"backbone.{CLASS}")).rpartition(".")[2]]
+    given = [{run.config.get("arm") for run in groups[place]} for place in places]
+    if given and all(len(each) == 1 and None not in each for each in given):
+        names = in_arms(ours, [str(*each) for each in given])
+    found = dict(zip(places, names, strict=True))
+    for place, own in enumerate(settings):
+        name = str(own.get(IMAGES, ""))
+        found.setdefault(place, f"{name} (images)" if name in names else name)
+    return [found[place] for place in range(len(settings))]
+
+
+def in_arms(settings: Sequence[Settings], arms: Sequence[str]) -> list[str]:
+    """The names of a study's arms, and what else differs between groups of the same arm."""
+    names = list(arms)
+    for arm, count in Counter(arms).items():
+        places = [place for place, name in enumerate(arms) if name == arm]
+        own = [settings[place] for place in places]
+        rest = names_of(own, varying(own)) if count > 1 else [""]
+        for place, more in zip(places, rest, strict=True):
+            names[place] = BETWEEN.join(filter(None, (arm, more)))
+    return names
+
+
+def by_data(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms by the size of their data, the smallest first, which is then their label."""
+    parts: dict[tuple, list[Arm]] = {}
+    for arm in arms:
+        parts.setdefault(arm.data_size, []).append(arm)
+    if len(parts) < 2:
+        return [replace(arm, line=arm.name) for arm in arms]
+    images = {
+        part: next((n for arm in own if (n := arm.fact("training_images"))), 0)
+        for part, own in parts.items()
+    }
+    counts = Counter(images.values())
+    found = []
+    for part in sorted(parts, key=lambda each: (images[each], str(each))):
+        label = f"{images[part]:,.0f}" if images[part] else "unknown"
+        if counts[images[part]] > 1:
+            pairs = zip(DATA_SIZE, part, strict=True)
+            label += f" ({', '.join(f'{k}={v}' for k, v in pairs if v is not None)})"
+        found += [replace(arm, line=without_data(arm.name), data=label) for arm in parts[part]]
+    return found
+
+
+def coloured(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms with a colour for each name without the part of the data."""
+    lines = sorted({arm.line for arm in arms})
+    colours = {line: COLOUR_OF[line] for line in lines if line in COLOUR_OF}
+    left = (each for each in range(len(lines) + len(COLOUR_OF)) if each not in colours.values())
+    for line in lines:
+        colours.setdefault(line, next(left))
+    return [replace(arm, colour=colours[arm.line]) for arm in arms]
+
+
+def shared(runs: Sequence[Run]) -> list[Settings]:
+    """The settings of each run, with OWN for what each seed of an arm has for itself.
+
+    That is the choice of training images, if it is by each seed of an arm, and the weights that a
+    run starts from or learns from, if no two seeds of an arm have the same. A key that is newer
+    than a run has the default of its class.
+    """
+    found = [dict(run.settings) for run in runs]
+    keys = {key for own in found for key in own}
+    for run, own in zip(runs, found, strict=True):
+        own.update(_defaults(run.config, keys - own.keys()))
+    for own in found:
+        if own.get(FRACTION) == 1 and PER_CLASS not in own:
+            own.pop(SUBSET_SEED, None)  # all images leave no choice
+    by_seed = [
+        places
+        for places in _alike(found, (SUBSET_SEED, *WEIGHTS))
+        if all(found[place].get(SUBSET_SEED) == runs[place].seed for place in places)
+    ]
+    if any(len({runs[place].seed for place in places}) > 1 for places in by_seed):
+        for place in chain(*by_seed):
+            found[place][SUBSET_SEED] = OWN
+    for places in _alike(found, (*DATA_SIZE, SUBSET_SEED, *WEIGHTS)):
+        choices = {found[place].get(SUBSET_SEED) for place in places} - {None}
+        if len(choices) == 1:  # all images are the largest part of this choice, too
+            for place in places:
+                found[place][SUBSET_SEED] = next(iter(choices))
+    for key, places in product(WEIGHTS, _alike(found, WEIGHTS)):
+        pairs = {(runs[place].seed, found[place].get(key)) for place in places}
+        seeds, weights = (set(each) for each in zip(*pairs, strict=True))
+        if len(pairs) == len(seeds) == len(weights) > 1 and None not in weights:
+            for place in places:
+                found[place][key] = OWN
+    return found
+
+
+def _alike(settings: Sequence[Settings], keys: Sequence[str]) -> list[list[int]]:
+    """The places of settings that differ in `keys` at most."""
+    alike: dict[str, list[int]] = {}
+    for place, own in enumerate(settings):
+        rest = json.dumps(own | dict.fromkeys(keys), sort_keys=True)
+        alike.setdefault(rest, []).append(place)
+    return list(alike.values())
+
+
+def _defaults(config: DictConfig, keys: Iterable[str]) -> Settings:
+    """The values of those keys that a run's configuration leaves to its classes."""
+    found: Settings = {}
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        part = OmegaConf.select(config, parent) if parent else None
+        if isinstance(part, DictConfig) and CLASS in part and name not in part:
+            found[key] = _default(part[CLASS], name)
+    return {k: whole(v) for k, v in found.items() if isinstance(v, bool | int | float | str)}
+
+
+@cache
+def _default(target: str, name: str) -> object:
+    """The default of an argument of a class of this package, as its source has it; None without.
+
+    Nothing is imported: a comparison reads records alone.
+    """
+    module, _, kind = target.rpartition(".")
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not path.is_relative_to(PACKAGE) or not path.is_file():
+        return None
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and any(kind == each.name for each in node.names):
+            return _default(f"{node.module}.{kind}", name)
+        if isinstance(node, ast.ClassDef) and node.name == kind:
+            found = {ast.unparse(each.target): each.value for each in node.body if _is_field(each)}
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                    given = method.args
+                    pairs = zip(given.args[::-1], given.defaults[::-1], strict=False)
+                    found = {argument.arg: default for argument, default in pairs}
+            if isinstance(value := found.get(name), ast.Constant):
+                return value.value
+            bases = [each.id for each in node.bases if isinstance(each, ast.Name)]
+            return None if found or not bases else _default(f"{module}.{bases[0]}", name)
+    return None
+
+
+def _is_field(node: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    """Whether a line of a class is a field with a default, as of a dataclass."""
+    return isinstance(node, ast.AnnAssign) and node.value is not None
+
+
+def varying(settings: Sequence[Settings]) -> list[str]:
+    """The keys whose values differ: classes first, keys by their nesting, heads last."""
+    keys = {key for each in settings for key in each}
+    found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
+    return sorted(
+        found, key=lambda key: (not key.endswith(CLASS), key == HEADS, key.count("."), key)
+    )
+
+
+def names_of(settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
+    """A name for each of `settings`, made of the first of `keys` that distinguish all of them."""
+    chosen: list[str] = []
+    distinct = 1
+    for key in keys:
+        parts = {tuple(_word(each.get(k)) for k in [*chosen, key]) for each in settings}
+        if len(parts) > distinct:
+            distinct = len(parts)
+            chosen.append(key)
+    last = Counter(_shortest(key) for key in chosen)
+    names = [
+        BETWEEN.join(
+            filter(None, (part(key, each, last) for key in _needed(each, settings, chosen)))
+        )
+        for each in settings
+    ]
+    # a name must say more than the size of the data, unless nothing else differs
+    nameless = sum(not _apart_from_data(name) for name in names)
+    if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
+        words = [[_spelled(key, each) for key in chosen] for each in settings]
+        if len(set(map(tuple, words))) < len(words):  # classes of one name in two modules
+            words = [[f"{key}={_word(each.get(key))}" for key in chosen] for each in settings]
+        return [BETWEEN.join(own) for own in words] if chosen else [ALL] * len(settings)
+    return names
+
+
+def _spelled(key: str, settings: Settings) -> str:
+    """A key and its value, of a class as one writes it: coupling=OptimalTransport, or none."""
+    value = settings.get(key)
+    if key.endswith(CLASS):
+        kind = "none" if value is None else str(value).rpartition(".")[2]
+        return f"{key.removesuffix(f'.{CLASS}')}={kind}"
+    return f"{key}={_word(value)}"
+
+
+def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
+    """The keys without those of a part, such as backbone, that its class determines."""
+
+    def determined(key: str) -> bool:
+        kind = f"{key.partition('.')[0]}.{CLASS}"
+        alike = [each for each in settings if each.get(kind) == own.get(kind)]
+        return kind in keys and kind != key and len({_word(each.get(key)) for each in alike}) == 1
+
+    return [key for key in keys if not determined(key)]
+
+
+def part(key: str, settings: Settings, last: Counter) -> str | None:
+    """The part of a name for a key: the class, or the last part of the key and its value.
+
+    A setting that is true is named by its key, and left out where it is false.
+    """
+    value = settings.get(key)
+    if value is None:
+        return f"{_shortest(key)}=null" if key in DATA_SIZE else None
+    if key.endswith(CLASS):
+        return str(value).rpartition(".")[2]
+    short = _shortest(key)
+    name = key if last[short] > 1 else short
+    if isinstance(value, bool):
+        return name if value else None
+    return f"{name}={_word(value)}"
+
+
+def _shortest(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value[:SHOWN] if CHECKSUM.fullmatch(value) else value
+
+
+def without_data(name: str) -> str:
+    """An arm's name without the settings that choose the part of the data."""
+    return BETWEEN.join(_apart_from_data(name)) or ALL
+
+
+def _apart_from_data(name: str) -> list[str]:
+    words = [_shortest(key) for key in DATA_SIZE]
+    return [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]

@@ -1,0 +1,400 @@
+"""Figures of a comparison, in one style: an arm has the same colour in all of them."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from diffusion_lab.common.formats import amount
+from diffusion_lab.metrics.quantity import Quantity
+from diffusion_lab.report.arms import Arm
+from diffusion_lab.report.facts import EQUAL_COST, Tuned
+from diffusion_lab.report.scaling import ScaledMetric, SizeSeries, front, on_front
+from diffusion_lab.report.tests import Panel
+from diffusion_lab.report.verdicts import number_of
+from diffusion_lab.report.words import TUNED_BY
+
+# dark enough for white paper; page.css has lighter ones for dark mode, in the same order
+COLOURS = ("#0b5fa5", "#b8430a", "#14763a", "#7a2fc0", "#8a5a00", "#b3206b", "#0a6f78", "#51585f")
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
+INK, GRID = "#1b1f24", "#d4d9df"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text that can be searched and set in another font
+    "svg.hashsalt": "diffusion_lab",  # the same file for the same drawing
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+AXES = {
+    "images": "images seen",
+    "minutes": "wall-clock time, minutes",
+    "flops": "training FLOPs, forward and backward",
+}
+COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
+SIZE = (4.1, 2.9)  # inches, for figures side by side
+LETTER, ROW = 0.075, 0.3  # inches of a letter, and of an arm
+MOST_LETTERS = 26  # of an arm's name beside an axis
+Colours = Mapping[str, int]  # by the name of an arm's line
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as an SVG file, and in words for readers who cannot see it."""
+
+    name: str
+    title: str
+    words: str
+    file: str
+
+    @cached_property
+    def inline(self) -> str:
+        """The figure for the page: in the theme's colours, with unique ids and a description."""
+        svg = self.file[self.file.index("<svg") :]
+        for place, fixed in enumerate(COLOURS):
+            svg = svg.replace(fixed, f"var(--c{place})")
+        svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+        svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+        name = self.name
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="0 0 {width} {height}" style="max-width:{float(width) * 4 / 3:.0f}px" '
+            f'role="img" aria-labelledby="{name}-t {name}-d"><title id="{name}-t">'
+            f'{escape(self.title)}</title><desc id="{name}-d">{escape(self.words)}</desc>'
+        )
+        return head + svg[svg.index(">") + 1 :]
+
+
+def colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def marker(place: int) -> str:
+    """The marker of an arm, shifted in each round of colours: 64 arms all look different."""
+    return [*MARKERS][(place + place // len(COLOURS)) % len(MARKERS)]
+
+
+def look_of(place: int) -> dict[str, Any]:
+    return {"color": colour(place), "marker": marker(place)}
+
+
+def draw(
+    name: str,
+    title: str,
+    words: str,
+    paint: Callable[[Figure], None],
+    legend: Colours = MappingProxyType({}),
+    size: tuple[float, float] = SIZE,
+    left: float = 0.62,
+) -> Drawing:
+    """Draws a figure by `paint`, in `size` (width, height) inches with `left` inches for labels.
+
+    A title stands above, and below a mark for each name in `legend`.
+    """
+    with rc_context(STYLE):
+        width, height = size
+        below = 0.19 * len(legend)
+        figure = Figure((width, height + below))
+        # margins by hand: a layout that measures every text takes longer than the drawing
+        whole = height + below
+        figure.subplots_adjust(
+            left / width, (0.5 + below) / whole, 1 - 0.15 / width, 1 - 0.45 / whole
+        )
+        paint(figure)
+        edge = 6 / 72 / width
+        figure.suptitle(title, x=edge, y=1 - 6 / 72 / whole, ha="left", va="top", fontsize=10)
+        marks = [Line2D([], [], ls="", label=each, **look_of(at)) for each, at in legend.items()]
+        if marks:
+            style = {"frameon": False, "borderpad": 0, "handlelength": 1, "labelspacing": 0.4}
+            figure.legend(handles=marks, loc="lower left", **style)
+        text = io.StringIO()
+        empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(text, metadata=empty)
+    return Drawing(name, title, words, text.getvalue())
+
+
+def _rows(
+    name: str,
+    title: str,
+    words: str,
+    panels: Sequence[Panel],
+    paint: Callable[[Axes, Panel], None],
+) -> Drawing:
+    """Draws a row for each arm, the best on top, in a panel for each size of the data."""
+    counts = [len(panel.arms) for panel in panels]
+
+    def paint_all(figure: Figure) -> None:
+        figure.subplots_adjust(hspace=1.1 / (ROW * sum(counts) / len(counts)))
+        grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=counts)
+        for axes, panel in zip(grid[:, 0], panels, strict=True):
+            paint(axes, panel)
+            labels = [_short(arm) for arm in panel.arms]
+            axes.set_yticks(range(len(labels)), labels)
+            axes.set_ylim(len(labels) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            if panel.data:
+                axes.set_title(f"{panel.data} training images")
+
+    longest = max(len(_short(arm)) for panel in panels for arm in panel.arms)
+    height = 0.95 + ROW * sum(counts) + 0.75 * (len(panels) - 1)
+    left = 0.2 + LETTER * longest
+    return draw(name, title, words, paint_all, size=(2.9 + left, height), left=left)
+
+
+def _short(name: str) -> str:
+    return (
+        name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
+    """Draws the gap of each arm to the best one, if any was tested; a full mark is a shown gap."""
+    metric = panels[0].metric
+    known = [panel for panel in panels if _beside_best(panel)]
+    if not known:
+        return None
+
+    def paint(axes: Axes, panel: Panel) -> None:
+        scale, beside = metric.scale, _beside_best(panel)
+        axes.axvline(0, color=INK, linewidth=1)
+        for row, arm in enumerate(panel.arms):
+            place = colours[arm]
+            if arm in beside:
+                pair = beside[arm]
+                sign = scale if pair.ahead == panel.arms[0] else -scale
+                least, low, gap, high, most = (
+                    sign * end for end in (pair.least, pair.low, pair.gap, pair.high, pair.most)
+                )
+                axes.plot([least, most], [row] * 2, color=colour(place), linewidth=0.8)
+                axes.plot([low, high], [row] * 2, color=colour(place), linewidth=3, alpha=0.5)
+                fill = colour(place) if pair.significant else "none"
+                axes.plot([gap], [row], markersize=6, mfc=fill, **look_of(place))
+            elif row == 0:
+                axes.plot([0], [0], markersize=6, **look_of(place))
+        axes.set_xlabel(f"{metric.axis_title} less that of {_short(panel.arms[0])}")
+
+    said = [
+        f"{arm} {metric.scale * pair.gap:.3g}"
+        for panel in known
+        for arm, pair in _beside_best(panel).items()
+    ]
+    words = (
+        "Thick: 95 % interval of the gap; thin: of all pairs at once; full marks: a gap is shown. "
+        f"Gaps: {'; '.join(said)}."
+    )
+    return _rows(
+        f"{metric.name}_gaps", f"How far {metric.title} is from the best", words, known, paint
+    )
+
+
+def _beside_best(panel: Panel) -> dict[str, Any]:
+    """The tests of the arm with the best mean, by the other arm."""
+    best, found = panel.arms[0], {}
+    for pair in panel.tested.itertuples():
+        if best in (pair.ahead, pair.behind):
+            found[pair.behind if pair.ahead == best else pair.ahead] = pair
+    return found
+
+
+def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Drawing:
+    """Draws each run, and from four runs on the interval of their mean."""
+    metric = panels[0].metric
+    known = {key: [*own] for key, own in values.groupby(["data", "arm"]).value}
+
+    def paint(axes: Axes, panel: Panel) -> None:
+        for row, (arm, mean) in enumerate(panel.means.iterrows()):
+            own = [metric.scale * value for value in known[panel.data, arm]]
+            look = look_of(colours[str(arm)])
+            axes.plot(own, [row] * len(own), linestyle="", alpha=0.75, **look)
+            ends = [mean.low, mean["mean"], mean.high] if len(own) > 3 else [mean["mean"]]
+            ends = [metric.scale * end for end in ends]
+            tint = look["color"]
+            axes.plot(ends, [row] * len(ends), "|-", color=tint, markersize=9, mew=1.6, zorder=1)
+        if panel.real is not None:
+            axes.axvline(metric.scale * panel.real, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
+        axes.set_xlabel(f"{metric.axis_title}, {metric.direction}")
+
+    said = [
+        f"{arm} {number_of(metric, mean)}"
+        for panel in panels
+        for arm, mean in panel.means["mean"].items()
+    ]
+    dashed = " Dashed: real images." if panels[0].real is not None else ""
+    title, words = f"{metric.title} of each run", f"Means: {'; '.join(said)}.{dashed}"
+    return _rows(f"{metric.name}_by_seed", title, words, panels, paint)
+
+
+def along(
+    frame: pd.DataFrame, metric: Quantity, name: str, arms: Sequence[Arm], axis: str
+) -> Drawing | None:
+    """Draws a metric along training: the mean of the runs that got there, and their range."""
+    lines = {}
+    for arm in arms:
+        own = frame[(frame.arm == arm.name) & (frame.metric == name)]
+        own = own.assign(minutes=own.seconds / 60)
+        before = own[~own.at_end]
+        everyone = before.groupby("images").value.transform("size") == len(arm.runs)
+        points = before[everyone].groupby("images")[["minutes", "flops", "value"]]
+        ends = own[own.at_end]
+        means, least, most = points.mean(), points.min().value, points.max().value
+        if len(ends) and ends[axis].notna().all() and len(means):
+            x = [*(means.index if axis == "images" else means[axis]), ends[axis].mean()]
+            last = ends.value.mean(), ends.value.min(), ends.value.max()
+            rows = [
+                np.append(own, end)
+                for own, end in zip((means.value, least, most), last, strict=True)
+            ]
+            lines[arm.name] = arm.colour, x, metric.scale * np.array(rows)
+    if not lines:
+        return None
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel=AXES[axis], ylabel=metric.axis_title)
+        for place, x, (mean, low, high) in lines.values():
+            axes.plot(x, mean, markevery=max(1, len(x) // 8), **look_of(place))
+            axes.fill_between(x, low, high, color=colour(place), alpha=0.15, linewidth=0)
+        axes.set_xlim(left=0)
+        _amounts(axes)
+
+    ends_said = "; ".join(f"{arm} {rows[0][-1]:.4g}" for arm, (_, _, rows) in lines.items())
+    words = f"Mean over runs, with the range. At the end: {ends_said}."
+    title = f"{metric.title} against {AXES[axis].partition(',')[0]}"
+    legend = {arm: place for arm, (place, _, _) in lines.items()}
+    return draw(f"{metric.name}_against_{axis}", title, words, paint, legend)
+
+
+def _amounts(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: amount(value))
+
+
+def pareto(
+    means: Mapping[str, float],
+    costs: Mapping[str, float],
+    metric: Quantity,
+    cost: str,
+    arms: Sequence[Arm],
+) -> Drawing | None:
+    """Draws a metric against a cost, with the Pareto front; None if the costs are equal."""
+    both = [arm for arm in arms if arm.name in means and arm.name in costs]
+    spent = [costs[arm.name] / (60 if cost == "training_seconds" else 1) for arm in both]
+    if len(both) < 2 or max(spent) <= (1 + EQUAL_COST) * min(spent):
+        return None
+    points = [(x, metric.scale * means[arm.name]) for x, arm in zip(spent, both, strict=True)]
+    best = front(points, metric.higher_is_better)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel=COSTS[cost], ylabel=metric.axis_title)
+        stairs = [points[place] for place in best]
+        axes.plot(*zip(*stairs, strict=True), color=INK, linewidth=1, drawstyle="steps-post")
+        for arm, (x, y) in zip(both, points, strict=True):
+            axes.plot([x], [y], markersize=7, linestyle="", **look_of(arm.colour))
+        _amounts(axes)
+        axes.margins(0.12)
+
+    names = "; ".join(both[place].name for place in best)
+    words = f"The line is the Pareto front, where nothing cheaper is better: {names}."
+    title = f"{metric.title} against {COSTS[cost].partition(',')[0]}"
+    legend = {arm.name: arm.colour for arm in both}
+    return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
+
+
+def tuning(key: str, tuned: Sequence[Tuned]) -> Drawing:
+    """Draws the metric of trials over the values of a key, a line for each network."""
+    metric = TUNED_BY.get(tuned[0].facts["metric"], tuned[0].facts["metric"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
+        for each in tuned:
+            place, best = each.arm.colour, each.facts["chosen"][key]
+            points = {value: float(np.mean(own)) for value, own in each.curve(key)}
+            axes.plot([*points], [*points.values()], **look_of(place))
+            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=colour(place))
+            for value, results in each.curve(key):
+                axes.plot([value] * len(results), results, "_", color=colour(place), alpha=0.6)
+        axes.set_xticks(sorted({value for each in tuned for value, _ in each.curve(key)}))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter("")
+
+    said = "; ".join(f"{each.arm.name} {each.facts['chosen'][key]:g}" for each in tuned)
+    words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
+    legend = {each.arm.name: each.arm.colour for each in tuned}
+    return draw(f"tuning_{key.replace('.', '_')}", title, words, paint, legend)
+
+
+def laws(scaled: ScaledMetric) -> Drawing:
+    """Draws a metric against training FLOPs: a line per size, and laws between their points."""
+    metric = scaled.metric
+
+    def paint(figure: Figure) -> None:
+        xlabel = "training FLOPs, forward and backward"
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=metric.axis_title, xscale="log")
+        for series in scaled.series:
+            _paint_sizes(axes, series, metric)
+            if law := scaled.laws.get(series.name):
+                flops, tint = law.flops, colour(series.colour)
+                axes.plot(flops, law.front(law.fitted)(flops), color=tint, linewidth=2.4)
+                if ends := law.band(flops):
+                    axes.fill_between(flops, *np.transpose(ends), color=tint, alpha=0.18, lw=0)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
+        axes.xaxis.set_minor_formatter("")
+        spent = [member.flops for series in scaled.series for member in series.members]
+        reach = max(spent) / min(spent)
+        # the names of sizes stand to the right of the last points
+        axes.set_xlim(min(spent) / reach**0.05, max(spent) * reach**0.2)
+
+    best = []
+    for series in scaled.series:
+        point = on_front(series.measured(metric), metric)[-1]
+        value = number_of(metric, point.mean(metric))
+        best.append(f"{series.name} {value}, with {point.size} and {amount(point.flops)} FLOPs")
+    words = (
+        "Mean over runs, a line for each size; a ring marks the compute-optimal front, and a thick "
+        f"line a law along it. The best: {'; '.join(best)}."
+    )
+    title = f"{metric.title} against training FLOPs, by size of the network"
+    legend = {series.name: series.colour for series in scaled.series}
+    return draw(f"{metric.name}_scaling", title, words, paint, legend, (7.2, 4.2), 0.8)
+
+
+def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
+    """Draws a line for each size, with its name at the end, and rings around the front."""
+    members, place = series.measured(metric), series.colour
+    for size in series.sizes:
+        own = [(m.flops, metric.scale * m.mean(metric)) for m in members if m.size == size]
+        if own:
+            x, y = zip(*own, strict=True)
+            axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
+            # apart from the names of the other series
+            aside = (5, 7 if place % 2 else -7)
+            text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
+            text.set(va="center", fontsize=7, color=colour(place))
+    best = [(m.flops, metric.scale * m.mean(metric)) for m in on_front(members, metric)]
+    axes.plot(*zip(*best, strict=True), "o", markersize=9, mfc="none", mec=INK, mew=0.8)

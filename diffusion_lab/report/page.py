@@ -1,0 +1,291 @@
+"""The comparison as one self-contained HTML file, made of page.html, page.css and page.js."""
+
+import base64
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from diffusion_lab.build.config_keys import CLASS
+from diffusion_lab.report import verdicts
+from diffusion_lab.report.arms import Arm, runs_of
+from diffusion_lab.report.facts import machine, setting
+from diffusion_lab.report.figures import COLOURS, MARKERS, Drawing, marker
+from diffusion_lab.report.frame import Collection
+from diffusion_lab.report.records import AUTOENCODER, Run
+from diffusion_lab.report.scaling import ScaledMetric
+from diffusion_lab.report.tables import NONE, ArmTable, Column, SamplingTable
+from diffusion_lab.report.tests import Panel
+from diffusion_lab.runs.files import SAMPLES
+
+PARTS = Path(__file__).parent
+GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote
+HEADLINE = ("fid", "kid", "classifier_fid", "accuracy", "recall", "copy_ratio", "test_loss")
+MAIN = 6  # most columns of numbers in the first table
+AGREES, DISAGREES, NO_GAP = "agrees", "disagrees", "no gap shown"
+GAP, ENLARGED = 2, 2  # pixels between images of a grid, and how many times its PNG is enlarged
+ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
+ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
+QUALITY = 82  # quality of WebP, which replaces a PNG that is too large
+SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
+WHITE = OPAQUE = 255
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The grid of one run of an arm, and a strip of two samples per class, as data URIs."""
+
+    arm: Arm
+    run: Run
+    grid: str
+    strip: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of a page. The first of `answers` is by the metric that decides, `panels` too.
+
+    `sentences` are on that metric, `notes` on the whole comparison. `figures` stand above the
+    fold, and the others below headings.
+    """
+
+    found: Collection
+    table: ArmTable
+    panels: Sequence[Panel]
+    others: Mapping[str, Sequence[Panel]]  # by metric
+    answers: Mapping[str, str]  # by metric
+    sentences: Sequence[str]
+    notes: Sequence[str]
+    scaling: Sequence[ScaledMetric]
+    figures: Sequence[Drawing] = ()
+    folded: Mapping[str, Sequence[Drawing]] = field(default_factory=dict)
+    laws: Sequence[Drawing] = ()
+    samples: Sequence[Samples] = ()
+
+    @cached_property
+    def sampled(self) -> SamplingTable | None:
+        """The table by sampling; None if there is no other sampling."""
+        return SamplingTable(self.found) if len(self.found.ways) > 1 else None
+
+    @property
+    def title(self) -> str:
+        arms = len(self.found.arms)
+        return self.found.study.get("question") or f"Comparison of {arms} arms"
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """All figures."""
+        rest = [each for several in self.folded.values() for each in several]
+        return [*self.figures, *rest, *self.laws]
+
+    @property
+    def by_size(self) -> list[str]:
+        """The answer at each size of the data."""
+        return [f"At {each.data} training images: {verdicts.verdict(each)}" for each in self.panels]
+
+    @property
+    def main(self) -> list[Column]:
+        """The columns of the first table: the metric that decides, then others that people read."""
+        decides = self.panels[0].metric.name
+        order = list(dict.fromkeys((decides, *HEADLINE, *self.others)))
+        known = {column.kind: column for column in self.table.columns}
+        several = len({arm.data for arm in self.found.arms}) > 1
+        kinds = [*(["training_images"] if several else ["parameters"]), *order]
+        return [known[kind] for kind in kinds if kind in known][:MAIN]
+
+    @property
+    def strip(self) -> list[tuple[str, list[tuple[str, str, str]]]]:
+        """The word of each other metric on the best arm beside each other one, by its interval."""
+        return [
+            (panels[0].metric.title, [each for panel in panels for each in self._beside(panel)])
+            for panels in self.others.values()
+        ]
+
+    def _beside(self, panel: Panel) -> list[tuple[str, str, str]]:
+        ours = next((each for each in self.panels if each.data == panel.data), None)
+        if ours is None or ours.arms[0] not in panel.arms:
+            return []
+        best, cells = ours.arms[0], []
+        for pair in panel.tested.itertuples():
+            if best in (pair.ahead, pair.behind):
+                other = pair.behind if pair.ahead == best else pair.ahead
+                shown = pair.low * pair.high > 0
+                says = NO_GAP if not shown else AGREES if pair.ahead == best else DISAGREES
+                place = f"{other} at {panel.data}" if panel.data else other
+                cells.append((place, says, verdicts.interval(panel.metric, pair)))
+        return cells
+
+
+def matrix(panel: Panel) -> list[list[Any]]:
+    """The pair of each row's arm and each column's, or None, in the order of the means."""
+    known = {(pair.ahead, pair.behind): pair for pair in panel.tested.itertuples()}
+    both = known | {(behind, ahead): pair for (ahead, behind), pair in known.items()}
+    return [[both.get((a, b)) for b in panel.arms] for a in panel.arms]
+
+
+def render(report: Report) -> str:
+    """Renders the page as HTML text."""
+    found = report.found
+    base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in found.runs])
+    # a single known value means that all grids have the same noise at each place
+    noises = {grid_noise(each.run) for each in report.samples}
+    page = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return page.get_template("page.html").render(
+        report=report,
+        arms=found.arms,
+        generator=GENERATOR,
+        style=(PARTS / "page.css").read_text(),
+        script=(PARTS / "page.js").read_text(),
+        colours={arm.line: arm.colour for arm in found.arms},
+        palette=len(COLOURS),
+        shape=lambda place: MARKERS[marker(place)],
+        verdicts=verdicts,
+        matrix=matrix,
+        none_known=NONE,
+        setting=setting(found),
+        alike=len(noises) == 1 and None not in noises,
+        of_each=OF_EACH,
+        settings={
+            key: [said(arm.settings, key) for arm in found.arms] for key in found.arms[0].settings
+        },
+        runs_folder=os.path.relpath(base),
+        place=lambda run: os.path.relpath(run.folder, base),
+        machines=machines(found.runs),
+    )
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a comparison."""
+    page = folder / "index.html"
+    return page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
+
+
+def said(settings: Mapping[str, object], key: str) -> str:
+    """The value of a setting as text, a class without its module."""
+    value = settings.get(key)
+    if value is None:
+        return NONE
+    return str(value).rpartition(".")[2] if key.endswith(CLASS) else str(value)
+
+
+def machines(runs: Sequence[Run]) -> list[str]:
+    """A line for each machine, torch version and commit, with its number of runs."""
+    counts = Counter(
+        f"{machine(run)}, torch {run.summary.get('versions', {}).get('torch', '?')}, "
+        f"commit {(run.summary.get('git_commit') or 'unknown')[:9]}"
+        for run in runs
+    )
+    return [f"{count} runs: {text}" for text, count in counts.items()]
+
+
+def samples(arms: Sequence[Arm]) -> list[Samples]:
+    """The grid of one run per arm that has one, of the same training seed where possible.
+
+    A VAE has none: its grids are of reconstructions.
+    """
+    counts = Counter(run.seed for run in runs_of(arms))
+    chosen = [min(arm.runs, key=lambda run: (-counts[run.seed], run.seed)) for arm in arms]
+    found = [
+        (arm, run, path)
+        for arm, run in zip(arms, chosen, strict=True)
+        if run.family != AUTOENCODER and (path := latest_grid(run.folder))
+    ]
+    share = ALL_BYTES // max(1, 2 * len(found))
+    shown = []
+    for arm, run, path in found:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+        pixels, strip = pixels[::ENLARGED, ::ENLARGED], None
+        settings = grid_settings(run)
+        if settings and (cells := cells_of(pixels, settings.columns)) is not None:
+            line = [cell for row in cells[:ROWS] for cell in row[:OF_EACH]]
+            strip = data_uri(side_by_side(line), share)
+        shown.append(Samples(arm, run, data_uri(pixels, share), strip))
+    return shown
+
+
+def grid_settings(run: Run) -> DictConfig | None:
+    """The settings of the callback that draws grids; None if the run draws none."""
+    settings = filter(None, (run.config.get("callbacks") or {}).values())
+    return next((each for each in settings if each._target_.endswith(".SampleGrid")), None)
+
+
+def grid_noise(run: Run) -> str | None:
+    """The settings that decide the noise at each place of a run's grid, as JSON text.
+
+    Besides seed and columns these are the sampler, which may draw more noise, and the space that is
+    diffused. None if the run draws no grids.
+    """
+    if (settings := grid_settings(run)) is None:
+        return None
+    parts = ("sampler", "first_stage", "data.source._target_")
+    facts = [settings.seed, settings.columns, *(OmegaConf.select(run.config, p) for p in parts)]
+    return json.dumps(facts, default=OmegaConf.to_container, sort_keys=True)
+
+
+def latest_grid(folder: Path) -> Path | None:
+    """The sample grid of the last step; None if there is none."""
+    steps = {
+        int(number): path
+        for path in (folder / SAMPLES).glob("step_*.png")
+        if (number := path.stem.removeprefix("step_")).isdecimal()
+    }
+    return steps[max(steps)] if steps else None
+
+
+def cells_of(pixels: np.ndarray, columns: int) -> np.ndarray | None:
+    """Splits a grid into its square images (rows, columns, h, w, ...); None if it is not a grid."""
+    height, width, *channels = pixels.shape
+    pitch, rest = divmod(width - GAP, columns)
+    if rest or pitch <= GAP or (height - GAP) % pitch:
+        return None
+    cells = pixels[GAP:, GAP:].reshape(-1, pitch, columns, pitch, *channels).swapaxes(1, 2)
+    lines = (pixels[:GAP], pixels[:, :GAP], cells[:, :, -GAP:], cells[:, :, :, -GAP:])
+    if any((line != WHITE).any() for line in lines):
+        return None
+    return cells[:, :, :-GAP, :-GAP]
+
+
+def side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins images to a line (h, w, C + 1) with transparent gaps, wider after each `OF_EACH`."""
+    parts = []
+    for place, cell in enumerate(cells, 1):
+        gap = 0 if place == len(cells) else GAP if place % OF_EACH else 2 * GAP
+        solid = np.dstack([cell, np.full(cell.shape[:2], OPAQUE, np.uint8)])
+        parts.append(np.pad(solid, ((0, 0), (0, gap), (0, 0))))
+    return np.hstack(parts)
+
+
+def data_uri(pixels: np.ndarray, most: int) -> str:
+    """A picture as a data URI of `most` characters at most: PNG, else WebP, else made smaller."""
+    picture = Image.fromarray(pixels)
+    text = _encoded(picture, "png", optimize=True)
+    picture = picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB")
+    while len(text) > most and max(picture.size) > SMALLEST:
+        text = _encoded(picture, "webp", quality=QUALITY)
+        picture = picture.resize(
+            [max(1, side // 2) for side in picture.size], Image.Resampling.LANCZOS
+        )
+    return text
+
+
+def _encoded(picture: Image.Image, kind: str, **settings: object) -> str:
+    data = io.BytesIO()
+    picture.save(data, kind, **settings)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,209 @@
+"""Scaling laws: a metric as a constant plus power laws, fitted to the means of seeds.
+
+The form is m = E + A C^-b over training FLOPs C, or m = E + A N^-a + B D^-b over the size N and the
+images D (arXiv:2203.15556, approach 3). The law has the least squares of log residuals: a point is
+a mean over seeds, and there are too few points for a robust loss to find outliers among them.
+
+P points, K power terms.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+DRAWS = 200  # of a bootstrap
+TAIL = 0.025  # the part of the draws on either side of an interval
+SPARE = 2  # points that a fit needs beyond its parameters
+OFFSETS = (0.02, 0.5, 0.9)  # starts for E, as fractions of the lowest value
+EXPONENTS = (0.1, 0.4, 1.2)  # starts for each exponent
+CREDIBLE = (1e-3, 10.0)  # exponents beyond are those of a constant or of a step
+STEEPEST = 1.02 * CREDIBLE[1]  # beyond it, a factor of 1e25 FLOPs would overflow
+LARGEST = 500.0  # a logarithm whose exponential, and that of its negative, is a number
+NO_OFFSET = 1e-4  # the fraction of the lowest value below which E is 0
+SEEN = 1e-3  # the least share of a value, at some point, of a term that counts as found
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """The law m = offset + sum over k of factors[k] * x[k] ** -exponents[k]; nothing is negative.
+
+    The law of a metric that does not fall by such a law has an exponent or a term near 0.
+    """
+
+    offset: float
+    factors: tuple[float, ...]
+    exponents: tuple[float, ...]
+
+    def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
+        """The metric at x (K, P), or at x (P,) of a law with one term."""
+        terms = self._terms(x)
+        return self.offset + terms.sum(axis=0)
+
+    def _terms(self, x: ArrayLike) -> NDArray[np.float64]:
+        factors, exponents = np.array(self.factors)[:, None], np.array(self.exponents)[:, None]
+        return factors * np.atleast_2d(np.asarray(x, dtype=float)) ** -exponents  # (K, P)
+
+    def found_in(self, x: ArrayLike) -> bool:
+        """Whether each term is visible at the points x (K, P), and no exponent is at a limit."""
+        low, high = CREDIBLE
+        shares = (self._terms(x) / self(x)).max(axis=1)
+        return all(low < each < high for each in self.exponents) and bool((shares > SEEN).all())
+
+    def optimum(self, work: ArrayLike) -> NDArray[np.float64]:
+        """The best size and images (2, P) with the product `work` (P,), by a law of both.
+
+        The optimum has a A N^-a = b B D^-b, so that N = G work^(b / (a + b)) with
+        G = (a A / (b B))^(1 / (a + b)) (arXiv:2203.15556, equation 4).
+        """
+        (factor, other), (a, b) = self.factors, self.exponents
+        work = np.asarray(work, dtype=float)
+        # in logarithms, since a draw of seeds may have factors far apart
+        log = np.log([a, factor, b, other]) @ [1, 1, -1, -1] / (a + b)
+        size = np.exp(log.clip(-LARGEST, LARGEST)) * work**self.optimal_size_exponent
+        return np.stack([size, work / size])
+
+    def along_front(self, unit: float) -> "PowerLaw":
+        """The law of compute C along the optimum of a law of size and images, C = unit * N * D."""
+        (best,) = PowerLaw(0.0, self.factors, self.exponents)(self.optimum([1.0]))
+        a, b = self.exponents
+        exponent = a * b / (a + b)
+        return PowerLaw(self.offset, (float(best * unit**exponent),), (exponent,))
+
+    @property
+    def optimal_size_exponent(self) -> float:
+        """The exponent of compute in the optimal size, b / (a + b)."""
+        a, b = self.exponents
+        return b / (a + b)
+
+
+def points_needed(terms: int) -> int:
+    """The fewest points for a law with so many power terms."""
+    return 1 + 2 * terms + SPARE
+
+
+def fit(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> PowerLaw:
+    """Fits a law to positive values (P,) at positive x (K, P) or (P,), from several starts.
+
+    With `start`, as for a bootstrap, begins there alone. The caller asks `found_in` whether the
+    values follow such a law. Raises ValueError for fewer points than `points_needed`.
+    """
+    from scipy import optimize  # late, as few comparisons have laws and it takes a second
+
+    raw, targets = (
+        np.atleast_2d(np.asarray(x, dtype=float)),
+        np.log(np.asarray(values, dtype=float)),
+    )
+    terms, points = raw.shape
+    if points < points_needed(terms):
+        raise ValueError(f"{points} points are too few for {1 + 2 * terms} parameters")
+    logs = np.log(raw)
+    centre = logs.mean(axis=1)  # factors at the centre hardly depend on the exponents
+    starts = _starts(targets, terms) if start is None else [_from_law(start, centre, targets)]
+    # MINPACK's Levenberg-Marquardt; all parameters are logarithms, which need no bounds
+    tries = [
+        optimize.least_squares(
+            lambda p: _shares(p, logs - centre[:, None])[0] - targets,
+            first,
+            lambda p: _slopes(p, logs - centre[:, None]),
+            method="lm",
+            xtol=1e-10,
+            ftol=1e-10,
+            max_nfev=200,
+        )
+        for first in starts
+    ]
+    best = min(tries, key=lambda each: each.cost).x.clip(-LARGEST, LARGEST)
+    exponents = _exponents(best, terms)
+    factors = np.exp(best[1 : 1 + terms] + exponents * centre)
+    offset = float(np.exp(best[0]))
+    if offset < NO_OFFSET * np.exp(targets.min()):  # its logarithm goes on falling
+        offset = 0.0
+    return PowerLaw(offset, tuple(map(float, factors)), tuple(map(float, exponents)))
+
+
+def _exponents(parameters: NDArray, terms: int) -> NDArray:
+    return np.exp(parameters[1 + terms :].clip(-12, np.log(STEEPEST)))
+
+
+def _shares(parameters: NDArray, logs: NDArray) -> tuple[NDArray, NDArray]:
+    """The logarithm of the law (P,), and the share of E and of each term in it (1 + K, P)."""
+    terms = len(logs)
+    parameters = parameters.clip(-LARGEST, LARGEST)  # where a long step would overflow
+    powers = parameters[1 : 1 + terms, None] - _exponents(parameters, terms)[:, None] * logs
+    parts = np.vstack([np.full(logs.shape[1], parameters[0]), powers])
+    whole = np.logaddexp.reduce(parts, axis=0)
+    return whole, np.exp(parts - whole)
+
+
+def _slopes(parameters: NDArray, logs: NDArray) -> NDArray:
+    """The derivatives of the logarithm of the law by each parameter (P, 1 + 2K)."""
+    shares = _shares(parameters, logs)[1]
+    by_exponents = -shares[1:] * _exponents(parameters, len(logs))[:, None] * logs
+    return np.vstack([shares, by_exponents]).T
+
+
+def _starts(targets: NDArray, terms: int) -> Iterator[NDArray]:
+    least, middle = np.exp(targets.min()), np.exp(np.median(targets))
+    for part, *exponents in product(OFFSETS, *[EXPONENTS] * terms):
+        offset = part * least
+        factors = [np.log((middle - offset) / terms)] * terms
+        yield np.array([np.log(offset), *factors, *np.log(exponents)])
+
+
+def _from_law(law: PowerLaw, centre: NDArray, targets: NDArray) -> NDArray:
+    # an offset of almost 0 has no slope in its logarithm, from which no step leads away
+    offset = max(law.offset, OFFSETS[0] * float(np.exp(targets.min())))
+    factors = np.log(law.factors) - np.array(law.exponents) * centre
+    return np.array([np.log(offset), *factors, *np.log(law.exponents)])
+
+
+def varies(values: ArrayLike) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(np.ptp(np.asarray(values)) > 1e-6 * np.max(np.abs(values)))
+
+
+def identifiable(x: ArrayLike) -> bool:
+    """Whether the terms of x (K, P) vary independently, so that data can tell them apart."""
+    logs = np.log(np.atleast_2d(np.asarray(x, dtype=float)))
+    spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
+    return bool(spread.min() > 0.1 * spread.max())
+
+
+def bootstrap(
+    law: PowerLaw, x: ArrayLike, seeds: Sequence[Sequence[float]], draws: int = DRAWS
+) -> list[PowerLaw]:
+    """Fits of draws of training seeds, with replacement at each of the P points.
+
+    Returns none if a point has one seed. The deviation of a drawn mean is enlarged, because few
+    seeds understate the variance of their mean: by sqrt(n / (n - 1)) for n seeds, and by the ratio
+    of Student's t to the normal quantile (arXiv:1411.5279, expanded percentile interval). The draws
+    are the same in each call.
+    """
+    if min(map(len, seeds)) < 2:
+        return []
+    generator = np.random.default_rng(0)
+    freedom = sum(len(values) - 1 for values in seeds)
+    wider = special.stdtrit(freedom, TAIL) / special.ndtri(TAIL)
+    columns = []  # a draw is a row
+    for values in map(np.asarray, seeds):
+        count = len(values)
+        drawn = values[generator.integers(count, size=(draws, count))]
+        # in logarithms no draw is negative
+        gaps = np.log(drawn).mean(axis=1) - np.log(values).mean()
+        columns.append(values.mean() * np.exp(gaps * wider * np.sqrt(count / (count - 1))))
+    return [fit(x, means, law) for means in np.stack(columns, axis=1)]
+
+
+def interval(values: ArrayLike) -> tuple[float, float]:
+    """The middle 95 % of values."""
+    low, high = np.quantile(np.asarray(values), [TAIL, 1 - TAIL])
+    return float(low), float(high)
+
+
+def misfit(law: PowerLaw, x: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+    """Relative errors of the law at x, (P,): 0.1 where it is 10 % above or below a value."""
+    return np.abs(law(x) / np.asarray(values) - 1)

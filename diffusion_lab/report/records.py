@@ -1,0 +1,321 @@
+"""Runs as their folders record them: configuration, summary, evaluations and rows of training."""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
+from diffusion_lab.common.files import read_json, read_rows
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.quantity import (
+    BITS_PER_CODE,
+    COPIES,
+    FINGERPRINT,
+    HIGHER,
+    LOWER,
+    PIXEL_COPIES,
+    QUANTITIES,
+    Quantity,
+)
+from diffusion_lab.report.words import Fact
+from diffusion_lab.runs import published
+from diffusion_lab.runs.current import CurrentWeights
+from diffusion_lab.runs.files import METRICS, SUMMARY, load_record, load_summary
+from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
+from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
+from diffusion_lab.runs.search import walk
+from diffusion_lab.training.tuned import FOUND
+
+RATE = "train/images_per_second"
+NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
+NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
+BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
+AUTOENCODER = "autoencoder"  # the family of runs that train a first stage
+SPACES = (("", ""), ("pixel_", " by pixels"))  # features and pixels, in names and in titles
+BY_CONTROL = "copy_ratio_by_control"
+LEVELS = (  # in a report on copies: control, key of its levels, start of their names here
+    ("positive", "sigma_over_alpha", "copies_found_at_"),
+    ("grain", "grey_levels", "copies_found_with_grain_"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder."""
+
+    folder: Path
+    config: DictConfig
+    summary: dict
+    rows: list[dict]  # the rows of metrics.jsonl
+    weights: CurrentWeights
+    kept: list[Record]  # evaluations of the current weights, the one from training first
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether these are images that another program drew."""
+        return IMAGES in self.config
+
+    @property
+    def family(self) -> str:
+        """The family of models that the run is of."""
+        return family_of(self.config)
+
+    @cached_property
+    def known(self) -> Settings:
+        """The settings that are not null; equal numbers are written in the same way (1.0 as 1)."""
+        plain = flat(OmegaConf.to_container(self.config))
+        return {key: whole(value) for key, value in plain.items() if value is not None}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that define the run's arm; of another program's images, the name."""
+        known = {FRACTION: 1} | self.known  # null means all of the data, too
+        if OmegaConf.select(self.config, "budget.seconds") is not None:
+            known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
+        if network := known.pop(f"autoencoder.{CLASS}", None):  # named as other networks are
+            known[f"backbone.{CLASS}"] = network
+        named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
+        return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
+
+    @cached_property
+    def own_way(self) -> dict[str, Any]:
+        """The sampler and guidance of the run's configuration, in the form of records."""
+        return way_of(cast(dict, OmegaConf.to_container(self.config, resolve=True)))
+
+    def drawn_in(self, way: Sampling) -> "Run":
+        """The run, with records that may be compared with those of other ways (`samplings_of`)."""
+        return replace(self, kept=[record | {OWN_WAY: way} for record in self.kept])
+
+    def ways(self, sampling: Sampling) -> list[Sampling]:
+        """The samplings that one with these settings counts as (`samplings_of`)."""
+        known = {"sampling": sampling, "training_seed": self.seed}
+        if self.kept and OWN_WAY in self.kept[0]:
+            known[OWN_WAY] = self.kept[0][OWN_WAY]
+        return samplings_of(known)
+
+    @property
+    def finished_at(self) -> tuple[str, str]:
+        """The time when the run ended, in UTC, with the folder's name to break ties."""
+        return self.summary["ended_at"], str(self.folder)
+
+    @cached_property
+    def images_per_second(self) -> float | None:
+        """The median over the logged windows."""
+        return self._of_all_rows(published.RATE, median_rate)
+
+    @cached_property
+    def gradient_spike(self) -> float:
+        """How far gradients rose above their median (`spike_in`)."""
+        return self._of_all_rows(published.SPIKE, spike_in)
+
+    def _of_all_rows(self, key: str, measure: Callable[[list[dict]], Any]) -> Any:
+        """The value that `measure` has for the rows, before a published run left out some."""
+        thinned = published.facts_of(self.folder).get(published.THINNED)
+        return thinned[key] if thinned else measure(self.rows)
+
+    def part(self, key: str) -> dict[str, Any] | None:
+        """A part of the configuration as plain values; None if it is null or missing."""
+        node = self.config.get(key)
+        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
+        return None if plain is None else cast(dict[str, Any], plain)
+
+
+def family_of(config: DictConfig) -> str:
+    """The family of a saved configuration, `autoencoder` for a first stage's."""
+    return AUTOENCODER if AUTOENCODER in config else config.get("family") or "diffusion"
+
+
+def median_rate(rows: Iterable[dict]) -> float | None:
+    """The median of the images per second in rows of metrics.jsonl; None without any."""
+    rates = [row[RATE] for row in rows if RATE in row]
+    return statistics.median(rates) if rates else None
+
+
+def spike_in(rows: Iterable[dict]) -> float:
+    """The largest gradient norm in rows of metrics.jsonl by its median; 0 if it is not logged.
+
+    The beginning is left out, as all gradients are large in it.
+    """
+    known = [row for row in rows if {NORM, LARGEST_NORM} <= row.keys()]
+    known = known[int(BEGINNING * len(known)) :]
+    usual = statistics.median(row[NORM] for row in known) if known else 0
+    return max(row[LARGEST_NORM] for row in known) / usual if usual else 0
+
+
+def whole(value: object) -> object:
+    """Writes equal numbers in the same way: 1.0 becomes 1, also in lists."""
+    if isinstance(value, list):
+        return [whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def run_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """Finds the run folders at or below the paths; raises UserError for a path without one.
+
+    The tuning runs of a study are found only if the path is their folder, and published copies
+    only if there is nothing else.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        below = list(_search(path, copies=False)) or list(_search(path, copies=True))
+        if not below:
+            raise UserError(
+                f"there is no run folder at or below {path}; give folders that contain runs"
+            )
+        for folder in below:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _search(path: Path, copies: bool) -> Iterator[Path]:
+    for folder, is_run, folders, _ in walk(path):
+        below = [(each, folder / each) for each in folders]
+        folders[:] = [
+            name
+            for name, each in below
+            if not (each / FOUND).is_file() and (copies or not published.has_card(each))
+        ]
+        if is_run:
+            yield folder
+
+
+def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
+    """Reads the finished runs; also returns a fact on each folder or file that is left out.
+
+    Raises UserError if a published run was changed, because nothing else in it can be trusted then.
+    """
+    runs, left_out = [], []
+    for folder in folders:
+        published.require_unchanged_records(folder)
+        try:
+            config, summary = load_record(folder), load_summary(folder)
+            if reason := unfit(folder, config, summary):
+                left_out.append(reason)
+                continue
+            rows, present = rows_of(folder), CurrentWeights(folder)
+            found = evaluations_of(folder, config.seed, present)
+            if not present.known and any((folder / EVALUATIONS).glob("*.json")):
+                left_out.append(Fact("weights_gone", run=folder))
+            runs.append(Run(folder, config, summary, rows, present, found))
+        except UserError as error:  # report a damaged run, and compare the others
+            left_out.append(Fact("said", text=str(error)))
+    return runs, left_out
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl, without those that are not of numbers."""
+    rows = read_rows(folder / METRICS)
+    return [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
+
+
+def unfit(folder: Path, config: DictConfig, summary: dict) -> Fact | None:
+    """The reason why a run cannot be compared; None if it can."""
+    family = family_of(config)
+    if family == AUTOENCODER and not any((folder / EVALUATIONS).glob("*.json")):
+        return Fact("no_samples", run=folder)
+    needed = NEEDED[: 2 if IMAGES in config else None] if summary.get("finished") else ()
+    damaged = not summary or any(summary.get(key) is None for key in needed)
+    if damaged and (folder / SUMMARY).exists():
+        return Fact("damaged", run=folder, file=SUMMARY)
+    steps = summary.get("steps") or 0
+    if not summary.get("finished"):
+        command = "train-autoencoder" if family == AUTOENCODER else "train"
+        return Fact("unfinished", run=folder, steps=steps, command=command)
+    return Fact("pruned", run=folder, steps=steps) if summary.get("pruned") else None
+
+
+def quantities(runs: Iterable[Run]) -> dict[str, Quantity]:
+    """The quantities that tables show, by name; user-defined metrics come last."""
+    runs = list(runs)
+    records = [record for run in runs for record in (run.summary, *run.kept)]
+    extra = [Quantity(**facts) for each in records for facts in each.get("extra_quantities", ())]
+    known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
+    code = f"test/{BITS_PER_CODE.name}"
+    with_codes = [run for run in runs if code in run.summary.get("metrics", {})]
+    if len({OmegaConf.select(run.config, "first_stage.sha256") for run in with_codes}) > 1:
+        del known[BITS_PER_CODE.name]  # codes of other first stages are other data
+    return {name: each for name, each in known.items() if each.judged or each.tabled}
+
+
+def of_control(name: str) -> Quantity | None:
+    """The quantity of a control of copies that tables show; None for any other value."""
+    shown = {"judged": False, "tabled": True}
+    for start, by in SPACES:
+        level = name.removeprefix(start + LEVELS[0][2])
+        if name == start + BY_CONTROL:
+            meaning = f"copies{by}, by a control run's limit"
+            return Quantity(name, f"Copies{by}, by control", meaning, LOWER, **shown)
+        if level != name:
+            meaning = (
+                f"training images, noised to sigma / alpha of {level} and denoised by the run, "
+                f"that count as copies{by}"
+            )
+            title = f"Copies found{by} at {level}"
+            return Quantity(name, title, meaning, HIGHER, percent=True, **shown)
+    return None
+
+
+def copies(
+    runs: Iterable[Run], sampling: Sampling
+) -> tuple[dict[Path, dict[str, float]], list[Fact]]:
+    """The counts of copies by `memorization`, by run folder, and facts on what is left out.
+
+    A report counts if it is of a run's current weights and of `sampling`; reports of unequal
+    protocols are all left out.
+    """
+    found: dict[Path, dict[str, float]] = {}
+    protocols, facts = [], []
+    for run in runs:
+        report = read_json(run.folder / "memorization" / "report.json")
+        if "neighbours" not in report:
+            continue
+        try:
+            reason = unfit_report(run, report, sampling)
+            values, protocol = {} if reason else copies_in(report), dict(report["protocol"])
+        except (AttributeError, LookupError, TypeError, ValueError):
+            reason = "report_damaged"
+        if reason:
+            facts.append(Fact(reason, run=run.folder))
+            continue
+        found[run.folder] = values
+        protocols.append(protocol)
+    keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
+    said = {key: list(dict.fromkeys(str(each.get(key)) for each in protocols)) for key in keys}
+    if unequal := [f"{key} is {' or '.join(own)}" for key, own in said.items() if len(own) > 1]:
+        return {}, [*facts, Fact("reports_unequal", differences="; ".join(unequal))]
+    return found, facts
+
+
+def unfit_report(run: Run, report: dict, sampling: Sampling) -> str | None:
+    """The kind of fact that keeps a report on copies from being compared; None if none does."""
+    if sampling not in run.ways(report["sampling"]):
+        return "report_sampled_otherwise"
+    if not run.weights.known:
+        return "report_without_weights"
+    return None if run.weights.match(report) else "report_of_other_weights"
+
+
+def copies_in(report: dict) -> dict[str, float]:
+    """The counts of a report by short name: copies, and what its controls say of them."""
+    found: dict[str, float] = {}
+    controls = report.get("controls", {})
+    ratios = (COPIES.name, PIXEL_COPIES.name)
+    for (space, counts), ratio, (start, _) in zip(
+        report["neighbours"].items(), ratios, SPACES, strict=True
+    ):
+        found[ratio] = counts["copy_ratio"]
+        if "negative" in controls:
+            found[start + BY_CONTROL] = controls["negative"]["neighbours"][space][BY_CONTROL]
+        for control, levels, name in LEVELS:
+            for level, rates in controls.get(control, {}).get(levels, {}).items():
+                found[f"{start}{name}{level}"] = rates[space]["copies"]
+    return found

@@ -1,0 +1,359 @@
+"""Tests of arms over their training seeds: a frame of values in, a frame of contrasts out.
+
+A frame of values has a row for each run, with its arm, seed and value. Different networks share
+nothing but numbers with a seed, so their runs are independent: three arms or more are tested by a
+model of all of them, value = arm + noise, with Tukey's correction, and two arms, or arms whose
+spreads are unequal, by Welch's test with Holm's. Only runs of one network that was measured in
+several ways are paired, or where a protocol asks for it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from diffusion_lab.metrics.quantity import Quantity
+
+JOINT, WELCH, PAIRED = "joint", "welch", "paired"  # in a protocol; the first is the default
+LEVEL = 0.05  # significance level of every family of tests, and of every interval
+POWER = 0.8  # the share of studies in which a gap of the size that is stated is significant
+ENOUGH = 2  # the fewest runs for a test
+ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
+MOST_SEEDS = 1000  # above it, the number of seeds that a gap needs is not counted
+Values = dict[str, dict[int, float]]  # arm -> seed -> value
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The variance of a run around the mean of its arm, pooled over arms."""
+
+    variance: float
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one metric says of the arms on the same data: their means, best first, and their tests.
+
+    `data` is the number of training images as text, if there are several sizes. `floor` is what
+    relative gaps are measured from, and `real` the value of real images; None without one.
+    """
+
+    metric: Quantity
+    data: str
+    means: pd.DataFrame
+    pairs: pd.DataFrame
+    floor: float | None = None
+    real: float | None = None
+    asked: bool = False  # whether the protocol names the pairs
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms, the best mean first."""
+        return [str(arm) for arm in self.means.index]
+
+    @property
+    def tested(self) -> pd.DataFrame:
+        return self.pairs[self.pairs.p.notna()]
+
+    @property
+    def won(self) -> pd.DataFrame:
+        """The tests in which the arm with the best mean is shown to be better, nearest first."""
+        known = self.tested
+        found = known[(known.ahead == self.arms[0]) & known.significant]
+        return found.loc[found.gap.abs().sort_values().index]
+
+    @property
+    def best(self) -> str | None:
+        """The arm that is shown to be better than each of the others; None without one."""
+        return self.arms[0] if 0 < len(self.won) == len(self.arms) - 1 else None
+
+
+def panels(
+    values: pd.DataFrame,
+    metric: Quantity,
+    test: str = JOINT,
+    asked: Sequence[tuple[str, str]] | None = None,
+    real: float | None = None,
+) -> list[Panel]:
+    """Judges the arms by a metric at each size of the data; only arms on the same data are tested.
+
+    A gap of a metric that is never below 0 is also relative, that of a Fréchet distance to its
+    value for real images, because both are too high by much the same amount.
+    """
+    biased = real if "fid" in metric.name else 0.0
+    floor = None if metric.higher_is_better or metric.percent else biased
+    found = []
+    for data, own in values.groupby("data", sort=False):
+        pairs = contrasts(own, test, asked, metric.higher_is_better, floor)
+        order = means(own).sort_values("mean", ascending=not metric.higher_is_better)
+        found.append(Panel(metric, str(data), order, pairs, floor, real, asked is not None))
+    return found
+
+
+def t_of(tail: float, degrees: float) -> float:
+    """Student's t that is exceeded with probability `tail`."""
+    return float(-special.stdtrit(degrees, tail))
+
+
+def p_of(t: float, degrees: float) -> float:
+    """The p-value of Student's t, of two sides."""
+    return float(2 * special.stdtr(degrees, -abs(t)))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the confidence interval of the mean of two or more values."""
+    if len(set(values)) == 1:
+        return 0.0  # not the rounding of their mean
+    count = len(values)
+    return t_of(LEVEL / 2, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+
+
+def means(values: pd.DataFrame) -> pd.DataFrame:
+    """The runs, mean, interval (low, high), smallest and largest value of each arm, best known."""
+    found = values.groupby("arm", sort=False).value.agg(["count", "mean", "std", "min", "max"])
+    half = values.groupby("arm", sort=False).value.agg(
+        lambda own: half_width(list(own)) if len(own) > 1 else np.nan
+    )
+    return found.assign(half=half, low=found["mean"] - half, high=found["mean"] + half)
+
+
+def contrasts(
+    values: pd.DataFrame,
+    test: str = JOINT,
+    asked: Sequence[tuple[str, str]] | None = None,
+    higher_is_better: bool = False,
+    floor: float | None = None,
+) -> pd.DataFrame:
+    """Tests the pairs of arms that are `asked` about, all by default; a row for each pair.
+
+    `ahead` has the better mean, and `gap` is the mean of `behind` less that of `ahead`. `low` and
+    `high` bound its 95 % interval; `least` and `most` bound those of all pairs at once. `corrected`
+    is p after the correction over these pairs alone. `relative` is the change from `behind` to
+    `ahead` above `floor`, the value of real images; nan without a floor. In `better` of `pairs`
+    pairs of runs `ahead` is better. `detectable` is the true gap of 80 % power, between
+    `detectable_low` and `detectable_high` as the spread is known from few runs only. A pair whose
+    values do not vary is not tested: then these are nan.
+    """
+    by_arm = _by_arm(values)
+    pairs = list(combinations(by_arm, 2)) if asked is None else [*asked]
+    known = [(a, b) for a, b in pairs if _enough(by_arm.get(a), by_arm.get(b), test)]
+    noise = pooled(by_arm) if test == JOINT else None
+    rows = [_row(by_arm, pair, test, noise, higher_is_better, floor) for pair in known]
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    found["test"] = (JOINT if noise else WELCH) if test == JOINT else test
+    corrected(found, by_arm, noise)
+    return found
+
+
+def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+    """The tests of pairs with p_joint, p_welch and p_paired, what each says after correction."""
+    by_arm = _by_arm(values)
+    pairs = [*zip(found.ahead, found.behind, strict=True)]
+    others = {f"p_{test}": _by_other(by_arm, pairs, test) for test in (JOINT, WELCH, PAIRED)}
+    return found.assign(**others)
+
+
+COLUMNS = [
+    *("ahead", "behind", "seeds", "gap", "error", "degrees", "relative", "relative_low"),
+    *("relative_high", "better", "pairs"),
+]
+
+
+def _by_arm(values: pd.DataFrame) -> Values:
+    found: Values = {}
+    for arm, seed, value in zip(values.arm, values.seed, values.value, strict=True):
+        found.setdefault(arm, {})[seed] = value
+    return found
+
+
+def _enough(
+    ours: Mapping[int, float] | None, theirs: Mapping[int, float] | None, test: str
+) -> bool:
+    """Whether two arms have enough runs for a test; a paired one needs seeds in common."""
+    if not ours or not theirs:
+        return False
+    common = len(ours.keys() & theirs.keys())
+    return min(len(ours), len(theirs), common if test == PAIRED else ENOUGH) >= ENOUGH
+
+
+def pooled(by_arm: Values) -> Noise | None:
+    """The noise of a model of all arms; None for under three arms, or if their spreads differ.
+
+    The check is Bartlett's test. Arms of one run have no spread, and are not counted.
+    """
+    rows = [np.array([*own.values()]) for own in by_arm.values() if len(own) >= ENOUGH]
+    if len(rows) < 3 or not all(map(_varies, rows)):
+        return None
+    from scipy import stats  # late, as two arms need none of it and it takes a second
+
+    if stats.bartlett(*rows).pvalue < LEVEL:
+        return None
+    degrees = sum(len(row) - 1 for row in rows)
+    return Noise(sum(row.var() * len(row) for row in rows) / degrees, degrees)
+
+
+def _varies(values: NDArray) -> bool:
+    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
+
+
+def _row(
+    by_arm: Values,
+    pair: tuple[str, str],
+    test: str,
+    noise: Noise | None,
+    higher: bool,
+    floor: float | None,
+) -> list[object]:
+    """The cells of one pair in the columns of COLUMNS."""
+    first, second = (by_arm[arm] for arm in pair)
+    seeds = sorted(first.keys() & second.keys() if test == PAIRED else {*first, *second})
+    sides = {
+        arm: np.array([own[seed] for seed in seeds if seed in own])
+        for arm, own in zip(pair, (first, second), strict=True)
+    }
+    ahead, behind = sorted(pair, key=lambda arm: sides[arm].mean(), reverse=higher)
+    ours, theirs = sides[ahead], sides[behind]
+    error, degrees = _error(ours, theirs, test, noise)
+    sign = -1 if higher else 1
+    gaps = sign * (theirs - ours if test == PAIRED else theirs[:, None] - ours)
+    better = float((gaps > 0).sum() + (gaps == 0).sum() / 2)
+    relative = (math.nan,) * 3
+    if floor is not None and min(ours.mean(), theirs.mean()) > floor:
+        relative = _relative(ours - floor, theirs - floor, test, noise)
+    gap = theirs.mean() - ours.mean()
+    return [
+        ahead,
+        behind,
+        " ".join(map(str, seeds)),
+        gap,
+        error,
+        degrees,
+        *relative,
+        better,
+        gaps.size,
+    ]
+
+
+def _error(
+    ours: NDArray, theirs: NDArray, test: str, noise: Noise | None, by: tuple[float, float] = (1, 1)
+) -> tuple[float, float]:
+    """The standard error of a gap and its degrees of freedom; nan for values that do not vary.
+
+    `by` are numbers that the values of both sides are divided by.
+    """
+    first, second = ours / by[0], theirs / by[1]
+    rows = [second - first] if test == PAIRED else [first, second]
+    largest = max(np.abs(first).max(), np.abs(second).max())
+    if max(map(np.ptp, rows)) <= ROUNDING * largest:
+        return math.nan, math.nan
+    if noise and test == JOINT:
+        scale = 1 / (len(first) * by[0] ** 2) + 1 / (len(second) * by[1] ** 2)
+        return math.sqrt(noise.variance * scale), noise.degrees
+    parts = [(row.var(ddof=1) / len(row), len(row) - 1) for row in rows]
+    total = sum(part for part, _ in parts)
+    return math.sqrt(total), float(total**2 / sum(part**2 / n for part, n in parts))
+
+
+def _relative(
+    ours: NDArray, theirs: NDArray, test: str, noise: Noise | None
+) -> tuple[float, float, float]:
+    """The change from theirs to ours as a share of theirs, and its interval by the delta method."""
+    means = ours.mean(), theirs.mean()
+    error, degrees = _error(ours, theirs, test, noise, means)
+    ratio, t = means[0] / means[1], t_of(LEVEL / 2, degrees)
+    return ratio - 1, ratio * math.exp(-t * error) - 1, ratio * math.exp(t * error) - 1
+
+
+def corrected(found: pd.DataFrame, by_arm: Values, noise: Noise | None) -> None:
+    """Adds p, its correction over all rows, intervals, and the gap of 80 % power, in place."""
+    error, degrees, gap = (found[name].to_numpy(float) for name in ("error", "degrees", "gap"))
+    size = np.abs(gap) / error
+    found["p"] = 2 * special.stdtr(degrees, -size)
+    arms = len({*found.ahead, *found.behind})
+    tests = int(found.p.notna().sum())
+    if noise and arms > 2 and tests == arms * (arms - 1) / 2:
+        from scipy.stats import studentized_range
+
+        found["corrected"] = np.clip(
+            studentized_range.sf(math.sqrt(2) * size, arms, noise.degrees), found.p, 1
+        )
+        threshold = np.full(len(found), studentized_range.isf(LEVEL, arms, noise.degrees))
+        threshold /= math.sqrt(2)
+        found["correction"] = "Tukey"
+    else:
+        found["corrected"] = holm(found.p.to_numpy())
+        threshold = -special.stdtrit(degrees, LEVEL / 2 / max(1, tests))
+        found["correction"] = "Holm" if tests > 1 else ""
+    found["tests"] = tests
+    own = -special.stdtrit(degrees, LEVEL / 2) * error
+    found["low"], found["high"] = gap - own, gap + own
+    found["least"], found["most"] = gap - threshold * error, gap + threshold * error
+    found["significant"] = found.corrected < LEVEL
+    found["detectable"] = special.nctdtrinc(degrees, 1 - POWER, threshold) * error
+    for name, tail in (("detectable_low", LEVEL / 2), ("detectable_high", 1 - LEVEL / 2)):
+        # the true spread, by the chi-squared distribution of that of few runs
+        found[name] = found.detectable * np.sqrt(degrees / special.chdtri(degrees, tail))
+
+
+def holm(p: Sequence[float] | NDArray) -> NDArray:
+    """Holm's step-down correction of p-values, in the order given; nan are not tested."""
+    given = np.asarray(p, float)
+    found, largest = np.full(len(given), np.nan), 0.0
+    order = [place for place in given.argsort() if not np.isnan(given[place])]
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * given[place]))
+        found[place] = largest
+    return found
+
+
+def _by_other(by_arm: Values, pairs: Sequence[tuple[str, str]], test: str) -> list[float]:
+    """What a test says of pairs after correction; nan where it cannot be made."""
+    noise = pooled(by_arm) if test == JOINT else None
+    known = [pair for pair in pairs if _enough(by_arm[pair[0]], by_arm[pair[1]], test)]
+    if test == JOINT and noise is None:
+        known = []
+    rows = [_row(by_arm, pair, test, noise, False, None) for pair in known]
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    corrected(found, by_arm, noise)
+    by_pair = dict(zip(known, found.corrected, strict=True))
+    return [by_pair.get(pair, math.nan) for pair in pairs]
+
+
+def paired_changes(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The mean change of each arm from one way of measuring its runs to another, by run."""
+    both = one.merge(other, on=["arm", "seed"], suffixes=("", "_other"))
+    both["value"] = both.value_other - both.value
+    return means(both[["arm", "seed", "value"]])
+
+
+def variance_split(values: pd.DataFrame) -> tuple[float, float] | None:
+    """The variance over training seeds and over sampling seeds, of values with both seeds.
+
+    They are those of a nested analysis of variance, pooled over arms. None unless runs are
+    sampled several times, and some arm has several runs.
+    """
+    cells = values.groupby(["arm", "seed"]).value.agg(["mean", "var", "count"])
+    if cells["count"].min() < 2 or cells.groupby("arm").size().max() < 2:
+        return None
+    weights = cells["count"] - 1
+    sampling = float((cells["var"] * weights).sum() / weights.sum())
+    own = cells.groupby("arm")["mean"]
+    degrees = own.size() - 1
+    between = float((own.var().fillna(0) * degrees).sum() / degrees.sum())
+    return max(0.0, between - float((sampling / cells["count"]).mean())), sampling
+
+
+def seeds_needed(std: float, gap: float) -> int | None:
+    """The fewest runs of each of two arms with 80 % power for a gap; None for more than 1,000."""
+    for count in range(ENOUGH, MOST_SEEDS + 1):
+        degrees = 2 * (count - 1)
+        found = special.nctdtrinc(degrees, 1 - POWER, t_of(LEVEL / 2, degrees))
+        if found * std * math.sqrt(2 / count) <= gap:
+            return count
+    return None

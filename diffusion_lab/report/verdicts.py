@@ -1,0 +1,186 @@
+"""What tests say, in words: the answer with its numbers, each pair, and other metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusion_lab.common.formats import joined
+from diffusion_lab.metrics.quantity import Quantity
+from diffusion_lab.report.tests import LEVEL, Panel
+from diffusion_lab.report.words import NAMED, SHORT, TESTS, digits, few, p_in, percent
+
+
+def number_of(metric: Quantity, value: float) -> str:
+    """A value of a metric in three digits; a share as a percentage."""
+    return digits(metric.scale * value, 3) + " %" * metric.percent
+
+
+def gap_in(metric: Quantity, *ends: float) -> str:
+    """A difference, or a range of differences, in two digits; shares in percentage points."""
+    words = " to ".join(digits(metric.scale * end) for end in ends)
+    return words + " points" * metric.percent
+
+
+def change(panel: Panel, pair: Any) -> str:
+    """By how much the better arm of a pair is ahead of the other, and the interval."""
+    metric = panel.metric
+    if pair.relative == pair.relative:  # not nan
+        how = "closer to real images" if panel.floor else "lower"
+        least = percent(-pair.relative_high).removesuffix(" %")
+        between_shares = f"{least} to {percent(-pair.relative_low)}"
+        return f"{percent(-pair.relative)} {how} (95 % interval {between_shares})"
+    how = "higher" if metric.higher_is_better else "lower"
+    between_ends = gap_in(metric, *sorted((abs(pair.low), abs(pair.high))))
+    return f"{gap_in(metric, abs(pair.gap))} {how} (95 % interval {between_ends})"
+
+
+def interval(metric: Quantity, pair: Any) -> str:
+    """The gap of a pair, from the better to the worse mean, with its 95 % interval."""
+    sign = 1 if pair.gap >= 0 else -1
+    ends = sorted((sign * pair.low, sign * pair.high))
+    return f"{gap_in(metric, abs(pair.gap))} (95 % interval {gap_in(metric, *ends)})"
+
+
+def signed(metric: Quantity, pair: Any, arm: str) -> str:
+    """The gap of a pair as one of its arms has it: its mean less that of the other."""
+    gap = -pair.gap if arm == pair.ahead else pair.gap
+    return f"{'+' if gap > 0 else ''}{digits(metric.scale * gap)}{' %' * metric.percent}"
+
+
+def verdict(panel: Panel) -> str:
+    """The answer for arms on the same data, with both numbers and the gap between them."""
+    value, (best, *rest) = numbers(panel), panel.arms
+    head = f"{panel.metric.title} {value[best]}{real_in(panel)}"
+    if not rest:
+        half = panel.means.half.iloc[0]
+        spread = f" ± {gap_in(panel.metric, half)}" if half == half else ""
+        return f"{best} is the only arm: {panel.metric.title} {value[best]}{spread}"
+    tested, won = panel.tested, panel.won
+    if tested.empty:
+        return untested(panel)
+    if panel.asked or len(rest) == 1:
+        each = [pair_in(panel, pair) for pair in tested.itertuples()]
+        more = f"; and {len(each) - NAMED} pairs more" if len(each) > NAMED else ""
+        return "; ".join(each[:NAMED]) + more
+    if len(won):
+        nearest, *further = won.itertuples()
+        said = f"{head}, {change(panel, nearest)} than {nearest.behind}'s {value[nearest.behind]}"
+        if 0 < len(further) <= NAMED:
+            said += f"; {joined([f'{pair.behind} has {value[pair.behind]}' for pair in further])}"
+        if panel.best is None:
+            open_ = [arm for arm in rest if arm not in set(won.behind)]
+            return f"{best} has {said}; no lead over {few(open_)} is shown"
+        every = won.better.sum() == won.pairs.sum()
+        said += f"; every run of {best} is better than every other run" if every else ""
+        return f"{best} is best: {said}"
+    if tested.significant.any():
+        clearest = next(tested.sort_values("corrected").itertuples())
+        return (
+            f"No arm is shown to be best: {head} of {best} is the best mean, and "
+            f"{tested.significant.sum()} of {len(tested)} pairs differ; {pair_in(panel, clearest)}"
+        )
+    return (
+        f"No difference is shown among {len(rest) + 1} arms: {panel.metric.title} from "
+        f"{value[best]} ({best}) to {value[rest[-1]]} ({rest[-1]})"
+    )
+
+
+def numbers(panel: Panel) -> dict[str, str]:
+    """The mean of each arm as text."""
+    return {str(arm): number_of(panel.metric, mean) for arm, mean in panel.means["mean"].items()}
+
+
+def real_in(panel: Panel) -> str:
+    """The value of real images in brackets, if there is one."""
+    return "" if panel.real is None else f" (real images {number_of(panel.metric, panel.real)})"
+
+
+def pair_in(panel: Panel, pair: Any) -> str:
+    """The result of one pair, with both numbers."""
+    value, title = numbers(panel), panel.metric.title
+    if pair.significant:
+        return (
+            f"{pair.ahead} is better than {pair.behind}: {title} {value[pair.ahead]}"
+            f"{real_in(panel)}, {change(panel, pair)} than {value[pair.behind]}"
+        )
+    return (
+        f"No difference of {pair.ahead} and {pair.behind} is shown: {title} {value[pair.ahead]} "
+        f"and {value[pair.behind]}, a gap of {interval(panel.metric, pair)}"
+    )
+
+
+def untested(panel: Panel) -> str:
+    """The answer where no pair is tested, for few runs or for values that do not vary."""
+    metric, pairs = panel.metric, panel.pairs
+    named = [f"{number} of {arm}" for arm, number in numbers(panel).items()]
+    shown = joined(named) if len(named) <= NAMED else f"{named[0]} to {named[-1]}"
+    if not len(pairs):
+        return (
+            f"Nothing is tested, since a test needs two runs of each arm: {metric.title} {shown}; "
+            "another training seed may change it by more than other samples do"
+        )
+    if not pairs.gap.abs().max():
+        return f"Nothing is tested: values of {metric.title} are all equal, {shown}"
+    return (
+        f"Nothing is tested: values of {metric.title} differ by the same in every seed, {shown}, "
+        "as those of copies, or of runs that are blind to the seed"
+    )
+
+
+def findings(panel: Panel) -> list[str]:
+    """A sentence on each tested pair: the best arm's, those without a gap, the rest."""
+    known = panel.tested
+    rank = (known.ahead != panel.arms[0]) * (1 + known.significant)
+    ordered = known.assign(rank=rank).sort_values(["rank", "corrected"], kind="stable")
+    return [_finding(panel, pair) for pair in ordered.itertuples()]
+
+
+def _finding(panel: Panel, pair: Any) -> str:
+    count = f"better in {pair.better:g} of {pair.pairs} pairs of runs"
+    p, scale = p_in(pair.corrected), panel.metric.scale
+    if pair.significant:
+        gap = interval(panel.metric, pair)
+        return f"{pair.ahead} is ahead of {pair.behind} by {gap}; {count}; {p}"
+    sizes = (pair.detectable, pair.detectable_low, pair.detectable_high)
+    power, low, high = (digits(scale * each, 1) for each in sizes)
+    return (
+        f"{pair_in(panel, pair)}; {count}; {p}; four of five such studies find a true gap of "
+        f"{power} ({low} to {high})"
+    )
+
+
+def disagreements(panel: Panel) -> list[str]:
+    """A sentence on each pair of which other tests, after their correction, say otherwise."""
+    said = []
+    for pair in panel.tested.itertuples():
+        others = {test: getattr(pair, f"p_{test}") for test in TESTS if test != pair.test}
+        against = {
+            test: p for test, p in others.items() if p == p and (p < LEVEL) != pair.significant
+        }
+        if against:
+            named = joined([f"{SHORT[test]} ({p_in(p)})" for test, p in against.items()])
+            own = f"{SHORT[pair.test]} ({p_in(pair.corrected)})"
+            by, but = (own, named) if pair.significant else (named, own)
+            said.append(f"By {by} {pair.ahead} is ahead of {pair.behind}; not so by {but}")
+    return said
+
+
+def secondary(panel: Panel) -> str:
+    """What another metric than the primary one says, by an interval without correction."""
+    value, (best, *rest), title = numbers(panel), panel.arms, panel.metric.title
+    if not rest:
+        return f"{title} was measured for {best} alone: {value[best]}"
+    said = f"{best} has the best mean {title}, {value[best]}, then {rest[0]}, {value[rest[0]]}"
+    known = panel.tested
+    own = known[(known.ahead == best) & (known.behind == rest[0])]
+    return said + "".join(f": a gap of {interval(panel.metric, pair)}" for pair in own.itertuples())
+
+
+def at_sizes(panels: Sequence[Panel]) -> str:
+    """One sentence on the best arm at each size of the data."""
+    at: dict[str | None, list[str]] = {}
+    for panel in panels:
+        at.setdefault(panel.best, []).append(panel.data)
+    nowhere = at.pop(None, [])
+    said = [f"{arm} is best at {joined(sizes)} training images" for arm, sizes in at.items()]
+    said += [f"none is shown to be best at {joined(nowhere)} training images"] if nowhere else []
+    return f"By {panels[0].metric.title} {', '.join(said)}"

@@ -1,0 +1,284 @@
+"""Every sentence of a comparison, made of plain facts: kinds with numbers, and frames of tests."""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diffusion_lab.common.formats import amount, duration, joined
+from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
+from diffusion_lab.runs.samplings import OWN, Sampling
+
+TESTS = {
+    JOINT: "a model of all arms with Tukey's correction",
+    WELCH: "Welch's t-test",
+    PAIRED: "a paired t-test",
+}
+SHORT = {JOINT: "the model of all arms", WELCH: "Welch's test", PAIRED: "the paired test"}
+TUNED_BY = {"fid": "FID to validation images", "val/loss": "validation loss"}
+NAMED = 3  # arms that a sentence names; more are counted
+GAP_SHARE = 0.05  # of the gap whose number of seeds is said
+
+
+def percent(share: float) -> str:
+    """A share in two digits: 0.5 %, 12 %, 130 %."""
+    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
+
+
+def digits(value: float, count: int = 2) -> str:
+    """A number with two digits, or with none behind the point: 0.012, 4.9, 123; -0 is 0."""
+    return f"{value:.{count}g}" if abs(value) < 0.995 * 10**count else f"{value:,.0f}"
+
+
+def p_in(p: float) -> str:
+    """A p-value to one digit, as few runs know it no better."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.1g}"
+
+
+def few(names: Sequence[str]) -> str:
+    """Up to three names, or their number."""
+    return joined([*names]) if len(names) <= NAMED else f"{len(names)} arms"
+
+
+def limits(seconds: Sequence[float | None]) -> str:
+    """Time limits; None is none."""
+    known = joined([f"{each:,}" for each in seconds if each is not None])
+    return f"{known} seconds{', or none' * (None in seconds)}"
+
+
+def between(ends: Sequence[float]) -> str:
+    """The smallest and the largest of some amounts; one if both are equal."""
+    return " to ".join(dict.fromkeys(f"{each:,}" for each in ends))
+
+
+HOW: dict[str, Callable[[Any], str]] = {
+    "amount": amount,
+    "duration": duration,
+    "names": lambda names: joined([*map(str, names)]),
+    "few": few,
+    "percent": percent,
+    "limits": limits,
+    "between": between,
+    "amounts": lambda ends: " to ".join(map(amount, ends)),
+    "durations": lambda ends: " to ".join(dict.fromkeys(map(duration, ends))),
+    "digits": digits,
+}
+
+
+class _Words(string.Formatter):
+    """Formats a value by the name of a function, as in {seconds:duration}."""
+
+    def format_field(self, value: Any, spec: str) -> str:
+        return HOW[spec](value) if spec in HOW else format(value, spec)
+
+
+MEASURE_AGAIN = "; measure them again with `diffusion-lab memorization run={run}`"
+BESIDE = "which its own images and time leave out"
+SENTENCES: dict[str, Any] = {
+    "said": "{text}",
+    # runs and measurements that are left out
+    "no_samples": "{run} is left out: it is an autoencoder; samples of a VAE are measured by "
+    "`diffusion-lab evaluate run={run}`",
+    "damaged": "{run} is left out: its {file} is damaged and cannot be read",
+    "unfinished": "{run} is left out: it is unfinished at step {steps:,}; resume it with "
+    "`diffusion-lab {command} resume={run}`",
+    "pruned": "{run} is left out: a search ended it early, at step {steps:,}",
+    "repeated": "{run} is left out: {newer}, which finished later, has the same settings and seed",
+    "weights_gone": "Later evaluations of {run} are left out: its checkpoints are gone, so it is "
+    "unknown whether the metrics belong to its weights",
+    "measured_otherwise": "{run} is left out: its samples were measured in another way; measure "
+    "them like the others with `diffusion-lab evaluate run={run} metrics...=...`",
+    "losses_differ": "Denoising losses are left out: objective, schedule, data or first stage "
+    "differ, so the losses are different quantities",
+    "few_for_infinity": "FID-infinity is left out: {samples:,} samples are too few to extrapolate "
+    "from; it needs {fewest:,}",
+    "not_finite": "{run} has no finite {metrics:names}, so means leave its seed out there",
+    "report_damaged": "Copy ratios of {run} are left out: the report of `memorization` is damaged",
+    "report_sampled_otherwise": "Copy ratios of {run} are left out: its report is for another "
+    "sampler, guidance or seed" + MEASURE_AGAIN + ", sampled like the rest",
+    "report_without_weights": "Copy ratios of {run} are left out: its checkpoints are gone, so it "
+    "is unknown whether its report belongs to them",
+    "report_of_other_weights": "Copy ratios of {run} are left out: its report is for other weights "
+    "than the current ones" + MEASURE_AGAIN,
+    "reports_unequal": "Copy ratios are left out, because runs measured them in different ways: "
+    "{differences}; run `diffusion-lab memorization` on all of them with equal settings",
+    # protocol and tests
+    "protocols_differ": "The runs follow different protocols, so no metric is the primary one",
+    "no_protocol": "No protocol was fixed before the runs, so no metric is the primary one",
+    "protocol": lambda metric, test, seeds: (
+        f"Protocol: {metric} decides, by {TESTS[test]} over seeds {', '.join(map(str, seeds))}"
+    ),
+    "stop": "Stopping rule: {rule}",
+    "not_measured": "{metric} was not measured, so the protocol decides nothing",
+    "no_commit": "No commit is known that held this protocol",
+    "commit": "Commit {commit} was checked out for the first run that ended",
+    "dirty_commit": "Commit {commit} was checked out for the first run that ended, with changes "
+    "that were not committed",
+    "seeds_missing": "{arm} has no run of seed {seeds:names}",
+    "seeds_beside": "{arm} has seeds beyond the protocol, which {metric} does not count: "
+    "{seeds:names}",
+    "seeds_beside_that_count": "{arm} has seeds beyond the protocol, which {metric} counts, since "
+    "no run has its seeds: {seeds:names}",
+    "unequal_spread": "Runs of some arms vary more than those of others, so pairs are tested by "
+    "Welch's test with Holm's correction",
+    "correction": "{name}'s correction covers the {tests} pairs that are asked about; other "
+    "metrics have intervals without correction",
+    "unmeasured_arms": "{metric} was not measured for {arms:few}",
+    "few_runs": "{arms:few} cannot be tested: a test needs two runs of each arm",
+    "bias": "Real images have {metric} {real:digits} at this number of samples, more than a third "
+    "of the best arm's {value:digits}: judge by KID, which has no such bias",
+    "variance": "Of the variance between runs of an arm {training:percent} is due to training and "
+    "{sampling:percent} to sampling",
+    "seeds_needed": "To find a gap of {share:percent} ({gap:digits}) in four of five studies takes "
+    "{seeds} runs of each arm",
+    "many_seeds_needed": "To find a gap of {share:percent} ({gap:digits}) takes more runs of each "
+    "arm than a study has",
+    # tuning
+    "not_tuned": "Nothing was tuned for each network: all have the values of one recipe",
+    "some_tuned": "Only {arms} of {all} arms were tuned",
+    "tuned": lambda metric, images, seeds, keys, overrides, counts: (
+        f"Tuned by {TUNED_BY.get(metric, metric)}: {', '.join(keys)}, at {between(counts)} values"
+        + (", each" if images or overrides else "")
+        + (f" on {images:,} images" if images else "")
+        + (f" with {joined(overrides)}" if overrides else "")
+        + f", with seed {', '.join(map(str, seeds))}"
+    ),
+    "tuned_unequally": "Networks were tuned with unequal budgets, or by different metrics",
+    "at_an_end": "The best {key} of {arm}, {value:g}, is at an end of its grid",
+    # budgets and machines
+    "drawn_elsewhere": "{arm} was drawn by another program, of whose training nothing is known",
+    "time_limits": "Runs had a time limit of {seconds:limits}, and saw {images:between} images",
+    "images": "Every run saw {images:between} images",
+    "took": "Training took {seconds:durations} of wall-clock time",
+    "shorter_than_limit": "Training itself took {least:,.0f} to {most:,.0f} of the {limit:,} "
+    "seconds: the limit includes evaluations and pictures during training",
+    "limits_unequal": "Time limits are unequal: {seconds:limits}",
+    "budgets_unequal": "Budgets are unequal: runs saw {images:amounts} images",
+    "flops_equal": "Images are unequal, but training FLOPs, with those of teachers and of initial "
+    "weights, are equal within {share:percent}: runs saw {images:amounts} images",
+    "known_flops_equal": "Images are unequal, but training FLOPs, with those of teachers, are "
+    "equal within {share:percent}, without those of some initial weights: runs saw "
+    "{images:amounts} images",
+    "operations_unequal": "Operations are unequal: arms take {least:amount} to {most:amount} FLOPs "
+    "to train on an image, at equal numbers of images",
+    "parameters_unequal": "Parameters are unequal: arms have {least:amount} to {most:amount}",
+    "outputs_unequal": lambda patches: (
+        "Output layers are unequal: arms write "
+        + joined(["single pixels" if p is None else f"{p} x {p} patches" for p in patches])
+        + "; compare their seams"
+    ),
+    "precision_unequal": "Precision is unequal: {precisions:names}",
+    "taught": lambda arm, images, calls: (
+        f"{arm} has a teacher that "
+        + (f"saw {amount(images)} images" if images else "was trained elsewhere")
+        + (f" and answered {amount(calls)} calls" if calls else "")
+        + f", {BESIDE}"
+    ),
+    "first_stage": lambda arm, seconds: (
+        f"{arm} has a first stage with a training of its own"
+        + (f", of {duration(seconds)}" if seconds else "")
+        + f", {BESIDE}"
+    ),
+    "began": lambda arm, images: (
+        f"{arm} starts from weights of another training"
+        + (f", of {amount(images)} images" if images else "")
+        + f", {BESIDE}"
+    ),
+    "aligned": "{arm} is aligned with a frozen network, whose calls no FLOPs here count",
+    "flattered": "{arm} was aligned to the features that FID compares, which flatters it",
+    "spikes": "Gradients spiked in {runs} of {all} runs of {arm}, to {most:.0f} times their "
+    "median; a lower learning rate may suit it better",
+    "speeds_vary": "Runs of {arms:few} differ by more than a tenth in images/s, as on a machine "
+    "that others use: their times say little, and no cost in time is drawn",
+    "other_machines": lambda machines: (
+        "Time, speed and memory were measured on different machines" + _machines(machines)
+    ),
+    "other_machines_in_time": lambda machines: (
+        "The time is equal but the machines are not" + _machines(machines)
+    ),
+    "one_choice": "All runs use the same choice of training images ({key}={seed}), so the "
+    "intervals do not show how much another choice would change",
+    # scaling
+    "no_law": "{series}, {form}: no law of {title}, because {reason}",
+    "law": lambda series, form, title, offset, exponent, ends: (
+        f"{series}, {form}: {title} above E = {offset} falls as C^-{exponent:.2g}"
+        + (", 95 % interval {:.2g} to {:.2g}".format(*ends) if ends else "")
+    ),
+    "law_of_one_seed": "{series}, {form}: there is no interval, because some points have a single "
+    "seed",
+    "law_extrapolated": "{series}, {form}: its front lies outside of the trained sizes and images, "
+    "so C^-b is extrapolated",
+    "law_at_border": "{series}, {form}: {at:.0f} of {points:.0f} points are of an outermost size "
+    "or number of images, so others may be better",
+    "not_held_out": "{series}, {form}: {size} is not predicted from the others: {reason}",
+    "held_out": "{series}, {form}: fitted without {size}, off by at most {error:percent} there "
+    "(points: {points:.0f})",
+    "unchanged": "{series}, {form}: the next smaller size's values, after as many images, are off "
+    "by {error:percent} there",
+    "law_fails": lambda title, errors: (
+        f"The law of {title} does not predict a held-out size: off by "
+        + ", ".join(f"{name} {percent(error)}" for name, error in errors.items())
+    ),
+    # sampling
+    "drawn_by": lambda arm, way: f"{arm} is drawn by {way_in(way)}",
+    "by_validation": "Samples are compared with validation images, by which these runs may have "
+    "been chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`",
+    "setting": lambda runs, images, data, protocol, sampling, classifier: (
+        f"{runs} runs{' and sets of images' * images} on {data}; {protocol['num_samples']:,} "
+        f"samples each, compared with {reference_in(protocol)} by features of "
+        f"{protocol['extractor']}{f', accuracy by {classifier}' if classifier else ''}; "
+        f"{drawing_in(sampling)} [protocol {protocol['fingerprint']}]"
+    ),
+}
+
+
+class Fact:
+    """A fact of some kind, with its numbers and names; as text it is a sentence."""
+
+    def __init__(self, kind: str, **values: Any):
+        self.kind, self.values = kind, values
+
+    def __str__(self) -> str:
+        sentence = SENTENCES[self.kind]
+        if isinstance(sentence, str):
+            return _Words().vformat(sentence, (), self.values)
+        return sentence(**self.values)
+
+    def __repr__(self) -> str:
+        return f"Fact({self.kind!r}, {self.values})"
+
+
+def _machines(machines: Sequence[str]) -> str:
+    return f": {'; '.join(machines)}" if len(machines) < NAMED else f", {len(machines)} in all"
+
+
+def reference_in(protocol: Mapping[str, Any]) -> str:
+    """The reference of a protocol in words."""
+    words = {
+        "validation": "validation images",
+        "FILE": f"images of file {protocol.get('reference_file')}",
+    }
+    kind = words.get(str(protocol.get("reference")), "training images")
+    count = protocol["reference_images"]
+    return f"{count:,} {kind}" if count else kind.replace("images of", "the statistics in")
+
+
+def drawing_in(sampling: Sampling) -> str:
+    """The sampler, guidance and seed in words."""
+    if not sampling:
+        return "drawn by other programs"
+    own = "each run sampled with its training seed"
+    seeds = own if sampling["seed"] == OWN else f"sampling seed {sampling['seed']}"
+    return f"{way_in(sampling)}, {seeds}"
+
+
+def way_in(sampling: Mapping[str, Any]) -> str:
+    """The sampler and guidance in words; what else differs from the run's own is named, too."""
+    sampler, guidance = sampling.get("sampler"), sampling.get("guidance") or {}
+    if sampler == OWN:
+        return "each arm drawn in its own way"
+    drawn = sampler["_target_"].rpartition(".")[2] if sampler else "one network call"
+    if sampler:
+        drawn += f" with {sampler['steps']} steps" if sampler.get("steps") else ""
+        drawn += f", guidance scale {guidance.get('scale')}"
+    more = (f", {key} {sampling[key]}" for key in ("average", "step") if key in sampling)
+    return drawn + "".join(more)

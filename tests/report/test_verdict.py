@@ -1,0 +1,278 @@
+"""The answer of a comparison: who is ahead and by how much, and what it does not claim."""
+
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, said
+from helpers.pairs import first_fast
+
+from diffusion_lab.metrics.quantity import Quantity
+from diffusion_lab.report.command import answered, judge
+from diffusion_lab.report.frame import collect
+from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
+from diffusion_lab.report.words import TESTS
+from diffusion_lab.training import protocol
+
+BETTER, WORSE, WORST = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0], [171.0, 171.0, 172.0]
+MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
+MOST_WORDS = 60
+
+
+def panel_of(root, metric="fid"):
+    """The means and tests of the runs in a folder, which have the same data."""
+    (panel,) = judge(collect([root]), metric)
+    return panel
+
+
+def three(root, better=BETTER, worse=WORSE, worst=WORST, config=None):
+    for name, own, fids in (("dit", {}, better), ("unet", UNET, worse), ("m", MAMBA, worst)):
+        if fids:
+            fake_group(root, name, fids, config=own | (config or {}))
+
+
+def asked(**more) -> dict:
+    return {"protocol": STUDY_PROTOCOL | more}
+
+
+def test_the_answer_has_both_numbers_and_the_relative_gap_above_real_images(tmp_path):
+    three(tmp_path, [196.3, 197.3, 195.3], [296.3, 298.3, 294.3], None)
+    answer, _ = said(tmp_path)
+    # real images have 96.3: 100 above them instead of 200
+    for words in ("DiT is better than UNet", "FID 196", "real images 96.3", "50 % closer", "296"):
+        assert words in answer
+    assert re.search(r"95 % interval 4\d.* to 5\d.* %", answer)
+
+
+def test_the_best_is_named_if_it_is_ahead_of_each_of_the_others(tmp_path):
+    three(tmp_path)
+    assert panel_of(tmp_path).best == "DiT"
+    answer, text = said(tmp_path)
+    assert answer.startswith("DiT is best: FID 100")
+    assert "every run of DiT is better than every other run" in answer
+    assert "better in 9 of 9 pairs of runs; p < 0.001" in text
+
+
+def test_none_is_best_where_one_is_not_tested(tmp_path):
+    three(tmp_path)
+    fake_run(tmp_path / "w4", 20.0, config={"backbone": {"width": 4}})
+    panel = panel_of(tmp_path)
+    assert panel.best is None
+    assert panel.arms[0] == "DiT · width=4"
+    answer, text = said(tmp_path)
+    assert answer.startswith("No arm is shown to be best")
+    assert "DiT · width=4 cannot be tested" in text
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "worst", "words"),
+    [
+        ([100.0, 110.0, 95.0], [101.0, 95.0, 112.0], None, "No difference of "),
+        ([100.0, 110.0, 95.0], [101.0, 95.0, 112.0], [96.0, 111.0, 102.0], "No difference is sh"),
+        (BETTER, [100.5, 101.5, 99.0], WORST, "no lead over UNet is shown"),
+        ([100.0], [120.0], None, "a test needs two runs"),
+        (BETTER, None, None, "the only arm"),
+    ],
+)
+def test_no_difference_is_claimed_that_is_not_shown(tmp_path, better, worse, worst, words):
+    three(tmp_path, better, worse, worst)
+    assert words in said(tmp_path)[0]
+
+
+def test_values_that_differ_by_the_same_in_every_seed_are_suspect_if_paired(tmp_path):
+    three(tmp_path, [100.3, 200.7, 300.9], [100.4, 200.8, 301.0], None, asked())
+    assert "blind to the seed" in said(tmp_path)[0]
+    shares = {f"recall/{NAME}": 0.0}
+    fake_group(tmp_path / "equal", "dit", BETTER, metrics=shares)
+    fake_group(tmp_path / "equal", "unet", BETTER, config=UNET, metrics=shares)
+    assert panel_of(tmp_path / "equal", "recall").tested.empty
+
+
+def test_the_test_is_that_of_the_protocol_and_others_stand_beside_it(tmp_path):
+    """Seeds move FID by far more than networks do, and by about the same in both."""
+    fids = [100.0, 300.0, 500.0], [105.0, 306.0, 505.0]
+    three(tmp_path / "paired", *fids, None, asked(test="paired"))
+    (pair,) = panel_of(tmp_path / "paired").pairs.itertuples()
+    assert (pair.test, pair.significant) == (PAIRED, True)
+    answer, text = said(tmp_path / "paired")
+    assert answer.startswith("DiT is better than UNet")
+    assert "not so by Welch's test" in text
+    plain = {key: value for key, value in STUDY_PROTOCOL.items() if key != "test"}
+    three(tmp_path / "plain", *fids, None, {"protocol": plain})
+    (pair,) = panel_of(tmp_path / "plain").pairs.itertuples()
+    assert (pair.test, pair.significant) == (WELCH, False)
+    three(tmp_path / "none")
+    assert set(panel_of(tmp_path / "none").pairs.test) == {JOINT}
+    assert {*TESTS} == {*protocol.TESTS}
+
+
+def test_the_pairs_and_seeds_are_those_of_the_protocol(tmp_path):
+    arms = {"DiT": ({}, BETTER), "U-Net": (UNET, WORSE), "Mamba-2": (MAMBA, WORST)}
+    for name, (config, fids) in arms.items():
+        own = config | {"arm": name} | asked(contrasts=[["U-Net", "DiT"]], test="welch")
+        fake_group(tmp_path, name, [*fids, 7.0], config=own)  # seed 3 is not of the protocol
+    panel = panel_of(tmp_path)
+    (pair,) = panel.pairs.itertuples()
+    assert (pair.ahead, pair.behind, pair.seeds, pair.tests) == ("DiT", "U-Net", "0 1 2", 1)
+    assert panel.arms == ["DiT", "U-Net", "Mamba-2"]
+    assert said(tmp_path)[0].startswith("DiT is better than U-Net")
+
+
+def test_all_seeds_count_if_no_run_has_one_of_the_protocol(tmp_path):
+    for name, config in (("dit", {}), ("unet", UNET)):
+        for seed in (100, 101):
+            fid = 100.0 + 20 * len(name) + seed % 3
+            fake_run(tmp_path / f"{name}{seed}", fid, seed, config | asked(test="welch"))
+    assert [*panel_of(tmp_path).pairs.seeds] == ["100 101"]
+
+
+def test_the_metric_of_the_protocol_decides_and_others_have_intervals_alone(tmp_path):
+    for name, own, kids in (("dit", {}, (0.1, 0.12, 0.11)), ("unet", UNET, (0.2, 0.23, 0.22))):
+        for seed, kid in enumerate(kids):
+            config = own | asked(metric="kid", test="welch")
+            measured = {f"kid/{NAME}": kid}
+            fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config, metrics=measured)
+    report = answered(collect([tmp_path]))
+    assert next(iter(report.answers)) == report.panels[0].metric.name == "kid"
+    assert set(report.others) == {"fid", "test_loss"}
+    assert "p = " not in report.answers["fid"]
+    assert "95 % interval" in report.answers["fid"]
+
+
+def test_gaps_of_shares_are_in_points(tmp_path):
+    for name, config, shares in (("dit", {}, (0.7, 0.72)), ("unet", UNET, (0.64, 0.6599))):
+        for seed, share in enumerate(shares):
+            own = config | asked(metric="accuracy")
+            accuracy = {f"accuracy/{NAME}": share}
+            fake_run(tmp_path / f"{name}{seed}", 100.0, seed, own, metrics=accuracy)
+    # differences of 6 and 6.01 points
+    answer, _ = said(tmp_path, "accuracy")
+    for words in ("Accuracy 71 %", "6 points higher", "than 65 %"):
+        assert words in answer
+
+
+def test_a_metric_of_other_code_judges_as_it_describes_itself(tmp_path):
+    gap = Quantity("gap", "Gap", "how far off", higher_is_better=True, percent=True)
+    summary = {"extra_quantities": [asdict(gap)]}
+    for name, config, value in (("a", None, 0.2), ("b", UNET, 0.6)):
+        for seed in range(3):
+            values = {"gap/x/1k": value + 0.01 * seed * (value + 1), "gap_real/x/1k": 0.9}
+            fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config, summary, values)
+    panel = panel_of(tmp_path, "gap")
+    assert (panel.metric, panel.arms[0], panel.real) == (gap, "UNet", 0.9)
+    assert list(panel.pairs.ahead) == ["UNet"]
+
+
+FIDS = {  # the U-Net is best on the least data, DiT on the most
+    "UNet": (300, 200, 150, 130),
+    "DiT": (400, 260, 152, 100),
+    "Mamba2": (450, 280, 180, 140),
+}
+FRACTIONS = {0.001: 60, 0.01: 600, 0.1: 6000, 1.0: 60_000}
+NOISE = {"UNet": (0, 3, -2), "DiT": (1, 2, -3), "Mamba2": (-1, 4, -2)}
+
+
+def over_data(root, fids):
+    """Writes runs of backbone x data.fraction x 3 seeds; DiT has null for all of the data."""
+    for name, means in fids.items():
+        for (fraction, images), mean in zip(FRACTIONS.items(), means, strict=True):
+            whole = fraction == 1 and name == "DiT"
+            config = {
+                "backbone": {"_target_": f"diffusion_lab.backbone.{name}"},
+                "data": {"fraction": None if whole else fraction},
+            }
+            own = [mean + each for each in NOISE[name]]
+            summary = {"training_images": images}
+            fake_group(root, f"{name}_{fraction}", own, config=config, summary=summary)
+
+
+def test_each_size_of_the_data_has_its_own_answer_and_correction(tmp_path):
+    over_data(tmp_path, FIDS)
+    found = collect([tmp_path])
+    panels = judge(found, "fid")
+    assert [panel.data for panel in panels] == ["60", "600", "6,000", "60,000"]
+    assert [panel.best for panel in panels] == ["UNet", "UNet", None, "DiT"]
+    assert {int(count) for panel in panels for count in panel.pairs.tests} == {3}
+    # an arm has one colour at all sizes
+    assert {len({arm.colour for arm in found.arms if arm.line == line}) for line in FIDS} == {1}
+    answer, text = said(tmp_path)
+    assert "UNet is best at 60 and 600 training images" in answer
+    assert "none is shown to be best at 6,000" in answer
+    assert "overtakes" not in text
+
+
+def test_one_arm_at_each_size_is_not_tested(tmp_path):
+    over_data(tmp_path, {"DiT": FIDS["DiT"]})
+    assert all(panel.pairs.empty for panel in judge(collect([tmp_path]), "fid"))
+    assert "is best" not in said(tmp_path)[0]
+
+
+def test_fid_infinity_and_large_biases_are_not_read_into_few_samples(tmp_path):
+    more = {f"fid_infinity/{NAME}": 80.0, f"kid/{NAME}": 0.1}
+    fake_group(tmp_path, "dit", [100.0, 104.0], metrics=more)
+    fake_group(tmp_path, "unet", [110.0, 117.0], config=UNET, metrics=more)
+    found = collect([tmp_path])
+    assert "fid_infinity" not in set(found.frame.metric)
+    assert "few_for_infinity" in [fact.kind for fact in found.omitted]
+    assert "judge by KID" in said(tmp_path)[1]  # real images have 96.3
+
+
+def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_path):
+    own = asked(sampling_seeds=[0, 1])
+    for name, config, mean in (("dit", {}, 200.0), ("unet", UNET, 250.0)):
+        for seed in range(3):
+            folder = tmp_path / f"{name}{seed}"
+            fake_run(folder, mean + 8 * seed, seed, config | own)
+            again(folder, mean + 8 * seed + 2, sampling_seed=1)
+    found = collect([tmp_path])
+    values = found.ends()[found.ends().metric == "fid"]
+    assert {*values.sampling_seed} == {0, 1}
+    assert list(judge(found, "fid")[0].means["mean"]) == [209.0, 259.0]
+    text = said(tmp_path)[1]
+    assert "97 % is due to training" in text
+    assert re.search(r"To find a gap of 5 % .* takes \d+ runs", text)
+
+
+def again(folder, fid: float, sampling_seed: int) -> None:
+    """Keeps another evaluation of a run, with another sampling seed."""
+    from diffusion_lab.runs.current import identify
+    from diffusion_lab.runs.files import load_record, load_summary
+    from diffusion_lab.runs.results import save_evaluation
+
+    cfg = load_record(folder)
+    cfg.seed = sampling_seed
+    summary = load_summary(folder)
+    save_evaluation(folder, {f"fid/{NAME}": fid}, summary["protocol"], cfg, identify(folder))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    first_fast(
+        [
+            {"arms": 6, "seeds": 1},
+            {"arms": 3, "seeds": 3},
+            {"arms": 4, "seeds": 3, "protocol": STUDY_PROTOCOL},
+            {"arms": 6, "seeds": 3, "spread": 20.0},
+            {"arms": 3, "seeds": 2, "sizes": (0.01, 0.1, 1.0), "spread": 50.0},
+        ],
+        3,
+    ),
+)
+def test_no_sentence_is_long(tmp_path, facts):
+    study(tmp_path, **facts)
+    report = answered(collect([tmp_path]))
+    sentences = [*report.answers.values(), *report.sentences, *report.notes]
+    parts = [part for each in sentences for part in re.split("; (?!f)", each)]
+    assert [each for each in parts if len(each.split()) > MOST_WORDS] == []
+
+
+def study(root, arms: int, seeds: int, sizes=(1.0,), spread: float = 1.0, **config):
+    rng = np.random.default_rng(arms + seeds)
+    for width in range(arms):
+        for size in sizes:
+            own = {"backbone": {"width": 8 * (width + 1)}, "data": {"fraction": size}} | config
+            facts = {"training_images": int(60_000 * size), "parameters": 10**6 * (width + 1)}
+            for seed in range(seeds):
+                fid = 100.0 + 5 * width + spread * rng.normal()
+                fake_run(root / f"w{width}_{size}_{seed}", fid, seed, own, summary=facts)
