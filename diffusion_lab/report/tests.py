@@ -38,7 +38,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one metric says of the arms on the same data: their means, best first, and their tests.
+    """The word of one metric on the arms on the same data: their means, best first, and their tests.
 
     `data` is the number of training images as text, if there are several sizes. `floor` is what
     relative gaps are measured from, and `real` the value of real images; None without one.
@@ -313,7 +313,7 @@ def holm(p: Sequence[float] | NDArray) -> NDArray:
 
 
 def _by_other(by_arm: Values, pairs: Sequence[tuple[str, str]], test: str) -> list[float]:
-    """What a test says of pairs after correction; nan where it cannot be made."""
+    """The p-values of a test of pairs after correction; nan where it cannot be made."""
     noise = pooled(by_arm) if test == JOINT else None
     known = [pair for pair in pairs if _enough(by_arm[pair[0]], by_arm[pair[1]], test)]
     if test == JOINT and noise is None:

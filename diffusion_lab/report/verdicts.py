@@ -1,4 +1,4 @@
-"""What tests say, in words: the answer with its numbers, each pair, and other metrics."""
+"""The answer of tests in words and numbers: the verdict, each pair, and other metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -165,7 +165,7 @@ def disagreements(panel: Panel) -> list[str]:
 
 
 def secondary(panel: Panel) -> str:
-    """What another metric than the primary one says, by an interval without correction."""
+    """The word of another metric than the primary one, by an interval without correction."""
     value, (best, *rest), title = numbers(panel), panel.arms, panel.metric.title
     if not rest:
         return f"{title} was measured for {best} alone: {value[best]}"
