@@ -91,7 +91,7 @@ def drawn(report: Report) -> Report:
 
 
 def judge(found: Collection, metric: str, way: str | None = None) -> list[Panel]:
-    """The panels of a metric on the arms by a sampling, by the test and the pairs of the protocol."""
+    """The panels of a metric by a sampling, by the test and the pairs of the protocol."""
     quantity, study = found.metrics[metric], found.study
     pairs = study.get("contrasts", "all")
     asked = None if pairs in (None, "all") else [(str(a), str(b)) for a, b in pairs]

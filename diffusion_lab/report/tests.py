@@ -38,7 +38,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Panel:
-    """The word of one metric on the arms on the same data: their means, best first, and their tests.
+    """The word of one metric on the arms of the same data: means, best first, and tests.
 
     `data` is the number of training images as text, if there are several sizes. `floor` is what
     relative gaps are measured from, and `real` the value of real images; None without one.
