@@ -83,7 +83,7 @@ def test_common_knows_neither_the_configuration_nor_ranks():
         assert not {name for name in names if name.startswith("torch.distributed")}, path
 
 
-@pytest.mark.parametrize(("opening", "most"), [("training/diffusion_module.py", 8)])
+@pytest.mark.parametrize(("opening", "most"), [("families/diffusion/module.py", 8)])
 def test_the_stations_of_a_step_are_files(opening, most):
     """The opening docstring of the module lists at most so many files, and they exist."""
     said = ast.get_docstring(ast.parse((PACKAGE / opening).read_text()))

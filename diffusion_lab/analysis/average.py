@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.analysis.averaged_first_stage import AveragedFirstStages
 from diffusion_lab.build.config_keys import as_list
+from diffusion_lab.build.families import AUTOENCODER, family_of
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount
@@ -17,10 +18,9 @@ from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.ranges import either, number, numbers, optional, whole
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
 from diffusion_lab.runs import averages, snapshots
-from diffusion_lab.runs.autoencoder_run import AutoencoderRun
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED
-from diffusion_lab.runs.opening import kind_of, load_trained_config
+from diffusion_lab.runs.opened import load_trained_config
 
 LIMITS = f"above 0 and at most {LONGEST:.3f}"
 LENGTH = either(
@@ -40,7 +40,7 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     check_keys(cfg, KEYS)
     run, saved = Path(cfg.run), load_trained_config(cfg.run)
-    first_stages = AveragedFirstStages(cfg, saved) if kind_of(saved) is AutoencoderRun else None
+    first_stages = AveragedFirstStages(cfg, saved) if family_of(saved) == AUTOENCODER else None
     step, last, found = chosen(run, cfg.step)
     made = []
     for length, (tensors, error) in reconstruct(found, step, as_list(cfg.length)).items():

@@ -12,10 +12,10 @@ from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule, read_data
 from diffusion_lab.compute.device import pick_device
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.runs.base_run import move_data
-from diffusion_lab.training.autoencoder_task import latent_moments
+from diffusion_lab.runs.opened import move_data
 from diffusion_lab.training.callbacks.evaluation import reconstruction_metrics
 
 

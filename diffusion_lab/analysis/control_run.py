@@ -16,6 +16,7 @@ from diffusion_lab.build.config_keys import SUBSET_SEED, Means, flat, means
 from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.metrics.neighbours import (
     UNUSUAL,
     Neighbours,
@@ -24,9 +25,7 @@ from diffusion_lab.metrics.neighbours import (
     nearest_view,
 )
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.files import load_summary
-from diffusion_lab.runs.opening import open_diffusion_run
 
 
 @dataclass(frozen=True)

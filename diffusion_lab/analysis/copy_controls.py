@@ -19,9 +19,9 @@ from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
+from diffusion_lab.families.diffusion.run import DiffusionRun
 from diffusion_lab.metrics.neighbours import Neighbours
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.diffusion_run import DiffusionRun
 
 POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
 

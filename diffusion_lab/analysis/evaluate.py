@@ -8,11 +8,11 @@ from diffusion_lab.common.folders import require_writable
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.families.images.run import open_images
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
-from diffusion_lab.runs.images_run import open_images
-from diffusion_lab.runs.opening import inherit, open_run
+from diffusion_lab.runs.opened import inherit, open_run
 from diffusion_lab.runs.results import comparable_metrics, require_evaluations
 from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed

@@ -18,15 +18,15 @@ from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
 from diffusion_lab.data import Split
 from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.families.diffusion.module import LEVELS, losses_by_level
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
-from diffusion_lab.runs.diffusion_run import DiffusionRun
-from diffusion_lab.runs.opening import inherit, open_diffusion_run
+from diffusion_lab.runs.opened import inherit
 from diffusion_lab.runs.samplings import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
-from diffusion_lab.training.diffusion_module import LEVELS, losses_by_level
 
 ABOVE_0 = numbers(
     "a list of numbers above 0", lambda value: all(0 < each < math.inf for each in value)

@@ -25,9 +25,9 @@ from diffusion_lab.diffusion.likelihood import GREY_STEP, bits_per_dim, log_like
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
-from diffusion_lab.runs.diffusion_run import DiffusionRun
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.runs.opening import inherit, open_diffusion_run
+from diffusion_lab.runs.opened import inherit
 
 COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
 PROBES = 0x70726F6265  # separates these draws from others with the same seed

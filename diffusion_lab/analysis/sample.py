@@ -20,7 +20,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.runs.opening import inherit, open_run
+from diffusion_lab.runs.opened import inherit, open_run
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
 LONGEST = 40  # characters of a value in a file name

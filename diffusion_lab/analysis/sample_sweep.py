@@ -23,6 +23,7 @@ from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
@@ -30,8 +31,7 @@ from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of
-from diffusion_lab.runs.diffusion_run import DiffusionRun
-from diffusion_lab.runs.opening import inherit, open_diffusion_run
+from diffusion_lab.runs.opened import inherit
 from diffusion_lab.runs.samplings import sampling_of
 
 # the keys that combinations may vary

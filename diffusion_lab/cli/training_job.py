@@ -4,7 +4,6 @@ import gc
 import json
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +23,7 @@ from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.training import study, tuned
-from diffusion_lab.training.autoencoder_task import build_autoencoder_task
-from diffusion_lab.training.family_tasks import build_task
 from diffusion_lab.training.protocol import protocol_of
-from diffusion_lab.training.task import Task
 from diffusion_lab.training.train import Outcome, train
 
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs
@@ -35,10 +31,9 @@ EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of un
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The function of a training command; `build` makes the task from a configuration."""
+    """The function of a training command."""
 
     command: str
-    build: Callable[..., Task]
 
     def __call__(self, cfg: DictConfig, overrides: list[str]) -> float | None:
         """Trains one composition; returns its `optimized_metric`, if it has one.
@@ -116,7 +111,7 @@ class TrainingJob:
 
     def train(self, cfg: DictConfig, overrides: list[str]) -> None:
         """Trains a run, and exits if it was stopped before its end."""
-        outcome = train(cfg, overrides, self.build)
+        outcome = train(cfg, overrides)
         if outcome in EXIT_CODES:
             sys.exit(EXIT_CODES[outcome])
 
@@ -143,5 +138,5 @@ def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in joined.items()]
 
 
-train_model = TrainingJob("train", build_task)
-train_first_stage = TrainingJob("train-autoencoder", build_autoencoder_task)
+train_model = TrainingJob("train")
+train_first_stage = TrainingJob("train-autoencoder")

@@ -1,1 +1,1 @@
-"""Families of generative models other than diffusion: autoregressive ones, and GANs."""
+"""Families of models, a folder each: how one is built, opened, drawn from and trained."""

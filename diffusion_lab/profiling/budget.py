@@ -17,7 +17,7 @@ from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, 
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.profiling.match import Match, find_match
-from diffusion_lab.runs.opening import load_diffusion_config
+from diffusion_lab.runs.opened import load_diffusion_config
 
 HEUN_CALLS = 2  # of a teacher that is asked in each step; twice as many if it is guided
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
@@ -85,8 +85,7 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
     if not cfg.get("budget"):
         return
     budget = instantiate(cfg, "budget")
-    diffusion = "autoencoder" not in cfg and family_of(cfg) == DIFFUSION
-    if not diffusion and (budget.reference is not None or budget.flops is not None):
+    if family_of(cfg) != DIFFUSION and (budget.reference is not None or budget.flops is not None):
         key = "reference" if budget.reference is not None else "flops"
         raise UserError(
             f"budget.{key} is for diffusion models alone; set the size of another model by hand, "

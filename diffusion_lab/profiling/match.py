@@ -20,7 +20,7 @@ from diffusion_lab.profiling.costs import cost_of, image_facts, model_on
 from diffusion_lab.profiling.sizes import Sizes, resized
 from diffusion_lab.profiling.timing import ALLOWED, Bench, measured_on, median_seconds
 from diffusion_lab.runs.files import CONFIG
-from diffusion_lab.runs.opening import inherit, load_diffusion_config
+from diffusion_lab.runs.opened import inherit, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # keys that a reference must not set
 UNITS = ("params", "macs", "step_time")

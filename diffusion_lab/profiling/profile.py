@@ -17,7 +17,7 @@ from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.profiling import budget
 from diffusion_lab.profiling.costs import ELSEWHERE, Counts, count, image_facts
 from diffusion_lab.profiling.timing import ALLOWED, Speed, measure_speed, measured_on
-from diffusion_lab.runs.opening import inherit, load_diffusion_config
+from diffusion_lab.runs.opened import inherit, load_diffusion_config
 
 COLUMNS = {
     "params": "params",

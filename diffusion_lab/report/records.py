@@ -10,6 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
+from diffusion_lab.build.families import AUTOENCODER, family_of
 from diffusion_lab.common.files import read_json, read_rows
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import (
@@ -35,7 +36,6 @@ RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
 NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
 BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
-AUTOENCODER = "autoencoder"  # the family of runs that train a first stage
 SPACES = (("", ""), ("pixel_", " by pixels"))  # features and pixels, in names and in titles
 BY_CONTROL = "copy_ratio_by_control"
 LEVELS = (  # in a report on copies: control, key of its levels, start of their names here
@@ -127,11 +127,6 @@ class Run:
         node = self.config.get(key)
         plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
         return None if plain is None else cast(dict[str, Any], plain)
-
-
-def family_of(config: DictConfig) -> str:
-    """The family of a saved configuration, `autoencoder` for a first stage's."""
-    return AUTOENCODER if AUTOENCODER in config else config.get("family") or "diffusion"
 
 
 def median_rate(rows: Iterable[dict]) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.folders import replacing_folder
@@ -20,12 +21,9 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
-from diffusion_lab.runs.base_run import weights_choice
 from diffusion_lab.runs.current import EXPORTED
-from diffusion_lab.runs.diffusion_run import DiffusionRun
 from diffusion_lab.runs.files import CONFIG
-from diffusion_lab.runs.network_run import NetworkRun
-from diffusion_lab.runs.opening import kind_of, load_trained_config
+from diffusion_lab.runs.opened import NetworkRun, kind_of, load_trained_config, weights_choice
 from diffusion_lab.runs.to_diffusers.card import CARD, card_of
 from diffusion_lab.runs.to_diffusers.folder import convert
 
@@ -48,7 +46,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     kind = kind_of(saved)
     if not issubclass(kind, NetworkRun):
         raise UserError(f"{run} is an autoencoder; share its {saving.FIRST_STAGE_FILE} instead")
-    if cfg.format == "diffusers" and kind is not DiffusionRun:
+    if cfg.format == "diffusers" and family_of(saved) != DIFFUSION:
         raise UserError(
             f"format=diffusers is for diffusion models, and {run} is {kind.limits}; write "
             "format=run"

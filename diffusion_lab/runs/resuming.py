@@ -14,7 +14,7 @@ from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.lock import require_unlocked
-from diffusion_lab.runs.opening import kind_of, load_trained_config
+from diffusion_lab.runs.opened import kind_of, load_trained_config
 
 # The values to set instead of choosing an option: a resumed run keeps its own options.
 INSTEAD_OF_OPTIONS = {

@@ -51,6 +51,7 @@ class TrainedModule(lightning.LightningModule, ABC):
     """
 
     shown: ClassVar[str]  # the validation metric in the progress bar, without val/
+    returns: ClassVar[frozenset[str]] = frozenset()  # what steps return, by name, for callbacks
     context: RunContext
 
     def __init__(self, optimization: Optimization):

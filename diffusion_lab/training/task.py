@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
+from diffusion_lab.build import families
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
@@ -174,6 +175,11 @@ class Task(ABC):
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         """Writes the files of a finished run other than its summary, on rank 0."""
         return None
+
+
+def build_task(cfg: DictConfig, device: str = "cpu") -> Task:
+    """Builds the task that a configuration describes; raises UserError for what cannot work."""
+    return families.part(cfg, "task").build_task(cfg, device)
 
 
 def checked_parts(

@@ -4,7 +4,6 @@
 everything and reads the data, `fit` works in the run folder.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -43,7 +42,7 @@ from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.failures import explaining_failures, restoring, resume_command
 from diffusion_lab.training.logger import JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.summary import metrics_of, say_result, summarise
-from diffusion_lab.training.task import Task
+from diffusion_lab.training.task import Task, build_task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
 ALLOWED = {
@@ -79,8 +78,8 @@ class Prepared:
     interruption: Interruption
 
 
-def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> Outcome:
-    """Trains the task that `build`, such as `build_diffusion_task`, makes of a configuration.
+def train(cfg: DictConfig, overrides: list[str]) -> Outcome:
+    """Trains the model that a configuration describes.
 
     Everything that can be refused is refused before anything is written. `overrides` are the
     command line's, for the processes of a run on several devices.
@@ -90,9 +89,9 @@ def train(cfg: DictConfig, overrides: list[str], build: Callable[..., Task]) -> 
     devices, nodes = launch.processes(cfg.trainer)
     layout = solve_batch(cfg.batch_size, devices * nodes, cfg.micro_batch_size)
     if layout.world > 1 and not in_launched_process():
-        return launch_ranks(cfg, layout, overrides, build)
+        return launch_ranks(cfg, layout, overrides)
     with float32_products(cfg.get("matmul_precision")), Interruption() as interruption:
-        return fit(prepare(cfg, layout, build, interruption), overrides)
+        return fit(prepare(cfg, layout, interruption), overrides)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -103,9 +102,7 @@ def check_settings(cfg: DictConfig) -> None:
         check_new(cfg)
 
 
-def launch_ranks(
-    cfg: DictConfig, layout: BatchLayout, overrides: list[str], build: Callable[..., Task]
-) -> Outcome:
+def launch_ranks(cfg: DictConfig, layout: BatchLayout, overrides: list[str]) -> Outcome:
     """Trains in one process per device, after finding errors here, before any process starts."""
     devices, nodes = launch.processes(cfg.trainer)
     if nodes > 1:
@@ -113,7 +110,7 @@ def launch_ranks(
             f"trainer.num_nodes={nodes} needs processes on each node; start them with srun, "
             "torchrun or hydra/launcher=slurm"
         )
-    task = build(cfg, device="meta")
+    task = build_task(cfg, device="meta")
     check_trainer(cfg, layout)
     task.check_callbacks(layout, cfg.trainer)
     with errors_at(cfg, "data.source"):
@@ -127,13 +124,11 @@ def launch_ranks(
     return Outcome.FINISHED if ended else Outcome.STOPPED
 
 
-def prepare(
-    cfg: DictConfig, layout: BatchLayout, build: Callable[..., Task], interruption: Interruption
-) -> Prepared:
+def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) -> Prepared:
     """Builds a run and reads its data; raises UserError for what cannot work."""
     device = launch.device_of_process(cfg.trainer)
     launch.join_process_group(device)
-    task = build(cfg)
+    task = build_task(cfg)
     data, cfg = task.datamodule, cfg.copy()
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
     task.check_callbacks(layout, cfg.trainer)

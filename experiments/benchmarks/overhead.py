@@ -23,10 +23,10 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.data.loader import ImageBatch
 from diffusion_lab.diffusion.estimate import Estimate, Given
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.module import Optimization
 

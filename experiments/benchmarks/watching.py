@@ -28,11 +28,11 @@ from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.device import PeakMemory
+from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.profiling import budget
 from diffusion_lab.training.callbacks import LevelLosses, Statistics, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.trainer import build_trainer, quiet_lightning
 
@@ -104,7 +104,7 @@ def timed(words: list[str], rounds: int, folder: Path) -> Times:
         cfg = compose("train", [*fixed, *words])
         budget.apply(cfg, words)
     layout = solve_batch(cfg.batch_size, 1, cfg.batch_size // 2)
-    task, levels, looks = build_diffusion_task(cfg), Sometimes(), Statistics()
+    task, levels, looks = build_task(cfg), Sometimes(), Statistics()
     turns = Turns(levels, looks)
     watching = [turns, levels, looks, Throughput(), End(turns)]
     trainer = build_trainer(cfg, layout, torch.device("cpu"), watching)

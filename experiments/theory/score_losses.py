@@ -16,7 +16,7 @@ from diffusion_lab import command, runs
 from diffusion_lab.common.images import to_float
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
-from diffusion_lab.training.diffusion_module import losses_by_level
+from diffusion_lab.families.diffusion.module import losses_by_level
 
 WAYS = {
     "denoising": ["objective/loss=denoising"],

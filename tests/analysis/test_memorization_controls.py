@@ -34,7 +34,7 @@ from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.report.records import copies_in
-from diffusion_lab.runs.base_run import OpenRun
+from diffusion_lab.runs.opened import OpenRun
 
 SHAPE = TinyData.native_shape
 SPACES = {"halves", "pixels"}

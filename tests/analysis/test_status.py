@@ -11,10 +11,10 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.analysis.status import command
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.lock import locked
 from diffusion_lab.runs.sweep_record import Job
-from diffusion_lab.training.diffusion_module import DiffusionModule
 
 STUDY = Path("outputs/mine")
 UNFINISHED = {"finished": False, "steps": 40}

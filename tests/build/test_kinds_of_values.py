@@ -15,7 +15,7 @@ from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.training import train
-from diffusion_lab.training.family_tasks import build_task
+from diffusion_lab.training.task import build_task
 
 VALUES = {"null": None, "{}": {}, "[1]": [1], "nan": float("nan")}
 BASE = ("name=x", *TINY)

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from diffusion_lab import command
 from diffusion_lab.compute import distributed, launch
 from diffusion_lab.compute.distributed import rank_and_world
-from diffusion_lab.runs.base_run import OpenRun
+from diffusion_lab.runs.opened import OpenRun
 
 EXACT = ["run=run", "device=cpu", "precision=32-true", "batch_size=4", "json=true"]
 COMMANDS = {

@@ -21,11 +21,11 @@ from diffusion_lab import runs
 from diffusion_lab.common.images import NotFinite
 from diffusion_lab.data import EncodedImages, MomentBatch, loader
 from diffusion_lab.data.loader import TensorLoader
+from diffusion_lab.families.autoencoder.run import Prior
+from diffusion_lab.families.autoencoder.task import latent_moments
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.first_stage import TrainedKL, TrainedVQ
 from diffusion_lab.first_stage.autoencoder import saving
-from diffusion_lab.runs.autoencoder_run import Prior
-from diffusion_lab.training.autoencoder_task import latent_moments
-from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.summary import first_stage_seconds
 

@@ -11,7 +11,7 @@ from helpers.gpu import DEVICE, TRAINER
 from helpers.logged_rows import by_step
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.families.diffusion.module import DiffusionModule
 
 pytestmark = pytest.mark.gpu
 # steps that change what networks say, so that losses depend on their arithmetic

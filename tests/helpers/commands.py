@@ -42,7 +42,7 @@ def prepare_for_commands(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")
     patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # for child processes
     patch.setattr(EfficientNetLite0, "build", lambda _: pretrained_features())
-    patch.setattr("diffusion_lab.training.diffusion_task.cost_of", cost_once)
+    patch.setattr("diffusion_lab.families.diffusion.task.cost_of", cost_once)
     patch.setattr(os, "fsync", lambda _: None)  # a test does not lose power
     # Hydra composes everything again to look for hydra.mode, which no configuration here sets
     patch.setattr(Hydra, "get_mode", lambda *_, **__: None)

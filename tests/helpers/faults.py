@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.families.diffusion.module import DiffusionModule
 
 
 class Killed(BaseException):

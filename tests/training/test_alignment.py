@@ -21,9 +21,9 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.families.diffusion.task import flatters
 from diffusion_lab.metrics.extractor import EfficientNetLite0
 from diffusion_lab.training.alignment import Alignment, chosen_layer
-from diffusion_lab.training.diffusion_task import flatters
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 REPA = [*QUICK, "backbone.depth=3", "alignment=efficientnet_lite0", "alignment.width=16"]

@@ -13,8 +13,8 @@ from helpers.tiny_runs import TINY_AUTOENCODER, rows
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
+from diffusion_lab.families.autoencoder.module import AutoencoderModule, quality
 from diffusion_lab.first_stage.autoencoder import saving
-from diffusion_lab.training.autoencoder_module import AutoencoderModule, quality
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
 QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]

@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.diffusion.objective.loss import MeanFlow
-from diffusion_lab.report.frame import collect
-from diffusion_lab.runs import current, weights
-from diffusion_lab.training.initial_weights import (
+from diffusion_lab.families.diffusion.initial_weights import (
     InitialWeights,
     differences,
     flops_behind,
     images_behind,
     starts_anew,
 )
+from diffusion_lab.report.frame import collect
+from diffusion_lab.runs import current, weights
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]

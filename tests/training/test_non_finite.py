@@ -18,13 +18,13 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from diffusion_lab.build.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.training.autoencoder_module import AutoencoderModule
+from diffusion_lab.families.autoencoder.module import AutoencoderModule
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.module import Optimization, TrainedModule
 

@@ -16,9 +16,8 @@ from torch.distributed.fsdp import fully_shard
 
 from diffusion_lab.build.parameter_groups import GroupSettings, OptimizerFactory, matrices
 from diffusion_lab.compute.sharding import shared_as, whole
-from diffusion_lab.training.autoencoder_task import build_autoencoder_task
-from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.optimizer import Muon
+from diffusion_lab.training.task import build_task
 
 QUICK = [*TINY, "logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 SETTINGS = {
@@ -56,8 +55,7 @@ def muon(module: nn.Module, **settings) -> torch.optim.Optimizer:
 def module_of(command: str, *overrides: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(command, overrides=[*overrides])
-    build = {"train": build_diffusion_task, "train_autoencoder": build_autoencoder_task}[command]
-    return build(cfg).module
+    return build_task(cfg).module
 
 
 def kinds(names: set[str]) -> set[str]:

@@ -13,8 +13,8 @@ from helpers.processes import SRUN
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, rows, wandb_runs
 
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
-from diffusion_lab.training.diffusion_module import DiffusionModule
 
 ONE_TASK = {
     "SLURM_STEP_NUM_TASKS": "1",

@@ -21,11 +21,11 @@ from helpers.tiny_data import TinyData
 from helpers.tiny_runs import TINY, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs.folder import load_config, load_summary
 from diffusion_lab.runs.lock import is_locked, locked
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.logger import JSONLines
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]

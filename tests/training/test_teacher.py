@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from diffusion_lab import runs
 from diffusion_lab.build.objects import build_datamodule, build_model
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
+from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.runs.current import sha256_of
-from diffusion_lab.training.teacher import Teacher
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 TEACHER = [*QUICK, "optimizer.lr=0.01", "sampler=heun", "run_dir=teacher"]

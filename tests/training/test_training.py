@@ -12,7 +12,7 @@ from helpers.tiny_runs import TINY, rows
 from PIL import Image
 
 from diffusion_lab import runs
-from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.families.diffusion.module import DiffusionModule
 
 
 def test_a_run_leaves_everything_it_promises(run_folder):

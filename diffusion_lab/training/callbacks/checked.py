@@ -6,8 +6,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.module import OBSERVED, TrainedModule
 
 
 class Checked(ABC):
@@ -20,5 +19,5 @@ class Checked(ABC):
 
 def require_diffusion(module: TrainedModule, key: str) -> None:
     """Raises UserError, naming the callback's key, unless the run trains a diffusion model."""
-    if not isinstance(module, DiffusionModule):
+    if OBSERVED not in module.returns:
         raise UserError(f"{key} needs a diffusion model, and this run trains none; leave it out")

@@ -14,10 +14,10 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.training.callbacks.checked import Checked
 from diffusion_lab.training.callbacks.periodic import stepped
-from diffusion_lab.training.gan_module import DIVERSITY, GANModule
 from diffusion_lab.training.module import TrainedModule, module_of
 
 FILE = "collapse.json"  # in the run folder
+DIVERSITY = "train/diversity"  # how much samples of a label vary, relative to its images
 
 
 @settings
@@ -35,7 +35,7 @@ class Collapse(Callback, Checked):
         self.row = 0  # looks in a row at samples that are alike
 
     def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
-        if not isinstance(module, GANModule):
+        if DIVERSITY not in module.returns:
             raise UserError("callbacks.collapse watches a GAN, and this run is none; leave it out")
 
     def state_dict(self) -> dict[str, int]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
 from diffusion_lab.training.callbacks.periodic import stepped
-from diffusion_lab.training.diffusion_module import LEVELS, means_by_level, sums_by_level
 from diffusion_lab.training.module import OBSERVED, TrainedModule
 
+LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
 OPEN_WINDOW = "losses_by_level_since_the_last_row"  # checkpoint key
 
 
@@ -64,3 +64,18 @@ class LevelLosses(Callback, Checked):
 def bins_of(t: Tensor) -> Tensor:
     """The tenth of (0, 1] that each t (B,) is in: 0 for t in (0, 0.1], and so on, (B,) int64."""
     return (t * LEVELS).ceil().long().sub(1).clamp(0, LEVELS - 1)
+
+
+def sums_by_level(bins: Tensor, losses: Tensor) -> Tensor:
+    """The sum and the number of losses (B,) in each of the LEVELS bins (B,), (LEVELS, 2)."""
+    sums = torch.zeros(LEVELS, 2, device=losses.device)
+    return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
+
+
+def means_by_level(split: str, sums: Tensor) -> dict[str, Tensor | float]:
+    """The mean loss at each level that has any, by name, from `sums_by_level` (LEVELS, 2)."""
+    total, count = sums.unbind(1)
+    return {
+        f"{split}_by_level/t{(index + 0.5) / LEVELS:.2f}": total[index] / count[index]
+        for index in count.nonzero().flatten().tolist()
+    }

@@ -19,11 +19,11 @@ from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.diffusion.objective import TeacherModel
+from diffusion_lab.families.diffusion.task import DiffusionTask, build_task
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of
 from diffusion_lab.profiling.timing import Bench, median_seconds
 from diffusion_lab.training.callbacks.periodic import times
-from diffusion_lab.training.diffusion_task import DiffusionTask, build_diffusion_task
 from diffusion_lab.training.doctor.finding import Missing, part
 from diffusion_lab.training.train import check_settings
 from diffusion_lab.training.trainer import check_trainer, steps_in_time
@@ -107,7 +107,7 @@ class PlannedRun:
     def task(self) -> DiffusionTask:
         """Everything that is built from the configuration, with the network on device "meta"."""
         _ = self.trained_batch, self.datamodule  # first, so their refusals are not reported twice
-        task = build_diffusion_task(self.cfg, device="meta")
+        task = build_task(self.cfg, device="meta")
         task.check_callbacks(self.batch, self.cfg.trainer)
         return task
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from diffusion_lab.families.diffusion.task import DiffusionTask
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.callbacks import Checkpoint, PosthocEMA
-from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.planning.memory import averages_bytes, optimizer_bytes, shares
 from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
 

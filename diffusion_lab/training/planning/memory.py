@@ -9,10 +9,10 @@ from torch import Tensor
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.loader import FREE_MEMORY_SHARE
+from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.families.diffusion.task import DiffusionTask
 from diffusion_lab.first_stage.latents import Latents
 from diffusion_lab.training.callbacks import EMA, PosthocEMA
-from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.diffusion_task import DiffusionTask
 from diffusion_lab.training.module import TrainedModule
 from diffusion_lab.training.planning.run_elsewhere import RunElsewhere
 

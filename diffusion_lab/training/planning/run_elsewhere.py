@@ -17,11 +17,11 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.objective.teacher import TeacherModel
+from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.profiling.costs import ImageFacts, calls_of_one_network, cost_of, image_facts
 from diffusion_lab.profiling.gpu import GPU
 from diffusion_lab.profiling.on_meta import Activations, activations
-from diffusion_lab.training.diffusion_task import build_diffusion_task
 from diffusion_lab.training.train import ALLOWED
 
 PLANNED = ALLOWED | {
@@ -76,7 +76,7 @@ class RunElsewhere:
         given = cfg.trainer.precision
         self.precision = "bf16-mixed" if given == "auto" else given
         self.sharded = self.world > 1 and sharded(cfg.trainer)
-        self.task = build_diffusion_task(self.cfg, device="meta")
+        self.task = build_task(self.cfg, device="meta")
         if isinstance(self.task.module.objective.teacher, TeacherModel):
             raise UserError(
                 "objective/teacher=model is a second network that every step asks, which plan "

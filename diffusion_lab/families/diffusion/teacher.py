@@ -13,14 +13,14 @@ from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
+from diffusion_lab.families.diffusion.initial_weights import images_behind, starts_anew
+from diffusion_lab.families.diffusion.run import load, load_weak
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.runs.current import sha256_of
-from diffusion_lab.runs.diffusion_run import load, load_weak
 from diffusion_lab.runs.files import load_summary
-from diffusion_lab.runs.opening import load_diffusion_config
-from diffusion_lab.training.initial_weights import images_behind, starts_anew
+from diffusion_lab.runs.opened import load_diffusion_config
 
 BATCH = 250  # samples that are drawn at once
 

@@ -18,7 +18,7 @@ from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.folder import load_config
-from diffusion_lab.runs.network_run import NetworkRun
+from diffusion_lab.runs.opened import NetworkRun, load_diffusion_config
 from diffusion_lab.runs.weights import WeightsChoice, load_weights
 
 PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
@@ -50,6 +50,14 @@ class DiffusionRun(NetworkRun):
         if line := untrained_jumps(self.model.loss, pipeline.sampler, self.model.schedule):
             say(line)
         return pipeline
+
+
+RUN = DiffusionRun
+
+
+def open_diffusion_run(cfg: DictConfig) -> DiffusionRun:
+    """Opens the run `cfg.run` of a diffusion model; raises UserError for another kind of run."""
+    return DiffusionRun.open(cfg, load_diffusion_config(cfg.run))
 
 
 def load(

@@ -8,9 +8,9 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
+from diffusion_lab.training.callbacks.collapse import DIVERSITY
 from diffusion_lab.training.module import OneNumberModule, Optimization
 
-DIVERSITY = "train/diversity"  # how much samples of a label vary, relative to its images
 VALIDATION_SEED = 0  # an image is compared with the same noise in every run, whatever its seed
 
 
@@ -21,6 +21,7 @@ class GANModule(OneNumberModule):
     """
 
     shown = "discriminator_loss"
+    returns = frozenset({DIVERSITY})
 
     def __init__(
         self, model: ConvGenerator, objective: RelativisticLoss, optimization: Optimization

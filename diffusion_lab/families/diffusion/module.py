@@ -41,9 +41,9 @@ from diffusion_lab.diffusion.objective import BatchShare, Loss, Objective
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.alignment import ALIGNED, Alignment
+from diffusion_lab.training.callbacks.level_losses import LEVELS, means_by_level, sums_by_level
 from diffusion_lab.training.module import OBSERVED, Optimization, TrainedModule
 
-LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
 VALIDATION_SEED = 0  # an image has the same noise in every run, whatever its seed
 
 
@@ -51,6 +51,7 @@ class DiffusionModule(TrainedModule):
     """Encodes images, trains on the loss of an `Objective`, validates and optimises."""
 
     shown = "loss"
+    returns = frozenset({OBSERVED})
 
     def __init__(
         self,
@@ -187,18 +188,3 @@ def losses_by_level(
     level = schedule((bins + 0.5) / LEVELS)
     losses = loss.measured(schedule, denoiser.prediction, denoiser, x0, eps, level, Given(labels))
     return sums_by_level(bins, losses)
-
-
-def sums_by_level(bins: Tensor, losses: Tensor) -> Tensor:
-    """The sum and the number of losses (B,) in each of the LEVELS bins (B,), (LEVELS, 2)."""
-    sums = torch.zeros(LEVELS, 2, device=losses.device)
-    return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
-
-
-def means_by_level(split: str, sums: Tensor) -> dict[str, Tensor | float]:
-    """The mean loss at each level that has any, by name, from `sums_by_level` (LEVELS, 2)."""
-    total, count = sums.unbind(1)
-    return {
-        f"{split}_by_level/t{(index + 0.5) / LEVELS:.2f}": total[index] / count[index]
-        for index in count.nonzero().flatten().tolist()
-    }

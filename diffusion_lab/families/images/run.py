@@ -23,11 +23,11 @@ from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published
-from diffusion_lab.runs.base_run import OpenRun, move_data, say_left_out
 from diffusion_lab.runs.current import CHECKPOINT
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import CONFIG, SAMPLES
 from diffusion_lab.runs.folder import load_config, save_config, write_summary
+from diffusion_lab.runs.opened import OpenRun, move_data, say_left_out
 from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.samplings import IMAGES
 from diffusion_lab.runs.weights import WeightsChoice
@@ -165,6 +165,9 @@ class ImagesRun(OpenRun):
         path = super().record(cfg, results, protocol, extra)
         published.seal(folder, str(self.weights[CHECKPOINT]), None)
         return path
+
+
+RUN = ImagesRun
 
 
 def measured_there(folder: Path) -> set[object]:

@@ -15,8 +15,8 @@ from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.families.autoencoder.module import AutoencoderModule, moments_of
 from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
-from diffusion_lab.training.autoencoder_module import AutoencoderModule, moments_of
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, checked_parts
 
@@ -82,7 +82,7 @@ class AutoencoderTask(Task):
         say(f"First stage: {folder / saving.FIRST_STAGE_FILE}")
 
 
-def build_autoencoder_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
+def build_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
     """Builds the task that a configuration describes; raises UserError for what cannot work.
 
     It is built on the CPU whatever the `device`, as FSQ reads values of its tensors.

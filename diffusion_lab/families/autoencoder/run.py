@@ -21,7 +21,7 @@ from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
-from diffusion_lab.runs.base_run import OpenRun, say_left_out
+from diffusion_lab.runs.opened import OpenRun, say_left_out
 from diffusion_lab.runs.weights import WeightsChoice
 
 # Largest deviation of a latent channel's mean and standard deviation from N(0, 1) at which samples
@@ -89,6 +89,9 @@ class AutoencoderRun(OpenRun):
         metrics = super().metrics(cfg)
         say_left_out(metrics, "samples of a prior have no classes")
         return metrics
+
+
+RUN = AutoencoderRun
 
 
 def require_prior(folder: Path, autoencoder: Autoencoder, facts: saving.AutoencoderFacts) -> None:

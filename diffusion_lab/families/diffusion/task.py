@@ -19,18 +19,18 @@ from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.sampler import Sampler
+from diffusion_lab.families.diffusion.initial_weights import InitialWeights
+from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.families.diffusion.run import load_classifier, load_weak
+from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.profiling.costs import ImageFacts, cost_of
-from diffusion_lab.runs.diffusion_run import load_classifier, load_weak
 from diffusion_lab.training.alignment import Alignment
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times
-from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.initial_weights import InitialWeights
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.task import Task, checked_parts, other_steps
-from diffusion_lab.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class DiffusionTask(Task):
         return images
 
 
-def build_diffusion_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
+def build_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     """Builds the task that a configuration describes; raises UserError for what cannot work."""
     lightning.seed_everything(cfg.seed, verbose=False)
     datamodule = build_datamodule(cfg)

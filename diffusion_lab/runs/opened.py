@@ -1,4 +1,7 @@
-"""The base class of trained runs that are opened, to sample from them and measure them."""
+"""Opens trained runs, to sample from them and measure them, and gives commands their settings.
+
+Each family of models has its own kind of `OpenRun`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,24 +10,29 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from diffusion_lab.build import families
 from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.objects import read_data
+from diffusion_lab.build.objects import build_datamodule, read_data
+from diffusion_lab.build.overrides import parse
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
+from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import kept_checkpoints
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED, identify, require_unchanged
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import save_evaluation
-from diffusion_lab.runs.weights import WeightsChoice
+from diffusion_lab.runs.weights import WeightsChoice, load_into, load_weights
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,118 @@ class OpenRun(ABC):
             metrics.reference_split(self.datamodule)  # raises if there are no such images
             metrics.load(self.datamodule, self.device)
         return metrics
+
+
+@dataclass(frozen=True)
+class NetworkRun(OpenRun):
+    """An open run of a model that can be exported."""
+
+    model: Any
+    first_stage: FirstStage | None
+
+    @classmethod
+    @abstractmethod
+    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Any, FirstStage | None]:
+        """Builds the model that a configuration describes, and its first stage, if any."""
+
+    @staticmethod
+    def network_of(model: Any) -> Any:
+        """The part of a model whose weights are saved."""
+        return model
+
+    @classmethod
+    def with_weights(
+        cls, folder: Path, saved: DictConfig, state: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Returns `datamodule` (unread), and `model` and `first_stage` with the weights `state`.
+
+        The network is on the CPU, in evaluation mode. Raises UserError if the weights belong to
+        another model.
+        """
+        datamodule = build_datamodule(saved)
+        model, first_stage = cls.built(saved, datamodule)
+        network = cls.network_of(model)
+        load_into(network, state, folder)
+        network.eval()
+        return {"datamodule": datamodule, "model": model, "first_stage": first_stage}
+
+    @classmethod
+    def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
+        tensors, _ = load_weights(choice)
+        fields = cls.with_weights(choice.folder, saved, tensors)
+        cls.network_of(fields["model"]).to(device).requires_grad_(False)
+        return fields
+
+    @property
+    def conditional(self) -> bool:
+        return bool(self.network_of(self.model).conditioning.conditional)
+
+    @property
+    def reconstruction_metrics(self) -> dict[str, float]:
+        if self.first_stage is None:
+            return {}
+        return self.first_stage.reconstruction_metrics(self.datamodule)
+
+
+def kind_of(saved: DictConfig) -> type[OpenRun]:
+    """The kind of the run with the configuration `saved`."""
+    return families.part(saved, "run").RUN
+
+
+def open_run(cfg: DictConfig) -> OpenRun:
+    """Opens the run `cfg.run`, whatever its kind; raises UserError."""
+    saved = load_config(cfg.run)
+    return kind_of(saved).open(cfg, saved)
+
+
+def load_diffusion_config(folder: str) -> DictConfig:
+    """Reads the configuration of a diffusion model's run; raises UserError for another kind."""
+    saved = load_config(folder)
+    if families.family_of(saved) != families.DIFFUSION:
+        raise UserError(f"{folder} is {kind_of(saved).limits}; give the run of a diffusion model")
+    return saved
+
+
+def load_trained_config(folder: str | Path) -> DictConfig:
+    """Reads the configuration of a run that was trained; raises UserError for images alone."""
+    saved = load_config(folder)
+    if families.family_of(saved) == families.IMAGES:
+        raise UserError(f"{folder} is {kind_of(saved).limits}; give a trained run")
+    return saved
+
+
+def inherit(
+    cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
+) -> None:
+    """Copies the data and `groups` of a run, `saved`, to `cfg`, except groups in `overrides`.
+
+    The data are the run's whatever `overrides` say, unless they are one of `groups`. Single values
+    in `overrides`, as in sampler.steps=20, change the run's option. A group that this kind of run
+    does not have is removed from `cfg`; an override of it raises UserError.
+    """
+    keys = {override.key_or_group: override for override in parse(overrides)}
+    with open_dict(cfg):
+        if "data" not in groups:
+            cfg.data = saved.data
+        for group in groups:
+            if group in kind_of(saved).groups_without_choice:
+                if chosen := [key for key in keys if key.split(".")[0].split("/")[0] == group]:
+                    raise UserError(f"this run has no {group}; leave {chosen[0]}=... out")
+                del cfg[group]
+            elif group not in keys:
+                _take_over(cfg, saved, group, keys)
+
+
+def _take_over(cfg: DictConfig, saved: DictConfig, group: str, keys: dict[str, Override]) -> None:
+    """Copies one group of `saved`, except the parts and values that overrides (by key) set."""
+    parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]
+    chosen = {part: OmegaConf.select(cfg, part) for part in parts}
+    cfg[group] = saved[group]
+    for part, option in chosen.items():
+        OmegaConf.update(cfg, part, option, merge=False)
+    for key, override in keys.items():
+        if key.startswith(f"{group}."):
+            OmegaConf.update(cfg, key, override.value())
 
 
 def say_left_out(metrics: GenerativeMetrics, why: str) -> None:

@@ -1,0 +1,1 @@
+"""Autoencoders, whose networks and losses stand in `first_stage`."""

@@ -1,0 +1,36 @@
+"""Builds a GAN: its generator, and its loss with the discriminator."""
+
+import torch
+from omegaconf import DictConfig
+
+from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.families.building import built, check_groups, require
+from diffusion_lab.families.gan import ConvGenerator, RelativisticLoss
+
+
+def build_generator(
+    cfg: DictConfig, datamodule: ImageDataModule, device: str = "cpu"
+) -> ConvGenerator:
+    """Builds the generator of a GAN; raises UserError."""
+    check_groups(cfg, "sampler", "guidance", "first_stage")
+    shape, labels = datamodule.image_shape, datamodule.labels
+    return built(cfg, ConvGenerator, device, image_shape=shape, labels=labels)
+
+
+def build_gan_loss(cfg: DictConfig, datamodule: ImageDataModule) -> RelativisticLoss:
+    """Builds the loss of a GAN with its discriminator; raises UserError if it does not fit."""
+    shape, labels = datamodule.image_shape, datamodule.labels
+    with errors_at(cfg, "objective"):
+        factory, conditioning = instantiate(cfg, "objective"), instantiate(cfg, "conditioning")
+        require(cfg, "objective", factory, RelativisticLoss)
+        loss = factory(image_channels=shape[0], labels=labels, conditioning=conditioning)
+        judge = loss.discriminator
+        try:
+            with torch.no_grad():
+                judge(torch.zeros(1, *shape), judge.conditioning.labels.blank(1))
+        except RuntimeError as error:
+            raise ValueError(
+                f"discriminator has too many layers for images of shape {shape}; use fewer"
+            ) from error
+    return loss
