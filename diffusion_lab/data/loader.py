@@ -7,7 +7,7 @@ where it stopped, on any number of ranks. B batch, C channels, H height, W width
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,10 +16,25 @@ from torch import Tensor
 from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
+from diffusion_lab.data.augmentation import Augmentation, augment
 from diffusion_lab.data.rows import Rows
 
 FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 ORDER = 0x6F72646572  # separates these draws from others with the same seed
+
+
+class Clean(NamedTuple):
+    """What a batch brings to a step of a diffusion model.
+
+    x0 (B, c, h, w) is clean, of about unit scale, and `eps` its noise if the batch has any. The
+    images uint8 (B, C, H, W) that became it are known unless they were encoded before, with what
+    the network is told of their augmentation.
+    """
+
+    x0: Tensor
+    eps: Tensor | None = None
+    images: Tensor | None = None
+    augmentation: Tensor | None = None
 
 
 class ImageBatch(NamedTuple):
@@ -28,6 +43,11 @@ class ImageBatch(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def clean(self, first_stage: Any, augmentation: Augmentation | None) -> Clean:
+        """Augments the images, and encodes them with a first stage."""
+        images, told = augment(augmentation, self.images)
+        return Clean(first_stage.draw(first_stage.moments(images)), None, images, told)
+
 
 class MomentBatch(NamedTuple):
     """Moments float32 (B, ., h, w) of images that a first stage has encoded, and labels (B,)."""
@@ -35,12 +55,20 @@ class MomentBatch(NamedTuple):
     moments: Tensor
     labels: Tensor
 
+    def clean(self, first_stage: Any, augmentation: Augmentation | None) -> Clean:
+        """Draws latents from the moments."""
+        return Clean(first_stage.draw(self.moments))
+
 
 class PairBatch(NamedTuple):
     """Samples of a teacher and their unit noise, float32 (B, 2c, h, w), and labels (B,)."""
 
     pairs: Tensor
     labels: Tensor
+
+    def clean(self, first_stage: Any, augmentation: Augmentation | None) -> Clean:
+        """Takes the samples and their noise apart."""
+        return Clean(*self.pairs.chunk(2, 1))
 
 
 Batch = ImageBatch | MomentBatch | PairBatch

@@ -33,8 +33,8 @@ from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters
-from diffusion_lab.data import Batch, MomentBatch, PairBatch
-from diffusion_lab.data.augmentation import Augmentation, augment
+from diffusion_lab.data import Batch
+from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import BatchShare, Loss, Objective
@@ -104,27 +104,20 @@ class DiffusionModule(TrainedModule):
         alignment by the names that are logged.
         """
         share, shares = self.seed_share(batch_idx)
-        augmentation = eps = images = None
-        if isinstance(batch, PairBatch):
-            x0, eps = batch.pairs.chunk(2, 1)
-        elif isinstance(batch, MomentBatch):
-            x0 = self.first_stage.draw(batch.moments)
-        else:
-            images, augmentation = augment(self.augmentation, batch.images)
-            x0 = self.first_stage.draw(self.first_stage.moments(images))
+        clean = batch.clean(self.first_stage, self.augmentation)
         losses = self.objective(
             self.denoiser,
-            x0,
-            Given(batch.labels, augmentation=augmentation),
+            clean.x0,
+            Given(batch.labels, augmentation=clean.augmentation),
             share=BatchShare(share, shares, self.from_all_ranks),
-            eps=eps,
+            eps=clean.eps,
             images_seen=self.images_seen,
         )
         loss = losses.minimised.mean()
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         parts = {"loss": loss}
         if self.alignment is not None:
-            parts = self.aligned(loss, x0 if images is None else to_float(images))
+            parts = self.aligned(loss, clean.x0 if clean.images is None else to_float(clean.images))
         return {**parts, OBSERVED: losses.observed}
 
     def aligned(self, loss: Tensor, images: Tensor) -> dict[str, Tensor]:
