@@ -1,8 +1,8 @@
-"""The families of models, as all rooms see them: each is a folder, found by its name.
+"""The families of models, as all rooms see them: each is a folder of `families`, found by its name.
 
-A family of the package is a folder of `families`; one of yours is a package, and `family` names it
-with its dots. What the rooms ask it for stands in two of its modules: `run` has RUN, the class that
-opens its runs, and `task` has `build_task`, which builds all that a training needs.
+What the rooms ask a family for stands in two modules of its folder: `run` has RUN, the class that
+opens its runs, and `task` has `build_task`, which builds all that a training needs. A family of
+yours is one module with both, which `family` names.
 """
 
 from importlib import import_module
@@ -26,25 +26,26 @@ def family_of(cfg: DictConfig) -> str:
     """
     own = next((name for name in (IMAGES, AUTOENCODER) if name in cfg), None)
     family = own or cfg.get("family") or DIFFUSION  # runs of earlier versions have no such key
-    if own is None and family not in TRAINED and not _is_package(str(family)):
+    if own is None and family not in TRAINED and not _is_there(str(family)):
         raise UserError(
             f"family={family} is not known; it must be {', '.join(TRAINED[:-1])} or {TRAINED[-1]}, "
-            "or a package of yours, as in my_package.my_family"
+            "or a module of yours, as in my_package.my_family"
         )
     return family
 
 
-def _is_package(name: str) -> bool:
+def _is_there(module: str) -> bool:
     try:
-        return "." in name and find_spec(f"{name}.task") is not None
-    except ModuleNotFoundError:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
         return False
 
 
 def part(cfg: DictConfig, name: str) -> ModuleType:
-    """The module `run` or `task` of the family of a configuration."""
+    """The module `run` or `task` of a configuration's family; a user's has both in one."""
     family = family_of(cfg)
-    return import_module(f"{family if '.' in family else HOME + family}.{name}")
+    of_package = family in (*TRAINED, AUTOENCODER, IMAGES)
+    return import_module(f"{HOME}{family}.{name}" if of_package else family)
 
 
 def require_diffusion(cfg: DictConfig) -> None:

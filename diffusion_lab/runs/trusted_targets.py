@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
+from diffusion_lab.build.families import TRAINED
 from diffusion_lab.common.messages import UserError, say
 
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # packages whose classes our runs name
@@ -61,8 +62,10 @@ def check(cfg: DictConfig, source: Path) -> None:
 
 
 def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the key and the class of each `_target_` in a configuration, at any depth."""
+    """Yields the key and the class of each `_target_`, at any depth, and of a user's family."""
     if isinstance(node, DictConfig):
+        if not key and node.get("family") not in (None, *TRAINED):
+            yield "family", f"{node.family}.RUN"
         if "_target_" in node:
             yield key, str(node["_target_"])
         for name in node:
