@@ -102,8 +102,8 @@ def test_the_notebook_runs(script, tmp_path, monkeypatch):
     folder = tmp_path / "outputs/tutorial"
     for name in ("unet", "dit"):
         summary = runs.load_summary(folder / name)
-        assert summary["finished"]
-        values = {key.partition("/")[0]: value for key, value in summary["metrics"].items()}
+        assert summary.finished
+        values = {key.partition("/")[0]: value for key, value in summary.metrics.items()}
         for metric in ("fid", "kid", "fid_real", "kid_real"):
             assert math.isfinite(values[metric])
         assert values["fid"] > values["fid_real"]

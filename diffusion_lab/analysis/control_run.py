@@ -25,7 +25,7 @@ from diffusion_lab.metrics.neighbours import (
     nearest_view,
 )
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.runs.files import load_summary
+from diffusion_lab.runs.summary import load_summary
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ControlRun:
             "weights": self.opened.weights,
             "other_settings": self.other_settings,
             # by the run and by the control, null if unknown; another number means other grain
-            "images_seen": [each.get("images_seen") for each in summaries],
+            "images_seen": [each.images_seen for each in summaries],
             "training_images": int(self.unseen.sum()),
             "shared_images": int((~self.unseen).sum()),
             "neighbours": found,

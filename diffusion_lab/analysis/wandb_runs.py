@@ -13,8 +13,9 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.report.records import run_folders
-from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.summary import load_summary
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 PROTOCOL = Range(
@@ -42,7 +43,7 @@ def logged_runs(paths: Sequence[str], project: str, group: str | None) -> Iterat
             place = (config.get("logger") or {}).get("wandb")
             if place and place.project == project and group in (None, place.get("group")):
                 settings = flat(OmegaConf.to_container(config))
-                yield LoggedRun(settings, load_summary(folder).get("metrics", {}))
+                yield LoggedRun(settings, load_summary(folder).metrics)
 
 
 def protocol_of(runs: Sequence[LoggedRun], project: str) -> str:

@@ -18,10 +18,11 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.profiling import budget
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
+from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training import study, tuned
 from diffusion_lab.training.protocol import protocol_of
 from diffusion_lab.training.train import Outcome, train
@@ -88,7 +89,7 @@ class TrainingJob:
         study.check_metric(cfg, folder)
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
         if begun and (begun / CONFIG).is_file():
-            if load_summary(begun).get("finished"):
+            if load_summary(begun).finished:
                 say(f"{begun} is already finished")
                 return sweep_record.SKIPPED, None
             cfg = load_config(begun)

@@ -66,7 +66,7 @@ class Arm:
 
     def fact(self, name: str) -> float | None:
         """The mean of a number in the summaries of its runs; None if none has it."""
-        known = [run.summary[name] for run in self.runs if run.summary.get(name) is not None]
+        known = [each for run in self.runs if (each := getattr(run.summary, name)) is not None]
         return sum(known) / len(known) if known else None
 
 

@@ -11,7 +11,7 @@ from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics.quantity import quantity_of
 from diffusion_lab.report.arms import Arm, runs_of, trained
-from diffusion_lab.report.frame import PASSES, Collection, training_flops
+from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.records import Run
 from diffusion_lab.report.tests import JOINT
 from diffusion_lab.report.words import Fact
@@ -82,7 +82,7 @@ def _of_protocol(found: Collection) -> Iterator[Fact]:
     if found.values(study["metric"]).empty:
         yield Fact("not_measured", metric=title)
     first = min(runs, key=lambda run: run.finished_at)
-    commit = first.summary.get("git_commit")
+    commit = first.summary.git_commit
     if commit is None:
         yield Fact("no_commit")
     else:
@@ -128,7 +128,7 @@ def _unequal_budgets(arms: Sequence[Arm]) -> Iterator[Fact]:
         yield Fact("limits_unequal", seconds=limits)
         return
     images = span(runs, "images_seen")
-    per_image = [each for arm in arms if (each := training_flops(arm.runs[0], 1))]
+    per_image = [each for arm in arms if (each := arm.runs[0].summary.flops(1))]
     if images[1] > (1 + EQUAL_IMAGES) * images[0]:
         known = [arm for arm in arms if not _unknown_start(arm)]
         spent = [each for arm in known for run in arm.runs if (each := _spent(run)) is not None]
@@ -144,26 +144,12 @@ def _unequal_budgets(arms: Sequence[Arm]) -> Iterator[Fact]:
 
 def _spent(run: Run) -> float | None:
     """The FLOPs of training a run, its teacher, and the weights that it starts from, if known."""
-    own, taught = training_flops(run, run.summary["images_seen"]), _taught(run.summary)
-    if own is None or taught is None:
-        return None
-    return own + taught + (run.summary["began_from_flops"] if _starts_from_weights(run) else 0)
-
-
-def _taught(summary: dict) -> float | None:
-    """The FLOPs of the training and of the calls of a run's teacher; 0 if it has none."""
-    keys = ("teacher_images", "teacher_calls", "teacher_macs")
-    images, calls, macs = (summary.get(key) for key in keys)
-    if not any(key in summary for key in keys):
-        return 0.0
-    if images is None or calls is None or macs is None:
-        return None
-    return 2 * macs * (PASSES * images + calls)
+    return run.summary.flops_behind(anew=not _starts_from_weights(run))
 
 
 def _unknown_start(arm: Arm) -> bool:
     """Whether an arm's runs start from weights of whose training nothing is known."""
-    known = (run.summary.get("began_from_flops") for run in arm.runs)
+    known = (run.summary.began_from_flops for run in arm.runs)
     return _starts_from_weights(arm.runs[0]) and not all(known)
 
 
@@ -183,7 +169,7 @@ def _unequal_networks(arms: Sequence[Arm]) -> Iterator[Fact]:
     if len(patches) > 1:
         yield Fact("outputs_unequal", patches=sorted(patches, key=str))
     summaries = [run.summary for run in runs_of(arms)]
-    precisions = {str(each["precision"]) for each in summaries if "precision" in each}
+    precisions = {each.precision for each in summaries if each.precision}
     if len(precisions) > 1:
         yield Fact("precision_unequal", precisions=sorted(precisions))
 
@@ -192,13 +178,13 @@ def _prepared(arms: Sequence[Arm]) -> Iterator[Fact]:
     """Yields a fact on each other network behind an arm's runs, and on initial weights."""
     for arm in arms:
         known, config = arm.runs[0].summary, arm.runs[0].config
-        images, calls = known.get("teacher_images"), known.get("teacher_calls")
+        images, calls = known.teacher_images, known.teacher_calls
         if images or calls:
             yield Fact("taught", arm=arm.name, images=images, calls=calls)
         if OmegaConf.select(config, "first_stage.run") is not None:
-            yield Fact("first_stage", arm=arm.name, seconds=known.get("first_stage_seconds"))
+            yield Fact("first_stage", arm=arm.name, seconds=known.first_stage_seconds)
         if _starts_from_weights(arm.runs[0]):
-            yield Fact("began", arm=arm.name, images=known.get("began_from_images"))
+            yield Fact("began", arm=arm.name, images=known.began_from_images)
         if OmegaConf.select(config, "alignment") is not None:
             yield Fact("aligned", arm=arm.name)
 
@@ -228,10 +214,9 @@ def uneven_speeds(arms: Sequence[Arm]) -> list[str]:
 def machine(run: Run) -> str:
     """Device, precision, threads and processes of a run, as far as its summary has them."""
     known = run.summary
-    parts = [str(known.get("device", "unknown device")), *filter(None, [known.get("precision")])]
-    for key, one, more in (("threads", "thread", "threads"), ("ranks", "process", "processes")):
-        if (count := known.get(key)) is not None:
-            parts.append(f"{count} {one if count == 1 else more}")
+    parts = [known.device or "unknown device", *filter(None, [known.precision])]
+    counted = ((known.threads, "thread", "threads"), (known.ranks, "process", "processes"))
+    parts += [f"{n} {one if n == 1 else more}" for n, one, more in counted if n is not None]
     return ", ".join(parts)
 
 
@@ -247,7 +232,7 @@ def time_limit(run: Run) -> int | None:
     most, steps = (
         OmegaConf.select(run.config, f"trainer.max_{unit}") for unit in ("time", "steps")
     )
-    if not most or steps is None or run.summary.get("steps", steps) >= steps:
+    if not most or steps is None or run.summary.steps >= steps:
         return None
     return round(seconds_in(most))
 
@@ -259,7 +244,7 @@ def common(limits: Sequence[int | None]) -> int | None:
 
 def span(runs: Sequence[Run], name: str) -> tuple[float, float]:
     """The smallest and the largest value of a number in the summaries of runs."""
-    values = [run.summary[name] for run in runs]
+    values = [getattr(run.summary, name) for run in runs]
     return min(values), max(values)
 
 

@@ -42,7 +42,6 @@ LOSSES = {  # names in summaries
     BITS_PER_CODE.name: CODES,
 }
 METRIC = COLUMNS.index("metric")
-PASSES, SELF_CONDITIONED = 3, 0.5  # of a step of training, and of one that asks a network once more
 INFINITY, FEWEST = "fid_infinity", 2560  # samples for an extrapolation of FID with 1,280 features
 
 
@@ -190,9 +189,7 @@ def _as_in_training(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
     """Whether a run's training measured metrics in the way that is compared."""
     known = run.summary
     return bool(
-        known.get("sampling")
-        and known.get("protocol") == protocol
-        and sampling in run.ways(known["sampling"])
+        known.sampling and known.protocol == protocol and sampling in run.ways(known.sampling)
     )
 
 
@@ -214,17 +211,17 @@ def _rows_by(
 
 def _row(arm: Arm, run: Run, metric: str, value: float) -> tuple:
     """A row of a number that belongs to the end of a run, whatever its sampling."""
-    images, seconds = run.summary.get("images_seen"), run.summary.get("training_seconds")
-    flops = training_flops(run, images)
+    images, seconds = run.summary.images_seen, run.summary.training_seconds
+    flops = run.summary.flops(images)
     place = (run.folder, arm.name, arm.data, run.seed, None)
     return (*place, metric, "", "", "", images, seconds, flops, float(value), True)
 
 
 def _rows_of_run(arm: Arm, run: Run) -> list[tuple]:
     """The costs and the losses of a run."""
-    known = {name: run.summary["metrics"].get(key) for name, key in LOSSES.items()}
-    known |= {name: run.summary.get(name) for name in COSTS}
-    known |= {"peak_memory": run.summary.get("peak_memory_bytes")}
+    known = {name: run.summary.metrics.get(key) for name, key in LOSSES.items()}
+    known |= {name: getattr(run.summary, name) for name in COSTS}
+    known |= {"peak_memory": run.summary.peak_memory_bytes}
     known |= {"images_per_second": run.images_per_second}
     return [_row(arm, run, name, value) for name, value in known.items() if value is not None]
 
@@ -255,20 +252,8 @@ def _rows_in_training(arm: Arm, run: Run, names: Mapping[str, str]) -> Iterator[
         for name in wanted.keys() & row.keys():
             images = row["images"]
             place = (run.folder, arm.name, arm.data, run.seed, None, wanted[name])
-            when = (images, reached[images], training_flops(run, images))
+            when = (images, reached[images], run.summary.flops(images))
             yield (*place, name.partition("/")[2], "", "", *when, float(row[name]), False)
-
-
-def training_flops(run: Run, images: float | None) -> float | None:
-    """FLOPs of training on `images` images, forward and backward; None if they are not known.
-
-    Runs of earlier versions did not note their passes; then only self-conditioning is known, which
-    calls the network once more in half of the steps.
-    """
-    twice = bool((run.config.get("denoiser") or {}).get("self_conditioning"))
-    passes = run.summary.get("forward_passes", PASSES + SELF_CONDITIONED * twice)
-    macs = run.summary.get("macs")
-    return None if None in (passes, macs, images) else 2 * passes * macs * images
 
 
 def study_of(runs: Sequence[Run]) -> dict[str, Any]:

@@ -187,8 +187,8 @@ def said(settings: Mapping[str, object], key: str) -> str:
 def machines(runs: Sequence[Run]) -> list[str]:
     """A line for each machine, torch version and commit, with its number of runs."""
     counts = Counter(
-        f"{machine(run)}, torch {run.summary.get('versions', {}).get('torch', '?')}, "
-        f"commit {(run.summary.get('git_commit') or 'unknown')[:9]}"
+        f"{machine(run)}, torch {run.summary.versions.get('torch', '?')}, "
+        f"commit {(run.summary.git_commit or 'unknown')[:9]}"
         for run in runs
     )
     return [f"{count} runs: {text}" for text, count in counts.items()]

@@ -26,10 +26,11 @@ from diffusion_lab.metrics.quantity import (
 from diffusion_lab.report.words import Fact
 from diffusion_lab.runs import published
 from diffusion_lab.runs.current import CurrentWeights
-from diffusion_lab.runs.files import METRICS, SUMMARY, load_record, load_summary
+from diffusion_lab.runs.files import METRICS, SUMMARY, load_record
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
 from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
 from diffusion_lab.runs.search import walk
+from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.tuned import FOUND
 
 RATE = "train/images_per_second"
@@ -50,7 +51,7 @@ class Run:
 
     folder: Path
     config: DictConfig
-    summary: dict
+    summary: Summary
     rows: list[dict]  # the rows of metrics.jsonl
     weights: CurrentWeights
     kept: list[Record]  # evaluations of the current weights, the one from training first
@@ -105,7 +106,7 @@ class Run:
     @property
     def finished_at(self) -> tuple[str, str]:
         """The time when the run ended, in UTC, with the folder's name to break ties."""
-        return self.summary["ended_at"], str(self.folder)
+        return self.summary.ended_at or "", str(self.folder)
 
     @cached_property
     def images_per_second(self) -> float | None:
@@ -212,30 +213,31 @@ def rows_of(folder: Path) -> list[dict]:
     return [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
 
 
-def unfit(folder: Path, config: DictConfig, summary: dict) -> Fact | None:
+def unfit(folder: Path, config: DictConfig, summary: Summary) -> Fact | None:
     """The reason why a run cannot be compared; None if it can."""
     family = family_of(config)
     if family == AUTOENCODER and not any((folder / EVALUATIONS).glob("*.json")):
         return Fact("no_samples", run=folder)
-    needed = NEEDED[: 2 if IMAGES in config else None] if summary.get("finished") else ()
-    damaged = not summary or any(summary.get(key) is None for key in needed)
+    needed = NEEDED[: 2 if IMAGES in config else None] if summary.finished else ()
+    damaged = summary == Summary() or any(getattr(summary, key) is None for key in needed)
     if damaged and (folder / SUMMARY).exists():
         return Fact("damaged", run=folder, file=SUMMARY)
-    steps = summary.get("steps") or 0
-    if not summary.get("finished"):
+    steps = summary.steps
+    if not summary.finished:
         command = "train-autoencoder" if family == AUTOENCODER else "train"
         return Fact("unfinished", run=folder, steps=steps, command=command)
-    return Fact("pruned", run=folder, steps=steps) if summary.get("pruned") else None
+    return Fact("pruned", run=folder, steps=steps) if summary.pruned else None
 
 
 def quantities(runs: Iterable[Run]) -> dict[str, Quantity]:
     """The quantities that tables show, by name; user-defined metrics come last."""
     runs = list(runs)
-    records = [record for run in runs for record in (run.summary, *run.kept)]
-    extra = [Quantity(**facts) for each in records for facts in each.get("extra_quantities", ())]
+    recorded = [run.summary.extra_quantities for run in runs]
+    recorded += [record.get("extra_quantities", []) for run in runs for record in run.kept]
+    extra = [Quantity(**facts) for each in recorded for facts in each]
     known = {quantity.name: quantity for quantity in (*QUANTITIES, *extra)}
     code = f"test/{BITS_PER_CODE.name}"
-    with_codes = [run for run in runs if code in run.summary.get("metrics", {})]
+    with_codes = [run for run in runs if code in run.summary.metrics]
     if len({OmegaConf.select(run.config, "first_stage.sha256") for run in with_codes}) > 1:
         del known[BITS_PER_CODE.name]  # codes of other first stages are other data
     return {name: each for name, each in known.items() if each.judged or each.tabled}

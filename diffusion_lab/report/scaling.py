@@ -15,7 +15,7 @@ from diffusion_lab.build.config_keys import CLASS, Settings
 from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION_LOSS, Quantity
 from diffusion_lab.report.arms import ALL, Arm, names_of, varying
 from diffusion_lab.report.facts import EQUAL_COST
-from diffusion_lab.report.frame import Collection, training_flops
+from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.power_laws import (
     PowerLaw,
     bootstrap,
@@ -244,7 +244,7 @@ def _members(arms: Sequence[Arm], values: Mapping[str, Mapping]) -> tuple[Member
     found = []
     for arm, size in zip(arms, _sizes(arms), strict=True):
         images, macs = arm.fact("images_seen") or 0.0, arm.fact("macs") or 0.0
-        if (flops := training_flops(arm.runs[0], images)) is None:
+        if (flops := arm.runs[0].summary.flops(images)) is None:
             return ()
         found.append(Member(arm, size, macs, images, flops, values.get(arm.name, {})))
     counts = (

@@ -8,7 +8,7 @@ from importlib import import_module
 HOMES = {
     "load": "diffusion_lab.families.diffusion.run",
     "load_config": "diffusion_lab.runs.folder",
-    "load_summary": "diffusion_lab.runs.files",
+    "load_summary": "diffusion_lab.runs.summary",
 }
 
 

@@ -1,4 +1,4 @@
-"""The files of a run folder, and the reading of two of them, for which torch is not needed."""
+"""The files of a run folder, and the reading of its configuration, which does not need torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from omegaconf._utils import get_yaml_loader
 
 import diffusion_lab
 from diffusion_lab.build.config_keys import verbatim
-from diffusion_lab.common.files import OUTPUTS, read_json
+from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import kinds, migrate
 
@@ -17,12 +17,6 @@ LAST, PREVIOUS = Path("checkpoints/last.ckpt"), Path("checkpoints/previous.ckpt"
 FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
-
-
-def load_summary(folder: str | Path) -> dict:
-    """The summary.json of a run; an empty dictionary if it is missing or damaged."""
-    found = read_json(Path(folder) / SUMMARY)
-    return found if kinds.is_record(found) else {}
 
 
 def read_config(folder: Path) -> DictConfig:

@@ -9,6 +9,7 @@ published.json in place of checkpoints, samples and wandb, if the run is publish
 import itertools
 import os
 import uuid
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
 from diffusion_lab.first_stage import hub
 from diffusion_lab.runs import checkpoints, trusted_targets
 from diffusion_lab.runs.current import EXPORTED
-from diffusion_lab.runs.files import CONFIG, FORMAT, SUMMARY, WRITTEN_BY, load_record, load_summary
+from diffusion_lab.runs.files import CONFIG, FORMAT, SUMMARY, WRITTEN_BY, load_record
 from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
+from diffusion_lab.runs.summary import Summary, load_summary
 
 ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint
 
@@ -101,7 +103,7 @@ def unfinished(name: str) -> Path | None:
     """The latest run `name` in outputs/ with a checkpoint that is neither finished nor running."""
     folders = sorted(path.parent for path in (OUTPUTS / name).glob(f"*/{CONFIG}"))
     for folder in reversed(folders):
-        done = load_summary(folder).get("finished")
+        done = load_summary(folder).finished
         if checkpoints.exists(folder) and not done and not is_locked(folder):
             return folder
     return None
@@ -113,13 +115,13 @@ def reopen(folder: Path) -> None:
     Without this a run killed during that training would still count as finished at its old length.
     """
     summary = load_summary(folder)
-    if summary.get("finished"):
-        write_summary(folder, summary | {"finished": False})
+    if summary.finished:
+        write_summary(folder, replace(summary, finished=False))
 
 
-def write_summary(folder: Path, summary: dict) -> None:
+def write_summary(folder: Path, summary: Summary) -> None:
     """Writes summary.json atomically."""
-    write_json(folder / SUMMARY, summary)
+    write_json(folder / SUMMARY, summary.to_json())
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:

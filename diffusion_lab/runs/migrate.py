@@ -5,6 +5,7 @@ conditionings with `labels`.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +36,11 @@ def config(saved: DictConfig) -> DictConfig:
     if "weighting" in (cfg.get("objective") or {}):  # else it is of another family
         cfg.objective.loss = loss(cfg.objective)
     return cfg
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a run's summary.json as those of one of today."""
+    return {"forward_passes": 3.0} | dict(found)  # before it was noted, a step had no more
 
 
 def loss(objective: DictConfig) -> DictConfig:

@@ -11,8 +11,9 @@ from typing import Any
 
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.files import last_rows, write_atomically
-from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, load_summary, read_config
+from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, read_config
 from diffusion_lab.runs.lock import has_locks, is_locked
+from diffusion_lab.runs.summary import load_summary
 
 ERROR = "error.txt"  # file in the folder of a run that failed
 
@@ -69,7 +70,7 @@ def failure_of(folder: Path) -> str | None:
 
 def state_of(folder: Path) -> State:
     """The state of a run that has begun."""
-    if load_summary(folder).get("finished"):
+    if load_summary(folder).finished:
         return State.FINISHED
     if is_locked(folder):
         return State.RUNNING
@@ -102,7 +103,7 @@ def seconds_in(limit: str | dict[str, float]) -> float:
 
 def progress_of(folder: Path, state: State) -> Progress:
     """How far a run in this state has come."""
-    steps = load_summary(folder).get("steps", 0)
+    steps = load_summary(folder).steps
     if state == State.FINISHED:
         return Progress(steps, steps)
     row: dict[str, Any] = {"step": 0, "seconds": 0.0}

@@ -14,7 +14,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import FILE, FINGERPRINT, Protocol
 from diffusion_lab.runs import published
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, file_stamp
-from diffusion_lab.runs.files import load_record, load_summary
+from diffusion_lab.runs.files import load_record
 from diffusion_lab.runs.kinds import is_record
 from diffusion_lab.runs.samplings import (
     OWN,
@@ -26,6 +26,7 @@ from diffusion_lab.runs.samplings import (
     sampling_of,
     samplings_of,
 )
+from diffusion_lab.runs.summary import load_summary
 
 # how an error describes each entry of a protocol, and what makes it equal: an override or advice
 WORDS = {
@@ -73,11 +74,10 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
     `seed` is that of its training, which they are marked with.
     """
     summary, found = load_summary(folder), []
-    ended = summary.get("finished")  # else its metrics are of earlier weights
-    if ended and summary.get("protocol") and summary.get("sampling"):  # of samples
-        found.append({key: summary.get(key) for key in OF_TRAINING})
-        others = summary.get("at_other_steps", [])
-        found += [{"protocol": summary["protocol"], **each} for each in others]
+    # else its metrics are of earlier weights, or not of samples
+    if summary.finished and summary.protocol and summary.sampling:
+        found.append({key: getattr(summary, key) for key in OF_TRAINING})
+        found += [{"protocol": summary.protocol, **each} for each in summary.at_other_steps]
     for path in sorted((Path(folder) / EVALUATIONS).glob("*.json")):
         record = read_json(path)
         if not record.get("metrics") or not is_record(record):

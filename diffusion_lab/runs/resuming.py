@@ -12,9 +12,9 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import EXPORTED
-from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.lock import require_unlocked
 from diffusion_lab.runs.opened import kind_of, load_trained_config
+from diffusion_lab.runs.summary import load_summary
 
 # The values to set instead of choosing an option: a resumed run keeps its own options.
 INSTEAD_OF_OPTIONS = {
@@ -66,10 +66,10 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
     summary = load_summary(folder)
     longer = any(o.startswith(("trainer.max_steps=", "trainer.max_time=")) for o in overrides)
     complete = all((Path(folder) / name).is_file() for name in kind.results)
-    if summary.get("finished") and not longer and complete:
+    if summary.finished and not longer and complete:
         raise UserError(
             f"{folder} is finished; to train it longer, write trainer.max_steps above "
-            f"{summary['steps']} (and a longer trainer.max_time if it has one)"
+            f"{summary.steps} (and a longer trainer.max_time if it has one)"
         )
     for override, parsed in zip(overrides, parse(overrides), strict=True):
         key = parsed.key_or_group
@@ -86,7 +86,7 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join([*groups, *others])} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
-    check_length(cfg, folder, summary.get("steps", 0))
+    check_length(cfg, folder, summary.steps)
     cfg.resume = str(folder)
     return cfg
 

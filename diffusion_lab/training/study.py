@@ -27,10 +27,11 @@ from diffusion_lab.metrics.from_torchmetrics import described
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.quantity import Quantity, higher_is_better
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import ABANDONED, load_config
 from diffusion_lab.runs.lock import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
+from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configured
 
 NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
@@ -98,7 +99,7 @@ def _state(folder: Path, cfg: DictConfig) -> str:
     if not (folder / CONFIG).is_file():
         return NEW
     require_unlocked(folder)
-    finished = load_summary(folder).get("finished")
+    finished = load_summary(folder).finished
     empty = not finished and not checkpoints.exists(folder)
     if empty and has_locks(folder):
         return EMPTY
@@ -219,7 +220,7 @@ def final_metric(folder: Path, kind: str) -> float:
 
     Raises UserError unless the run has exactly one of this kind.
     """
-    metrics = load_summary(folder).get("metrics", {})
+    metrics = load_summary(folder).metrics
     found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:
         kinds = {n if n.startswith("val/") else n.split("/")[0] for n in metrics}

@@ -14,8 +14,9 @@ from diffusion_lab.compute.device import float32_precision
 from diffusion_lab.metrics.quantities import report
 from diffusion_lab.runs import averages
 from diffusion_lab.runs.environment import environment_of
-from diffusion_lab.runs.files import SUMMARY, load_summary
+from diffusion_lab.runs.files import SUMMARY
 from diffusion_lab.runs.samplings import Sampling, sampling_of
+from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.task import Task
@@ -23,11 +24,11 @@ from diffusion_lab.training.task import Task
 
 def summarise(
     cfg: DictConfig, task: Task, trainer: lightning.Trainer, finished: bool, peak_memory: int | None
-) -> dict[str, object]:
-    """The entries of summary.json, the facts about a run that matter at a glance."""
+) -> Summary:
+    """The facts about a run that matter at a glance."""
     context = task.module.context
     clock, prepared = context.clock, context.prepared_metrics if context.results else None
-    summary = {
+    facts: dict[str, Any] = {
         "name": cfg.name,
         "finished": finished,
         "pruned": False,
@@ -57,7 +58,7 @@ def summarise(
         "overrides": overrides_of(context.folder),
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return summary | context.summary
+    return Summary(**(facts | context.summary))
 
 
 def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
@@ -68,8 +69,8 @@ def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
     if (stage := OmegaConf.select(cfg, "first_stage.run")) is None:
         return None
     if Path(stage) == folder:
-        return load_summary(folder).get("first_stage_seconds")
-    return load_summary(averages.run_of(Path(stage))).get("training_seconds")
+        return load_summary(folder).first_stage_seconds
+    return load_summary(averages.run_of(Path(stage))).training_seconds
 
 
 def overrides_of(folder: Path) -> list[str] | None:
@@ -77,7 +78,7 @@ def overrides_of(folder: Path) -> list[str] | None:
 
     A run that was stopped has them in its earlier summary.
     """
-    if earlier := load_summary(folder).get("overrides"):
+    if earlier := load_summary(folder).overrides:
         return earlier
     if not HydraConfig.initialized():
         return None

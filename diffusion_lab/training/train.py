@@ -224,7 +224,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
             write_summary(folder, summary)
     finally:
         for logger in loggers:
-            logger.finish(summary)
+            logger.finish(summary.to_json() if summary else None)
 
 
 def finish(prepared: Prepared) -> None:

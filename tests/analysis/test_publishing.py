@@ -22,8 +22,9 @@ from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.report.command import compare
 from diffusion_lab.runs.current import CHECKPOINT, identify
-from diffusion_lab.runs.folder import load_config, load_summary, save_config
+from diffusion_lab.runs.folder import load_config, save_config
 from diffusion_lab.runs.results import require_evaluations, save_evaluation
+from diffusion_lab.runs.summary import load_summary
 
 FACTS = {
     "threads": 2,
@@ -53,7 +54,7 @@ def study(tmp_path, monkeypatch):
 
 def evaluate(run: Path, fid: float) -> Path:
     """Measures a run again, with more samples."""
-    protocol = load_summary(run)["protocol"] | {"num_samples": 5000}
+    protocol = load_summary(run).protocol | {"num_samples": 5000}
     metrics, cfg = {f"fid/{NAME}": fid, f"fid_std/{NAME}": 1.5}, load_config(run)
     cfg.seed = 0  # of the samples
     return save_evaluation(run, metrics, protocol, cfg, identify(run))
@@ -63,7 +64,7 @@ def memorised(run: Path, fid: float) -> None:
     """Writes a report on copies of the weights that a run has now."""
     (run / "memorization").mkdir()
     ratios = {name: {"copy_ratio": fid / 100} for name in ("efficientnet", "pixels")}
-    sampling = load_summary(run)["sampling"]
+    sampling = load_summary(run).sampling
     report = {"neighbours": ratios, "sampling": sampling, "protocol": {"num_samples": 10}}
     (run / "memorization/report.json").write_text(json.dumps(report | identify(run)))
 

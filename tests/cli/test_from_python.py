@@ -27,7 +27,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_is_measured_and_compared(run_folder):
     measured = command("evaluate", "run=run", "batch_size=16", "device=cpu", "sampler.steps=3")
-    trained = runs.load_summary("run")["metrics"]
+    trained = runs.load_summary("run").metrics
     name = next(name for name in measured if name.startswith("fid/"))
     assert measured[name] == pytest.approx(trained[name], rel=0.01)  # precisions may differ
     compared = command("compare", "run", "output=report")
@@ -41,7 +41,7 @@ def test_a_run_is_trained_within_its_budget_and_named_by_its_options(workplace):
     run = ["run_dir=run", "callbacks.evaluation=null"]
     assert command("train", *TINY, *QUIET, *budget, *run) is None
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
-    assert runs.load_summary("run")["steps"] == 2
+    assert runs.load_summary("run").steps == 2
     assert runs.load_config("run").budget.solved[0] == "trainer.max_steps=2"
     assert runs.load_config("run").name == "fashion_mnist_dit"
 
@@ -86,4 +86,4 @@ def test_ctrl_c_saves_the_run_and_ends_the_program(workplace, monkeypatch):
         command("train", *TINY, *QUIET, "run_dir=run", "trainer.max_steps=100")
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert Path("run/checkpoints/last.ckpt").exists()
-    assert not runs.load_summary("run")["finished"]
+    assert not runs.load_summary("run").finished

@@ -185,7 +185,7 @@ def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     assert "12.5" in err
     code, _, err = lab("train", f"resume={moved}", "trainer.max_steps=6")
     assert code == 0, err
-    assert runs.load_summary(tmp_path / moved)["first_stage_seconds"] == 300.0
+    assert runs.load_summary(tmp_path / moved).first_stage_seconds == 300.0
     code, _, err = lab(
         "sample", f"run={moved}", "guidance=autoguidance", f"guidance.weak_run={moved}"
     )

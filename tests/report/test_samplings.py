@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.report.command import compare
 from diffusion_lab.runs.current import identify
-from diffusion_lab.runs.folder import load_summary
 from diffusion_lab.runs.results import save_evaluation
+from diffusion_lab.runs.summary import load_summary
 
 ONE, TWO = [100.0, 104.0, 99.0], [150.0, 152.0, 157.0]
 ACCURACY = "accuracy/classifier-3f01b756/1k"
@@ -21,7 +21,7 @@ def sampled(folder, fid: float, seed: int, config: dict, again: dict[int, float]
     for steps, other in again.items():
         way = {"sampler": SAMPLER | {"steps": steps}, "guidance": GUIDANCE, "seed": 0}
         metrics = {f"fid/{NAME}": other, f"fid_real/{NAME}": 96.3, ACCURACY: 0.8}
-        protocol, weights = load_summary(folder)["protocol"], identify(folder)
+        protocol, weights = load_summary(folder).protocol, identify(folder)
         save_evaluation(folder, metrics, protocol, OmegaConf.create(way), weights)
 
 

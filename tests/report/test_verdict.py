@@ -237,13 +237,14 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
 def again(folder, fid: float, sampling_seed: int) -> None:
     """Keeps another evaluation of a run, with another sampling seed."""
     from diffusion_lab.runs.current import identify
-    from diffusion_lab.runs.files import load_record, load_summary
+    from diffusion_lab.runs.files import load_record
     from diffusion_lab.runs.results import save_evaluation
+    from diffusion_lab.runs.summary import load_summary
 
     cfg = load_record(folder)
     cfg.seed = sampling_seed
     summary = load_summary(folder)
-    save_evaluation(folder, {f"fid/{NAME}": fid}, summary["protocol"], cfg, identify(folder))
+    save_evaluation(folder, {f"fid/{NAME}": fid}, summary.protocol, cfg, identify(folder))
 
 
 @pytest.mark.parametrize(

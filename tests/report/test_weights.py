@@ -25,8 +25,9 @@ from diffusion_lab.runs.current import (
     require_unchanged,
     sha256_of,
 )
-from diffusion_lab.runs.folder import load_config, load_summary, reopen
+from diffusion_lab.runs.folder import load_config, reopen
 from diffusion_lab.runs.results import evaluations_of, save_evaluation
+from diffusion_lab.runs.summary import load_summary
 
 EXTRACTOR = {
     "extractor": "efficientnet_lite0-96",
@@ -57,7 +58,7 @@ def evaluated(tmp_path):
     folder = fake_run(tmp_path / "run", 100.0)
     cfg = load_config(folder)
     save_evaluation(
-        folder, {f"fid/{NAME}": 50.0}, load_summary(folder)["protocol"], cfg, identify(folder)
+        folder, {f"fid/{NAME}": 50.0}, load_summary(folder).protocol, cfg, identify(folder)
     )
     return folder
 

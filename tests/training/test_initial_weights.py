@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,11 @@ from diffusion_lab.diffusion.objective.loss import MeanFlow
 from diffusion_lab.families.diffusion.initial_weights import (
     InitialWeights,
     differences,
-    flops_behind,
-    images_behind,
     starts_anew,
 )
 from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import current, weights
+from diffusion_lab.runs.summary import Summary
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
@@ -60,21 +60,21 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     saved = runs.load_config(tmp_path / "new")
     assert saved.init_sha256 == current.sha256_of(old)
     before, summary = runs.load_summary(old), runs.load_summary(tmp_path / "new")
-    assert summary["began_from_images"] == before["images_seen"] > 0
+    assert summary.began_from_images == before.images_seen > 0
     assert "trained with another" not in said
-    assert before["began_from_images"] is before["began_from_flops"] is None
-    passes = 2 * before["forward_passes"] * before["images_seen"]
-    assert summary["began_from_flops"] == passes * before["macs"] > 0
-    code, _, err = lab("train", "resume=new", f"trainer.max_steps={summary['steps'] + 1}")
+    assert before.began_from_images is before.began_from_flops is None
+    passes = 2 * before.forward_passes * before.images_seen
+    assert summary.began_from_flops == passes * before.macs > 0
+    code, _, err = lab("train", "resume=new", f"trainer.max_steps={summary.steps + 1}")
     assert code == 0, err
     resumed = runs.load_summary(tmp_path / "new")
-    assert resumed["began_from_images"] == before["images_seen"]
-    assert resumed["began_from_flops"] == summary["began_from_flops"]
-    twice = 1 + resumed["images_seen"] / before["images_seen"]
-    assert flops_behind(resumed, False) == pytest.approx(twice * summary["began_from_flops"])
-    assert flops_behind(resumed | {"began_from_flops": None}, False) is None
-    assert images_behind(resumed, False) == before["images_seen"] + resumed["images_seen"]
-    assert resumed["jumps"] is False
+    assert resumed.began_from_images == before.images_seen
+    assert resumed.began_from_flops == summary.began_from_flops
+    twice = 1 + resumed.images_seen / before.images_seen
+    assert resumed.flops_behind(False) == pytest.approx(twice * summary.began_from_flops)
+    assert replace(resumed, began_from_flops=None).flops_behind(False) is None
+    assert resumed.images_behind(False) == before.images_seen + resumed.images_seen
+    assert resumed.jumps is False
 
 
 @pytest.mark.slow
@@ -195,17 +195,20 @@ def test_a_run_starts_anew_from_no_weights_or_its_teacher_s(start, teacher, anew
 
 
 def test_weights_of_the_teacher_count_once():
-    summary = {"macs": 2, "forward_passes": 3, "images_seen": 10, "began_from_images": 40}
-    summary |= {
-        "began_from_flops": 480,
-        "teacher_images": 40,
-        "teacher_calls": 5,
-        "teacher_macs": 2,
-    }
+    summary = Summary(
+        macs=2,
+        forward_passes=3,
+        images_seen=10,
+        began_from_images=40,
+        began_from_flops=480,
+        teacher_images=40,
+        teacher_calls=5,
+        teacher_macs=2,
+    )
     own, of_teacher = 2 * 2 * 3 * 10, 2 * 2 * (3 * 40 + 5)
-    assert (images_behind(summary, True), images_behind(summary, False)) == (50, 90)
-    assert flops_behind(summary, True) == own + of_teacher
-    assert flops_behind(summary, False) == own + of_teacher + 480
+    assert (summary.images_behind(True), summary.images_behind(False)) == (50, 90)
+    assert summary.flops_behind(True) == own + of_teacher
+    assert summary.flops_behind(False) == own + of_teacher + 480
     for unknown in ("teacher_images", "teacher_calls", "teacher_macs"):
-        assert flops_behind(summary | {unknown: None}, True) is None
-    assert flops_behind(summary | {"macs": None}, True) is None
+        assert replace(summary, **{unknown: None}).flops_behind(True) is None
+    assert replace(summary, macs=None).flops_behind(True) is None

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from helpers.tiny_runs import TINY, wandb_runs
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
-from diffusion_lab.runs.folder import load_config, load_summary
+from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.lock import is_locked, locked
+from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import JSONLines
@@ -303,17 +305,17 @@ def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
     shutil.copytree(trained_once("train", *QUIET, "run_dir=run"), tmp_path, dirs_exist_ok=True)
     before = load_summary(tmp_path / "run")
     killed_at_step(6, "train", "resume=run", "trainer.max_steps=8")
-    assert load_summary(tmp_path / "run") == before | {"finished": False}
+    assert load_summary(tmp_path / "run") == replace(before, finished=False)
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
     summary = load_summary(tmp_path / "run")
-    assert (summary["finished"], summary["steps"]) == (True, 8)
+    assert (summary.finished, summary.steps) == (True, 8)
 
 
 @pytest.mark.parametrize("content", [b'{"finished": tr', b"\xff\xfe", b"[1]", b""])
 def test_a_damaged_summary_is_none(tmp_path, content):
     (tmp_path / "summary.json").write_bytes(content)
-    assert load_summary(tmp_path) == {}
+    assert load_summary(tmp_path) == Summary()
 
 
 def test_an_option_of_the_trainer_is_answered_with_what_to_write(refusal, run_folder):

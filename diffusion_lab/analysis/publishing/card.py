@@ -13,7 +13,8 @@ from diffusion_lab.common.files import read_json
 from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.records import Run
 from diffusion_lab.runs import published
-from diffusion_lab.runs.files import DIRTY, load_summary, read_config
+from diffusion_lab.runs.files import DIRTY, read_config
+from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.tuned import FOUND
 
 TEXT = "card.md"
@@ -54,12 +55,15 @@ def card_of(
         "study_protocols": protocols_of(trained),
         "protocol": collection.protocol,
         "sampling": collection.sampling,
-        "jumps": [arm.name for arm in collection.arms if arm.runs[0].summary.get("jumps")],
+        "jumps": [arm.name for arm in collection.arms if arm.runs[0].summary.jumps],
         # the checksums of what samples were compared with, in any evaluation
         "data": sorted({str(each["protocol"].get("data")) for run in runs for each in run.kept}),
         "code": code_of(everything),
         "machines": machines_of([*summaries.values(), *tuned.values()]),
-        "sources": sources,
+        "sources": {
+            folder: {key: getattr(each, key) for key in SOURCE_FACTS}
+            for folder, each in sources.items()
+        },
         "hours": {
             "runs": hours_of(summaries.values()),
             "tuning": hours_of(tuned.values()),
@@ -80,8 +84,8 @@ def protocols_of(runs: Iterable[Run]) -> list[Facts]:
     return known
 
 
-def sources_of(runs: Iterable[Run]) -> dict[str, Facts]:
-    """Facts of the first stages and teachers that runs began from, by folder, where still there."""
+def sources_of(runs: Iterable[Run]) -> dict[str, Summary]:
+    """Summaries of first stages and teachers that runs began from, by folder, if still there."""
     saved = [read_config(run.folder) for run in runs]  # opened, they name copies
     folders = dict.fromkeys(
         str(folder)
@@ -91,16 +95,12 @@ def sources_of(runs: Iterable[Run]) -> dict[str, Facts]:
         and Path(folder).resolve() != run.folder.resolve()  # a resumed run's own first stage
     )
     found = {folder: load_summary(Path(folder)) for folder in folders}
-    return {
-        folder: {key: summary.get(key) for key in SOURCE_FACTS}
-        for folder, summary in found.items()
-        if summary
-    }
+    return {folder: summary for folder, summary in found.items() if summary != Summary()}
 
 
-def commands_of(summaries: Mapping[str, dict]) -> Facts:
+def commands_of(summaries: Mapping[str, Summary]) -> Facts:
     """The overrides of `train` that all runs have, and each run's others; null if not recorded."""
-    known = {place: summary.get("overrides") for place, summary in summaries.items()}
+    known = {place: summary.overrides for place, summary in summaries.items()}
     recorded = [each for each in known.values() if each is not None]
     first = recorded[0] if recorded else []
     common = [each for each in first if all(each in other for other in recorded)]
@@ -111,9 +111,9 @@ def commands_of(summaries: Mapping[str, dict]) -> Facts:
     return {"common": common, "runs": own}
 
 
-def code_of(summaries: Iterable[dict]) -> list[Facts]:
+def code_of(summaries: Iterable[Summary]) -> list[Facts]:
     """The commits that runs were trained with, and whether there were changes; null if unknown."""
-    counts = Counter(summary.get("git_commit") for summary in summaries)
+    counts = Counter(summary.git_commit for summary in summaries)
     return [
         {
             "commit": commit and commit.removesuffix(DIRTY),
@@ -124,13 +124,13 @@ def code_of(summaries: Iterable[dict]) -> list[Facts]:
     ]
 
 
-def machines_of(summaries: Iterable[dict]) -> list[Facts]:
+def machines_of(summaries: Iterable[Summary]) -> list[Facts]:
     """The distinct machines and versions, each with its number of runs; null where unknown."""
-    counts = Counter(json.dumps({key: each.get(key) for key in MACHINE}) for each in summaries)
+    counts = Counter(json.dumps({key: getattr(each, key) for key in MACHINE}) for each in summaries)
     return [json.loads(text) | {"runs": count} for text, count in counts.items()]
 
 
-def hours_of(summaries: Iterable[dict]) -> Facts:
+def hours_of(summaries: Iterable[Summary]) -> Facts:
     """The hours of some runs together; a sum is null if a run has not recorded its part.
 
     Core-hours are training time x threads x processes. Wall-clock hours include the measurements
@@ -138,9 +138,9 @@ def hours_of(summaries: Iterable[dict]) -> Facts:
     """
     wall, core = [], []
     for each in summaries:
-        factors = (each.get("training_seconds"), each.get("threads"), each.get("ranks", 1))
-        wall.append(each.get("wall_seconds"))
-        core.append(None if None in factors else math.prod(factors))
+        factors = [x for x in (each.training_seconds, each.threads) if x is not None]
+        wall.append(each.wall_seconds)
+        core.append(math.prod(factors) * (each.ranks or 1) if len(factors) == 2 else None)
     return {"runs": len(wall), "wall_clock_hours": hours(wall), "core_hours": hours(core)}
 
 
@@ -152,7 +152,7 @@ def hours(seconds: Sequence[float | None]) -> float | None:
 
 def dates_of(folders: Iterable[Path]) -> Facts:
     """When the first and the last of the runs ended, in UTC."""
-    times = [load_summary(folder)["ended_at"] for folder in folders]
+    times = [str(load_summary(folder).ended_at) for folder in folders]
     return {"first_run_ended": min(times), "last_run_ended": max(times)}
 
 

@@ -17,8 +17,9 @@ from diffusion_lab.common.folders import replacing_folder, require_own
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.report.frame import Collection, collect
 from diffusion_lab.report.tables import ArmTable
-from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.published import CARD, checksums, has_card
+from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.tuned import FOUND
 
 RUNS_CSV = "runs.csv"
@@ -126,7 +127,7 @@ def runs_of_tunings(tunings: dict[Path, str]) -> tuple[dict[Path, str], list[str
     places, left_out = {}, []
     for folder, place in tunings.items():
         for run in sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
-            if load_summary(run).get("finished"):
+            if load_summary(run).finished:
                 places[run] = f"{place}/{run.name}"
             else:
                 left_out.append(f"{run} is left out: it is an unfinished tuning run")

@@ -1,19 +1,15 @@
 """Weights of another model from which a run starts: all that fit the run's own network."""
 
-import math
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import abspath
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.objects import noise_label
 from diffusion_lab.common import hashing
@@ -21,8 +17,9 @@ from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs import checkpoints, current, weights
-from diffusion_lab.runs.files import CONFIG, load_summary
+from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.summary import load_summary
 
 EXAMPLES = "conditioning.labels.examples"  # labels of the run's own data, which no weights replace
 # mean and standard deviation of numbers, and the layer that was trained on numbers of that scale
@@ -60,7 +57,7 @@ class InitialWeights:
             sha256, before = current.sha256_of(source), load_summary(source)
             theirs = load_config(source)
             anew = starts_anew(theirs)
-            images, flops = images_behind(before, anew), flops_behind(before, anew)
+            images, flops = before.images_behind(anew), before.flops_behind(anew)
             unlike = differences(cfg, theirs)
         elif source.is_file() and source.suffix == ".safetensors":
             found = weights.read(source, f"give another file than init_from={source}")
@@ -156,40 +153,3 @@ def starts_anew(cfg: DictConfig) -> bool:
     """Whether a run starts from no weights, or from those of its teacher, which count as its."""
     start, teacher = cfg.get("init_from"), OmegaConf.select(cfg, "objective.teacher.run")
     return start is None or (teacher is not None and abspath(start) == abspath(teacher))
-
-
-def images_behind(summary: Mapping[str, Any], anew: bool) -> int | None:
-    """The training images of a run, of the one that it began from, and of its teacher.
-
-    `anew` is as `starts_anew` says. None if the run's summary does not have its own.
-    """
-    if not summary.get("images_seen"):
-        return None
-    keys = ("images_seen", "teacher_images", *(() if anew else ("began_from_images",)))
-    return sum(summary.get(key) or 0 for key in keys)
-
-
-def flops_behind(summary: Mapping[str, Any], anew: bool) -> float | None:
-    """The FLOPs of a run's training, of that of the weights it began from, and of its teacher.
-
-    `anew` is as `starts_anew` says. None if the run's summary does not have all of them.
-    """
-    own = [summary.get(key) or 0 for key in ("macs", "forward_passes", "images_seen")]
-    earlier, teaching = 0 if anew else summary.get("began_from_flops"), teaching_flops(summary)
-    if not all(own) or earlier is None or teaching is None:
-        return None
-    return 2 * math.prod(own) + teaching + earlier
-
-
-def teaching_flops(summary: Mapping[str, Any]) -> float | None:
-    """The FLOPs of the training and of the calls of a run's teacher; 0 if it has none.
-
-    None if the run's summary does not have all of them.
-    """
-    keys = ("teacher_images", "teacher_calls", "teacher_macs")
-    images, calls, macs = (summary.get(key) for key in keys)
-    if not any(key in summary for key in keys):
-        return 0.0
-    if images is None or calls is None or macs is None:
-        return None
-    return 2 * macs * (TRAINING_PASSES * images + calls)

@@ -13,14 +13,14 @@ from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
-from diffusion_lab.families.diffusion.initial_weights import images_behind, starts_anew
+from diffusion_lab.families.diffusion.initial_weights import starts_anew
 from diffusion_lab.families.diffusion.run import load, load_weak
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.runs.current import sha256_of
-from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.opened import load_diffusion_config
+from diffusion_lab.runs.summary import load_summary
 
 BATCH = 250  # samples that are drawn at once
 
@@ -131,7 +131,7 @@ class Teacher:
         except Exception as error:  # a custom network's, or two networks: the run is not lost
             say(f"The calls of {self.settings.run} could not be counted: {error}")
         return {
-            "teacher_images": images_behind(summary, starts_anew(self.cfg)),
+            "teacher_images": summary.images_behind(starts_anew(self.cfg)),
             "teacher_calls": calls,
             "teacher_macs": macs,
         }

@@ -30,6 +30,7 @@ from diffusion_lab.runs.folder import load_config, save_config, write_summary
 from diffusion_lab.runs.opened import OpenRun, move_data, say_left_out
 from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.samplings import IMAGES
+from diffusion_lab.runs.summary import Summary
 from diffusion_lab.runs.weights import WeightsChoice
 
 COLUMNS = 10  # of the picture, a square
@@ -149,7 +150,7 @@ class ImagesRun(OpenRun):
         folder.mkdir(parents=True, exist_ok=True)
         published.unseal(folder)  # else what is written before a kill would count as edited
         save_config(folder, self.saved)
-        facts = {
+        facts: dict[str, Any] = {
             "name": self.saved.name,
             "finished": True,
             "images": len(self.drawn.images),
@@ -158,7 +159,7 @@ class ImagesRun(OpenRun):
             **environment_of(self.device),
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_summary(folder, facts)
+        write_summary(folder, Summary(**facts))
         first = self.drawn.images[: COLUMNS**2]
         picture = self.datamodule.source.picture(first, COLUMNS)
         save_png(picture, folder / SAMPLES / "step_0000000.png")

@@ -10,9 +10,9 @@ from diffusion_lab.build.config_keys import flat
 from diffusion_lab.common.formats import amount, literal, literal_table, plain
 from diffusion_lab.metrics.quantity import REAL
 from diffusion_lab.runs.current import CurrentWeights
-from diffusion_lab.runs.files import load_summary
 from diffusion_lab.runs.results import evaluations_of
 from diffusion_lab.runs.samplings import Record
+from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.to_diffusers.folder import FOLDERS, LOOP, Diffusers
 
 HEAD = """\
@@ -86,7 +86,7 @@ def model_rows(
     yield "prediction", parts.scheduler.config.get("prediction_type", "velocity")
     summary = load_summary(run)
     for key in ("images_seen", "steps", "seed", "training_seconds", "device", "git_commit"):
-        if (value := summary.get(key, cfg.get(key))) is not None:
+        if (value := getattr(summary, key, cfg.get(key))) is not None:
             yield key, f"{value:,}" if isinstance(value, int) else value
     yield from ((f"weights: {key}", value) for key, value in facts.items())
 
@@ -99,13 +99,13 @@ def data_rows(run: Path, cfg: DictConfig) -> Iterator[tuple[str, object]]:
             yield key, words(value)
     summary = load_summary(run)
     for key in ("training_images", "validation_images"):
-        if key in summary:
-            yield key, f"{summary[key]:,}"
+        if (count := getattr(summary, key)) is not None:
+            yield key, f"{count:,}"
 
 
 def is_newest(run: Path, facts: Mapping[str, str]) -> bool:
     """Whether weights are of the run's last step, to which its figures belong."""
-    return str(load_summary(run).get("steps", facts.get("step"))) == str(facts.get("step"))
+    return str(load_summary(run).steps or facts.get("step")) == str(facts.get("step"))
 
 
 def of_these(record: Record, facts: Mapping[str, str]) -> bool:
