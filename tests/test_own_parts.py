@@ -15,11 +15,13 @@ from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.profiling.budget import images_for
+from diffusion_lab.runs import trusted_targets
 
 OWN_PARTS, OWN_DATA = (PAGES / f"{name}.md" for name in ("own-parts", "own-data"))
 PYTHON, YAML = (
@@ -66,6 +68,10 @@ PARTS = {
     "objective": (
         "objective/loss/absolute",
         [*command_with(f"{TRAIN} objective/loss"), *QUICK],
+    ),
+    "model": (
+        "family/pixels",
+        [*without("backbone"), *command_with(f"{TRAIN} family")],
     ),
     "source": (
         "data/grey",
@@ -126,7 +132,24 @@ def test_a_part_of_ones_own_is_two_files(lab, train_with, part):
     train_with(part)
     code, _, err = lab("sample", "run=run", "num_samples=4")
     assert code == 0, err
-    assert f"my_{part}s." in Path("run/config.yaml").read_text()
+    assert f"my_{part}s" in Path("run/config.yaml").read_text()
+
+
+def test_a_family_of_ones_own_is_measured_and_exported(lab, train_with):
+    train_with("model")
+    metrics = json.loads(Path("run/summary.json").read_text())["metrics"]
+    assert {"val/nats", "test/nats"} <= metrics.keys()
+    for command in ("evaluate run=run", "export run=run output=exported", "sample run=exported"):
+        code, _, err = lab(*command.split())
+        assert code == 0, err
+    named = dict(trusted_targets.targets(OmegaConf.load("exported/config.yaml")))
+    assert named["family"].startswith("my_models"), "a stranger's code is named"
+
+
+def test_a_family_that_is_nowhere_is_refused(lab):
+    code, _, err = lab("train", *TINY, "++family=nowhere.at_all")
+    assert code == 2
+    assert_names(err, "family=nowhere.at_all")
 
 
 def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
