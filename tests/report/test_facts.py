@@ -90,7 +90,8 @@ def test_what_is_unequal_is_said(tmp_path, ours, theirs, kind):
 
 
 def test_a_teacher_of_unknown_cost_and_another_precision_are_said(tmp_path):
-    unknown = {"images_seen": 4800, "forward_passes": 4, "teacher_images": 10}
+    teacher = {"teacher_images": 10, "teacher_calls": None, "teacher_macs": 10}
+    unknown = {"images_seen": 4800, "forward_passes": 4} | teacher
     facts = two(tmp_path, {"precision": "bf16-mixed"}, unknown | {"precision": "32-true"})
     assert facts.keys() >= {"budgets_unequal", "taught", "precision_unequal"}
 
