@@ -28,7 +28,7 @@ from diffusion_lab.build.objects import read_data
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.profiling import budget
+from diffusion_lab.estimate import budget
 from diffusion_lab.training.callbacks import LevelLosses, Statistics, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
