@@ -32,9 +32,9 @@ from diffusion_lab.data.source import ImageFolder, TwoMoons
 from diffusion_lab.diffusion import guidance, objective, sampler, schedule
 from diffusion_lab.diffusion.objective.loss import weighting
 from diffusion_lab.diffusion.sampler import time_grid
+from diffusion_lab.estimate.budget import Budget
 from diffusion_lab.first_stage.autoencoder import FSQAutoencoder, KLAutoencoder, VQAutoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss, discriminator, perceptual
-from diffusion_lab.profiling.budget import Budget
 from diffusion_lab.training.lr_schedule import ConstantRate
 
 FILE = TESTS / "golden/messages.txt"

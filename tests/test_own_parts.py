@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.profiling.budget import images_for
+from diffusion_lab.estimate.budget import images_for
 from diffusion_lab.runs import trusted_targets
 
 OWN_PARTS, OWN_DATA = (PAGES / f"{name}.md" for name in ("own-parts", "own-data"))

@@ -17,6 +17,11 @@ class Combination:
     cfg: DictConfig
     overrides: list[str]
 
+    @property
+    def name(self) -> str:
+        """The values that were chosen, as they are written; empty for none."""
+        return " ".join(f"{key}={value}" for key, value in self.chosen.items())
+
 
 def parse(overrides: Iterable[str]) -> list[Override]:
     """Parses overrides as Hydra does; raises its OverrideParseException for an invalid one."""

@@ -112,24 +112,24 @@ COMMANDS = {
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(
         "check a training run before it starts",
-        "training.doctor.diagnosis:doctor",
+        "estimate.doctor.command:doctor",
         fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
     ),
     "profile": Command(
         "measure parameters, MACs, memory and speed of a composition",
-        "profiling.profile:profile",
+        "estimate.profile:profile",
         combines=True,
     ),
     "plan": Command(
         "compute memory, time and disk of a training run on GPUs that are not here",
-        "training.planning.plan:plan",
+        "estimate.plan.command:plan",
         combines=True,
         fails=lambda result: any(
             each.get("fits") is False for each in result.get("plans", [result])
         ),
     ),
     "match": Command(
-        "find the size at which one backbone costs as much as another", "profiling.match:match"
+        "find the size at which one backbone costs as much as another", "estimate.match:match"
     ),
     "sync": Command("upload offline W&B runs", "analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command(

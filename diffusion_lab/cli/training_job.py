@@ -16,7 +16,7 @@ from diffusion_lab.build.sentences import MISTAKES
 from diffusion_lab.cli.ending import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
-from diffusion_lab.profiling import budget
+from diffusion_lab.estimate import budget
 from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config

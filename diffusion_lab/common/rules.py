@@ -12,11 +12,13 @@ part's option, as in objective/loss=mean_flow, or, if they begin with a dot, aft
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from diffusion_lab.common.messages import UserError
 
 Rules = Mapping[str, Callable[..., Any]]
+_collections: list[list[str]] = []  # of the blocks that collect sentences
 
 
 def sentences(
@@ -41,8 +43,29 @@ def sentences(
 
 def check(table: Rules, keys: Mapping[str, str], /, **parts: Any) -> None:
     """Raises UserError with the sentence of the first row that holds for the parts, if any."""
+    if _collections:
+        _collections[-1].extend(sentences(table, keys, **parts))
+        return
     for sentence in sentences(table, keys, **parts):
         raise UserError(sentence)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Collects the sentences of all rows that hold, of all tables that are checked in the block.
+
+    Parts that break a rule may fail in other ways when they are put together, which says nothing
+    more: such errors are dropped.
+    """
+    broken: list[str] = []
+    _collections.append(broken)
+    try:
+        yield broken
+    except Exception:
+        if not broken:
+            raise
+    finally:
+        _collections.pop()
 
 
 def option(part: object) -> str:

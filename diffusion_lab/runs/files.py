@@ -59,5 +59,6 @@ def load_record(folder: str | Path) -> DictConfig:
             f"{diffusion_lab.__version__}, reads format {FORMAT}; open it with the version that "
             "wrote it, or train the model again"
         )
+    migrate.rename_classes(cfg)
     OmegaConf.set_struct(cfg, True)
     return cfg

@@ -14,6 +14,7 @@ from diffusion_lab.build.config_keys import CLASS
 
 FORMAT = 3  # the format that is read as today's
 PLACE = "diffusion_lab.diffusion.objective."
+MOVED = "diffusion_lab.profiling.", "diffusion_lab.estimate."  # of budgets
 PARTS = {"weighting": "weighting", "variance_loss": "variance", "uncertainty": "uncertainty"}
 WHOLE = ("jump_loss", "score_loss")  # in the place of denoising, if they are not null
 RENAMED = {f"{old}.": f"loss.{new}." for old, new in PARTS.items()} | {
@@ -41,6 +42,12 @@ def config(saved: DictConfig) -> DictConfig:
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a run's summary.json as those of one of today."""
     return {"forward_passes": 3.0} | dict(found)  # before it was noted, a step had no more
+
+
+def rename_classes(cfg: DictConfig) -> None:
+    """Gives the classes of a run today's places; those of its own format may have moved since."""
+    if CLASS in (cfg.get("budget") or {}):
+        cfg.budget[CLASS] = str(cfg.budget[CLASS]).replace(*MOVED)
 
 
 def loss(objective: DictConfig) -> DictConfig:

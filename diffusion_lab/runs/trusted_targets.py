@@ -20,7 +20,7 @@ PLACES = {
     "augmentation": ("diffusion_lab.data.augmentation.",),
     "autoencoder": ("diffusion_lab.first_stage.autoencoder.",),
     "backbone": ("diffusion_lab.backbone.", FAMILIES, "torch.nn."),
-    "budget": ("diffusion_lab.profiling.budget.",),
+    "budget": ("diffusion_lab.estimate.budget.",),
     "callbacks": ("diffusion_lab.training.callbacks.", "lightning.pytorch.callbacks."),
     "conditioning": ("diffusion_lab.backbone.conditioning.",),
     "coupling": ("diffusion_lab.data.coupling.",),

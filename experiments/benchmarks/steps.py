@@ -20,12 +20,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.build.costs import image_facts
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.device import device_and_precision
-from diffusion_lab.profiling import budget
-from diffusion_lab.profiling.costs import ImageFacts
-from diffusion_lab.profiling.timing import WARM_UP, Bench
+from diffusion_lab.estimate import budget
+from diffusion_lab.estimate.bench import WARM_UP, Bench
 
 STEPS = 2  # of a recipe before the next one's turn
 
@@ -40,9 +39,7 @@ def composed(words: list[str]) -> DictConfig:
 
 def bench_of(words: list[str]) -> Bench:
     cfg = composed(words)
-    data = build_datamodule(cfg)
-    device, precision = device_and_precision("auto", "auto")
-    return Bench(cfg, ImageFacts(data.image_shape, data.labels), device, precision)
+    return Bench(cfg, image_facts(cfg), *device_and_precision("auto", "auto"))
 
 
 def seconds_per_image(bench: Bench, calls: bool) -> float:

@@ -11,7 +11,7 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.kept_tensors import saved_bytes
+from diffusion_lab.estimate.activations import saved_bytes
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
 BACKBONES = {

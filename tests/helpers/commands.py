@@ -13,9 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.build.costs import ImageFacts, cost_of
 from diffusion_lab.cli import main
 from diffusion_lab.metrics.extractor import EfficientNetLite0
-from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from helpers.paths import ROOT, TESTS
 
 

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lab.common.files import write_json
 from diffusion_lab.compute.sharding import local
-from diffusion_lab.profiling.kept_tensors import KeptTensors
+from diffusion_lab.estimate.activations import KeptTensors
 from diffusion_lab.training.callbacks import EMA, PosthocEMA
 
 

@@ -23,7 +23,9 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*/README.md"))
 
 def blocks_of(page: Path, language: str) -> dict[str, str]:
     """The blocks of a page whose first line is the name of a file, by that name."""
-    found = re.findall(rf"```{language}\n((?:# @.+\n)?# (\S+\.\w+)\n.+?)```", page.read_text(), re.DOTALL)
+    found = re.findall(
+        rf"```{language}\n((?:# @.+\n)?# (\S+\.\w+)\n.+?)```", page.read_text(), re.DOTALL
+    )
     return {name: text for text, name in found}
 
 

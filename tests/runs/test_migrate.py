@@ -22,7 +22,9 @@ from diffusion_lab.diffusion.objective.loss import (
     Shortcut,
     VelocityWeight,
 )
+from diffusion_lab.estimate.budget import Budget
 from diffusion_lab.runs import migrate
+from diffusion_lab.runs.files import load_record
 
 PLACE = "diffusion_lab.diffusion.objective."
 FEW_STEPS = "few_steps/published/runs/backbone-dit_objective-{}_seed-0"
@@ -125,3 +127,10 @@ def test_a_loss_whose_name_is_no_longer_there_does_not_keep_a_run_from_drawing(l
 def test_a_key_of_before_is_answered_by_the_one_of_today(refusal, before, today):
     assert_names(refusal("train", before), before.partition("=")[0], today)
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("written_by", [{"format": 3}, {"format": 4}])
+def test_a_budget_of_before_has_its_place(tmp_path, written_by):
+    budget = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8}
+    OmegaConf.save({"budget": budget, "written_by": written_by}, tmp_path / "config.yaml")
+    assert load_record(tmp_path).budget == budget | {"_target_": f"{Budget.__module__}.Budget"}

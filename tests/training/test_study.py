@@ -344,7 +344,7 @@ def test_an_object_and_null_make_two_runs_whichever_was_saved():
     (found, *_) = differences(without, OmegaConf.create(SAVED))
     assert found[0] == "callbacks.weight_averaging._target_"
     assert differing({"augmentation": {"_target_": "x.Y", "p": 0.1}}, {"augmentation": None})
-    images = {"_target_": "diffusion_lab.profiling.budget.Budget", "images": 8, "solved": None}
+    images = {"_target_": "diffusion_lab.estimate.budget.Budget", "images": 8, "solved": None}
     assert differing({"budget": images})["budget.images"] == (None, 8)
     solved = images | {"solved": ["trainer.max_steps=2"]}
     assert differing({}, saved={"budget": solved})["budget.images"] == (8, None)

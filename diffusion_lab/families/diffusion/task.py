@@ -10,6 +10,7 @@ from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build import rules
+from diffusion_lab.build.costs import ImageFacts, cost_of
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.model import Model, check_network, rarely_trained
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
@@ -25,7 +26,6 @@ from diffusion_lab.families.diffusion.run import load_classifier, load_weak
 from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, with_steps
-from diffusion_lab.profiling.costs import ImageFacts, cost_of
 from diffusion_lab.training.alignment import Alignment
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times

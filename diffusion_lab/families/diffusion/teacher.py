@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from diffusion_lab.build.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.build.model import Drawable, Model
 from diffusion_lab.build.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
@@ -17,7 +18,6 @@ from diffusion_lab.families.diffusion.initial_weights import starts_anew
 from diffusion_lab.families.diffusion.run import load, load_weak
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.diffusion import PAIRS
-from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.runs.current import sha256_of
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.summary import load_summary

@@ -7,7 +7,7 @@ import yaml
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.profiling.budget import ENDLESS, Budget
+from diffusion_lab.estimate.budget import ENDLESS, Budget
 
 QUICK = [a for a in TINY if not a.startswith("backbone")]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -70,7 +70,7 @@ def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_pat
         assert code == 0, err
         counted[name] = json.loads(out.splitlines()[-1])["macs"]
     assert counted["dit"] == pytest.approx(counted["mlp"], rel=0.1)
-    monkeypatch.setattr("diffusion_lab.profiling.budget.find_match", None)
+    monkeypatch.setattr("diffusion_lab.estimate.budget.find_match", None)
     code, _, err = lab("train", "resume=run", "trainer.max_steps=5")
     assert code == 0, err
 

@@ -7,16 +7,16 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.build.costs import image_facts, sampling_calls
 from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.objects import build_datamodule, build_model
+from diffusion_lab.build.objects import build_model
 from diffusion_lab.build.overrides import values_of
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
-from diffusion_lab.profiling.costs import ImageFacts, cost_of, sampling_calls
-from diffusion_lab.profiling.match import Match, find_match
+from diffusion_lab.estimate.match import Match, find_match
+from diffusion_lab.estimate.run_cost import counted
 from diffusion_lab.runs.opened import load_diffusion_config
 
 HEUN_CALLS = 2  # of a teacher that is asked in each step; twice as many if it is guided
@@ -127,16 +127,14 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
 
     A teacher's calls count, for pairs or in each step. Raises UserError if none are left.
     """
-    data = build_datamodule(cfg := cfg.copy())
-    facts = ImageFacts(data.image_shape, data.labels)
-    macs = macs or cost_of(cfg, facts).macs
-    model = build_model(cfg, *facts, device="meta")
-    extra = model.objective.extra_passes(model.denoiser)
-    if extra is None:
+    facts = image_facts(cfg)
+    cost, model = counted(cfg, facts), build_model(cfg, *facts, device="meta")
+    if cost.passes is None:
         raise UserError(
             "budget.flops counts no derivatives of score matching; write budget.images=..."
         )
-    passes, left, teacher = TRAINING_PASSES + extra, flops, model.objective.teacher
+    macs, passes = macs or cost.macs, cost.passes
+    left, teacher = flops, model.objective.teacher
     if isinstance(teacher, TeacherModel):
         passes += HEUN_CALLS * (1 if teacher.scale in (None, 1) else 2)
     elif isinstance(teacher, TeacherPairs):

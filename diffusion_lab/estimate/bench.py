@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,15 +13,14 @@ from torch.utils.benchmark import Timer
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
-from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.build.costs import ImageFacts
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.build.parameter_groups import build_optimizer, inner_matrices
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.costs import Counts, ImageFacts, image_facts
-from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
+from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes
 
 ALLOWED = CHOICES | {"batch_size": whole(1), "timed_steps": whole(1)}
 WARM_UP = 2  # steps; the first one allocates
@@ -112,49 +110,6 @@ class Bench:
             measure(partial(self.loss, images[:n], labels[:n]), self.parameters()) for n in (2, 4)
         )
         return (four - two) // 2
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a composition is on a device, and how near to the device's peak."""
-
-    device: str
-    precision: str
-    batch_size: int
-    activation_bytes: int
-    training_images_per_second: float
-    network_images_per_second: float
-    sampling_images_per_second: float | None
-    peak_flops: float
-    training_share_of_peak: float
-    network_share_of_peak: float
-
-
-def measure_speed(cfg: DictConfig, counts: Counts) -> Speed | None:
-    """Times training steps and network calls, and measures activations; None on "meta"."""
-    device, precision = measured_on(cfg)
-    if device.type == "meta":
-        return None
-    bench = Bench(cfg, image_facts(cfg), device, precision)
-    activations = bench.activation_bytes()
-    bench.compile(cfg.compile)
-    (step,) = median_seconds([bench.train], device, cfg.timed_steps)
-    (call,) = median_seconds([bench.call], device, cfg.timed_steps)
-    peak = peak_flops(precision, device)
-    calls = counts.sampling_calls
-    work = cfg.batch_size * counts.flops / peak  # seconds that a call takes at the peak
-    return Speed(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        precision=precision,
-        batch_size=cfg.batch_size,
-        activation_bytes=activations,
-        training_images_per_second=cfg.batch_size / step,
-        network_images_per_second=cfg.batch_size / call,
-        sampling_images_per_second=cfg.batch_size / call / calls if calls else None,
-        peak_flops=peak,
-        training_share_of_peak=TRAINING_PASSES * work / step,
-        network_share_of_peak=work / call,
-    )
 
 
 def median_seconds(

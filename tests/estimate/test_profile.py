@@ -11,11 +11,11 @@ from torch import nn
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.costs import ImageFacts
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
-from diffusion_lab.profiling.costs import ImageFacts
-from diffusion_lab.profiling.kept_tensors import bytes_in_graph, saved_bytes
-from diffusion_lab.profiling.timing import Bench, median_seconds
+from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes
+from diffusion_lab.estimate.bench import Bench, median_seconds
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]

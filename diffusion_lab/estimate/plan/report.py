@@ -6,7 +6,7 @@ from rich.table import Table
 
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.training.planning.run_plan import RunPlan
+from diffusion_lab.estimate.plan.run_plan import GUESSES, RunPlan
 
 GB, DAY = 1e9, 24 * 3600
 SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
@@ -34,11 +34,11 @@ STEP = {
 
 def show(plan: RunPlan) -> None:
     """Prints one plan."""
-    run, facts, memory = plan.run, plan.as_dict(), plan.memory
-    words = facts | plan.guesses
+    run, numbers, memory = plan.run, plan.as_dict(), plan.memory
+    words = numbers | {key: run.cfg[key] for key in GUESSES}
     nodes = f"{run.nodes} nodes of " if run.nodes > 1 else ""
     say(f"{plan.name} on {nodes}{run.devices} {run.gpu.name}, {run.precision}, {run.strategy}")
-    say(f"Model: {amount(plan.parameters)} parameters, {amount(run.macs)} MACs per network call")
+    say(f"Model: {plan.cost}")
     say(f"Batch: {run.batch}")
     held = {text.format(**words): getattr(memory, key) / GB for key, text in MEMORY.items()}
     held = {text: size for text, size in held.items() if size} | {"all": memory.total / GB}
@@ -49,8 +49,8 @@ def show(plan: RunPlan) -> None:
         del taken[STEP["encoding"]]
     print_column("time of a step", "ms", taken)
     say(
-        f"Speed: {plan.images_per_second:,.0f} images/s, {plan.share_of_peak:.0%} of the peak "
-        "without repeated FLOPs"
+        "Speed: {images_per_second:,.0f} images/s, {share_of_peak:.0%} of the peak without "
+        "repeated FLOPs".format(**numbers)
     )
     if plan.step.compute < SHORT:
         say("A pass this short rather waits for kernels to start: measure it with `profile`")
@@ -80,7 +80,7 @@ def advice(plan: RunPlan) -> str:
         return f"Does not fit into {room}; write micro_batch_size={plan.fitting}"
     others = {
         "activation_checkpointing=true": not run.cfg.activation_checkpointing,
-        "trainer=fsdp": not run.sharded and run.world > 1,
+        "trainer=fsdp": not run.sharded and run.batch.world > 1,
         "a smaller backbone": True,
     }
     return f"Does not fit into {room}; write {' or '.join(k for k, v in others.items() if v)}"
@@ -88,13 +88,13 @@ def advice(plan: RunPlan) -> str:
 
 def length(plan: RunPlan) -> str:
     """The length of the run in steps, images, epochs and time."""
-    run, lasts = plan.run, plan.duration
-    limit = " (until trainer.max_time)" if lasts.steps < run.steps else ""
-    images = run.cfg.num_images
-    epochs = f", {plan.images_seen / images:.3g} epochs" if images else ""
+    cfg, lasts = plan.run.cfg, plan.duration
+    limit = " (until trainer.max_time)" if lasts.steps < cfg.trainer.max_steps else ""
+    seen = lasts.steps * cfg.batch_size
+    epochs = f", {seen / cfg.num_images:.3g} epochs" if cfg.num_images else ""
     sampling = "an unknown time" if lasts.sampling is None else time(lasts.sampling)
     return (
-        f"Run: {lasts.steps:,} steps{limit}, {amount(plan.images_seen)} images{epochs}: "
+        f"Run: {lasts.steps:,} steps{limit}, {amount(seen)} images{epochs}: "
         f"{time(lasts.training)} of training, {time(lasts.validation)} of validation and "
         f"{sampling} of sampling"
     )
@@ -102,20 +102,11 @@ def length(plan: RunPlan) -> str:
 
 def disk(plan: RunPlan) -> str:
     """The disk that the run takes."""
-    takes = plan.disk
-    parts = [
-        f"{size(takes.checkpoint)} a checkpoint, {size(takes.checkpoints)} of them at most",
-        f"{size(takes.snapshots)} of snapshots" if takes.snapshots else "",
-        f"{size(takes.latents)} of latents" if takes.latents else "",
-        f"{size(takes.features)} of features" if takes.features else "",
-    ]
-    unknown = "; num_images=... adds caches" if None in (takes.latents, takes.features) else ""
-    return f"Disk: {', '.join(filter(None, parts))}{unknown}"
-
-
-def size(number: float) -> str:
-    """A number of bytes in GB."""
-    return f"{number / GB:.3g} GB"
+    sizes = {key: f"{(size or 0) / GB:.3g} GB" for key, size in plan.disk.items()}
+    line = "Disk: {checkpoint} a checkpoint, {checkpoints} of them at most".format(**sizes)
+    for key in ("snapshots", "latents", "features"):
+        line += f", {sizes[key]} of {key}" if plan.disk[key] else ""
+    return f"{line}; num_images=... adds caches" if None in plan.disk.values() else line
 
 
 def time(seconds: float) -> str:
@@ -134,10 +125,10 @@ def compare(plans: Sequence[RunPlan]) -> None:
         held = f"{plan.memory.total / GB:.3g}"
         table.add_row(
             plan.name,
-            str(plan.run.world),
+            str(plan.run.batch.world),
             held if plan.fits else f"[red]{held}[/]",
             str(plan.largest_micro_batch),
-            f"{plan.images_per_second:,.0f}",
+            f"{plan.run.batch.batch_size / plan.step.seconds:,.0f}",
             f"{plan.duration.seconds / DAY:.3g}",
         )
     console.print(table)

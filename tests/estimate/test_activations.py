@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from helpers.compositions import composed
 
 from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.build.costs import ImageFacts
 from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.kept_tensors import saved_bytes
-from diffusion_lab.profiling.on_meta import GPUTypes, activations, kept_bytes
+from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes, saved_bytes
+from diffusion_lab.estimate.run_cost import counted
 
 SHAPE, CLASSES = (1, 8, 8), 4
+FACTS = ImageFacts(SHAPE, Classes.numbered(CLASSES))
 SMALL = {
     "dit": ["width=32", "heads=2", "depth=3", "patch=2"],
     "mamba": ["width=32", "depth=2"],
@@ -26,10 +28,13 @@ PAIRS = torch.randn(4, 4, device="meta"), torch.randn(4, 4, device="meta")
 LEARNED = ["schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"]
 
 
-def model_on(device: str, backbone: str, *overrides: str):
+def config(backbone: str, *overrides: str):
     sizes = [f"backbone.{each}" for each in SMALL[backbone]]
-    cfg = composed("train", "name=x", f"backbone={backbone}", *sizes, *overrides)
-    return build_model(cfg, SHAPE, Classes.numbered(CLASSES), device)
+    return composed("train", "name=x", f"backbone={backbone}", *sizes, *overrides)
+
+
+def model_on(device: str, backbone: str, *overrides: str):
+    return build_model(config(backbone, *overrides), *FACTS, device)
 
 
 def really_kept(model, images: int) -> int:
@@ -48,6 +53,7 @@ def really_kept(model, images: int) -> int:
         ("dit", LEARNED),
         ("dit", ["backbone.window=1", "backbone.qk_norm=true", "denoiser.clip=1"]),
         ("unet", ["objective=shortcut"]),
+        ("mlp", ["objective/loss/uncertainty=learned"]),
         ("dit", ["objective=ect", "schedule=edm"]),
     ],
 )
@@ -67,38 +73,33 @@ def test_a_forward_mode_derivative_keeps_what_was_planned():
     ("overrides", "passes"),
     [
         ([], 3),
-        (["activation_checkpointing=true"], 4),
         (["objective=mean_flow"], 4),  # the derivative is a pass more
         (["objective=mean_flow", "objective.loss.guidance=2"], 5),
         (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
         (["objective=ect", "schedule=edm"], 4),
     ],
 )
-def test_passes_are_counted(overrides, passes):
-    model, plain = (
-        model_on("meta", "dit", *overrides, *more)
-        for more in ([], ["activation_checkpointing=false"])
+def test_passes_are_those_that_a_loss_asks_for(overrides, passes):
+    cfg = config("dit", *overrides)
+    assert counted(cfg, FACTS).passes == pytest.approx(passes)
+    model, asked = build_model(cfg, *FACTS, "meta"), []
+    model.denoiser.backbone.register_forward_pre_hook(
+        lambda _, inputs: asked.append(len(inputs[0]) * (1 + 2 * torch.is_grad_enabled()))
     )
-    again = plain if "activation_checkpointing=true" in overrides else None
-    layers = layers_of(plain.denoiser.backbone)
-    assert activations(model, again, layers, "32-true").passes == pytest.approx(passes)
-    told = model.objective.extra_passes(model.denoiser) + (again is not None)
-    assert 3 + told == pytest.approx(passes)
+    kept_bytes(model, 4, "32-true")
+    assert sum(asked) / 4 + model.objective.loss.forward_mode == pytest.approx(passes)
 
 
 def test_activations_grow_with_the_images_and_checkpointing_adds_one_layer():
-    plain, again = (
-        model_on("meta", "dit", f"activation_checkpointing={each}") for each in (False, True)
-    )
-    whole = activations(plain, None, [], "32-true")
+    cfg, recomputed = (config("dit", f"activation_checkpointing={each}") for each in (False, True))
+    whole, less = (activations(each, FACTS, "32-true") for each in (cfg, recomputed))
+    plain, again = (build_model(each, *FACTS, "meta") for each in (cfg, recomputed))
     assert [whole.of(n) for n in (3, 7)] == [kept_bytes(plain, n, "32-true").all for n in (3, 7)]
-    layers = layers_of(plain.denoiser.backbone)
-    less = activations(again, plain, layers, "32-true")
-    inside = kept_bytes(plain, 6, "32-true", layers).layers
-    assert len(inside) == len(layers) == 3
-    assert less.of(6) == kept_bytes(again, 6, "32-true").all + max(inside)
-    # a layer's input is counted twice
+    inside = kept_bytes(plain, 6, "32-true").layers
+    assert len(inside) == len(layers_of(plain.denoiser.backbone)) == 3
     inputs = kept_bytes(again, 6, "32-true").all
+    assert less.of(6) == inputs + max(inside)
+    # a layer's input is counted twice
     assert sum(inside) < whole.of(6) < inputs + sum(inside)
     assert less.of(6) < whole.of(6)
 

@@ -1,6 +1,9 @@
-"""A forward pass as on a GPU, on the device "meta": its shapes and types without its numbers."""
+"""The bytes that autograd keeps for a backward pass, of a pass here, or on "meta" as on a GPU.
 
-from collections.abc import Sequence
+On the device "meta" there are shapes and types without numbers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -8,14 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.build.costs import ImageFacts
 from diffusion_lab.build.model import Model
+from diffusion_lab.build.objects import build_model
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.profiling.kept_tensors import KeptTensors
 
 IMAGES = 4, 8  # numbers of images to measure with; some objectives treat a quarter differently
 TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's precision
@@ -31,6 +38,59 @@ FLOAT32 = {
     *("reciprocal", "rsqrt", "sum", "prod", "cumsum", "cumprod", "acos", "asin", "tan", "sinh"),
     *("cosh", "erfinv", "dist", "cdist", "renorm", "cosine_similarity", "mse_loss", "l1_loss"),
 }
+
+
+class KeptTensors(saved_tensors_hooks):
+    """Counts what autograd keeps for the backward pass of the block, on any device."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, torch.UntypedStorage] = {}
+        super().__init__(self.keep, lambda tensor: tensor)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Counts a tensor, which it returns."""
+        storage = tensor.untyped_storage()
+        # by the storage's own address: on "meta" its data have none; kept alive, or it might recur
+        self.storages[storage._cdata] = storage
+        return tensor
+
+    def bytes(self, apart_from: Iterable[Tensor] = ()) -> int:
+        """Bytes kept so far, some tensors aside."""
+        aside = {tensor.untyped_storage()._cdata for tensor in apart_from}
+        return sum(each.nbytes() for key, each in self.storages.items() if key not in aside)
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
+    with (kept := KeptTensors()):
+        forward()
+    return kept.bytes(parameters)
+
+
+def bytes_in_graph(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes that the graph of `forward`'s result keeps, parameters aside; takes no hooks.
+
+    Asked in this way, checkpointed layers would be computed again.
+    """
+    kept = KeptTensors()
+    for tensor in _saved_in_graph(forward()):
+        kept.keep(tensor)
+    return kept.bytes(parameters)
+
+
+def _saved_in_graph(output: Tensor) -> Iterator[Tensor]:
+    nodes: list[Node | None] = [output.grad_fn]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [each for each, _ in node.next_functions]
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        for value in (*saved, getattr(node, "saved_tensors", ())):  # of an operation of ours
+            values = value if isinstance(value, list | tuple) else [value]
+            yield from (each for each in values if isinstance(each, Tensor))
 
 
 class GPUTypes(TorchFunctionMode):
@@ -95,33 +155,38 @@ class Activations:
 
     With activation checkpointing, the backward pass computes one layer at a time again, and keeps
     `again` for it; autocast keeps the `casts` of all parameters until the forward pass ends.
-    `passes` is the number of the network's forward passes that cost as much as both.
     """
 
     kept: Line
     again: Line
     casts: int
-    passes: float
 
     def of(self, images: int) -> int:
         """The most bytes at once, for so many images."""
         return self.kept.of(images) + max(self.casts, self.again.of(images))
 
 
-def activations(
-    model: Model, plain: Model | None, layers: list[nn.Module], precision: str
-) -> Activations:
+def activations(cfg: DictConfig, facts: ImageFacts, precision: str) -> Activations:
     """The activations of a model on "meta", in one of Lightning's precisions.
 
-    If the model checkpoints its activations, `plain` is the same model without, and `layers` are
-    its layers, which are computed again.
+    Raises UserError for a network whose forward pass needs numbers.
     """
-    few, more = (kept_bytes(model, images, precision) for images in IMAGES)
-    if plain is None:
-        return Activations(line(few.all, more.all), Line(0, 0), 0, few.passes)
-    whole, wholes = (kept_bytes(plain, images, precision, layers) for images in IMAGES)
-    again = line(max(whole.layers), max(wholes.layers))
-    return Activations(line(few.all, more.all), again, whole.casts, few.passes + few.asked)
+    model = build_model(cfg, *facts, "meta")
+    try:
+        few, more = (kept_bytes(model, images, precision) for images in IMAGES)
+        kept = line(few.all, more.all)
+        if not cfg.activation_checkpointing:
+            return Activations(kept, Line(0, 0), 0)
+        cfg = cfg.copy()
+        cfg.activation_checkpointing = False
+        whole = build_model(cfg, *facts, "meta")
+        few, more = (kept_bytes(whole, images, precision) for images in IMAGES)
+        return Activations(kept, line(max(few.layers), max(more.layers)), few.casts)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"the activations of {type(model.denoiser.backbone).__name__} cannot be found "
+            "without running it; measure them with diffusion-lab profile"
+        ) from error
 
 
 def line(few: int, more: int) -> Line:
@@ -130,51 +195,31 @@ def line(few: int, more: int) -> Line:
     return Line(few - IMAGES[0] * slope, slope)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts.
-
-    For an image, the network was `asked` with gradients and `asked_alone` without.
-    """
+class Kept(NamedTuple):
+    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts."""
 
     all: int
     layers: list[int]
     casts: int
-    asked: float
-    asked_alone: float
-
-    @property
-    def passes(self) -> float:
-        """The forward passes that cost as much as these and the backward pass."""
-        return TRAINING_PASSES * self.asked + self.asked_alone
 
 
-def kept_bytes(model: Model, images: int, precision: str, layers: Sequence[nn.Module] = ()) -> Kept:
+def kept_bytes(model: Model, images: int, precision: str) -> Kept:
     """The bytes that a forward pass on "meta" keeps for the backward pass, parameters aside."""
     x0 = torch.zeros(images, *model.denoiser.image_shape, device="meta")
     labels = model.denoiser.conditioning.labels.blank(images, "meta")
     level = model.schedule(torch.full((images,), 0.5)).to("meta")
     parameters, own = list(model.denoiser.parameters()), []
-    asked = {True: 0, False: 0}  # images, with gradients and without
-
-    def ask(network: nn.Module, inputs: tuple) -> None:
-        asked[torch.is_grad_enabled()] += len(inputs[0])
-
     with ExitStack() as stack:
         if dtype := TYPES.get(precision):
             stack.enter_context(torch.autocast("cpu", dtype))
         stack.enter_context(types := GPUTypes())
         stack.enter_context(tensors := KeptTensors())
         kept = partial(tensors.bytes, parameters)
-        hooks = [model.denoiser.backbone.register_forward_pre_hook(ask)]
-        for layer in layers:
-            hooks += [
-                layer.register_forward_pre_hook(lambda *_: own.append(-kept())),
-                layer.register_forward_hook(lambda *_: own.append(own.pop() + kept())),
-            ]
-        for hook in hooks:
-            stack.callback(hook.remove)
-        objective = model.objective
+        for layer in layers_of(model.denoiser.backbone):
+            before = layer.register_forward_pre_hook(lambda *_: own.append(-kept()))
+            after = layer.register_forward_hook(lambda *_: own.append(own.pop() + kept()))
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        objective = model.objective.to("meta")
         objective.loss(objective.parts(), model.denoiser, x0, x0, level, Given(labels), None)
-    with_gradients = asked[True] * (1 + objective.loss.forward_mode / TRAINING_PASSES)
-    return Kept(kept(), own, types.bytes(), with_gradients / images, asked[False] / images)
+    return Kept(kept(), own, types.bytes())

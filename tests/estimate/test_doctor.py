@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 from diffusion_lab.build.configuration import conf_dir
 from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
-from diffusion_lab.training.doctor import data_checks, machine_checks
-from diffusion_lab.training.doctor.diagnosis import diagnose
-from diffusion_lab.training.doctor.planned_run import Plan, PlannedRun
+from diffusion_lab.estimate.doctor import checks_of_resources as checks
+from diffusion_lab.estimate.doctor.command import diagnose
+from diffusion_lab.estimate.doctor.parts import Times
+from diffusion_lab.estimate.run_cost import Duration
 
 
 class Clean(TinyData):
@@ -340,26 +341,23 @@ def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
 
 
 def test_points_that_fall_together_are_no_copies():
-    points = SimpleNamespace(data=data_of(TwoMoons))
-    for check in (data_checks.blank_images, data_checks.duplicates, data_checks.overlap):
+    points = data_of(TwoMoons)
+    for check in (checks.blank_images, checks.duplicates, checks.overlap):
         assert list(check(points)) == []
 
 
 def test_an_evaluation_longer_than_the_training_is_said():
-    run = SimpleNamespace(
-        cfg=SimpleNamespace(trainer=SimpleNamespace(max_steps=100)),
-        task=SimpleNamespace(metrics=object()),
-        plan=Plan(100, 60.0, 300.0, 20.0),
-    )
-    ((status, message),) = machine_checks.time(run)
+    cfg = SimpleNamespace(trainer=SimpleNamespace(max_steps=100))
+    times = Times(Duration(100, 60.0, 0.0, 300.0), 20.0)
+    ((status, message),) = checks.time(cfg, SimpleNamespace(metrics=object()), times)
     assert status == "advice"
     assert "84% of the time" in message
 
 
 def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
-    monkeypatch.setattr(PlannedRun, "free_bytes", 3_000_000)
+    monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 3_000_000)
     monkeypatch.setattr(
-        "diffusion_lab.profiling.timing.Bench.train", lambda bench: pytest.fail("tried")
+        "diffusion_lab.estimate.bench.Bench.train", lambda bench: pytest.fail("tried")
     )
     said, _ = examine("callbacks.evaluation=null")
     assert "write micro_batch_size=" in said["error"]["memory"]

@@ -10,15 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.build.config_keys import Means, groups
+from diffusion_lab.build.costs import cost_of, image_facts, model_on
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
-from diffusion_lab.profiling.costs import cost_of, image_facts, model_on
-from diffusion_lab.profiling.sizes import Sizes, resized
-from diffusion_lab.profiling.timing import ALLOWED, Bench, measured_on, median_seconds
+from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds
+from diffusion_lab.estimate.sizes import Sizes, resized
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherit, load_diffusion_config
 

@@ -1,7 +1,6 @@
-"""Counts what a composition costs: parameters, multiply-accumulates (MACs), network calls."""
+"""Counts what a network costs: parameters, multiply-accumulates (MACs), calls of a sample."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,18 +28,57 @@ class ImageFacts(NamedTuple):
     labels: Labels
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The costs of a composition on any device; `flop_counter` is the FLOPs that PyTorch sees."""
+def image_facts(cfg: DictConfig) -> ImageFacts:
+    """The images' shape and their labels: as configured, else the data's."""
+    check_keys(cfg, {"image_shape": optional(IMAGE_SHAPE), "num_classes": optional(whole(0))})
+    shape, classes = cfg.get("image_shape"), cfg.get("num_classes")  # training has neither
+    labels: Labels = Classes.numbered(classes or 0)
+    if shape is None or classes is None:
+        data = build_datamodule(cfg)
+        shape = data.image_shape if shape is None else shape
+        labels = data.labels if classes is None else labels
+    channels, height, width = shape
+    return ImageFacts((channels, height, width), labels)
 
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    params: int
-    macs: int
-    flops: int
-    flop_counter: int
-    sampling_calls: int | None
+
+class NetworkCost(NamedTuple):
+    """A model, the cost of each module of its network on one image, and the FLOPs PyTorch sees.
+
+    If PyTorch sees more than the modules count, the rest is one more cost, named ELSEWHERE.
+    """
+
+    model: Model
     modules: list[Cost]
+    seen: int
+
+
+def network_cost(cfg: DictConfig, facts: ImageFacts) -> NetworkCost:
+    """Counts a network on the device "meta", where it takes neither memory nor time."""
+    model, call = model_on("meta", cfg, facts)
+    try:
+        costs = macs.count(model.denoiser, call)
+    except RuntimeError:  # a custom network that reads the values of its tensors
+        model, call = model_on("cpu", cfg, facts)
+        costs = macs.count(model.denoiser, call)
+    seen = macs.seen_flops(call)
+    left_out = seen // 2 - macs.total(costs).macs
+    if left_out > 0:  # the package's networks leave out nothing, but count more than PyTorch sees
+        costs.append(Cost(ELSEWHERE, 0, left_out))
+    return NetworkCost(model, costs, seen)
+
+
+def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Callable[[], object]]:
+    """A model, and a call of its network on one image."""
+    model = build_model(cfg, *facts, device=device)
+    x = torch.zeros(1, *model.denoiser.image_shape, device=device)
+    labels = model.denoiser.conditioning.labels.blank(1, device)
+    level = model.schedule(torch.tensor([0.5]))
+    return model, lambda: model.denoiser(x, level, Given(labels))
+
+
+def cost_of(cfg: DictConfig, facts: ImageFacts) -> Cost:
+    """Parameters and MACs of the whole network on one image."""
+    return macs.total(network_cost(cfg, facts).modules)
 
 
 class CountingBackbone(nn.Module):
@@ -59,68 +97,6 @@ class CountingBackbone(nn.Module):
         return x.new_zeros(len(x), self.out_channels, *x.shape[2:])
 
 
-def image_facts(cfg: DictConfig) -> ImageFacts:
-    """The images' shape and their labels: as configured, else the data's."""
-    check_keys(cfg, {"image_shape": optional(IMAGE_SHAPE), "num_classes": optional(whole(0))})
-    shape, classes = cfg.image_shape, cfg.num_classes
-    labels: Labels = Classes.numbered(classes or 0)
-    if shape is None or classes is None:
-        datamodule = build_datamodule(cfg)
-        shape = list(datamodule.image_shape) if shape is None else shape
-        labels = datamodule.labels if classes is None else labels
-    channels, height, width = shape
-    return ImageFacts((channels, height, width), labels)
-
-
-def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Callable[[], object]]:
-    """A model and a call of its network on one image; on "meta" neither takes memory or time."""
-    model = build_model(cfg, *facts, device=device)
-    x = torch.zeros(1, *model.denoiser.image_shape, device=device)
-    labels = model.denoiser.conditioning.labels.blank(1, device)
-    level = model.schedule(torch.tensor([0.5]))
-    return model, lambda: model.denoiser(x, level, Given(labels))
-
-
-def module_costs(cfg: DictConfig, facts: ImageFacts) -> tuple[list[Cost], int]:
-    """The cost of each module on one image, and the FLOPs that PyTorch sees.
-
-    If PyTorch sees more than the modules count, the rest is one more cost, named ELSEWHERE.
-    """
-    model, call = model_on("meta", cfg, facts)
-    try:
-        costs = macs.count(model.denoiser, call)
-    except RuntimeError:  # a custom network that reads the values of its tensors
-        model, call = model_on("cpu", cfg, facts)
-        costs = macs.count(model.denoiser, call)
-    seen = macs.seen_flops(call)
-    left_out = seen // 2 - macs.total(costs).macs
-    if left_out > 0:  # the package's networks leave out nothing, but count more than PyTorch sees
-        costs.append(Cost(ELSEWHERE, 0, left_out))
-    return costs, seen
-
-
-def cost_of(cfg: DictConfig, facts: ImageFacts) -> Cost:
-    """Parameters and MACs of the whole network on one image."""
-    costs, _ = module_costs(cfg, facts)
-    return macs.total(costs)
-
-
-def count(cfg: DictConfig, facts: ImageFacts) -> Counts:
-    """Counts every cost that needs no device."""
-    costs, seen = module_costs(cfg, facts)
-    cost = macs.total(costs)
-    return Counts(
-        image_shape=facts.shape,
-        num_classes=facts.labels.classes,
-        params=cost.params,
-        macs=cost.macs,
-        flops=2 * cost.macs,
-        flop_counter=seen,
-        sampling_calls=sampling_calls(cfg, facts),
-        modules=[cost for cost in costs if cost.params or cost.macs],
-    )
-
-
 def calls_of_one_network(cfg: DictConfig, facts: ImageFacts) -> int | None:
     """The sampling calls, or None where they are not known or a second network is asked, too."""
     second = cfg.guidance.get("weak_run") or cfg.guidance.get("classifier")
@@ -132,27 +108,22 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
 
     None for an adaptive sampler, whose calls depend on the trained network.
     """
-    if cfg.guidance.get("weak_run"):
-        raise UserError(
-            "guidance.weak_run is a second network, which profile does not measure; write "
-            "guidance=none, and profile the weak model with run=..."
-        )
-    if cfg.guidance.get("classifier"):
-        raise UserError(
-            "guidance.classifier is a second network, which profile does not measure; write "
-            "guidance=none"
-        )
+    for key in ("weak_run", "classifier"):
+        if cfg.guidance.get(key):
+            raise UserError(
+                f"guidance.{key} is a second network, which profile does not measure; write "
+                "guidance=none"
+            )
     cfg = cfg.copy()
     counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}
     OmegaConf.update(cfg, "backbone", counting, merge=False)
     cfg.activation_checkpointing = False  # of layers, which this one lacks
     model = build_model(cfg, *facts)
-    backbone = model.denoiser.backbone
-    assert isinstance(backbone, CountingBackbone)
     pipeline = build_pipeline(cfg, model, facts.labels)
     if pipeline.sampler.adaptive:
         return None
     with torch.inference_mode():
         denoise = pipeline.guidance.bind(model.denoiser, pipeline.labels([0]))
         pipeline.sampler(denoise, torch.randn(1, *model.denoiser.image_shape), model.schedule)
-    return backbone.asked
+    assert isinstance(model.denoiser.backbone, CountingBackbone)
+    return model.denoiser.backbone.asked

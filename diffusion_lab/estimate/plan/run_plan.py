@@ -1,0 +1,181 @@
+"""A plan: a run on GPUs that are not here, and what it takes of them.
+
+The time of a step is that of a roofline: FLOPs over peak, bytes over bandwidth, whichever takes
+longer. `mfu`, the share of the peak that matrix products reach, and `link_share`, that of the
+links, are guesses. DDP sends gradients during the backward pass, two thirds of a step's compute,
+and FSDP gathers and sends during both passes: only what takes longer than that is waited for.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffusion_lab.backbone.macs import TRAINING_PASSES
+from diffusion_lab.build.costs import calls_of_one_network
+from diffusion_lab.estimate.activations import Activations, activations
+from diffusion_lab.estimate.disk import (
+    checkpoint_bytes,
+    checkpoints_at_once,
+    features_bytes,
+    kept_steps,
+    snapshot_bytes,
+)
+from diffusion_lab.estimate.plan.run_elsewhere import RunElsewhere
+from diffusion_lab.estimate.run_cost import (
+    Duration,
+    Memory,
+    RunCost,
+    counted,
+    duration_of,
+    memory_of,
+)
+
+BACKWARD = 2 / 3  # of the time of both passes
+GUESSES = ("mfu", "link_share", "reserve")
+MOST_IMAGES = 2**20  # in a micro-batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """The seconds of a training step: of products, of memory, of the update, and of sending."""
+
+    compute: float  # FLOPs of all passes
+    encoding: float  # FLOPs of a first stage whose latents are not cached
+    activations: float  # activations, written once and read once
+    update: float  # weights, gradients, optimiser state and averages, read and written
+    communication: float  # a ring over all GPUs
+    waiting: float  # the part of communication that nothing hides
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of the step."""
+        longer = max(self.compute, self.activations)
+        return longer + self.encoding + self.update + self.waiting
+
+
+def step_of(run: RunElsewhere, cost: RunCost, memory: Memory) -> Step:
+    """The time of a training step."""
+    accumulate, images = run.batch.accumulate, run.batch.accumulate * run.batch.micro_batch
+    passes = (cost.passes or 0.0) + run.cfg.activation_checkpointing
+    compute = images * cost.flops(passes) / run.flops_per_second
+    encoding = images * run.encoding_flops() / (run.cfg.mfu * run.gpu.float32_flops)
+    kept = 2 * accumulate * memory.activations / run.gpu.bandwidth
+    state = 2 * (memory.parameters + memory.optimizer + memory.averages)
+    # gradients are clipped before they are used, and each average reads the weights
+    moved = state + 3 * memory.gradients + memory.averages
+    communication = sent_bytes(run) / (run.cfg.link_share * run.gpu.bus(run.devices, run.nodes))
+    hides = max(compute, kept) * (1 if run.sharded else BACKWARD / accumulate)
+    return Step(
+        compute,
+        encoding,
+        kept,
+        moved / run.gpu.bandwidth,
+        communication,
+        max(0.0, communication - hides),
+    )
+
+
+def sent_bytes(run: RunElsewhere) -> float:
+    """The bytes that each GPU of a ring sends in a step.
+
+    An all-reduce sends every number twice; FSDP gathers parameters for both passes and scatters
+    gradients, for each micro-batch.
+    """
+    size = sum(each.nbytes for each in run.task.module.trained_parameters())
+    rounds = 3 * run.batch.accumulate if run.sharded else 2
+    return rounds * size * (run.batch.world - 1) / run.batch.world
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run on GPUs that are not here, and what it takes of them."""
+
+    name: str
+    run: RunElsewhere
+    cost: RunCost
+    memory: Memory
+    activations: Activations
+    step: Step
+    duration: Duration
+    disk: dict[str, int | None]  # bytes; None if they depend on an unknown number of images
+
+    @property
+    def usable(self) -> float:
+        """The bytes of a GPU without the reserve."""
+        return (1 - self.run.cfg.reserve) * self.run.gpu.memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether a micro-batch fits into a GPU."""
+        return self.memory.total <= self.usable
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """The most images that fit into a GPU at once."""
+        rest = self.usable - (self.memory.total - self.memory.activations)
+        low, high = 0, MOST_IMAGES
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.activations.of(middle) <= rest else (low, middle)
+        return low
+
+    @property
+    def fitting(self) -> int:
+        """The largest micro-batch that fits and divides a GPU's share of the batch; 0 if none."""
+        share = self.run.batch.micro_batch * self.run.batch.accumulate
+        most = min(share, self.largest_micro_batch)
+        return next((n for n in range(most, 0, -1) if share % n == 0), 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers as plain values."""
+        run, memory, batch = self.run, self.memory, self.run.batch
+        images_per_second = batch.batch_size / self.step.seconds
+        # the model's FLOPs, without recomputed ones
+        flops = self.cost.flops(TRAINING_PASSES) * images_per_second
+        return {
+            "name": self.name,
+            "gpu": vars(run.gpu),
+            "nodes": run.nodes,
+            "devices": run.devices,
+            "strategy": run.strategy,
+            "precision": run.precision,
+            "parameters": self.cost.parameters,
+            "macs": self.cost.macs,
+            **asdict(batch),
+            "memory": asdict(memory) | {"total": memory.total, "usable": self.usable},
+            "activation_bytes": self.activations.of(2) - self.activations.of(1),
+            "fits": self.fits,
+            "largest_micro_batch": self.largest_micro_batch,
+            "step": asdict(self.step) | {"seconds": self.step.seconds},
+            "images_per_second": images_per_second,
+            "share_of_peak": flops / (batch.world * run.gpu.peak(run.precision)),
+            "images_seen": self.duration.steps * batch.batch_size,
+            "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
+            "disk": self.disk,
+            "guesses": {key: run.cfg[key] for key in GUESSES},
+        }
+
+
+def plan_of(cfg: DictConfig, name: str) -> RunPlan:
+    """The plan of the run that a configuration describes; raises UserError for a wrong one."""
+    run = RunElsewhere(cfg)
+    cfg, task, batch = run.cfg, run.task, run.batch
+    counts = counted(cfg, run.facts, calls_of_one_network(cfg, run.facts))
+    kept = activations(cfg, run.facts, run.precision)
+    held = kept.of(batch.micro_batch)
+    memory = memory_of(task, held, batch.world, run.sharded, run.images_bytes())
+    step = step_of(run, counts, memory)
+    call = counts.flops() / run.flops_per_second / batch.world
+    cost = replace(counts, memory=memory, step=step.seconds, call=call)
+    duration = duration_of(cfg, task, cost, cfg.data.validate_on)
+    checkpoint = checkpoint_bytes(task)
+    disk = {
+        "checkpoint": checkpoint,
+        "checkpoints": checkpoints_at_once(task, duration.steps) * checkpoint,
+        "kept": kept_steps(task, duration.steps),  # of these, checkpoints of single steps
+        "snapshots": snapshot_bytes(task),
+        "latents": run.stored_bytes() if task.module.first_stage.cache else 0,
+        "features": features_bytes(task.metrics, cfg.num_images),
+    }
+    return RunPlan(name, run, cost, memory, kept, step, duration, disk)

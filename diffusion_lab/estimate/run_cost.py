@@ -1,0 +1,195 @@
+"""The cost of a training run: counted without a device, and in seconds once a step is known."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion_lab.backbone.base import layers_of
+from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, total
+from diffusion_lab.build.costs import ImageFacts, network_cost
+from diffusion_lab.common.formats import amount
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.families.diffusion.task import DiffusionTask
+from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.training.callbacks import EMA, PosthocEMA
+from diffusion_lab.training.callbacks.periodic import times
+from diffusion_lab.training.module import TrainedModule
+from diffusion_lab.training.trainer import steps_in_time
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device by what they are for, of rank 0, whose shares are the largest."""
+
+    parameters: int
+    gradients: int
+    buckets: int  # DDP's copy of the gradients, which it sends
+    optimizer: int
+    averages: int
+    gathered: int  # of FSDP: the layers that are whole at one time
+    first_stage: int
+    images: int
+    activations: int  # of a micro-batch
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """The cost of a training run, as far as it is known.
+
+    `macs` are those of a network call on one image, and its training step costs as much as `passes`
+    such calls (None if they are not counted). A sample takes `calls` of them (None if that depends
+    on the trained network). `memory` is a device's. `step` is the seconds of a training step, and
+    `call` those of a network call on an image while all devices work, measured or predicted.
+    """
+
+    macs: int
+    parameters: int
+    passes: float | None
+    calls: int | None
+    modules: list[Cost]  # apart from what they contain, with parameters or MACs
+    seen_flops: int  # by PyTorch, of a call on one image
+    memory: Memory | None = None
+    step: float | None = None
+    call: float | None = None
+
+    def __str__(self) -> str:
+        return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
+
+    def flops(self, passes: float = 1.0) -> float:
+        """The FLOPs of so many network calls on an image."""
+        return 2 * self.macs * passes
+
+
+def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> RunCost:
+    """The cost of a run that needs no device; `calls` are those of a sample."""
+    model, modules, seen = network_cost(cfg, facts)
+    whole = total(modules)
+    extra = model.objective.extra_passes(model.denoiser)
+    return RunCost(
+        macs=whole.macs,
+        parameters=whole.params,
+        passes=None if extra is None else TRAINING_PASSES + extra,
+        calls=calls,
+        modules=[each for each in modules if each.params or each.macs],
+        seen_flops=seen,
+    )
+
+
+def memory_of(
+    task: DiffusionTask, activations: int, world: int = 1, sharded: bool = False, images: int = 0
+) -> Memory:
+    """The bytes of a device; raises UserError for an optimiser that cannot be counted."""
+    module, shared = task.module, world if sharded else 1
+    gradients = shares(module.trained_parameters(), shared)
+    stage = module.first_stage
+    return Memory(
+        parameters=shares(module.parameters(), shared) + shares(module.buffers(), 1),
+        gradients=gradients,
+        buckets=gradients if world > 1 and not sharded else 0,
+        optimizer=optimizer_bytes(module, shared),
+        averages=averages_bytes(task, shared),
+        gathered=gathered_bytes(module) if sharded else 0,
+        first_stage=shares(stage.network.parameters(), 1) if isinstance(stage, Latents) else 0,
+        images=images,
+        activations=activations,
+    )
+
+
+def shares(tensors: Iterable[Tensor], world: int) -> int:
+    """The bytes of rank 0's shares of tensors, which are divided by rows."""
+    return sum(
+        -(-len(each) // world) * (each.nbytes // len(each))
+        if each.ndim and each.numel()
+        else each.nbytes
+        for each in tensors
+    )
+
+
+def averages_bytes(task: DiffusionTask, world: int) -> int:
+    """The bytes of all averages of the weights."""
+    whole, network = (
+        shares(each.parameters(), world) for each in (task.module, task.module.network)
+    )
+    ema, posthoc = (each and len(each.lengths) for each in map(task.callback, (EMA, PosthocEMA)))
+    return (ema or 0) * whole + (posthoc or 0) * network
+
+
+def optimizer_bytes(module: TrainedModule, world: int) -> int:
+    """The bytes of an optimiser's state after a step on "meta"."""
+    optimizer = module.optimizer()
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False  # a kernel that "meta" has not
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    try:
+        optimizer.step()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise UserError(
+            f"the state of {type(optimizer).__name__} cannot be counted without its numbers "
+            f"({str(error).splitlines()[0]}); plan with optimizer=adamw, which keeps two numbers "
+            "for each parameter"
+        ) from error
+    finally:
+        optimizer.zero_grad()
+    state = [value for each in optimizer.state.values() for value in each.values()]
+    return shares((value for value in state if isinstance(value, Tensor)), world)
+
+
+def gathered_bytes(module: DiffusionModule) -> int:
+    """The bytes that FSDP gathers at most: what is outside of layers, and two layers.
+
+    The one that is computed and the next are whole at a time, with their gradients.
+    """
+    sizes = [shares(layer.parameters(), 1) for layer in layers_of(module.denoiser.backbone)]
+    outside = shares(module.trained_parameters(), 1) - sum(sizes)
+    return 2 * (outside + 2 * max(sizes, default=0))
+
+
+@dataclass(frozen=True)
+class Duration:
+    """The steps of a run that its time limit allows, and the seconds of all it does.
+
+    `sampling` is None if the sampler's number of network calls is not known.
+    """
+
+    steps: int
+    training: float
+    validation: float
+    sampling: float | None  # of samples for metrics and of grids, without decoding and features
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of what is known."""
+        return self.training + self.validation + (self.sampling or 0.0)
+
+
+def duration_of(cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: int) -> Duration:
+    """The time of a run that validates so many images, or of what its time limit allows.
+
+    The cost of a step and of a call must be known.
+    """
+    steps = cfg.trainer.max_steps
+    whole = duration_of_steps(steps, cfg, task, cost, validated)
+    counting = whole.training + whole.validation  # metrics and grids stop the clock
+    allowed = steps_in_time(cfg.trainer.max_time, steps, counting)
+    return duration_of_steps(allowed, cfg, task, cost, validated)
+
+
+def duration_of_steps(
+    steps: int, cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: int
+) -> Duration:
+    """The time of a run of `steps` steps."""
+    step, call = cost.step or 0.0, cost.call or 0.0
+    validations = times(steps, cfg.validate_every_n_steps)
+    drawn = task.measured_images(steps) + task.grid_images(steps)
+    sampling = None if cost.calls is None else drawn * cost.calls * call
+    return Duration(steps, steps * step, validations * validated * call, sampling)
