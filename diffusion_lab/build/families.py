@@ -24,7 +24,7 @@ def family_of(cfg: DictConfig) -> str:
 
     Raises UserError for one that is not known.
     """
-    own = next((name for name in (IMAGES, AUTOENCODER) if name in cfg), None)
+    own = next((name for name in (IMAGES, AUTOENCODER) if cfg.get(name)), None)
     family = own or cfg.get("family") or DIFFUSION  # runs of earlier versions have no such key
     if own is None and family not in TRAINED and not _is_there(str(family)):
         raise UserError(

@@ -24,7 +24,7 @@ ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
 class Clean(NamedTuple):
-    """What a batch brings to a step of a diffusion model.
+    """The clean images or latents of a batch, for a step of a diffusion model.
 
     x0 (B, c, h, w) is clean, of about unit scale, and `eps` its noise if the batch has any. The
     images uint8 (B, C, H, W) that became it are known unless they were encoded before, with what

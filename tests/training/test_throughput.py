@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
-from diffusion_lab.training import autoencoder_task
+from diffusion_lab.families.autoencoder import task as autoencoder_task
 from diffusion_lab.training.callbacks import SampleEvaluation, Throughput
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import WandB
