@@ -56,7 +56,7 @@ def untrue(text: str) -> list[str]:
 
 def quotes(path: Path) -> list[str]:
     """The parts of a file that quote the pages which they name."""
-    text = path.read_text()
+    text = COMMENT.sub("", path.read_text())
     if path.suffix == ".yaml":
         return re.findall(r"Result: .*?(?=^\w|\Z)", text, re.DOTALL | re.MULTILINE)
     return re.split(SECTION if path.name in BY_SECTION else PARAGRAPH, text, flags=re.MULTILINE)
