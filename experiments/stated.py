@@ -18,8 +18,10 @@ of keys.
 import csv
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from os.path import normpath
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,6 @@ from diffusion_lab.report.frame import Collection, collect
 
 OPENS = "<!-- of "
 MARK = re.compile(rf"(-?\d[\d,]*(?:\.\d+)?){OPENS}(.+?) -->")
-FILES = (".csv", ".json")
 OPTIONS = ("row", "less", "say", "by")
 TURNED = {"gap": "gap", "low": "high", "high": "low"}
 PLAIN = ("p", "corrected", "p_joint", "p_welch", "p_paired", "better", "pairs", "count")
@@ -45,13 +46,8 @@ PLAIN = ("p", "corrected", "p_joint", "p_welch", "p_paired", "better", "pairs", 
 def collected(folders: Path) -> Collection:
     """The runs of published folders, which several tables share."""
     names = folders.name.split(",")
-    return collect(
-        [
-            path
-            for name in names
-            for path in sorted(folders.parent.glob(name)) or [folders.parent / name]
-        ]
-    )
+    found = (sorted(folders.parent.glob(name)) or [folders.parent / name] for name in names)
+    return collect([*chain.from_iterable(found)])
 
 
 def rows_of(path: Path, where: str | None) -> list[dict[str, str]]:
@@ -69,30 +65,31 @@ def rows_of(path: Path, where: str | None) -> list[dict[str, str]]:
 
 
 @cache
-def panels_of(source: Path, metric: str, test: str | None, rows: tuple[str, ...]) -> list:
-    """The panels of a metric: of all arms of folders, or of rows of files against the last."""
-    if source.suffix not in FILES:
-        found = collected(source)
-        if metric not in found.metrics:
-            raise UserError(f"{metric} is not in {source.name}; use {', '.join(found.metrics)}")
-        own = replace(found, study=found.study | ({"test": test} if test else {}))
-        return judge(own, metric)
+def panels_of(folders: Path, metric: str, test: str | None) -> list[tests.Panel]:
+    """The panels of a metric of published folders, by a test in place of the protocol's."""
+    found = collected(folders)
+    if metric not in found.metrics:
+        raise UserError(f"{metric} is not in {folders.name}; use {', '.join(found.metrics)}")
+    return judge(replace(found, study=found.study | ({"test": test} if test else {})), metric)
+
+
+def panel_of(source: Path, metric: str, names: Sequence[str], test: str | None) -> tests.Panel:
+    """The panel of a metric of rows of a CSV file, or of JSON files."""
     quantity = quantity_of(metric.partition("/")[0]) or Quantity(metric, metric, "", LOWER)
     values, real = [], None
-    for row in rows:
+    for name in names:
         if source.suffix == ".csv":
-            lines = rows_of(source, row)
-            real = float(lines[0][metric + REAL]) if metric + REAL in lines[0] else None
-            seeds = [(line["seed"], float(line[metric])) for line in lines]
+            rows = rows_of(source, name)
+            real = float(rows[0][metric + REAL]) if metric + REAL in rows[0] else None
+            own = [(row["seed"], float(row[metric])) for row in rows if row.get(metric)]
         else:
-            files = sorted(source.parents[2].glob("/".join(source.parts[-3:])))
-            seeds = [(path.parts[-3], value_of(path, metric)) for path in files]
-        if len(dict(seeds)) < len(seeds) or not seeds:
-            raise UserError(f"row={row} is not one row of each seed in {source.name}")
-        values += [(row, "", *each) for each in seeds]
+            files = source.parents[2].glob("/".join(source.parts[-3:]))
+            own = [(path.parts[-3], value_of(path, metric)) for path in files]
+        if len(dict(own)) < len(own) or not own:
+            raise UserError(f"row={name} has not one {metric} of each seed in {source.name}")
+        values += [(name, "", *each) for each in own]
     frame = pd.DataFrame(values, columns=["arm", "data", "seed", "value"])
-    asked = [(row, rows[-1]) for row in rows[:-1]]
-    return tests.panels(frame, quantity, test or tests.PAIRED, asked, real)
+    return tests.panels(frame, quantity, test or tests.PAIRED, None, real)[0]
 
 
 def value_of(path: Path, keys: str) -> float:
@@ -103,24 +100,22 @@ def value_of(path: Path, keys: str) -> float:
     return float(record)
 
 
-def pair_of(
-    source: Path, metric: str, row: str, less: str | None, test: str | None = None
-) -> tuple:
-    """The panel of a metric with a row, and the frame's row of it or of its pair with another."""
-    arms = {arm.name: arm for arm in collected(source).arms} if source.suffix not in FILES else {}
-    names = [row] if less is None else [row, less]
-    if arms and (unknown := [each for each in names if each not in arms]):
-        raise UserError(f"row={unknown[0]} is not in {source.name}; use {', '.join(arms)}")
-    lines = {arms[each].line if arms else each for each in names}
-    data = arms[row].data if arms else ""
-    known = () if arms else tuple(names)
-    panel = next(each for each in panels_of(source, metric, test, known) if each.data == data)
-    if less is None:
-        return panel, panel.means.loc[lines.pop()]
+def facts_of(source: Path, metric: str, names: list[str], test: str | None) -> tuple:
+    """The panel of a metric, and the facts on a row of its source, or on two of them."""
+    if source.suffix in (".csv", ".json"):
+        panel = panel_of(source, metric, names, test)
+    else:
+        arms = {arm.name: arm for arm in collected(source).arms}
+        if unknown := [each for each in names if each not in arms]:
+            raise UserError(f"row={unknown[0]} is not in {source.name}; use {', '.join(arms)}")
+        data, names = arms[names[0]].data, [arms[each].line for each in names]
+        panel = next(each for each in panels_of(source, metric, test) if each.data == data)
+    if len(names) == 1:
+        return panel, panel.means.loc[names[0]]
     for _, pair in panel.tested.iterrows():
-        if {pair.ahead, pair.behind} == lines:
+        if {pair.ahead, pair.behind} == {*names}:
             return panel, pair
-    raise UserError(f"{row} and {less} are not compared in {source.name}")
+    raise UserError(f"{' and '.join(names)} are not compared in {source.name}")
 
 
 def stated(page: Path, words: str) -> float:
@@ -129,20 +124,20 @@ def stated(page: Path, words: str) -> float:
     options = dict(each.partition("=")[::2] for each in given)
     if unknown := sorted(options.keys() - set(OPTIONS)):
         raise UserError(f"{unknown[0]} is not known in this mark; use {', '.join(OPTIONS)}")
-    row, less = options.get("row", ""), options.get("less")
+    names = [options[key] for key in ("row", "less") if key in options] or [""]
     source = Path(normpath(page.parent / name))  # pages share what was collected
-    if row == "real images":
-        panel = panels_of(source, metric, None, ())[0]
+    if names == ["real images"]:
+        panel = panels_of(source, metric, None)[0]
         return panel.real * panel.metric.scale
-    panel, facts = pair_of(source, metric, row, less, options.get("by"))
-    say = options.get("say", "mean" if less is None else "gap")
+    panel, facts = facts_of(source, metric, names, options.get("by"))
+    say = options.get("say", "mean" if len(names) == 1 else "gap")
     if say not in facts:
         raise UserError(f"say={say} is not known here; use {', '.join(facts.index)}")
     if say.startswith("relative"):
         return -100 * facts[say]
     if say in PLAIN:
         return facts[say]
-    if say in TURNED and less is not None and facts.gap < 0:  # where higher is better
+    if say in TURNED and facts.get("gap", 0) < 0:  # where higher is better
         return -panel.metric.scale * facts[TURNED[say]]
     return panel.metric.scale * facts[say]
 

@@ -85,6 +85,8 @@ def test_decimals_and_commas_stay_as_they_stand(page):
         ("1<!-- of published fid row=UNet colour=red -->", "colour"),
         ("1<!-- of rows.csv fid row=network=UNet -->", "row=network=UNet"),  # two rows of a seed
         ("1<!-- of nowhere.csv fid row=steps=10 -->", "nowhere.csv"),
+        ("1<!-- of rows.csv fod row=steps=10 -->", "fod"),
+        ("1<!-- of runs/*/none/report.json pixels.nearer -->", "report.json"),
         ("much<!-- of published fid row=UNet -->", "README.md"),
     ],
 )
