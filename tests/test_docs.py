@@ -45,6 +45,11 @@ def options() -> Iterator[ModuleType]:
     sys.path.remove(str(DOCS))
 
 
+def test_a_name_that_is_imported_on_first_use_is_found_where_it_is_defined(options):
+    defining = importlib.import_module("api").defining
+    assert defining("diffusion_lab.metrics", "Metric") == "diffusion_lab.metrics.metric"
+
+
 def test_no_option_is_without_a_word(options):
     files = CONF.rglob("*.yaml")
     assert [path for path in files if len(options.sentence_of(path.read_text())) < 5] == []
