@@ -16,21 +16,28 @@ ROWS = "network,seed,steps,fid,fid_real\n" + "\n".join(
 )
 
 
-@pytest.fixture
-def page(tmp_path):
-    """A page beside a published comparison, a CSV file, and a JSON file of each of two runs."""
-    fake_group(tmp_path / "mine", "dit", [100.0, 110.0, 90.0])
-    fake_group(tmp_path / "mine", "unet", [150.0, 162.0, 144.0], config=UNET)
-    path = tmp_path / "experiments/question/README.md"
-    path.parent.mkdir(parents=True)
-    publish([str(tmp_path / "mine")], str(path.parent / "published"))
-    shutil.rmtree(tmp_path / "mine")
-    (path.parent / "rows.csv").write_text(ROWS)
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A published comparison, a CSV file, and a JSON file of each of two runs."""
+    folder = tmp_path_factory.mktemp("experiments") / "question"
+    runs = folder.parent / "mine"
+    fake_group(runs, "dit", [100.0, 110.0, 90.0])
+    fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET)
+    folder.mkdir()
+    publish([str(runs)], str(folder / "published"))
+    (folder / "rows.csv").write_text(ROWS)
     for run, share in (("a", 0.25), ("b", 0.5)):
-        report = path.parent / "runs" / run / "memory/report.json"
+        report = folder / "runs" / run / "memory/report.json"
         report.parent.mkdir(parents=True)
         report.write_text(f'{{"pixels": {{"nearer": {share}}}}}')
-    return path
+    return folder
+
+
+@pytest.fixture
+def page(records, tmp_path):
+    """A page beside the records."""
+    shutil.copytree(records, tmp_path / "experiments/question")
+    return tmp_path / "experiments/question/README.md"
 
 
 def run(page, *arguments):
