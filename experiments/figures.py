@@ -97,29 +97,29 @@ def nearer(run: str) -> float:
 def changes() -> Iterator[Change]:
     """Yields what changes FID less real, and by how much, by the test of each study."""
     networks, seconds = ("UNet", "DiT"), ("UNet", "DiT · overlap=false")
-    yield of(f"{UNET} instead of {DIT}", runs("unet_vs_dit/published"), networks)
-    yield of("... in equal time", runs("unet_vs_dit/published_seconds"), seconds)
-    yield of("... on CIFAR-10", runs("cifar10_small/published"), networks)
-    yield of("... as DDPMs", runs("write_up/published"), networks)
+    yield change(f"{UNET} instead of {DIT}", runs("unet_vs_dit/published"), networks)
+    yield change("... in equal time", runs("unet_vs_dit/published_seconds"), seconds)
+    yield change("... on CIFAR-10", runs("cifar10_small/published"), networks)
+    yield change("... as DDPMs", runs("write_up/published"), networks)
     muon = runs("optimizers/published")
     pairs = [(f"{each} · Muon", f"{each} · AdamW") for each in ("UNet", "DiT", "Mamba2")]
-    yield of(f"Muon instead of AdamW: {UNET}", muon, pairs[0], asked=pairs)
-    yield of(f"Muon instead of AdamW: {DIT}", muon, pairs[1], asked=pairs)
+    yield change(f"Muon instead of AdamW: {UNET}", muon, pairs[0], asked=pairs)
+    yield change(f"Muon instead of AdamW: {DIT}", muon, pairs[1], asked=pairs)
     rates = (runs(f"unet_vs_dit/{each}") for each in ("published_rate", "published"))
     half, full = (
         each[each.composition == "Mamba2"].assign(composition=i) for i, each in enumerate(rates)
     )
-    yield of(f"half the learning rate: {MAMBA}", pd.concat([half, full]), (0, 1))
+    yield change(f"half the learning rate: {MAMBA}", pd.concat([half, full]), (0, 1))
     ways = runs("conditioning/published")
     pair = ("DiT · AdaLNZero", "DiT · CrossAttentionBlock")
-    yield of(
+    yield change(
         "adaLN-Zero, not cross-attention: DiT", ways[ways.composition.str.startswith("DiT")], pair
     )
     guided = samplings("guidance").rename(columns={"guidance.scale": "composition"})
     for network, scale in (("DiT", 1.5), ("UNet", 1.25)):
         own = guided[guided.network == network]
         asked = [(each, 1) for each in own.composition.unique() if each != 1]
-        yield of(
+        yield change(
             f"guidance of {scale}: {UNET if network == 'UNet' else DIT}",
             own,
             (scale, 1),
@@ -127,11 +127,11 @@ def changes() -> Iterator[Change]:
         )
     pair = tuple(f"{each} · max_time=00:00:10:00" for each in ("TrainedKL", "Pixels"))
     by = ("classifier_fid", tests.WELCH)
-    yield of("latents, not pixels (classifier FID)", runs("latent/published"), pair, *by)
+    yield change("latents, not pixels (classifier FID)", runs("latent/published"), pair, *by)
     few = pd.read_csv(HERE / "few_steps/calls_unet_small.csv")
     few = few[few.steps == few.run.map({"flow_matching_short": 10}).fillna(2)]
     pair = ("mean_flow", "flow_matching_short")
-    yield of(
+    yield change(
         "MeanFlow in 2 calls, not 10 of its teacher",
         few.assign(composition=few.run),
         pair,
@@ -140,7 +140,7 @@ def changes() -> Iterator[Change]:
     )
 
 
-def of(
+def change(
     label: str,
     known: pd.DataFrame,
     pair: Sequence,
