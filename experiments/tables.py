@@ -9,7 +9,8 @@ A table stands between two comments, in any README.md below this folder:
     <!-- end of table -->
 
 `published` is a folder that `diffusion-lab publish` wrote, relative to the README. Columns are
-named as in the comparison's table.csv, rows by composition; without them all are shown. Names with
+named as in the comparison's table.csv, rows by composition; without them all are shown. With
+names=U-Net,DiT the rows have these names in place of their own. Names with
 blanks need quotes: rows="DiT · width=64,UNet". Several folders that are compared have commas
 between them: published,published_patches.
 
@@ -62,7 +63,7 @@ QUOTING = ("README.md", "docs/pages/results.md")  # pages beside this folder
 HEAD = 2  # columns before those of the comparison: composition and seeds
 OPENS, CLOSES = "<!-- table ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{OPENS}(.+?) -->\n(.*?)^{CLOSES}$", re.MULTILINE | re.DOTALL)
-OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where", "against", "across")
+OF_FOLDERS, OF_FILES = ("columns", "rows", "names"), ("by", "columns", "where", "against", "across")
 # the values of `by` -> the rows that have them
 Groups = dict[tuple[str, ...], list[dict[str, str]]]
 PAIRED_NOTE = (
@@ -94,7 +95,11 @@ def of_folders(folders: Path, options: dict[str, str]) -> str:
     head, *body = table.lines("composition", "seeds")
     places = [*range(HEAD), *(HEAD + kinds.index(kind) for kind in shown)]
     by_name = {line[0]: [line[place] for place in places] for line in body}
-    lines = [by_name[name] for name in chosen("rows", options, list(by_name))]
+    rows = chosen("rows", options, list(by_name))
+    names = options["names"].split(",") if "names" in options else rows
+    if len(names) != len(rows):
+        raise UserError(f"names= has {len(names)} names, and rows= {len(rows)}; name each row")
+    lines = [[name, *by_name[row][1:]] for name, row in zip(names, rows, strict=True)]
     notes = [note for note in table.notes if note != SAMPLES_NOTE or FID_STD.kind in shown]
     return with_notes(markdown_table([head[place] for place in places], lines), notes)
 
