@@ -28,17 +28,24 @@ def modules_of(room: str) -> list[str]:
 
 def public_names() -> dict[str, str]:
     """The names that `diffusion_lab` itself offers, and the module that defines each."""
-    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+    homes = homes_of(PACKAGE / "__init__.py")
+    return {name: defining(home, name) for name, home in homes.items()}
+
+
+def homes_of(package: Path) -> dict[str, str]:
+    """The names that a package imports on first use, and the modules that define them."""
+    for node in ast.parse(package.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == "HOMES":
-            homes = ast.literal_eval(node.value)
-            return {name: defining(home, name) for name, home in homes.items()}
-    raise ValueError("diffusion_lab/__init__.py has no HOMES")
+            return ast.literal_eval(node.value)
+    return {}
 
 
 def defining(module: str, name: str) -> str:
     """The module that defines a name which `module` imports or defines."""
     package = ROOT / module.replace(".", "/") / "__init__.py"
     if package.exists():
+        if home := homes_of(package).get(name):
+            return f"{module}.{home}"
         for node in ast.parse(package.read_text()).body:
             if isinstance(node, ast.ImportFrom) and name in (a.name for a in node.names):
                 return defining(node.module, name)

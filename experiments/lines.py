@@ -12,34 +12,24 @@ images. Samplers of several calls a step need --x calls. --where chooses rows as
 """
 
 import argparse
-import csv
 import statistics
-from itertools import cycle
 from pathlib import Path
 
-from matplotlib import colormaps
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from stated import rows_of
 
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import REAL, quantity_of
+from diffusion_lab.report.arms import COLOUR_OF
+from diffusion_lab.report.figures import STYLE, look_of
 from diffusion_lab.report.tests import half_width
 
-MARKERS = "osD^v<>PX*hd8"
-COLOURS = colormaps["tab20"].colors  # pairs of a dark and a light one
 ASIDE = 0.02  # between neighbouring lines, as a share of the axis or of a number
 TITLES = {"steps": "network calls per sample", "calls": "network calls per sample"}
-
-
-def rows_of(path: Path, sweep: str, where: str) -> list[dict[str, str]]:
-    """The rows of a sweep in a file that have one of the values of each condition in `where`."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["sweep"] == sweep]
-    for condition in where.split(",") if where else ():
-        name, _, values = condition.partition("=")
-        rows = [row for row in rows if row.get(name) in values.split("|")]
-    return rows
 
 
 def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names: list[str]) -> None:
@@ -47,7 +37,7 @@ def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names:
     quantity = quantity_of(y)
     log = axes.get_xscale() == "log"
     width = max(float(row[x]) for row in rows) - min(float(row[x]) for row in rows)
-    for place, (name, marker) in enumerate(zip(names, cycle(MARKERS), strict=False)):
+    for place, name in enumerate(names):
         found: dict[float, list[float]] = {}
         for row in rows:
             if row[by] == name:
@@ -57,15 +47,13 @@ def draw(axes: Axes, rows: list[dict[str, str]], x: str, y: str, by: str, names:
         places = sorted(found)
         means = [statistics.mean(found[each]) for each in places]
         bars = [half_width(found[each]) if len(found[each]) > 1 else 0 for each in places]
-        look = {"label": name, "marker": marker, "markersize": 4, "capsize": 2}
+        look = look_of(COLOUR_OF.get(name, place)) | {"label": name, "capsize": 2}
         # beside each other, as bars of equal means would hide one another
         aside = (place - (len(names) - 1) / 2) * ASIDE * min(1, 5 / len(names))
         shifted = [each * (1 + aside) if log else each + aside * width for each in places]
-        color = COLOURS[(2 * place + place // 10) % len(COLOURS)]  # the dark ones first
-        axes.errorbar(shifted, means, bars, linewidth=1.2, color=color, **look)
+        axes.errorbar(shifted, means, bars, linewidth=1.2, **look)
     axes.axhline(quantity.scale * float(rows[0][f"{y}{REAL}"]), color="grey", linestyle="--")
     axes.set(xlabel=TITLES.get(x, x), ylabel=quantity.axis_title)
-    axes.grid(alpha=0.3)
     for axis in (axes.xaxis, axes.yaxis) if log else ():
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
@@ -84,7 +72,11 @@ def main() -> None:
     parser.add_argument("--where", default="", help="KEY=VALUE|VALUE,KEY=VALUE of the rows to draw")
     parser.add_argument("--linear", action="store_true", help="axes that are not logarithmic")
     given = parser.parse_args()
-    rows = [row for path in given.files for row in rows_of(path, given.sweep, given.where)]
+    where = f"sweep={given.sweep}" + f",{given.where}" * bool(given.where)
+    try:
+        rows = [row for path in given.files for row in rows_of(path, where)]
+    except UserError as error:
+        parser.error(str(error))
     columns = given.y.split(",")
     # accuracy is missing where no classifier was given
     columns = [each for each in columns if any(row.get(each) for row in rows)] or columns
@@ -93,6 +85,12 @@ def main() -> None:
             parser.error(f"no row of --sweep {given.sweep} {given.where} has {column}")
     if unknown := [column for column in columns if not quantity_of(column)]:
         parser.error(f"--y={unknown[0]} is no metric")
+    with rc_context(STYLE | {"figure.facecolor": "white"}):
+        paint(given, rows, columns)
+
+
+def paint(given: argparse.Namespace, rows: list[dict[str, str]], columns: list[str]) -> None:
+    """Draws all panels."""
     parts: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         parts.setdefault("" if given.by == "network" else row["network"], []).append(row)

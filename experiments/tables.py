@@ -9,9 +9,10 @@ A table stands between two comments, in any README.md below this folder:
     <!-- end of table -->
 
 `published` is a folder that `diffusion-lab publish` wrote, relative to the README. Columns are
-named as in the comparison's table.csv, rows by composition; without them all are shown. Names with
+named as in the comparison's table.csv, rows by composition; without them all are shown. With
+names=U-Net,DiT the rows have these names in place of their own. Names with
 blanks need quotes: rows="DiT · width=64,UNet". Several folders that are compared have commas
-between them: published,published_patches. Numbers in prose are not checked.
+between them: published,published_patches.
 
     <!-- table samplings.csv by=network,steps columns=calls,fid where=sweep=steps -->
 
@@ -26,26 +27,27 @@ is a column for each number of steps, with the first of the columns or with its 
 
 A study's tuning has a row for each network and a column for each value that was tried. With
 tuning/*/tuning.json, the rows are those of all studies in the folder, each with its study's name.
+
+Numbers of prose that stand before a mark are written, too; `stated.py` says how. Those of the
+README.md above this folder and of docs/pages/results.md belong to them.
 """
 
 import argparse
-import csv
 import re
 import shlex
 import statistics
 import sys
 from collections.abc import Sequence
-from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 from scipy import stats
+from stated import collected, panels_of, rows_of, written
 
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.formats import markdown_table, plain
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import REAL, quantity_of
-from diffusion_lab.report.frame import Collection, collect
 from diffusion_lab.report.tables import (
     FID_STD,
     INTERVAL_NOTE,
@@ -57,10 +59,11 @@ from diffusion_lab.report.tables import (
 from diffusion_lab.report.tests import half_width, holm
 
 HERE = Path(__file__).parent
+QUOTING = ("README.md", "docs/pages/results.md")  # pages beside this folder
 HEAD = 2  # columns before those of the comparison: composition and seeds
 OPENS, CLOSES = "<!-- table ", "<!-- end of table -->"
 BLOCK = re.compile(rf"^{OPENS}(.+?) -->\n(.*?)^{CLOSES}$", re.MULTILINE | re.DOTALL)
-OF_FOLDERS, OF_FILES = ("columns", "rows"), ("by", "columns", "where", "against", "across")
+OF_FOLDERS, OF_FILES = ("columns", "rows", "names"), ("by", "columns", "where", "against", "across")
 # the values of `by` -> the rows that have them
 Groups = dict[tuple[str, ...], list[dict[str, str]]]
 PAIRED_NOTE = (
@@ -92,15 +95,13 @@ def of_folders(folders: Path, options: dict[str, str]) -> str:
     head, *body = table.lines("composition", "seeds")
     places = [*range(HEAD), *(HEAD + kinds.index(kind) for kind in shown)]
     by_name = {line[0]: [line[place] for place in places] for line in body}
-    lines = [by_name[name] for name in chosen("rows", options, list(by_name))]
+    rows = chosen("rows", options, list(by_name))
+    names = options["names"].split(",") if "names" in options else rows
+    if len(names) != len(rows):
+        raise UserError(f"names= has {len(names)} names, and rows= {len(rows)}; name each row")
+    lines = [[name, *by_name[row][1:]] for name, row in zip(names, rows, strict=True)]
     notes = [note for note in table.notes if note != SAMPLES_NOTE or FID_STD.kind in shown]
     return with_notes(markdown_table([head[place] for place in places], lines), notes)
-
-
-@cache
-def collected(folders: Path) -> Collection:
-    """The runs of published folders, which several tables share."""
-    return collect([folders.with_name(name) for name in folders.name.split(",")])
 
 
 def with_notes(table: str, notes: Sequence[str]) -> str:
@@ -153,20 +154,6 @@ def of_file(path: Path, options: dict[str, str]) -> str:
             line += gaps.get(key, ["", ""])
         notes.append(PAIRED_NOTE)
     return with_notes(markdown_table(head, lines), notes)
-
-
-def rows_of(path: Path, where: str | None) -> list[dict[str, str]]:
-    """The rows of a CSV file that have one of the values of each condition in `where`."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for condition in where.split(",") if where else ():
-        name, _, values = condition.partition("=")
-        rows = [row for row in rows if row.get(name) in values.split("|")]
-    if not rows:
-        raise UserError(f"where={where} chooses no row of {path.name}")
-    return rows
 
 
 def grouped(rows: list[dict[str, str]], by: list[str]) -> Groups:
@@ -285,10 +272,10 @@ def chosen(option: str, options: dict[str, str], known: list[str]) -> list[str]:
 
 
 def rewritten(readme: Path, name: str, changed: list[str]) -> str:
-    """The text of a README, called `name`, with its tables made again.
+    """The text of a README, called `name`, with its tables and marked numbers made again.
 
-    Adds a sentence to `changed` for each table that differs. Raises UserError, which names the
-    table, if it cannot be made or has no end.
+    Adds a sentence to `changed` for each table and each line with numbers that differ. Raises
+    UserError, which names the table or number, if it cannot be made or has no end.
     """
 
     def made(block: re.Match[str]) -> str:
@@ -303,19 +290,26 @@ def rewritten(readme: Path, name: str, changed: list[str]) -> str:
     text = readme.read_text()
     if text.count(OPENS) != text.count(CLOSES) or len(BLOCK.findall(text)) != text.count(OPENS):
         raise UserError(f"{name}: a table does not end; write {CLOSES} below each {OPENS}... -->")
-    return BLOCK.sub(made, text)
+    tabled = BLOCK.sub(made, text)
+    whole = written(readme, tabled)
+    for old, new in zip(tabled.splitlines(), whole.splitlines(), strict=True):
+        if old != new:
+            changed.append(f"{name}: a number differs from its record in: {new}")
+    return whole
 
 
 def main(arguments: Sequence[str], root: Path = HERE) -> int:
-    """Rewrites or checks all tables below `root`; returns the exit code."""
+    """Rewrites or checks pages below `root` and those that quote them; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make the tables of results in README.md files.")
     parser.add_argument("--check", action="store_true", help="only say which tables would change")
     check = parser.parse_args(arguments).check
     changed: list[str] = []
     collected.cache_clear()
-    for readme in sorted(root.rglob("README.md")):
+    panels_of.cache_clear()
+    quoting = [root.parent / name for name in QUOTING]
+    for readme in [*sorted(root.rglob("README.md")), *filter(Path.is_file, quoting)]:
         try:
-            text = rewritten(readme, readme.relative_to(root).as_posix(), changed)
+            text = rewritten(readme, readme.relative_to(root.parent).as_posix(), changed)
         except UserError as error:
             print(error, file=sys.stderr)
             return 1

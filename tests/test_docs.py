@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from helpers.pages import EXPERIMENTS, PAGES, WRITTEN, check_composes, commands_
 from helpers.paths import CONF, ROOT
 
 DOCS = ROOT / "docs"
+STILL_OF_THE_SITE = ("own-data", "metrics")
 FAULTS = (DOCS / "pages/faults.md").read_text()
 COPIED = ("Makefile", "conf", "diffusion_lab", "docs", "experiments", "pyproject.toml")
 MADE = shutil.ignore_patterns(
@@ -41,6 +43,11 @@ def options() -> Iterator[ModuleType]:
     sys.path.append(str(DOCS))
     yield importlib.import_module("options")
     sys.path.remove(str(DOCS))
+
+
+def test_a_name_that_is_imported_on_first_use_is_found_where_it_is_defined(options):
+    defining = importlib.import_module("api").defining
+    assert defining("diffusion_lab.metrics", "Metric") == "diffusion_lab.metrics.metric"
 
 
 def test_no_option_is_without_a_word(options):
@@ -90,7 +97,34 @@ def test_every_group_of_options_is_on_the_page_about_composing():
         group = folder.relative_to(CONF).as_posix()
         top = group.split("/")[0]
         if top not in ("reconstruction", "hydra", "experiment") and group != "metrics/extractor":
-            assert f"[`{group}`](options/{top}.md" in text, group
+            assert f"[`{group}`](../../conf/{group})" in text, group
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_links_of_pages_lead_somewhere_on_github_too(page):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists() or page.stem in STILL_OF_THE_SITE, link
+
+
+@pytest.mark.parametrize(
+    ("link", "page"),
+    [
+        ("../../conf", "options/index.md"),
+        ("../../conf/sampler", "options/sampler.md"),
+        (
+            "../../conf/objective/loss/weighting",
+            "options/objective.md#objective-loss-weighting-options",
+        ),
+        ("../../conf/profile.yaml", "options/commands.md"),
+        ("../../diffusion_lab/backbone", "api/backbone.md"),
+        ("../tutorial.ipynb", "tutorial/tutorial.md"),
+        ("../../experiments/latent/README.md#protocol", "experiments/latent/README.md#protocol"),
+        ("training.md", "training.md"),
+    ],
+)
+def test_links_to_the_repository_are_links_to_pages_on_the_site(link, page):
+    of_site = runpy.run_path(str(DOCS / "source_links.py"))["of_site"]
+    assert of_site(f"See [a]({link}), [b]({link}).") == f"See [a]({page}), [b]({page})."
 
 
 def test_the_rooms_are_the_real_ones():

@@ -7,6 +7,8 @@ from helpers.paths import ROOT
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffusion_lab.report.figures import COLOURS
+
 lines = runpy.run_path(str(ROOT / "experiments/lines.py"))
 ROWS = """network,seed,sweep,scale,fid,fid_real,accuracy,accuracy_real
 UNet,0,guidance,1,90.0,50.0,0.5,0.9
@@ -26,7 +28,7 @@ def file(tmp_path):
 
 def test_a_line_has_the_means_over_seeds_and_half_their_interval(file):
     axes = Figure().subplots()
-    rows = lines["rows_of"](file, "guidance", "")
+    rows = lines["rows_of"](file, "sweep=guidance")
     lines["draw"](axes, rows, "scale", "accuracy", "network", ["DiT", "UNet"])
     dit, unet = axes.containers
     assert (dit.get_label(), unet.get_label()) == ("DiT", "UNet")
@@ -49,13 +51,12 @@ def test_a_panel_is_drawn_for_each_network_and_column(file, tmp_path, monkeypatc
     assert widths == [744, 1104, 1104]  # of two networks by seed, too; a single one has more room
 
 
-def test_rows_are_chosen_by_the_values_of_keys(file):
-    rows = lines["rows_of"](file, "guidance", "network=UNet|DiT,seed=0")
-    assert [(row["network"], row["scale"]) for row in rows] == [
-        ("UNet", "1"),
-        ("UNet", "2"),
-        ("DiT", "1"),
-    ]
+def test_a_network_has_the_colour_that_it_has_in_every_figure(file):
+    axes = Figure().subplots()
+    rows = lines["rows_of"](file, "sweep=guidance")
+    lines["draw"](axes, rows, "scale", "fid", "network", ["DiT", "UNet"])
+    dit, unet = (container[0].get_color() for container in axes.containers)
+    assert (unet, dit) == COLOURS[:2]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,14 @@ def test_columns_and_rows_are_chosen_in_their_order(readme):
     assert run(readme, "--check") == 0
 
 
+def test_rows_have_the_names_that_they_are_given(readme):
+    write(readme, '<!-- table published columns=fid rows=UNet,DiT names="U-Net, small,A DiT" -->')
+    assert run(readme) == 1
+    write(readme, '<!-- table published columns=fid rows=UNet,DiT names="small U-Net,A DiT" -->')
+    assert run(readme) == 0
+    assert [line.split(" | ")[0] for line in lines(readme)[2:]] == ["| small U-Net", "| A DiT"]
+
+
 def test_compositions_of_two_folders_stand_in_one_table(readme, tmp_path):
     mamba = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
     fake_group(tmp_path / "later", "mamba2", [120.0, 132.0, 126.0], config=mamba)
@@ -102,6 +110,7 @@ def test_compositions_of_two_folders_stand_in_one_table(readme, tmp_path):
         ("<!-- table published columns=fid,fod -->", "columns=fod"),
         ("<!-- table published rows=Mamba -->", "rows=Mamba"),
         ("<!-- table published colour=red -->", "colour"),
+        ("<!-- table published rows=UNet,DiT names=U-Net -->", "names="),
     ],
 )
 def test_a_block_that_cannot_be_made_is_named(readme, capsys, block, named):

@@ -16,6 +16,7 @@ Figure = list[tuple[float, float]]  # values, each with half of a unit in its la
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 FIGURE = re.compile(rf"(?<![\w.,])({NUMBER})(?: ± ({NUMBER}))?(?: ?(k|M|GMACs)\b)?(?!\w|[.,]\d)")
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "GMACs": 1e9}
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 NOT_FIGURES = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|\*\*|^##.*?$", re.DOTALL | re.MULTILINE)
 SOURCE = re.compile(r"experiments/(\w+)(?:/README\.md|\b(?![/\w]|\.\w))")
 PARAGRAPH, SECTION = r"\n\n|\n(?=\|)", r"^## "
@@ -29,7 +30,7 @@ def figures(text: str) -> dict[str, Figure]:
         plain = [word.replace(",", "") for word in words if word]
         return [(float(w) * unit, unit / 2 * 10.0 ** -len(w.partition(".")[2])) for w in plain]
 
-    found = FIGURE.finditer(NOT_FIGURES.sub(" ", text))
+    found = FIGURE.finditer(NOT_FIGURES.sub(" ", COMMENT.sub("", text)))
     return {
         each[0]: values(each.group(1, 2), UNITS[each[3] or ""]) for each in found if each[0][1:]
     }
@@ -55,7 +56,7 @@ def untrue(text: str) -> list[str]:
 
 def quotes(path: Path) -> list[str]:
     """The parts of a file that quote the pages which they name."""
-    text = path.read_text()
+    text = COMMENT.sub("", path.read_text())
     if path.suffix == ".yaml":
         return re.findall(r"Result: .*?(?=^\w|\Z)", text, re.DOTALL | re.MULTILINE)
     return re.split(SECTION if path.name in BY_SECTION else PARAGRAPH, text, flags=re.MULTILINE)
@@ -79,10 +80,8 @@ def test_quoted_figures_are_those_of_the_page_that_they_come_from(path):
         ("105.3 ± 5.8", "105.2 ± 5.8"),
         ("105.3 ± 5.8", "105.3 ± 5.7"),
         ("86.8 ± 0.3 %", "86.9 ± 0.3 %"),
-        ("p = 0.0007", "p = 0.0062"),
-        ("17.7 to 29.0", "17.6 to 29.0"),
-        ("122,000", "123,000"),
-        ("1.52 M", "1.53 M"),
+        ("23.5 to 33.8", "26.5 to 33.8"),
+        ("277 M", "278 M"),
     ],
 )
 def test_a_changed_figure_is_found(quoted, changed):
