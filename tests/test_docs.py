@@ -23,7 +23,6 @@ from helpers.pages import EXPERIMENTS, PAGES, WRITTEN, check_composes, commands_
 from helpers.paths import CONF, ROOT
 
 DOCS = ROOT / "docs"
-STILL_OF_THE_SITE = ("own-data", "metrics")
 FAULTS = (DOCS / "pages/faults.md").read_text()
 COPIED = ("Makefile", "conf", "diffusion_lab", "docs", "experiments", "pyproject.toml")
 MADE = shutil.ignore_patterns(
@@ -103,7 +102,7 @@ def test_every_group_of_options_is_on_the_page_about_composing():
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
 def test_links_of_pages_lead_somewhere_on_github_too(page):
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / link).exists() or page.stem in STILL_OF_THE_SITE, link
+        assert (page.parent / link).exists(), link
 
 
 @pytest.mark.parametrize(
