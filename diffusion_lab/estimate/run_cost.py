@@ -63,7 +63,7 @@ class RunCost:
     def __str__(self) -> str:
         return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
 
-    def flops(self, passes: float = 1.0) -> float:
+    def flops(self, passes: float = 1) -> float:
         """The FLOPs of so many network calls on an image."""
         return 2 * self.macs * passes
 
@@ -87,6 +87,7 @@ def memory_of(
     task: DiffusionTask, activations: int, world: int = 1, sharded: bool = False, images: int = 0
 ) -> Memory:
     """The bytes of a device; raises UserError for an optimiser that cannot be counted."""
+    sharded = sharded and world > 1
     module, shared = task.module, world if sharded else 1
     gradients = shares(module.trained_parameters(), shared)
     stage = module.first_stage

@@ -232,15 +232,5 @@ def existing(path: Path) -> tuple[Path, bool]:
     return place, place.is_dir() and os.access(place, os.W_OK)
 
 
-CHECKS = (
-    grey_values,
-    blank_images,
-    channels,
-    classes,
-    duplicates,
-    overlap,
-    time,
-    memory,
-    disk,
-    cache,
-)
+OF_IMAGES = (grey_values, blank_images, channels, classes, duplicates, overlap)
+OF_MACHINE = (time, memory, disk, cache)

@@ -1,13 +1,39 @@
-"""Plans runs on GPUs that are not here: memory, time and disk, from their configurations alone."""
+"""Plans runs on GPUs that are not here, and prints memory, the time of a step, length and disk."""
+
+from collections.abc import Mapping, Sequence
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.table import Table
 
 from diffusion_lab.build.overrides import Combination
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.formats import amount, duration
+from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.plan.report import compare, show
-from diffusion_lab.estimate.plan.run_plan import plan_of
+from diffusion_lab.estimate.plan.run_plan import GUESSES, RunPlan, plan_of
+
+GB, DAY = 1e9, 24 * 3600
+SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
+MEMORY = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "buckets": "gradients in DDP's buckets",
+    "optimizer": "optimiser state",
+    "averages": "averages of the weights",
+    "gathered": "layers gathered by FSDP",
+    "first_stage": "first stage",
+    "images": "training images",
+    "activations": "activations of {micro_batch} images",
+}
+STEP = {
+    "compute": "passes, by FLOPs at mfu={mfu} (a guess)",
+    "activations": "passes, by bytes of activations",
+    "encoding": "encoding of images",
+    "update": "update of the weights, by bytes",
+    "communication": "communication at link_share={link_share} (a guess)",
+    "waiting": "communication that passes do not hide",
+    "seconds": "step",
+}
 
 
 def plan(
@@ -27,3 +53,105 @@ def plan(
         show(plans[0])
     results = [planned.as_dict() for planned in plans]
     return {"plans": results} if combinations[0].chosen else results[0]
+
+
+def show(plan: RunPlan) -> None:
+    """Prints one plan."""
+    run, numbers, memory = plan.run, plan.as_dict(), plan.memory
+    words = numbers | {key: run.cfg[key] for key in GUESSES}
+    nodes = f"{run.nodes} nodes of " if run.nodes > 1 else ""
+    say(f"{plan.name} on {nodes}{run.devices} {run.gpu.name}, {run.precision}, {run.strategy}")
+    say(f"Model: {plan.cost}")
+    say(f"Batch: {run.batch}")
+    held = {text.format(**words): getattr(memory, key) / GB for key, text in MEMORY.items()}
+    held = {text: size for text, size in held.items() if size} | {"all": memory.total / GB}
+    print_column("memory of a GPU", "GB", held)
+    say(advice(plan))
+    taken = {text.format(**words): 1e3 * getattr(plan.step, key) for key, text in STEP.items()}
+    if not plan.step.encoding:
+        del taken[STEP["encoding"]]
+    print_column("time of a step", "ms", taken)
+    say(
+        "Speed: {images_per_second:,.0f} images/s, {share_of_peak:.0%} of the peak without "
+        "repeated FLOPs".format(**numbers)
+    )
+    if plan.step.compute < SHORT:
+        say("A pass this short rather waits for kernels to start: measure it with `profile`")
+    say(length(plan))
+    say(disk(plan))
+
+
+def print_column(title: str, unit: str, values: Mapping[str, float]) -> None:
+    """Prints a table of one column of numbers; the last row is their result."""
+    table = Table(title, unit)
+    table.columns[1].justify = "right"
+    for text, value in values.items():
+        if text == list(values)[-1]:
+            table.add_section()
+        table.add_row(text, f"{value:.3g}" if value < 100 else f"{value:.0f}")
+    console.print(table)
+
+
+def advice(plan: RunPlan) -> str:
+    """Says whether a micro-batch fits, the largest that does, and what to write if none does."""
+    run = plan.run
+    less = f"{run.gpu.memory / GB:.1f} less reserve={run.cfg.reserve} (a guess)"
+    room = f"{plan.usable / GB:.1f} GB, {less}"
+    if plan.fits:
+        return f"Fits into {room}; the largest micro-batch is {plan.largest_micro_batch} images"
+    if plan.fitting:
+        return f"Does not fit into {room}; write micro_batch_size={plan.fitting}"
+    others = {
+        "activation_checkpointing=true": not run.cfg.activation_checkpointing,
+        "trainer=fsdp": not run.sharded and run.batch.world > 1,
+        "a smaller backbone": True,
+    }
+    return f"Does not fit into {room}; write {' or '.join(k for k, v in others.items() if v)}"
+
+
+def length(plan: RunPlan) -> str:
+    """The length of the run in steps, images, epochs and time."""
+    cfg, lasts = plan.run.cfg, plan.duration
+    limit = " (until trainer.max_time)" if lasts.steps < cfg.trainer.max_steps else ""
+    seen = lasts.steps * cfg.batch_size
+    epochs = f", {seen / cfg.num_images:.3g} epochs" if cfg.num_images else ""
+    sampling = "an unknown time" if lasts.sampling is None else time(lasts.sampling)
+    return (
+        f"Run: {lasts.steps:,} steps{limit}, {amount(seen)} images{epochs}: "
+        f"{time(lasts.training)} of training, {time(lasts.validation)} of validation and "
+        f"{sampling} of sampling"
+    )
+
+
+def disk(plan: RunPlan) -> str:
+    """The disk that the run takes."""
+    sizes = {key: f"{(size or 0) / GB:.3g} GB" for key, size in plan.disk.items()}
+    line = "Disk: {checkpoint} a checkpoint, {checkpoints} of them at most".format(**sizes)
+    for key in ("snapshots", "latents", "features"):
+        line += f", {sizes[key]} of {key}" if plan.disk[key] else ""
+    return f"{line}; num_images=... adds caches" if None in plan.disk.values() else line
+
+
+def time(seconds: float) -> str:
+    """A duration, in days from one and a half days on."""
+    return f"{seconds / DAY:.3g} days" if seconds >= 1.5 * DAY else duration(seconds)
+
+
+def compare(plans: Sequence[RunPlan]) -> None:
+    """Prints one table, a row per plan."""
+    table = Table(caption="GB: of a GPU, red if they do not fit; largest: micro-batch, in images")
+    words = " ".join(plan.name for plan in plans).split()
+    table.add_column("composition", min_width=max(map(len, words)))
+    for title in ("GPUs", "GB", "largest", "images/s", "days"):
+        table.add_column(title, justify="right")
+    for plan in plans:
+        held = f"{plan.memory.total / GB:.3g}"
+        table.add_row(
+            plan.name,
+            str(plan.run.batch.world),
+            held if plan.fits else f"[red]{held}[/]",
+            str(plan.largest_micro_batch),
+            f"{plan.run.batch.batch_size / plan.step.seconds:,.0f}",
+            f"{plan.duration.seconds / DAY:.3g}",
+        )
+    console.print(table)

@@ -57,7 +57,9 @@ class Step:
 def step_of(run: RunElsewhere, cost: RunCost, memory: Memory) -> Step:
     """The time of a training step."""
     accumulate, images = run.batch.accumulate, run.batch.accumulate * run.batch.micro_batch
-    passes = (cost.passes or 0.0) + run.cfg.activation_checkpointing
+    # derivatives of score matching are not counted, and take a pass at least
+    derived = TRAINING_PASSES + run.task.module.objective.loss.forward_mode
+    passes = (cost.passes or derived) + run.cfg.activation_checkpointing
     compute = images * cost.flops(passes) / run.flops_per_second
     encoding = images * run.encoding_flops() / (run.cfg.mfu * run.gpu.float32_flops)
     kept = 2 * accumulate * memory.activations / run.gpu.bandwidth
