@@ -123,23 +123,10 @@ def test_steps_take_turns():
     assert all(0 < taken < 0.1 for taken in seconds)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "params", "published"),
-    [
-        pytest.param(
-            ["backbone=dit_xl_2", "image_shape=[4,32,32]", "num_classes=1000"],
-            674.8e6,
-            118.62e9,
-            marks=pytest.mark.slow,  # test_dit.py counts the same network
-        ),
-        (["backbone=unet_ddpm", "data=cifar10", "conditioning=none"], 35.7e6, 6.22e9),
-    ],
-)
-def test_published_sizes(lab, arguments, params, published):
-    result = profiled(lab, *arguments, *META)
-    tolerance = 0.001 if "dit" in arguments[0] else 0.005
-    assert result["params"] == pytest.approx(params, rel=tolerance)
-    assert result["macs"] == pytest.approx(published, rel=tolerance)
+def test_published_sizes(lab):
+    result = profiled(lab, "backbone=unet_ddpm", "data=cifar10", "conditioning=none", *META)
+    assert result["params"] == pytest.approx(35.7e6, rel=0.005)
+    assert result["macs"] == pytest.approx(6.22e9, rel=0.005)
     assert result["flops"] == 2 * result["macs"]
     assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
 

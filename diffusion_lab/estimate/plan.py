@@ -10,7 +10,7 @@ from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.plan.run_plan import GUESSES, RunPlan, plan_of
+from diffusion_lab.estimate.run_plan import GUESSES, RunPlan, plan_of
 
 GB, DAY = 1e9, 24 * 3600
 SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
