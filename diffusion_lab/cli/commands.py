@@ -122,7 +122,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "compute memory, time and disk of a training run on GPUs that are not here",
-        "estimate.plan.command:plan",
+        "estimate.plan:plan",
         combines=True,
         fails=lambda result: any(
             each.get("fits") is False for each in result.get("plans", [result])

@@ -1,1 +1,1 @@
-"""The cost of a composition, and the size at which one costs as much as another."""
+"""The cost of a run, whether it will work, and the size at which one network costs as another."""

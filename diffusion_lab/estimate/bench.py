@@ -1,7 +1,6 @@
 """Measures a model on this device: seconds per step, activation memory, and the device's peak."""
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import Timer, timer
 
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
@@ -112,20 +111,19 @@ class Bench:
         return (four - two) // 2
 
 
-def median_seconds(
-    steps: Sequence[Callable[[], object]], device: torch.device, times: int
-) -> list[float]:
+def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[float]:
     """Median seconds of each step over `times` rounds, in which they take turns."""
     seconds: list[list[float]] = [[] for _ in steps]
     for round_ in range(WARM_UP + times):
         for step, taken in zip(steps, seconds, strict=True):
-            start = _now(device)
+            start = timer()  # waits for a GPU
             step()
             if round_ >= WARM_UP:
-                taken.append(_now(device) - start)
+                taken.append(timer() - start)
     return [statistics.median(taken) for taken in seconds]
 
 
+@torch.inference_mode()
 def peak_flops(precision: str, device: torch.device) -> float:
     """The device's peak FLOP/s, measured by the fastest of many matrix products and convolutions.
 
@@ -143,19 +141,11 @@ def peak_flops(precision: str, device: torch.device) -> float:
         lambda: matrix @ matrix: 2 * size**3,
         lambda: F.conv2d(images, kernels, padding=1): 18 * batch * (side * channels) ** 2,
     }
-    return max(flops / fastest(step, device) for step, flops in work.items())
-
-
-@torch.inference_mode()
-def fastest(step: Callable[[], Tensor], device: torch.device) -> float:
-    """The shortest time of a step, in seconds, among repeats over PEAK_SECONDS."""
-    clock, threads = partial(_now, device), torch.get_num_threads()
-    timer = Timer("step()", timer=clock, globals={"step": step}, num_threads=threads)
-    return min(timer.blocked_autorange(min_run_time=PEAK_SECONDS).times)
-
-
-def _now(device: torch.device) -> float:
-    """The time in seconds, once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    timers = {
+        Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads()): flops
+        for step, flops in work.items()
+    }
+    return max(
+        flops / min(each.blocked_autorange(min_run_time=PEAK_SECONDS).times)
+        for each, flops in timers.items()
+    )

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.build.config_keys import Means, groups
-from diffusion_lab.build.costs import cost_of, image_facts, model_on
+from diffusion_lab.build.costs import image_facts
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.overrides import parse
 from diffusion_lab.build.sentences import MISTAKES, sentence
@@ -18,6 +18,7 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds
+from diffusion_lab.estimate.run_cost import counted
 from diffusion_lab.estimate.sizes import Sizes, resized
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherit, load_diffusion_config
@@ -168,9 +169,9 @@ class CostMeter:
         self.facts = image_facts(cfg)
         self.device, self.precision = measured_on(cfg)
         self.timed_steps = cfg.timed_steps
-        self.params(cfg)  # fails here: a search takes any refusal for a wrong size
+        self.summary(cfg)  # fails here: a search takes any refusal for a wrong size
         try:
-            self.params(reference)
+            self.summary(reference)
         except UserError as error:
             raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
         self.bench = self.prepare(reference) if cfg.by == "step_time" else None
@@ -180,19 +181,15 @@ class CostMeter:
         """The cost of a configuration in the unit `by`."""
         if self.bench is not None:
             ratio = self.ratio(self.bench, self.prepare(cfg))
-            say(f"{amount(self.params(cfg))} parameters: {ratio:.3f} of the reference's time")
+            parameters = amount(counted(cfg, self.facts).parameters)
+            say(f"{parameters} parameters: {ratio:.3f} of the reference's time")
             return ratio * self.target
-        return self.params(cfg) if self.by == "params" else cost_of(cfg, self.facts).macs
-
-    def params(self, cfg: DictConfig) -> int:
-        """The number of parameters of a configuration's denoiser."""
-        model, _ = model_on("meta", cfg, self.facts)
-        return sum(parameter.numel() for parameter in model.denoiser.parameters())
+        return self.summary(cfg)[self.by]
 
     def summary(self, cfg: DictConfig) -> dict[str, float]:
         """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
-        macs = cost_of(cfg, self.facts).macs
-        return {"params": self.params(cfg), "macs": macs, "flops": 2 * macs}
+        cost = counted(cfg, self.facts)
+        return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
 
     def confirm(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
         """Measures the relative difference in time again, as a search picks the luckiest of many.
@@ -220,7 +217,7 @@ class CostMeter:
 
     def seconds(self, *benches: Bench) -> list[float]:
         """The median seconds of a training step of each bench, timed in turns."""
-        return median_seconds([each.train for each in benches], self.device, self.timed_steps)
+        return median_seconds([each.train for each in benches], self.timed_steps)
 
     def ratio(self, reference: Bench, bench: Bench) -> float:
         """The time of a training step relative to the reference's."""

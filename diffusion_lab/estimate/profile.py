@@ -30,6 +30,7 @@ COLUMNS = {
     "train/s": "training_images_per_second",
     "draw/s": "sampling_images_per_second",
 }
+KINDS = ("training", "network")  # of speeds
 Numbers = dict[str, Any]
 
 
@@ -95,9 +96,7 @@ def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
     bench = Bench(cfg, facts, device, precision)
     activations = bench.activation_bytes()  # before compilation
     bench.compile(cfg.compile)
-    step, call = (
-        median_seconds([work], device, cfg.timed_steps)[0] for work in (bench.train, bench.call)
-    )
+    step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
     peak = peak_flops(precision, device)
     work = cfg.batch_size * cost.flops() / peak  # seconds that a call takes at the peak
     return {
@@ -147,10 +146,11 @@ def show_speed(numbers: Numbers) -> None:
         "On {device} in {precision}, batch {batch_size}; peak ".format(**numbers)
         + f"{amount(numbers['peak_flops'])} FLOP/s in matrix products and convolutions"
     )
-    for title, kind in (("Training", "training"), ("A network call", "network")):
-        speed, share = (numbers[f"{kind}_{of}"] for of in ("images_per_second", "share_of_peak"))
-        say(f"{title}: {amount(speed)} images/s, {share:.0%} of the peak")
+    shares = {kind: f"{numbers[f'{kind}_share_of_peak']:.0%} of the peak" for kind in KINDS}
+    rates = {kind: amount(numbers[f"{kind}_images_per_second"]) for kind in KINDS}
+    say(f"Training: {rates['training']} images/s, {shares['training']}")
     say(f"Activations: {amount(numbers['activation_bytes'])} bytes per image")
+    say(f"A network call: {rates['network']} images/s, {shares['network']}")
     if speed := numbers["sampling_images_per_second"]:
         say(f"Sampling: {amount(speed)} images/s")
 

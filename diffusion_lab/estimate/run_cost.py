@@ -1,4 +1,4 @@
-"""The cost of a training run: counted without a device, and in seconds once a step is known."""
+"""The cost of a training run: counted, in bytes of a device and of a disk, and in seconds."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,10 +15,14 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.task import DiffusionTask
 from diffusion_lab.first_stage.latents import Latents
-from diffusion_lab.training.callbacks import EMA, PosthocEMA
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.training.callbacks import EMA, Checkpoint, PosthocEMA
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.module import TrainedModule
 from diffusion_lab.training.trainer import steps_in_time
+
+IN_PLACE = 3  # checkpoints at once: the last, the one before it, and a new one being written
+STATISTICS = 8  # bytes of a number of a mean or covariance
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class RunCost:
     def __str__(self) -> str:
         return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
 
-    def flops(self, passes: float = 1.0) -> float:
+    def flops(self, passes: float = 1) -> float:
         """The FLOPs of so many network calls on an image."""
         return 2 * self.macs * passes
 
@@ -87,6 +91,7 @@ def memory_of(
     task: DiffusionTask, activations: int, world: int = 1, sharded: bool = False, images: int = 0
 ) -> Memory:
     """The bytes of a device; raises UserError for an optimiser that cannot be counted."""
+    sharded = sharded and world > 1
     module, shared = task.module, world if sharded else 1
     gradients = shares(module.trained_parameters(), shared)
     stage = module.first_stage
@@ -152,6 +157,48 @@ def gathered_bytes(module: DiffusionModule) -> int:
     sizes = [shares(layer.parameters(), 1) for layer in layers_of(module.denoiser.backbone)]
     outside = shares(module.trained_parameters(), 1) - sum(sizes)
     return 2 * (outside + 2 * max(sizes, default=0))
+
+
+def checkpoint_bytes(task: DiffusionTask) -> int:
+    """The bytes of a checkpoint: weights, their averages, and the optimiser's state."""
+    weights = shares(task.module.state_dict().values(), 1)
+    return weights + averages_bytes(task, 1) + optimizer_bytes(task.module, 1)
+
+
+def checkpoints_at_once(task: DiffusionTask, steps: int) -> int:
+    """The most checkpoints that are on disk at once in a run of `steps` steps."""
+    return IN_PLACE + kept_steps(task, steps) if task.callback(Checkpoint) else 0
+
+
+def kept_steps(task: DiffusionTask, steps: int) -> int:
+    """The number of checkpoints of single steps that a run keeps beside the last."""
+    saving = task.callback(Checkpoint)
+    if saving is None:
+        return 0
+    every = saving.keep_every_n_steps
+    return ((steps - 1) // every if every else 0) + (saving.top_k if saving.best else 0)
+
+
+def snapshot_bytes(task: DiffusionTask) -> int:
+    """The bytes that the snapshots of averages take."""
+    posthoc = task.callback(PosthocEMA)
+    parameters = sum(p.numel() for p in task.module.network.parameters())
+    return posthoc.bytes_of(parameters) if posthoc else 0
+
+
+def features_bytes(metrics: GenerativeMetrics | None, images: int | None) -> int | None:
+    """The bytes of the reference's features, of their mean and of a root of their covariance.
+
+    None if the number of training images is not known.
+    """
+    if metrics is None:
+        return 0
+    if images is None:
+        return None
+    count, dim = min(images, metrics.reference_size or images), metrics.extractor.dim
+    mapped = metrics.extractor.spatial_dim
+    moments = sum(each * (1 + min(each, count)) for each in (dim, mapped))
+    return 4 * count * dim + STATISTICS * moments
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.rules import Rules, check, option, sentences
+from diffusion_lab.common.rules import Rules, check, collected, option, sentences
 
 
 class Sharp:
@@ -69,3 +69,15 @@ def test_options_are_named_after_classes():
     assert [option(type(name, (), {})()) for name in names] == [
         *("mean_flow", "x0", "dpm_solver", "unipc", "sliced_score_matching")
     ]
+
+
+def test_broken_rules_are_collected_and_what_follows_from_them_is_dropped():
+    with collected() as broken:
+        check(TABLE, KEYS, bread=None)
+        check(TABLE, KEYS, knife=Sharp(2))
+        raise RuntimeError("of a knife that cuts")
+    assert [each.split("; ")[1] for each in broken] == ["write bread=soft", "write knife.edge=1"]
+    with pytest.raises(RuntimeError), collected():
+        raise RuntimeError("of nothing that was said")
+    with pytest.raises(UserError):
+        check(TABLE, KEYS, bread=None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.build.costs import ImageFacts
@@ -67,6 +68,26 @@ def test_a_forward_mode_derivative_keeps_what_was_planned():
     planned = kept_bytes(model_on("meta", "unet", "objective=mean_flow"), 4, "32-true").all
     really = really_kept(model_on("cpu", "unet", "objective=mean_flow"), 4)
     assert planned == pytest.approx(really, rel=0.1)
+
+
+def tracked(backbone: str, *overrides: str) -> int:
+    """The activations that PyTorch's MemTracker finds at the end of a forward pass."""
+    model = model_on("cpu", backbone, *overrides)
+    x0, labels = torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.int64)
+    tracker = MemTracker()
+    tracker.track_external(model.denoiser)
+    with tracker:
+        losses = model.objective(model.denoiser, x0, Given(labels))
+        (held,) = tracker.get_tracker_snapshot().values()
+    assert losses.minimised.requires_grad
+    return next(size for kind, size in held.items() if "act" in str(kind).lower())
+
+
+def test_pytorchs_tracker_agrees_and_has_no_forward_mode_which_ours_has():
+    planned = kept_bytes(model_on("meta", "dit"), 4, "32-true").all
+    assert planned == pytest.approx(tracked("dit"), rel=0.02)
+    with pytest.raises(NotImplementedError):
+        tracked("unet", "objective=mean_flow")
 
 
 @pytest.mark.parametrize(

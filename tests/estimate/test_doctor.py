@@ -151,7 +151,8 @@ def examine(tmp_path, monkeypatch):
         assert set(tmp_path.rglob("*")) == before
         said = {status: {} for status in ("ok", "advice", "warning", "error", "skipped")}
         for finding in findings:
-            said[finding.status][finding.name] = finding.message
+            before = said[finding.status].get(finding.name, "")
+            said[finding.status][finding.name] = before + finding.message
         return said, facts
 
     return run
@@ -312,6 +313,19 @@ METRICS = [
 def test_what_metrics_are_worth_is_said(examine, overrides, name, status, words):
     said, _ = examine("speed=false", *overrides)
     assert words in said[status][name]
+
+
+def test_all_rules_that_are_broken_are_listed_once(examine):
+    said, facts = examine(
+        *QUICK,
+        "objective.label_dropout=0",
+        "denoiser.noise_label=index",
+        "coupling=optimal_transport",
+    )
+    for remedy in ("objective.label_dropout=0.1", "denoiser.noise_label=time"):
+        assert said["error"]["composition"].count(remedy) == 1
+    assert "tokens" in said["skipped"]
+    assert facts["training_images"] == 2700
 
 
 @pytest.mark.parametrize("refused", ["batch_size=abc", "objective/prediction=eps", "seed=-1"])

@@ -18,10 +18,14 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.rows import Rows
-from diffusion_lab.estimate.disk import checkpoint_bytes, checkpoints_at_once, snapshot_bytes
 from diffusion_lab.estimate.doctor.parts import Times
 from diffusion_lab.estimate.doctor.report import Remark, advice, error, warning
-from diffusion_lab.estimate.run_cost import Memory
+from diffusion_lab.estimate.run_cost import (
+    Memory,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    snapshot_bytes,
+)
 from diffusion_lab.families.diffusion.task import DiffusionTask
 
 NARROW = 128  # grey values: images that span fewer have lost a bit, or were scaled twice
@@ -232,15 +236,5 @@ def existing(path: Path) -> tuple[Path, bool]:
     return place, place.is_dir() and os.access(place, os.W_OK)
 
 
-CHECKS = (
-    grey_values,
-    blank_images,
-    channels,
-    classes,
-    duplicates,
-    overlap,
-    time,
-    memory,
-    disk,
-    cache,
-)
+OF_IMAGES = (grey_values, blank_images, channels, classes, duplicates, overlap)
+OF_MACHINE = (time, memory, disk, cache)

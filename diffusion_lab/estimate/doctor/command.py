@@ -11,11 +11,12 @@ from diffusion_lab.build.instantiate import errors_at
 from diffusion_lab.build.sentences import MISTAKES, sentence
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.doctor import checks_of_resources, checks_of_settings
+from diffusion_lab.estimate.doctor.checks_of_resources import OF_IMAGES, OF_MACHINE
+from diffusion_lab.estimate.doctor.checks_of_settings import OF_SETTINGS
 from diffusion_lab.estimate.doctor.parts import PARTS, BrokenRules, Unknown
 from diffusion_lab.estimate.doctor.report import FACTS, Finding, show
 
-CHECKS = (*checks_of_resources.CHECKS, *checks_of_settings.CHECKS)
+CHECKS = (*OF_IMAGES, *OF_SETTINGS, *OF_MACHINE)
 UNMEASURED = "not measured: speed=false, a precision for training only, or too little memory"
 TOO_LARGE = (
     "a training step does not fit into the device's memory; write a smaller micro_batch_size, or "

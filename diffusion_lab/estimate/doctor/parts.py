@@ -162,7 +162,7 @@ def timed(
         images = bench.images[torch.arange(FEATURE_IMAGES, device=bench.device) % len(bench.images)]
         works.append(partial(metrics.observer, images))
     with float32_products(cfg.get("matmul_precision")):
-        step, call, *features = median_seconds(works, bench.device, TIMED_STEPS)
+        step, call, *features = median_seconds(works, TIMED_STEPS)
     call = call / layout.micro_batch / layout.world
     cost = replace(counts, memory=memory, step=layout.accumulate * step, call=call)
     return cost, sum(features) / FEATURE_IMAGES / layout.world

@@ -1,12 +1,16 @@
-"""Prints plans: the memory of a GPU, the time of a step and of the run, and the disk."""
+"""Plans runs on GPUs that are not here, and prints memory, the time of a step, length and disk."""
 
 from collections.abc import Mapping, Sequence
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from rich.table import Table
 
+from diffusion_lab.build.overrides import Combination
 from diffusion_lab.common.formats import amount, duration
-from diffusion_lab.common.messages import console, say
-from diffusion_lab.estimate.plan.run_plan import GUESSES, RunPlan
+from diffusion_lab.common.messages import UserError, console, say
+from diffusion_lab.estimate import budget
+from diffusion_lab.estimate.run_plan import GUESSES, RunPlan, plan_of
 
 GB, DAY = 1e9, 24 * 3600
 SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
@@ -30,6 +34,25 @@ STEP = {
     "waiting": "communication that passes do not hide",
     "seconds": "step",
 }
+
+
+def plan(
+    cfg: DictConfig, overrides: list[str], combinations: list[Combination]
+) -> dict[str, object]:
+    """Plans one run, or several side by side; returns the results."""
+    if cfg.resume:
+        raise UserError("plan looks at a run before it is made; leave out resume=...")
+    own = f"backbone={HydraConfig.get().runtime.choices['backbone']}"
+    plans = []
+    for each in combinations:
+        budget.apply(each.cfg, each.overrides)
+        plans.append(plan_of(each.cfg, each.name or own))
+    if len(plans) > 1:
+        compare(plans)
+    else:
+        show(plans[0])
+    results = [planned.as_dict() for planned in plans]
+    return {"plans": results} if combinations[0].chosen else results[0]
 
 
 def show(plan: RunPlan) -> None:

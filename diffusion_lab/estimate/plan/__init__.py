@@ -1,1 +1,0 @@
-"""A run on GPUs that are not here: its memory, time and disk, computed before it is queued."""
