@@ -106,4 +106,4 @@ class Summary:
 def load_summary(folder: str | Path) -> Summary:
     """The summary of a run; one that knows nothing if it is missing or damaged."""
     found = read_json(Path(folder) / SUMMARY)
-    return Summary.from_json(found) if kinds.is_record(found) else Summary()
+    return Summary.from_json(found) if found and kinds.is_record(found) else Summary()
