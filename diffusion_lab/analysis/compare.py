@@ -49,8 +49,7 @@ def log_comparison(folder: Path, project: str, result: dict[str, Any]) -> None:
     # imported late, since reading records needs neither W&B nor torch
     import wandb
 
-    from diffusion_lab.training.logger.reachability import why_offline
-    from diffusion_lab.training.logger.run_logger import first_line
+    from diffusion_lab.training.logger.run_logger import first_line, why_offline
     from diffusion_lab.training.logger.wandb_logger import artifact_of, offline, opened, staged_in
 
     runs = [run for each in result["compositions"].values() for run in each]

@@ -7,21 +7,240 @@ with noise on them. A control run has no copies.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.analysis.control_run import ControlRun
-from diffusion_lab.analysis.copy_spaces import CopySpaces, Detector, Rates, Views
-from diffusion_lab.common.messages import UserError, track
+from diffusion_lab.build.config_keys import SUBSET_SEED, Means, flat, means
+from diffusion_lab.build.objects import read_data
+from diffusion_lab.common import hashing
+from diffusion_lab.common.images import to_float
+from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
+from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches
+from diffusion_lab.data import ImageDataModule, Split
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
-from diffusion_lab.families.diffusion.run import DiffusionRun
-from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
+from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.neighbours import (
+    UNUSUAL,
+    Neighbours,
+    detected,
+    expected_share,
+    nearest_view,
+)
+from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.real_images import RealImages
 from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.runs.summary import load_summary
+
+PIXELS = "pixels"
+Views = dict[str, list[Tensor]]  # by space, the views (n, D) of the same images
+Rates = dict[str, dict[str, float]]  # by space, the shares of images that were found
+
+
+@dataclass(frozen=True)
+class CopySpaces:
+    """The training images, uint8 (N, C, H, W), in each space: the extractor's, and pixels.
+
+    If `mirrored`, images are compared with them as mirror images, too.
+    """
+
+    metrics: GenerativeMetrics
+    training: Tensor
+    mirrored: bool
+
+    @cached_property
+    def known(self) -> dict[str, Tensor]:
+        """The training images (N, D) by space; their features are computed once and cached."""
+        features = stored_features(self.metrics, self.training, "training")
+        pixels = to_float(self.training).flatten(1)
+        return {self.metrics.extractor.name: features, PIXELS: pixels}
+
+    def views(self, images: Tensor, stored_as: str | None = None) -> Views:
+        """The views (n, D) of images, uint8 (n, C, H, W), in each space.
+
+        Their features are cached under the name `stored_as`, if it is given.
+        """
+        sides = [images, images.flip(-1)] if self.mirrored else [images]
+        if stored_as is None:
+            features = [features_of(self.metrics.extractor, side) for side in sides]
+        else:
+            features = [stored_features(self.metrics, side, stored_as) for side in sides]
+        pixels = [to_float(side).flatten(1) for side in sides]
+        return {self.metrics.extractor.name: features, PIXELS: pixels}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """The criteria by which an image counts as a copy; `limits` are distances by space."""
+
+    spaces: CopySpaces
+    limits: dict[str, float]
+
+    def rates(self, images: Tensor, sources: Tensor) -> Rates:
+        """The shares of images, uint8 (n, C, H, W), that count as copies, by each criterion.
+
+        `sources` (n,) are the indices of the training images that they were made from;
+        `source_found` is the share whose nearest training image is that one, or equal to it.
+        """
+        found, training = {}, self.spaces.training
+        for name, views in self.spaces.views(images).items():
+            distances, index = nearest_view(views, self.spaces.known[name], 2)
+            equal = (training[index[:, 0]] == training[sources]).flatten(1).all(1)
+            shares = detected(distances, self.limits[name])
+            found[name] = shares | {"source_found": equal.double().mean().item()}
+        return found
+
+
+def features_of(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """The features (n, D) of images uint8 (n, C, H, W), of which each rank computes a share."""
+    everything = torch.arange(len(images))
+    return Observer(extractor).all_of(images, everything, f"{extractor.name} features")[FEATURES]
+
+
+def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
+    """The features (N, D) of images uint8 (N, C, H, W), computed once and then cached."""
+    extractor, everything = metrics.extractor, torch.arange(len(images))
+    key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
+    split = RealImages(Split(images, everything), everything, name, name, metrics.cache_dir)
+
+    def compute() -> dict[str, Tensor]:
+        return {FEATURES: split.observe(Observer(extractor))[FEATURES]}
+
+    return cached(metrics.cache_dir, f"{name}-{len(images)}-{extractor.name}", key, compute)[
+        FEATURES
+    ]
+
+
+@dataclass(frozen=True)
+class ControlRun:
+    """An open run, and which of the measured run's training images it did not see, (N,) bool."""
+
+    opened: DiffusionRun
+    pipeline: Pipeline
+    unseen: Tensor
+    other_settings: list[str]  # keys in which its composition differs, besides the subset's seed
+
+    @classmethod
+    def open(cls, cfg: DictConfig, measured: DiffusionRun) -> "ControlRun":
+        """Opens `cfg.control` beside the measured run, whose data have been read.
+
+        Raises UserError if its samples cannot be the null of the measured run's.
+        """
+        beside = cfg.copy()
+        beside.run = cfg.control
+        opened = open_diffusion_run(beside)
+        read_data(opened.saved, opened.datamodule)
+        unseen = images_unseen(measured.datamodule, opened.datamodule, cfg.control)
+        differing = other_settings(measured.saved, opened.saved)
+        if differing:
+            say(
+                f"control={cfg.control} differs from this run in {', '.join(differing)}, so its "
+                "samples may have other grain and blur"
+            )
+        return cls(opened, opened.pipeline(cfg), unseen, differing)
+
+    def counted(
+        self,
+        cfg: DictConfig,
+        spaces: CopySpaces,
+        measured: Mapping[str, Neighbours],
+        drawn: Views,
+        test: Views,
+    ) -> dict[str, object]:
+        """Draws the control's samples, and counts copies by them, see `against_control`.
+
+        `measured` are the neighbours of the run's samples among all training images, `drawn` and
+        `test` the views of those samples and of the test images.
+        """
+        found, complete = {}, bool(self.unseen.all())
+        told = "Drawing the control's samples"
+        samples = self.opened.draw_all(self.pipeline, cfg, description=told)
+        for name, views in spaces.views(samples).items():
+            known = spaces.known[name][self.unseen]
+            ours, beside = measured[name].generated, measured[name].test
+            if not complete:  # the same training images for all three
+                ours = nearest_view(drawn[name], known, 2)[0]
+                beside = nearest_view(test[name], known, 1)[0][:, 0]
+            found[name] = against_control(ours, beside, nearest_view(views, known, 2)[0])
+        summaries = map(load_summary, (cfg.run, cfg.control))
+        return {
+            "run": str(cfg.control),
+            "weights": self.opened.weights,
+            "other_settings": self.other_settings,
+            # by the run and by the control, null if unknown; another number means other grain
+            "images_seen": [each.images_seen for each in summaries],
+            "training_images": int(self.unseen.sum()),
+            "shared_images": int((~self.unseen).sum()),
+            "neighbours": found,
+        }
+
+
+def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Counts copies among the samples of a run and of its control, whose null is without copies.
+
+    Distances to the two nearest training images that the control has not seen: `ours` (n, 2) of the
+    run's samples and `theirs` (n, 2) of the control's; `test` (m,) to the nearest, of test images.
+    `limit` is the usual one, from test images, and `control_limit` comes from the control in the
+    same way. Copies are counted by the first, and `copies_by_control` by the second.
+    """
+    limit, own = (each.quantile(UNUSUAL).item() for each in (test, theirs[:, 0]))
+    run, control = detected(ours, limit), detected(theirs, limit)
+    by_control = detected(ours, own)["copies"]
+    return {
+        "limit": limit,
+        "control_limit": own,
+        **run,
+        **{f"control_{name}": share for name, share in control.items()},
+        "copies_by_control": by_control,
+        "copy_ratio_by_control": by_control / expected_share(len(theirs)),
+    }
+
+
+def images_unseen(ours: ImageDataModule, theirs: ImageDataModule, control: str) -> Tensor:
+    """Finds which of our training images a control was not trained on: (N,) bool.
+
+    Raises UserError if `control`, its folder, has other data, or has seen all but one of them.
+    """
+    for what in ("image_shape", "native_shape", "class_names"):
+        if (expected := getattr(ours, what)) != (found := getattr(theirs, what)):
+            raise UserError(
+                f"control={control} has {what.replace('_', ' ')} {found}, but this run {expected}; "
+                "give a run on another part of the same data"
+            )
+    if ours.fingerprint != theirs.fingerprint:
+        raise UserError(
+            f"control={control} was trained on other data; give a run on another part of the same "
+            "data"
+        )
+    # by their content, since some data contain an image twice
+    seen = {image.numpy().tobytes() for image in theirs.train_images()}
+    unseen = torch.tensor([image.numpy().tobytes() not in seen for image in ours.train_images()])
+    if (left := int(unseen.sum())) < 2:
+        raise UserError(
+            f"control={control} was trained on {len(unseen) - left} of this run's {len(unseen)} "
+            "training images, but 2 must be new to it; give a run on another part of the data, by "
+            "data.per_class=... data.subset_seed=..."
+        )
+    return unseen
+
+
+def other_settings(ours: DictConfig, theirs: DictConfig) -> list[str]:
+    """The keys of a composition, besides the subset's seed, in which two configurations differ."""
+    first, second = (flat(OmegaConf.to_container(saved)) for saved in (ours, theirs))
+    return sorted(
+        key
+        for key in first.keys() | second.keys()
+        if Means.COMPOSITION in means(key) and key != SUBSET_SEED
+        if first.get(key) != second.get(key)
+    )
+
 
 POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
 

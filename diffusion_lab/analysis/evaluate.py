@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import as_list, flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.common.folders import require_writable
+from diffusion_lab.common.files import require_writable
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
@@ -13,8 +13,7 @@ from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
 from diffusion_lab.runs.opened import inherit, open_run
-from diffusion_lab.runs.results import comparable_metrics, require_evaluations
-from diffusion_lab.runs.samplings import sampling_of
+from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
 

@@ -8,8 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.copy_controls import Controls, lines
-from diffusion_lab.analysis.copy_spaces import CopySpaces
+from diffusion_lab.analysis.copy_controls import Controls, CopySpaces, lines
 from diffusion_lab.build.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
@@ -25,7 +24,7 @@ from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
 from diffusion_lab.runs.opened import inherit
-from diffusion_lab.runs.samplings import sampling_of
+from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
 ABOVE_0 = numbers(

@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.evaluate import say_if_flattered
 from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.overrides import Combination
+from diffusion_lab.build.sentences import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
@@ -32,7 +32,7 @@ from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of
 from diffusion_lab.runs.opened import inherit
-from diffusion_lab.runs.samplings import sampling_of
+from diffusion_lab.runs.results import sampling_of
 
 # the keys that combinations may vary
 VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from diffusion_lab.build.config_keys import as_list
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import ABANDONED
-from diffusion_lab.runs.lock import is_locked
-from diffusion_lab.training.logger.reachability import why_unreachable
+from diffusion_lab.runs.progress import is_locked
+from diffusion_lab.training.logger.run_logger import why_unreachable
 
 
 def sync(cfg: DictConfig, overrides: list[str]) -> dict[str, bool]:

@@ -15,7 +15,7 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
 from diffusion_lab.backbone.unet import check_levels
-from diffusion_lab.common.extras import package
+from diffusion_lab.common.messages import package
 from diffusion_lab.common.ranges import (
     Count,
     Range,

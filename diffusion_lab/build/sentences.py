@@ -2,11 +2,18 @@
 
 import difflib
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from diffusion_lab.build.configuration import conf_dir
+import diffusion_lab
 from diffusion_lab.common.messages import UserError
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
@@ -102,3 +109,51 @@ def did_you_mean(word: str, words: list[str]) -> str:
     close = difflib.get_close_matches(word, words, n=1)
     # the word itself may be a key elsewhere in the configuration
     return f"did you mean {close[0]}? " if close and close[0] != word else ""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One combination of comma-separated values, as in steps=5,10, and its configuration."""
+
+    chosen: dict[str, str]  # values by key
+    cfg: DictConfig
+    overrides: list[str]
+
+    @property
+    def name(self) -> str:
+        """The values that were chosen, as they are written; empty for none."""
+        return " ".join(f"{key}={value}" for key, value in self.chosen.items())
+
+
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """Parses overrides as Hydra does; raises its OverrideParseException for an invalid one."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def values_of(overrides: Iterable[str]) -> dict[str, object]:
+    """The values that overrides set, by key."""
+    return {each.key_or_group: each.value() for each in parse(overrides)}
+
+
+def unquoted(text: str) -> str:
+    """A value of an override without its quotes and escapes, which Hydra writes in several ways."""
+    value = parse([f"key={text}"])[0].value()
+    return value if isinstance(value, str) else text
+
+
+def key_of(override: Override) -> str:
+    """The key or group that an override sets, with its package if it has one."""
+    return override.get_key_element().lstrip("+~")
+
+
+def own_places() -> list[str]:
+    """The flag --config-dir of this command, if it has one, for processes that compose it again."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    return [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]
+
+
+def conf_dir() -> Path:
+    """The folder of configuration groups: inside an installed package, next to it in a checkout."""
+    package = Path(diffusion_lab.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"

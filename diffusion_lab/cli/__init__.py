@@ -1,4 +1,3 @@
 """The command line: `diffusion-lab <command> override=...`; each command is a Hydra application."""
 
-from diffusion_lab.cli.from_python import command
-from diffusion_lab.cli.program import main
+from diffusion_lab.cli.program import command, main

@@ -4,8 +4,7 @@ import shutil
 from itertools import product
 from pathlib import Path
 
-from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.build.sentences import conf_dir, key_of, parse
 from diffusion_lab.cli.commands import Command
 from diffusion_lab.common.messages import UserError
 

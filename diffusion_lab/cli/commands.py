@@ -134,7 +134,7 @@ COMMANDS = {
     "sync": Command("upload offline W&B runs", "analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command(
         "create a W&B workspace and a report that compare runs",
-        "analysis.wandb_report:wandb_report",
+        "analysis.wandb_pages:wandb_report",
         takes_paths=True,
     ),
 }

@@ -14,13 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab.build.config_keys import check_boxes, leave_out, paths_as_text
-from diffusion_lab.build.configuration import conf_dir
-from diffusion_lab.build.overrides import Combination
-from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.build.sentences import MISTAKES, Combination, conf_dir, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
-from diffusion_lab.common.folders import require_writable
+from diffusion_lab.common.files import require_writable
 from diffusion_lab.common.messages import FULL, UserError
 from diffusion_lab.compute import slurm, started
 

@@ -24,7 +24,7 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
 
 

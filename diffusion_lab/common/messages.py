@@ -3,7 +3,8 @@
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -68,3 +69,14 @@ def track(items: Sequence[Item], description: str) -> Iterator[Item]:
         for item in items:
             yield item
             advance()
+
+
+def package(name: str, extra: str, user: str) -> Any:
+    """Imports the package `name`; if it is not installed, raises ValueError, naming its `user`."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{user} needs {name.replace('_', '-')}, which is not installed; run "
+            f"`pip install 'diffusion-lab[{extra}]'`"
+        ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common import extras, hashing
+from diffusion_lab.common import hashing, messages
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
@@ -147,7 +147,7 @@ def per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
 
 def pretrained(path: str) -> tuple[Any, dict[str, Any]]:
     """Loads the autoencoder `path` and its config.json; a ValueError says what to do instead."""
-    diffusers = extras.package("diffusers", "diffusers", "this first stage")
+    diffusers = messages.package("diffusers", "diffusers", "this first stage")
     try:
         settings = diffusers.AutoencoderKL.load_config(path)
         if (name := str(settings["_class_name"])) in MOMENTS:

@@ -26,7 +26,7 @@ from diffusion_lab.build.config_keys import (
 )
 from diffusion_lab.report.records import Run, whole
 from diffusion_lab.report.words import Fact
-from diffusion_lab.runs.samplings import IMAGES, OWN
+from diffusion_lab.runs.results import IMAGES, OWN
 
 PACKAGE = Path(__file__).parents[1]
 WEIGHTS = ("init_sha256", "objective.teacher.sha256")  # checksums of what a run starts from

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.folders import require_own
+from diffusion_lab.common.files import require_own, write_atomically
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.quantity import TEST_LOSS, VALIDATION_LOSS

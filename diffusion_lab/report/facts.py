@@ -17,7 +17,7 @@ from diffusion_lab.report.tests import JOINT
 from diffusion_lab.report.words import Fact
 from diffusion_lab.runs.files import DIRTY
 from diffusion_lab.runs.progress import seconds_in
-from diffusion_lab.runs.samplings import OWN, OWN_WAY
+from diffusion_lab.runs.results import OWN, OWN_WAY
 
 EQUAL_IMAGES = 0.01  # relative difference, for a last batch more or less
 EQUAL_COST = 0.05  # relative difference, above the 2 % that budget=macs allows each run

@@ -27,8 +27,16 @@ from diffusion_lab.report.arms import Arm, grouped, runs_of
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.words import Fact, way_in
 from diffusion_lab.runs import published
-from diffusion_lab.runs.results import common_metrics, metrics_by
-from diffusion_lab.runs.samplings import OWN, Record, Sampling, differing, samplings_of, way_of
+from diffusion_lab.runs.results import (
+    OWN,
+    Record,
+    Sampling,
+    common_metrics,
+    differing,
+    metrics_by,
+    samplings_of,
+    way_of,
+)
 
 COLUMNS = [
     *("run", "arm", "data", "seed", "sampling_seed", "metric", "protocol", "fingerprint"),

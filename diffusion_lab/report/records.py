@@ -27,8 +27,16 @@ from diffusion_lab.report.words import Fact
 from diffusion_lab.runs import published
 from diffusion_lab.runs.current import CurrentWeights
 from diffusion_lab.runs.files import METRICS, SUMMARY, load_record
-from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
-from diffusion_lab.runs.samplings import IMAGES, OWN_WAY, Record, Sampling, samplings_of, way_of
+from diffusion_lab.runs.results import (
+    EVALUATIONS,
+    IMAGES,
+    OWN_WAY,
+    Record,
+    Sampling,
+    evaluations_of,
+    samplings_of,
+    way_of,
+)
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.tuned import FOUND

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusion_lab.common.formats import amount, duration, joined
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
-from diffusion_lab.runs.samplings import OWN, Sampling
+from diffusion_lab.runs.results import OWN, Sampling
 
 TESTS = {
     JOINT: "a model of all arms with Tukey's correction",

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from diffusion_lab.build.families import DIFFUSION, family_of
 from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.folders import replacing_folder
+from diffusion_lab.common.files import replacing_folder, write_atomically
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
@@ -24,8 +23,7 @@ from diffusion_lab.runs import weights
 from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import NetworkRun, kind_of, load_trained_config, weights_choice
-from diffusion_lab.runs.to_diffusers.card import CARD, card_of
-from diffusion_lab.runs.to_diffusers.folder import convert
+from diffusion_lab.runs.to_diffusers.folder import CARD, card_of, convert
 
 FORMATS = ("run", "diffusers")
 

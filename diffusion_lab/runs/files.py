@@ -1,16 +1,65 @@
 """The files of a run folder, and the reading of its configuration, which does not need torch."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 import diffusion_lab
-from diffusion_lab.build.config_keys import verbatim
+from diffusion_lab.build.config_keys import CLASS, KEYS, verbatim
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.runs import kinds, migrate
+from diffusion_lab.runs import migrate
+
+# in summaries and evaluations, besides null; their metrics are numbers
+RECORDED: dict[str, Any] = {
+    "name ended_at git_commit device precision checkpoint": str,
+    "steps images_seen began_from_images began_from_flops first_stage_seconds": int | float,
+    "wall_seconds training_seconds sampling_seconds parameters training_images": int | float,
+    "macs peak_memory_bytes forward_passes teacher_images teacher_calls": int | float,
+    "metrics protocol sampling versions": dict,
+    "at_other_steps extra_quantities overrides": list,
+}
+# in configurations, besides null
+CONFIGURED: dict[str, Any] = {
+    **{row[:-1]: DictConfig for row in KEYS if row.endswith(".") and row.count(".") == 1},
+    "written_by protocol data.source": DictConfig,
+    f"name family data.source.{CLASS}": str,
+    "seed": int,
+    "budget.seconds": int | float,
+    "denoiser.self_conditioning": bool,
+}
+
+
+def is_record(found: object) -> bool:
+    """Whether a summary or an evaluation has values of the kinds that this program writes."""
+    if not isinstance(found, dict):
+        return False
+    known = ((found.get(key), kind) for keys, kind in RECORDED.items() for key in keys.split())
+    if not all(value is None or isinstance(value, kind) for value, kind in known):
+        return False
+    metrics, protocol = found.get("metrics") or {}, found.get("protocol")
+    return (
+        all(isinstance(value, int | float) for value in metrics.values())
+        and (not protocol or isinstance(protocol.get("num_samples"), int))
+        and all(map(is_record, found.get("at_other_steps") or []))
+        and all(isinstance(each, dict) for each in found.get("extra_quantities") or [])
+    )
+
+
+def wrong_key(cfg: DictConfig) -> str | None:
+    """The first key of a configuration whose value is of a wrong kind; None if there is none."""
+    for keys, kind in CONFIGURED.items():
+        for key in keys.split():
+            value = cfg
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, DictConfig) else None
+            if value is not None and not isinstance(value, kind):
+                return key
+    return None
+
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 LAST, PREVIOUS = Path("checkpoints/last.ckpt"), Path("checkpoints/previous.ckpt")
@@ -30,7 +79,7 @@ def read_config(folder: Path) -> DictConfig:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{path} is damaged and cannot be read") from error
-    if key := kinds.wrong_key(cfg):
+    if key := wrong_key(cfg):
         raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
     return cfg
 

@@ -26,8 +26,8 @@ from diffusion_lab.first_stage import hub
 from diffusion_lab.runs import checkpoints, trusted_targets
 from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.files import CONFIG, FORMAT, SUMMARY, WRITTEN_BY, load_record
-from diffusion_lab.runs.lock import is_locked
 from diffusion_lab.runs.log_names import grouped
+from diffusion_lab.runs.progress import is_locked
 from diffusion_lab.runs.summary import Summary, load_summary
 
 ABANDONED = ".abandoned"  # folder beside a study's runs, of those that left no checkpoint

@@ -18,7 +18,7 @@ from diffusion_lab.build import families
 from diffusion_lab.build.config_keys import verbatim
 from diffusion_lab.build.instantiate import errors_at, instantiate
 from diffusion_lab.build.objects import build_datamodule, read_data
-from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.sentences import parse
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
@@ -27,7 +27,7 @@ from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator, draw
-from diffusion_lab.runs import kept_checkpoints
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED, identify, require_unchanged
 from diffusion_lab.runs.folder import load_config
@@ -270,7 +270,7 @@ def weights_choice(cfg: DictConfig) -> WeightsChoice:
             f"step={cfg.step} cannot be chosen in {cfg.run}, an export, which has one set of "
             "weights; leave step out"
         )
-    cfg.step, path = kept_checkpoints.chosen(cfg.run, cfg.step) or (None, None)
+    cfg.step, path = checkpoints.chosen(cfg.run, cfg.step) or (None, None)
     return replace(choice, checkpoint=path)
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import KEYS, Means, as_path, flat, is_resumable, means
-from diffusion_lab.build.overrides import parse, values_of
+from diffusion_lab.build.sentences import parse, values_of
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import EXPORTED
-from diffusion_lab.runs.lock import require_unlocked
 from diffusion_lab.runs.opened import kind_of, load_trained_config
+from diffusion_lab.runs.progress import require_unlocked
 from diffusion_lab.runs.summary import load_summary
 
 # The values to set instead of choosing an option: a resumed run keeps its own options.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.files import CONFIG, LAST, METRICS, SUMMARY
-from diffusion_lab.runs.lock import FILE as LOCK
+from diffusion_lab.runs.progress import FILE as LOCK
 
 LEFT = (SUMMARY, METRICS, LAST, LOCK)  # what a run may leave beside its configuration
 

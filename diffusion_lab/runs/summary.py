@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.common.files import read_json
-from diffusion_lab.runs import kinds, migrate
+from diffusion_lab.runs import files, migrate
 from diffusion_lab.runs.files import SUMMARY
 
 PASSES = 3  # a step of training costs 3 forward passes, as the backward pass costs about 2
@@ -106,4 +106,4 @@ class Summary:
 def load_summary(folder: str | Path) -> Summary:
     """The summary of a run; one that knows nothing if it is missing or damaged."""
     found = read_json(Path(folder) / SUMMARY)
-    return Summary.from_json(found) if found and kinds.is_record(found) else Summary()
+    return Summary.from_json(found) if found and files.is_record(found) else Summary()

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from diffusion_lab.common.files import OUTPUTS, read_json, write_json
-from diffusion_lab.runs.lock import is_locked
+from diffusion_lab.runs.progress import is_locked
 
 FOLDER, ALONE, OUTCOMES = "sweeps", "sweep.json", "jobs"
 DONE, SKIPPED, FAILED = "trained", "already finished", "failed"

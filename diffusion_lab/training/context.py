@@ -10,7 +10,7 @@ from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger.json_lines import JSONLines
+from diffusion_lab.training.logger.run_logger import JSONLines
 
 
 @dataclass

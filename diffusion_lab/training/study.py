@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.config_keys import Means, flat, is_resumable, means
 from diffusion_lab.build.instantiate import target_of
-from diffusion_lab.build.overrides import key_of, parse
+from diffusion_lab.build.sentences import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError, say
@@ -29,7 +29,7 @@ from diffusion_lab.metrics.quantity import Quantity, higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import ABANDONED, load_config
-from diffusion_lab.runs.lock import has_locks, require_unlocked
+from diffusion_lab.runs.progress import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.callbacks import Evaluation, MedianPruning, configured

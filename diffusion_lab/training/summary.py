@@ -15,7 +15,7 @@ from diffusion_lab.metrics.quantities import report
 from diffusion_lab.runs import averages
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import SUMMARY
-from diffusion_lab.runs.samplings import Sampling, sampling_of
+from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleEvaluation
 from diffusion_lab.training.context import RunContext

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.build.instantiate import check_keys, errors_at
 from diffusion_lab.build.objects import facts_of_data, read_data
-from diffusion_lab.build.overrides import own_places
+from diffusion_lab.build.sentences import own_places
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, optional, whole
 from diffusion_lab.compute import launch
@@ -34,8 +34,7 @@ from diffusion_lab.runs.folder import (
     unfinished,
     write_summary,
 )
-from diffusion_lab.runs.lock import locked
-from diffusion_lab.runs.progress import ERROR, failure_noted
+from diffusion_lab.runs.progress import ERROR, failure_noted, locked
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext

@@ -19,7 +19,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.callbacks.progress_bar import ProgressBar, ProgressLines
+from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
 
 TRAINER = {
     "trainer.max_steps": whole(1),

@@ -36,6 +36,9 @@ def apply(cfg: DictConfig) -> None:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a run ended because its loss was not finite, or because its samples became alike."""
-    from diffusion_lab.training.callbacks import collapse, non_finite  # late: it waits for torch
+    from diffusion_lab.training.callbacks import (
+        non_finite,  # late: it waits for torch
+        stopping,
+    )
 
-    return any((folder / name).exists() for name in (non_finite.FOLDER, collapse.FILE))
+    return any((folder / name).exists() for name in (non_finite.FOLDER, stopping.FILE))

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.data.source.gaussian_mixture import GaussianMixture
+from diffusion_lab.data.source.plane import GaussianMixture
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.sampler import AnnealedLangevin

@@ -13,14 +13,17 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from torch import nn
 
-from diffusion_lab.analysis.control_run import (
+from diffusion_lab.analysis.copy_controls import (
     ControlRun,
+    Controls,
+    CopySpaces,
+    Detector,
     against_control,
     images_unseen,
+    levels_at,
     other_settings,
+    with_grain,
 )
-from diffusion_lab.analysis.copy_controls import Controls, levels_at, with_grain
-from diffusion_lab.analysis.copy_spaces import CopySpaces, Detector
 from diffusion_lab.common.images import to_float
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.estimate import Estimate

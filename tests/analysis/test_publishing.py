@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.publishing import publish
-from diffusion_lab.analysis.publishing.records import LARGEST, thin
+from diffusion_lab.analysis.publishing.folder import LARGEST, thin
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier

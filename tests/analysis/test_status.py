@@ -10,10 +10,10 @@ from helpers.fake_runs import fake_run
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.analysis.status import command
+from diffusion_lab.analysis import status
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs import sweep_record
-from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.sweep_record import Job
 
 STUDY = Path("outputs/mine")
@@ -225,7 +225,7 @@ def test_watching_ends_when_no_run_is_open(lab, monkeypatch):
             if len(waited) == 2:
                 stack.close()
 
-        monkeypatch.setattr(command.time, "sleep", sleep)
+        monkeypatch.setattr(status.time, "sleep", sleep)
         assert lab("status", "watch=7")[0] == 0
     assert waited == [7, 7]
 

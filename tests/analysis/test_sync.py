@@ -9,7 +9,7 @@ from helpers.refusals import refused
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.analysis import wandb_sync
-from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.progress import locked
 
 QUICK = ["callbacks.evaluation=null", "logger.wandb.mode=offline"]
 

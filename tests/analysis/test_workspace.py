@@ -13,9 +13,8 @@ from helpers.logged_names import is_known
 from helpers.refusals import assert_names
 from wandb_workspaces import workspaces as ws
 
-from diffusion_lab.analysis import wandb_report
-from diffusion_lab.analysis.wandb_runs import GROUPS
-from diffusion_lab.analysis.wandb_workspace import Dashboard
+from diffusion_lab.analysis import wandb_pages
+from diffusion_lab.analysis.wandb_pages import GROUPS, Dashboard
 from diffusion_lab.runs import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # the protocol of tiny runs
@@ -130,7 +129,7 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
     for kind in (ws.Workspace, wr.Report):
         monkeypatch.setattr(kind, "save", lambda self: saved.append(self) or self)
         monkeypatch.setattr(kind, "url", property(lambda self: f"https://{type(self).__name__}"))
-    monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
+    monkeypatch.setattr(wandb_pages, "why_unreachable", lambda: None)
     shown = ["group_by=objective", f"protocol={PROTOCOL}"]
     code, _, err = lab("wandb-report", "entity=me", "group=study", *shown)
     assert code == 0, err
@@ -213,10 +212,10 @@ def test_what_is_wrong_is_said(refusal, monkeypatch, tmp_path):
     def refuse(_):
         raise ValueError("permission denied\nand more")
 
-    monkeypatch.setattr(wandb_report, "why_unreachable", lambda: None)
+    monkeypatch.setattr(wandb_pages, "why_unreachable", lambda: None)
     monkeypatch.setattr(ws.Workspace, "save", refuse)
     sentence = refusal("wandb-report", "entity=me", protocol)
     assert "permission denied" in sentence
     assert "and more" not in sentence
-    monkeypatch.setattr(wandb_report.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(wandb_pages.importlib.util, "find_spec", lambda _: None)
     assert "pip install 'diffusion-lab[report]'" in refusal("wandb-report")

@@ -18,7 +18,7 @@ from diffusion_lab.build.config_keys import (
     row_of,
     verbatim,
 )
-from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.sentences import conf_dir
 from diffusion_lab.common.messages import UserError
 
 COMMANDS = {

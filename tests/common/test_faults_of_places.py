@@ -8,8 +8,7 @@ from helpers.refusals import refused
 from rich.console import Console
 
 from diffusion_lab.common import messages
-from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.folders import require_writable
+from diffusion_lab.common.files import require_writable, write_atomically
 
 
 def test_lines_on_a_full_disk_are_lost_and_work_goes_on(monkeypatch):

@@ -408,7 +408,7 @@ class TestZip:
         monkeypatch.setattr("diffusion_lab.data.source.decoding.LARGEST", 999)
         with refused("1 of 3", "c.png (1,000 bytes", "999", by=DataError):
             data_of(ImageZip, archive(tmp_path / "x.zip", pictures), **settings).setup("fit")
-        monkeypatch.setattr("diffusion_lab.data.source.image_zip.LARGEST_LABELS", 9)
+        monkeypatch.setattr("diffusion_lab.data.source.image_folder.LARGEST_LABELS", 9)
         with refused("dataset.json", "bytes", by=DataError):
             self.module(tmp_path, LABELS).prepare_data()
 

@@ -14,7 +14,7 @@ from diffusion_lab.first_stage.autoencoder import (
     VQAutoencoder,
     saving,
 )
-from diffusion_lab.first_stage.autoencoder.kl import kl_divergence as ours
+from diffusion_lab.first_stage.autoencoder.base import kl_divergence as ours
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 
 NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}

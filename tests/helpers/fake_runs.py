@@ -13,7 +13,7 @@ from diffusion_lab.report.command import answered
 from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import save_config
-from diffusion_lab.runs.samplings import sampling_of
+from diffusion_lab.runs.results import sampling_of
 
 NAME = "efficientnet_lite0-96/train10k-1k"
 PROTOCOL = {

@@ -9,8 +9,7 @@ import yaml
 from helpers.fake_runs import NAME, fake_group
 from helpers.refusals import assert_names, refused
 
-from diffusion_lab.analysis.status.found import find
-from diffusion_lab.analysis.status.rows import rows_of
+from diffusion_lab.analysis.status import find, rows_of
 from diffusion_lab.report.frame import collect
 from diffusion_lab.runs.folder import load_config
 

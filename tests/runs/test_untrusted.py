@@ -17,7 +17,7 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab.build.config_keys import verbatim
-from diffusion_lab.build.overrides import parse
+from diffusion_lab.build.sentences import parse
 from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2

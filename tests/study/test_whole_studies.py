@@ -11,7 +11,7 @@ from helpers.small_studies import STUDIES, TINY
 from helpers.started_study import ends, started, summaries, waits_for
 from helpers.tiny_runs import rows
 
-from diffusion_lab.runs.lock import is_locked
+from diffusion_lab.runs.progress import is_locked
 
 pytestmark = pytest.mark.slow
 BEGUN = {  # the stages in which a study is stopped by Ctrl-C, and killed

@@ -13,7 +13,7 @@ from helpers.tiny_runs import TINY_AUTOENCODER, rows
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.families.autoencoder.module import AutoencoderModule, quality
+from diffusion_lab.families.autoencoder.task import AutoencoderModule, quality
 from diffusion_lab.first_stage.autoencoder import saving
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]

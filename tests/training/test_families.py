@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from diffusion_lab import runs
 from diffusion_lab.common.messages import TrainingStopped
-from diffusion_lab.families.autoregressive.module import AutoregressiveModule
+from diffusion_lab.families.autoregressive.task import AutoregressiveModule
 from diffusion_lab.families.gan import ConvGenerator
-from diffusion_lab.families.gan.module import DIVERSITY, GANModule, diversity
+from diffusion_lab.families.gan.task import DIVERSITY, GANModule, diversity
 from diffusion_lab.training.callbacks import Collapse
 from diffusion_lab.training.tuned import has_diverged
 

@@ -11,7 +11,7 @@ from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
 from diffusion_lab.common.files import read_rows
-from diffusion_lab.runs import checkpoints, kept_checkpoints
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import checkpoint
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -23,7 +23,7 @@ BEST = [*EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.best=val/loss", f"{KEPT}.top
 
 def steps_in(folder):
     """The steps of the checkpoints that a run keeps, from what is inside their files."""
-    paths = sorted((folder / checkpoints.FOLDER).glob(kept_checkpoints.FILES))
+    paths = sorted((folder / checkpoints.FOLDER).glob(checkpoints.FILES))
     return [torch.load(path, weights_only=True)["global_step"] for path in paths]
 
 
@@ -50,7 +50,7 @@ def test_the_best_by_validation_loss_are_kept(trained_once):
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     best = sorted(losses, key=losses.__getitem__)[:2]
     assert steps_in(run) == sorted(best)
-    assert kept_checkpoints.ranked(run, "val/loss") == {step: losses[step] for step in best}
+    assert checkpoints.ranked(run, "val/loss") == {step: losses[step] for step in best}
 
 
 def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, monkeypatch):
@@ -62,33 +62,33 @@ def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, monkeypatch):
     code, _, err = lab("train", "resume=run")
     assert code == 0, err
     assert steps_in(tmp_path / "run") == steps_in(whole)
-    assert kept_checkpoints.ranked(tmp_path / "run") == kept_checkpoints.ranked(whole)
+    assert checkpoints.ranked(tmp_path / "run") == checkpoints.ranked(whole)
 
 
 def test_a_step_that_is_best_no_longer_stays_if_it_is_a_milestone(tmp_path):
     for step in (2, 3, 4):
         checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
-        kept_checkpoints.keep(tmp_path, step)
-    kept_checkpoints.rank(tmp_path, "val/loss", {2: 0.3, 3: 0.4}, lambda step: step == 2)
-    kept_checkpoints.rank(tmp_path, "val/loss", {4: 0.1}, lambda step: step == 2)
+        checkpoints.keep(tmp_path, step)
+    checkpoints.rank(tmp_path, "val/loss", {2: 0.3, 3: 0.4}, lambda step: step == 2)
+    checkpoints.rank(tmp_path, "val/loss", {4: 0.1}, lambda step: step == 2)
     assert steps_in(tmp_path) == [2, 4]
 
 
 def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
     checkpoints.save({"state_dict": {}, "global_step": 1}, tmp_path / checkpoints.LAST)
-    kept_checkpoints.keep(tmp_path, 1)
-    assert kept_checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
+    checkpoints.keep(tmp_path, 1)
+    assert checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
 
 
 def test_a_damaged_one_is_named_and_the_others_open(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
-        kept_checkpoints.keep(tmp_path, step)
-    path = kept_checkpoints.file_of(tmp_path, 1)
+        checkpoints.keep(tmp_path, step)
+    path = checkpoints.file_of(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-1])
     with refused(path):
-        kept_checkpoints.chosen(tmp_path, 1)
-    assert kept_checkpoints.chosen(tmp_path, 2) == (2, kept_checkpoints.file_of(tmp_path, 2))
+        checkpoints.chosen(tmp_path, 1)
+    assert checkpoints.chosen(tmp_path, 2) == (2, checkpoints.file_of(tmp_path, 2))
 
 
 def test_a_value_that_is_not_finite_is_never_the_best(lab, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_value_that_is_not_finite_is_never_the_best(lab, tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "measured_now", measured_now)
     code, _, err = lab("train", *BEST)
     assert code == 0, err
-    assert kept_checkpoints.ranked(tmp_path / "run") == {4: 2.0, 2: 3.0}
+    assert checkpoints.ranked(tmp_path / "run") == {4: 2.0, 2: 3.0}
     assert steps_in(tmp_path / "run") == [2, 4]
 
 
@@ -119,13 +119,13 @@ def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
     ) / "run"  # fmt: skip
     rows = read_rows(run / "metrics.jsonl")
     values = [v for row in rows for k, v in row.items() if k.startswith("recall/")]
-    found = list(kept_checkpoints.ranked(run, "recall").values())
+    found = list(checkpoints.ranked(run, "recall").values())
     assert found == sorted(values, reverse=True)[:3]
 
 
 def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_once, tmp_path):
     run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
-    best = next(iter(kept_checkpoints.ranked(run)))
+    best = next(iter(checkpoints.ranked(run)))
     images = {}
     for step in {"null", "6", "3", "best", str(best)}:
         draw = [f"run={run}", "save=npz", "num_samples=2", "json=true", f"output={tmp_path}/{step}"]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffusion_lab.build.config_keys import flat
 from diffusion_lab.cli.training_job import join
-from diffusion_lab.common import extras
+from diffusion_lab.common import messages
 from diffusion_lab.training import train
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import TensorBoard
@@ -207,7 +207,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
     def missing(package):
         raise ImportError(package)
 
-    monkeypatch.setattr(extras, "import_module", missing)
+    monkeypatch.setattr(messages, "import_module", missing)
     sentence = refusal("train", *SHORT, f"logger={name}")
     assert_names(sentence, f"logger.{name}", f"pip install 'diffusion-lab[{name}]'")
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from diffusion_lab.build.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.families.autoencoder.module import AutoencoderModule
+from diffusion_lab.families.autoencoder.task import AutoencoderModule
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite

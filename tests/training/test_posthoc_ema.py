@@ -17,7 +17,7 @@ from diffusion_lab.analysis.average import reconstruct
 from diffusion_lab.diffusion.power_average import gamma_of
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import snapshots
-from diffusion_lab.training.callbacks import PosthocEMA, posthoc_ema
+from diffusion_lab.training.callbacks import PosthocEMA, weight_averaging
 from diffusion_lab.training.module import TrainedModule
 
 QUIET = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -162,14 +162,14 @@ def test_a_run_that_its_time_ends_has_as_many_snapshots(lab, tmp_path, monkeypat
 
 
 def test_a_snapshot_that_cannot_be_written_is_said_and_left_out(lab, tmp_path, monkeypatch):
-    original = posthoc_ema.save
+    original = weight_averaging.save
 
     def save(run, step, *rest):
         if step == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(run, step, *rest)
 
-    monkeypatch.setattr(posthoc_ema, "save", save)
+    monkeypatch.setattr(weight_averaging, "save", save)
     code, _, err = lab("train", *SHORT)
     assert code == 0, err
     assert_names(err, "snapshot of step 4", "No space left on device")
@@ -178,7 +178,7 @@ def test_a_snapshot_that_cannot_be_written_is_said_and_left_out(lab, tmp_path, m
 
 def test_averages_of_other_lengths_are_not_resumed(lab, refusal, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(posthoc_ema, "LENGTHS", (0.05, 0.2))
+        patch.setattr(weight_averaging, "LENGTHS", (0.05, 0.2))
         code, _, err = lab("train", *SHORT)
     assert code == 0, err
     before = files_of(tmp_path)
@@ -193,7 +193,7 @@ def test_averages_of_other_lengths_are_not_resumed(lab, refusal, tmp_path, monke
 def test_an_average_is_that_of_a_run_that_kept_it(lab, tmp_path, trained_once, monkeypatch):
     lengths = (0.02, 0.07, 0.15, 0.25)
     with monkeypatch.context() as patch:
-        patch.setattr(posthoc_ema, "LENGTHS", lengths)
+        patch.setattr(weight_averaging, "LENGTHS", lengths)
         code, _, err = lab("train", *LONG)
     assert code == 0, err
     kept = checkpoint_of(tmp_path)["snapshot"]

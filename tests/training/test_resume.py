@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs.folder import load_config
-from diffusion_lab.runs.lock import is_locked, locked
+from diffusion_lab.runs.progress import is_locked, locked
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.clock import Clock

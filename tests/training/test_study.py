@@ -25,11 +25,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from diffusion_lab.build.config_keys import flat
-from diffusion_lab.build.configuration import conf_dir
+from diffusion_lab.build.sentences import conf_dir
 from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs.folder import save_config
-from diffusion_lab.runs.lock import locked
+from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.resuming import differences
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.interruption import Interruption

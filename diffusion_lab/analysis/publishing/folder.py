@@ -1,26 +1,211 @@
 """The command `publish`: from run folders to a small folder that checks their comparison."""
 
+import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.analysis.publishing import card as cards
-from diffusion_lab.analysis.publishing.classifiers import publish_classifiers
-from diffusion_lab.analysis.publishing.places import Places, of_tunings
-from diffusion_lab.analysis.publishing.records import copy_records
-from diffusion_lab.analysis.publishing.text import text_of
+from diffusion_lab.analysis.publishing.card import text_of
 from diffusion_lab.build.config_keys import as_list
-from diffusion_lab.common.files import read_json, write_atomically, write_json
-from diffusion_lab.common.folders import replacing_folder, require_own
+from diffusion_lab.common import hashing
+from diffusion_lab.common.files import (
+    read_json,
+    read_rows,
+    replacing_folder,
+    require_own,
+    write_atomically,
+    write_json,
+)
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.metrics.extractor.classifier import halved, name_of
 from diffusion_lab.report.frame import Collection, collect
+from diffusion_lab.report.records import Run, median_rate, spike_in
 from diffusion_lab.report.tables import ArmTable
-from diffusion_lab.runs.files import CONFIG
+from diffusion_lab.runs import published
+from diffusion_lab.runs.current import CurrentWeights
+from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.runs.published import CARD, checksums, has_card
+from diffusion_lab.runs.results import EVALUATIONS
 from diffusion_lab.runs.summary import load_summary
-from diffusion_lab.training.tuned import FOUND
+from diffusion_lab.training.tuned import FOLDER, FOUND
+
+RUNS = "runs"  # the folder of runs in a published folder; tuning is in FOLDER
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders that are published; `studies` are those that hold runs, without repetition."""
+
+    studies: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, paths: Sequence[str | Path]) -> "Places":
+        """The places of these run folders, or folders that contain some."""
+        found: dict[Path, Path] = {}
+        for path in map(Path, paths):
+            holding = path.parent if (path / CONFIG).is_file() else path
+            found.setdefault(holding.resolve(), holding)
+        return cls(tuple(found.values()))
+
+    def name(self, folder: Path) -> str:
+        """The place of a folder in its study; it begins with the study if there are several."""
+        # a study and a run in it may be given by different paths, and a run may be a link
+        study, inside = next(
+            (study, Path(place(folder)).relative_to(place(study)))
+            for place in (os.path.abspath, os.path.realpath)
+            for study in self.studies
+            if Path(place(folder)).is_relative_to(place(study))
+        )
+        several = len(self.studies) > 1
+        return (Path(study.resolve().name if several else "") / inside).as_posix()
+
+    def of_runs(self, folders: Sequence[Path]) -> dict[Path, str]:
+        """The place of each run, such as runs/seed-0; raises UserError if two would have one."""
+        found: dict[str, Path] = {}
+        for folder in folders:
+            name = f"{RUNS}/{self.name(folder)}"
+            if name in found:
+                raise UserError(
+                    f"{found[name]} and {folder} would both be {name} in the published folder; "
+                    "rename one of their folders, or publish them separately"
+                )
+            found[name] = folder
+        return {folder: name for name, folder in found.items()}
+
+    def without_paths(self, sentence: str) -> str:
+        """A sentence on runs without the paths of the studies, which readers do not have."""
+        for study in self.studies:
+            sentence = sentence.replace(f"{study}/", "")
+        return sentence
+
+
+def of_tunings(runs: Iterable[Run]) -> dict[Path, str]:
+    """The place of each folder with the tuning runs that `runs` name, such as tuning."""
+    found: set[Path] = set()
+    for run in runs:
+        # by its way from the run, with which it may have been moved
+        if file := (run.part("tuning") or {}).get("file"):
+            path = run.folder / os.path.relpath(file, run.config.run_dir)
+            found |= {path.resolve().parent} if path.is_file() else set()
+    if len(found) == 1:
+        return {Path(os.path.relpath(found.pop())): FOLDER}
+    return {
+        Path(os.path.relpath(each)): f"{FOLDER}/{each.relative_to(os.path.commonpath(found))}"
+        for each in sorted(found)
+    }
+
+
+LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
+REPORT = "memorization/report.json"
+SWEEPS = "sweeps/*/results.csv"  # samplings in more ways
+PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where it belongs
+
+
+def copy_records(run: Path, target: Path) -> None:
+    """Copies the records of a run, or of a first stage, to the new folder `target`, and seals them.
+
+    Evaluations of other weights than the run's current ones are not copied. A run that was
+    published before keeps its seal.
+    """
+    if published.is_published(run):
+        shutil.copytree(run, target, ignore=lambda folder, names: unsealed(run, folder, names))
+        return
+    weights = CurrentWeights(run)
+    matching = [
+        path.relative_to(run).as_posix()
+        for path in sorted((run / EVALUATIONS).glob("*.json"))
+        if weights.match(read_json(path))
+    ]
+    sweeps = [path.relative_to(run).as_posix() for path in sorted(run.glob(SWEEPS))]
+    for name in (CONFIG, METRICS, SUMMARY, REPORT, *matching, *sweeps):
+        if (run / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / name, target / name)
+    published.seal(target, weights.sha256, thin(target / METRICS))
+
+
+def unsealed(run: Path, folder: str, names: list[str]) -> set[str]:
+    """The files in a folder of a published run that do not belong to its records, as a lock."""
+    sealed = {published.PUBLISHED, *published.facts_of(run)[published.FILES]}
+    paths = {name: Path(folder) / name for name in names}
+    return {
+        name
+        for name, path in paths.items()
+        if path.is_file() and path.relative_to(run).as_posix() not in sealed
+    }
+
+
+def thin(path: Path) -> dict[str, object] | None:
+    """Leaves out rows of training losses, evenly, if a file is too large; says how many, or None.
+
+    Rows with anything else stay, and so do the ones beside them, whose times plots use.
+    """
+    if not path.is_file() or path.stat().st_size <= LARGEST:
+        return None
+    rows = read_rows(path)
+    lines = [json.dumps(row) + "\n" for row in rows]
+    measured = {row.get("images") for row in rows if not of_training(row)}
+    droppable = [
+        place
+        for place, row in enumerate(rows)
+        if of_training(row) and row.get("images") not in measured
+    ]
+    losses = sum(len(lines[place]) for place in droppable)
+    # a quarter at least, even if the other rows alone are too many
+    room = max(LARGEST - (sum(map(len, lines)) - losses), LARGEST // 4)
+    dropped = set(droppable) - set(droppable[:: max(1, -(-losses // room))])
+    kept = [line for place, line in enumerate(lines) if place not in dropped]
+    write_atomically(path, "".join(kept))
+    left_out = {"rows": len(rows), "kept": len(kept)}
+    return left_out | {published.RATE: median_rate(rows), published.SPIKE: spike_in(rows)}
+
+
+def of_training(row: dict) -> bool:
+    """Whether a row of metrics.jsonl has nothing but what training logs between evaluations."""
+    return all(key in PLACE or key.startswith(("train/", "train_")) for key in row)
+
+
+OF_CLASSIFIER = name_of("")  # begins the names of classifiers in names of metrics
+
+
+def publish_classifiers(runs: Sequence[Run], folder: Path) -> list[dict[str, object]]:
+    """Writes the classifiers that metrics of `runs` name; returns their facts for the card.
+
+    The file of one that is not where the runs' configurations say is null.
+    """
+    checksums = {path: hashing.of_file(path) for path in files_of(runs)}
+    files = {name_of(checksum): path for path, checksum in checksums.items()}
+    found: list[dict[str, object]] = []
+    for name in sorted(named_by(runs)):
+        facts: dict[str, object] = {"name": name, "file": None, "sha256": None}
+        original = files.get(name)
+        if original:
+            facts["file"] = f"{name}.safetensors"
+            content = halved(original)
+            facts["sha256"] = hashing.of_bytes(content)
+            write_atomically(folder / f"{name}.safetensors", content)
+        found.append(facts | {"sha256_of_original": original and checksums[original]})
+    return found
+
+
+def named_by(runs: Iterable[Run]) -> set[str]:
+    """The names of the classifiers in the full names of all metrics."""
+    metrics = {name for run in runs for record in run.kept for name in record["metrics"]}
+    parts = {part for name in metrics for part in name.split("/")[1:2]}
+    return {part for part in parts if part.startswith(OF_CLASSIFIER)}
+
+
+def files_of(runs: Iterable[Run]) -> set[Path]:
+    """The existing files that the runs' configurations use as classifiers."""
+    keys = ("metrics.classifier", "metrics.extractor.path")
+    paths = {OmegaConf.select(run.config, key) for run in runs for key in keys}
+    return {Path(path) for path in paths if path and Path(path).is_file()}
+
 
 RUNS_CSV = "runs.csv"
 NOT_LISTED = (CARD, cards.TEXT)  # files without a checksum in the card

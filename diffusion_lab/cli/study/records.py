@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from diffusion_lab.analysis.status.studies import PLAN
+from diffusion_lab.analysis.status import PLAN
 from diffusion_lab.cli.study.document import ARMS, TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
 from diffusion_lab.cli.study.values import several

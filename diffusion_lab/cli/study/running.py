@@ -12,7 +12,7 @@ from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.tuning import Search
 from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.runs.lock import is_locked
+from diffusion_lab.runs.progress import is_locked
 
 BETWEEN_LINES = 60.0  # seconds between two lines on how far a study has come
 

@@ -1,14 +1,16 @@
 """A data source: a training and a test split of images, each one tensor."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
 from diffusion_lab.common.labels import TEXT, Labels, labels_of
-from diffusion_lab.common.ranges import Range, optional, whole
+from diffusion_lab.common.ranges import IMAGE_SHAPE, Range, optional, ranges, whole
+from diffusion_lab.data.source.verified_files import DataError
 
 LABEL_SIZE = Range(
     f"a number of at least 0, {TEXT} or null",
@@ -84,3 +86,32 @@ class DataSource(ABC):
     def picture(self, images: Tensor, columns: int) -> Tensor:
         """Tiles images (N, C, H, W) to one picture, uint8 (1 or 3, height, width), in `columns`."""
         return grid(images, columns)
+
+
+class Absent(DataSource):
+    """The facts of images of `image_shape` (C, H, W) in `num_classes` classes, without images.
+
+    `label_size` is how many numbers a label is, or text; 0 for classes.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        image_shape: Annotated[Sequence[int], IMAGE_SHAPE],
+        num_classes: Annotated[int, whole(0)],
+        label_size: Annotated[int | str, LABEL_SIZE] = 0,
+    ):
+        channels, height, width = image_shape
+        self.native_shape = (channels, height, width)
+        self.class_names = tuple(map(str, range(num_classes)))
+        self.values_per_label = label_size
+
+    def prepare(self) -> None:
+        """Raises DataError, which says how a network is imported with its images."""
+        raise DataError(
+            "the images of this network are not known, so nothing can be compared with them; "
+            "import it with data=... of the same size and classes"
+        )
+
+    def load(self) -> tuple[Split, Split]:
+        raise NotImplementedError("`prepare` has raised")

@@ -8,7 +8,7 @@ from torchvision.datasets import utils
 
 from diffusion_lab.common import hashing
 from diffusion_lab.data.source.acquire import complete, network
-from diffusion_lab.data.source.image_zip import ImageZip
+from diffusion_lab.data.source.image_folder import ImageZip
 
 ZIPS = {
     "cifar10-train.zip": "21d8c0b077cd522ecff20a6ec225caff5299e32bebe315547340d15fc84474d1",

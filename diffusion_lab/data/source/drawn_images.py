@@ -14,10 +14,14 @@ from torch import Tensor
 from diffusion_lab.common.formats import some
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import check_memory, decode, infer
-from diffusion_lab.data.source.image_folder import files_under, in_folder
-from diffusion_lab.data.source.image_zip import in_zip, member_of, opened_zip
-from diffusion_lab.data.source.labelling import LABELS, labels_of
-from diffusion_lab.data.source.listing import ImageFiles
+from diffusion_lab.data.source.image_folder import (
+    files_under,
+    in_folder,
+    in_zip,
+    member_of,
+    opened_zip,
+)
+from diffusion_lab.data.source.listing import LABELS, ImageFiles, labels_of
 from diffusion_lab.data.source.verified_files import DataError
 
 Shape = tuple[int, int, int]

@@ -5,12 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffusion_lab.common import extras
+from diffusion_lab.common import messages
 from diffusion_lab.common.formats import some
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.labelling import Listed, labelled
-from diffusion_lab.data.source.listing import ImageFiles
+from diffusion_lab.data.source.listing import ImageFiles, Listed, labelled
 from diffusion_lab.data.source.verified_files import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes one of these
@@ -112,4 +111,4 @@ class HuggingFace(FileSource):
 
     @cached_property
     def _package(self) -> Any:
-        return extras.package("datasets", "huggingface", "a data set of Hugging Face")
+        return messages.package("datasets", "huggingface", "a data set of Hugging Face")

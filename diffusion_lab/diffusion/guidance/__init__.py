@@ -2,9 +2,9 @@
 
 from diffusion_lab.diffusion.guidance.base import Guidance, LabelLikelihood
 from diffusion_lab.diffusion.guidance.classifier import ClassifierGuidance
-from diffusion_lab.diffusion.guidance.inpainting import keep_known
 from diffusion_lab.diffusion.guidance.variants import (
     PlusPlusGuidance,
     ProjectedGuidance,
     ZeroStarGuidance,
+    keep_known,
 )

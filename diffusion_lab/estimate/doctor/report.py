@@ -10,7 +10,7 @@ from rich.markup import escape
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import console, say
 from diffusion_lab.estimate.run_cost import snapshot_bytes
-from diffusion_lab.training.logger.reachability import why_offline
+from diffusion_lab.training.logger.run_logger import why_offline
 
 COLOURS = {"error": "bold red", "warning": "yellow", "advice": "cyan"}
 NOUNS = {"error": "error{}", "warning": "warning{}", "advice": "piece{} of advice"}

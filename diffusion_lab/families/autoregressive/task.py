@@ -1,21 +1,88 @@
-"""The task of training an autoregressive model of codes, built from a configuration."""
+"""How a model of codes is trained: its LightningModule, and the task of a configuration."""
 
+import math
 from dataclasses import dataclass
 
 import lightning
 import torch
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.families.autoregressive.building import (
+from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.data import ImageBatch, MomentBatch
+from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
+from diffusion_lab.families.autoregressive.next_code import nats
+from diffusion_lab.families.autoregressive.run import (
     build_code_loss,
     build_code_model,
     build_code_pipeline,
 )
-from diffusion_lab.families.autoregressive.module import AutoregressiveModule
+from diffusion_lab.first_stage import TrainedVQ
 from diffusion_lab.pipeline import Generator
-from diffusion_lab.training.module import Optimization
+from diffusion_lab.training.module import OneNumberModule, Optimization
 from diffusion_lab.training.task import Task, checked_parts
+
+
+class AutoregressiveModule(OneNumberModule):
+    """Encodes images to codes, and trains `model` to predict each from those before it."""
+
+    shown = "bits_per_code"
+
+    def __init__(
+        self,
+        model: CodeTransformer,
+        objective: NextCode,
+        first_stage: TrainedVQ,
+        optimization: Optimization,
+    ):
+        super().__init__(optimization)
+        self.model = model
+        self.objective = objective
+        self.first_stage = first_stage
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the transformer."""
+        return list(self.model.parameters())
+
+    @property
+    def network(self) -> CodeTransformer:
+        """The transformer."""
+        return self.model
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the blocks."""
+        return inner_matrices(self.model.blocks, ())
+
+    def configure_model(self) -> None:
+        """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.model.layers:
+                shard_parameters(layer, mesh)
+            shard_parameters(self.model, mesh)
+
+    def codes(self, moments: Tensor) -> Tensor:
+        """Moments (B, c, h, w) -> codes row by row, (B, N) int64."""
+        return self.first_stage.codes(moments).flatten(1)
+
+    def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
+        """Returns the mean loss of a code, (), for b images, or for their moments."""
+        self.seed_share(batch_idx)
+        if isinstance(batch, MomentBatch):
+            moments = batch.moments
+        else:
+            moments = self.first_stage.moments(batch.images)
+        loss = self.objective(self.model, self.codes(moments), batch.labels)
+        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Adds up the negative log-likelihoods of the codes of validation or test images."""
+        images, labels, _ = batch
+        codes = self.codes(self.first_stage.moments(images))
+        self.add(nats(self.model, codes, labels) / math.log(2))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,14 @@ from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.build import rules
 from diffusion_lab.build.costs import ImageFacts, cost_of
 from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.model import Model, check_network, rarely_trained
+from diffusion_lab.build.model import (
+    Model,
+    check_network,
+    check_steps,
+    rarely_trained,
+    untrained_jumps,
+)
 from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.build.sampling import check_steps, untrained_jumps
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule

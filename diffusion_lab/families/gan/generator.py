@@ -4,6 +4,7 @@ B batch, Z numbers of noise, E width of the embedding.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -15,8 +16,11 @@ from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import Upsample
 from diffusion_lab.backbone.stage import PixelResidual
 from diffusion_lab.backbone.unet import check_levels
+from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.labels import Labels
+from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, ranges, whole_list
+from diffusion_lab.pipeline import LabelledGenerator
 
 
 class ConvGenerator(nn.Module):
@@ -80,3 +84,24 @@ class ConvGenerator(nn.Module):
         for block in self.blocks:
             x = block(x, embedding) if isinstance(block, PixelResidual) else block(x)
         return self.out(self.norm(x)).float()
+
+
+@dataclass(frozen=True)
+class GANPipeline(LabelledGenerator):
+    """A generator; sample i is fixed by `seed` and i alone, up to the network's rounding."""
+
+    model: ConvGenerator
+    kind: Labels
+
+    @property
+    def conditioning(self) -> Any:
+        return self.model.conditioning
+
+    def drawn(
+        self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
+    ) -> Tensor:
+        device = next(self.model.parameters()).device
+        noise = SampleNoise(seed, ids, device)((self.model.latent_size,))
+        images = self.model(noise, None if labels is None else labels.to(device))
+        on_step()
+        return to_uint8(require_finite(images))

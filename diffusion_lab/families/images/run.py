@@ -28,8 +28,7 @@ from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import CONFIG, SAMPLES
 from diffusion_lab.runs.folder import load_config, save_config, write_summary
 from diffusion_lab.runs.opened import OpenRun, move_data, say_left_out
-from diffusion_lab.runs.results import EVALUATIONS
-from diffusion_lab.runs.samplings import IMAGES
+from diffusion_lab.runs.results import EVALUATIONS, IMAGES
 from diffusion_lab.runs.summary import Summary
 from diffusion_lab.runs.weights import WeightsChoice
 

@@ -1,5 +1,4 @@
 """Autoencoders whose latent space a diffusion model can work in."""
 
-from diffusion_lab.first_stage.autoencoder.base import Autoencoder
-from diffusion_lab.first_stage.autoencoder.kl import KLAutoencoder
+from diffusion_lab.first_stage.autoencoder.base import Autoencoder, KLAutoencoder
 from diffusion_lab.first_stage.autoencoder.vq import FSQAutoencoder, VQAutoencoder

@@ -6,12 +6,21 @@ An image is encoded to moments, the distribution of its latents, and these becom
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, Flag, Range, whole_list
+from diffusion_lab.common.ranges import (
+    MULTIPLE_OF_4,
+    Count,
+    Flag,
+    Range,
+    at_least,
+    settings,
+    whole_list,
+)
 from diffusion_lab.first_stage.autoencoder.network import Decoder, Encoder, pad_to_multiple
 
 MOST_LEVELS = 6  # downsampling by 32
@@ -97,3 +106,55 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
         """Computes the metrics of the bottleneck from the statistics of `images` images."""
+
+
+LOG_VARIANCE = (-30.0, 20.0)  # beyond these nothing is gained and exp overflows
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats, (B,), from a mean and a log-variance (B, ...)."""
+    nats = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+    return nats.flatten(1).sum(1)
+
+
+@settings
+class KLAutoencoder(Autoencoder):
+    """Latent diffusion's first stage; with `kl_weight` 1 a VAE, whose prior can be sampled.
+
+    `kl_weight` counts nats against the error summed over an image, as in latent diffusion.
+    """
+
+    kind = "kl"
+    has_prior = True
+
+    latent_channels: Count
+    kl_weight: Annotated[float, at_least(0).as_in(1e-6)]
+
+    def __post_init__(self) -> None:
+        self.build(self.latent_channels, moments=2 * self.latent_channels)
+
+    def mean_and_log_variance(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits moments into the posterior's mean and log-variance."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)
+
+    def mean(self, moments: Tensor) -> Tensor:
+        return self.mean_and_log_variance(moments)[0]
+
+    def variance(self, moments: Tensor) -> Tensor:
+        return self.mean_and_log_variance(moments)[1].exp()
+
+    def sample(self, moments: Tensor) -> Tensor:
+        mean, log_variance = self.mean_and_log_variance(moments)
+        return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+
+    def bottleneck(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        nats = kl_divergence(*self.mean_and_log_variance(moments)).mean()
+        return self.sample(moments), self.kl_weight * nats / prod(self.image_shape)
+
+    def statistics(self, moments: Tensor) -> Tensor:
+        return kl_divergence(*self.mean_and_log_variance(moments)).sum()[None]
+
+    def metrics(self, statistics: Tensor, images: int) -> dict[str, float]:
+        """Returns the mean divergence of an image's posterior from the prior, in nats."""
+        return {"kl": statistics.item() / images}

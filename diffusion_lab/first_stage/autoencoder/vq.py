@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.common import extras
+from diffusion_lab.common import messages
 from diffusion_lab.common.ranges import Count, at_least, inside, settings, whole, whole_list
 from diffusion_lab.first_stage.autoencoder.base import Autoencoder
 
@@ -78,7 +78,7 @@ class VQAutoencoder(Quantised):
 
     def __post_init__(self) -> None:
         self.build(self.latent_channels, moments=self.latent_channels)
-        self.quantiser = extras.package(*PACKAGE).VectorQuantize(
+        self.quantiser = messages.package(*PACKAGE).VectorQuantize(
             self.latent_channels,
             self.codes,
             decay=self.decay,
@@ -104,7 +104,7 @@ class FSQAutoencoder(Quantised):
     def __post_init__(self) -> None:
         self.build(len(self.levels), moments=len(self.levels))
         self.codes = prod(self.levels)
-        self.quantiser = extras.package(*PACKAGE).FSQ(list(self.levels))
+        self.quantiser = messages.package(*PACKAGE).FSQ(list(self.levels))
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.quantiser.indices_to_codes(codes)

@@ -7,9 +7,17 @@ from typing import Annotated
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, Flag, optional, settings, whole
 from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
-from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed, with_null_row
+from diffusion_lab.importing.names import (
+    BACKBONE,
+    LABELS,
+    count,
+    joined,
+    overrides_of,
+    renamed,
+    reorder_attention,
+    with_null_row,
+)
 from diffusion_lab.importing.reading import State, read
-from diffusion_lab.importing.unet import overrides_of, reorder_attention
 
 NAMES = {
     "time_embed.0": "noise.0",

@@ -13,11 +13,12 @@ from diffusion_lab.importing.names import (
     count,
     joined,
     numbers,
+    overrides_of,
     renamed,
+    reorder_attention,
     with_null_row,
 )
 from diffusion_lab.importing.reading import State, read
-from diffusion_lab.importing.unet import overrides_of, reorder_attention
 
 NAMES = {
     "map_layer0": "noise.0",

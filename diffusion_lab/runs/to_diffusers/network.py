@@ -1,21 +1,194 @@
 """Denoisers as networks of diffusers, which embed labels themselves."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
-from diffusion_lab.backbone.unet import UNet
+from diffusion_lab.backbone.embedding import UNetEmbedding
+from diffusion_lab.backbone.norm import GroupNorm
+from diffusion_lab.backbone.resample import BlockResampling, ConvResampling, Unconditioned
+from diffusion_lab.backbone.unet import UNet, UpLevel
+from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.build.model import Drawable
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
 from diffusion_lab.runs.to_diffusers.scheduler import first_place
-from diffusion_lab.runs.to_diffusers.unet import renamed, settings_of_unet
+
+# what UNet2DModel has in place of each option of `backbone`, and the only value that is the same
+FIXED: dict[str, tuple[object, str]] = {
+    "patch": (1, "the U-Net of diffusers works on single pixels"),
+    "pyramid": (False, "the U-Net of diffusers gets the image once"),
+    "attend_once": (False, "all stages of a level attend in the U-Net of diffusers, or none"),
+    "stage.cross_attention": (False, "the U-Net of diffusers attends to pixels alone"),
+    "stage.qk_norm": (False, "the U-Net of diffusers does not normalise queries and keys"),
+    "stage.skip_scale": (1.0, "the U-Net of diffusers does not scale the output of a stage"),
+    "embedding.condition_first": (
+        False,
+        "the U-Net of diffusers adds labels after the noise's layers",
+    ),
+    "resample.projection": (False, "the U-Net of diffusers has no projection there"),
+}
+ENDS = {
+    "entry": "conv_in",
+    "noise.0": "time_embedding.linear_1",
+    "noise.2": "time_embedding.linear_2",
+    "norm": "conv_norm_out",
+    "out": "conv_out",
+}
+RESIDUAL = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "embedding": "time_emb_proj",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "skip": "conv_shortcut",
+}
+ATTENTION = {"norm": "group_norm", "attention.out": "to_out.0"}
+QKV = ("to_q", "to_k", "to_v")  # parts of our attention.qkv
+
+
+def settings_of_unet(unet: UNet, cfg: DictConfig) -> dict[str, Any]:
+    """The settings of UNet2DModel that make it compute what this U-Net does.
+
+    `cfg` is the run's whole configuration. Raises UserError, which names an option of it, if there
+    are none.
+    """
+    own = cfg.backbone
+    for key, (value, reason) in FIXED.items():
+        if (given := OmegaConf.select(own, key, default=value)) != value:
+            raise without_counterpart(f"backbone.{key}={given}".replace("True", "true"), reason)
+    if own.multipliers[0] != 1:
+        raise without_counterpart(
+            f"backbone.multipliers={list(own.multipliers)}",
+            "the finest level of the U-Net of diffusers is as wide as its first layer",
+        )
+    resample = type(instantiate(cfg, "backbone.resample"))
+    if resample not in (ConvResampling, BlockResampling):
+        raise without_counterpart(
+            "this backbone/resample", "the U-Net of diffusers resamples as conv and block do alone"
+        )
+    frequencies, channels = unet.noise.frequencies, unet.entry.out_channels
+    if type(unet.noise) is not UNetEmbedding or frequencies != channels:
+        raise without_counterpart(
+            "this backbone/embedding",
+            "the U-Net of diffusers has as many sinusoids as channels at the finest level",
+        )
+    groups, eps = norm_of(unet)
+    blocked = resample is BlockResampling
+    attends = [level in own.attention for level in range(len(own.multipliers))]
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    down, up = plain if blocked else ("DownBlock2D", "UpBlock2D")
+    kind = "resnet" if blocked else "conv"
+    return {
+        "block_out_channels": [channels * multiplier for multiplier in own.multipliers],
+        "layers_per_block": own.blocks,
+        "down_block_types": ["AttnDownBlock2D" if a else down for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else up for a in reversed(attends)],
+        "downsample_type": kind,
+        "upsample_type": kind,
+        "time_embedding_dim": unet.noise.width,
+        "freq_shift": int(unet.noise.closed),
+        "attention_head_dim": head_channels(own.stage),
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
+        "norm_eps": eps,
+        "dropout": own.stage.dropout,
+        "resnet_time_scale_shift": "scale_shift" if own.stage.scale_shift else "default",
+    }
+
+
+def norm_of(unet: UNet) -> tuple[int, float]:
+    """The number of groups and the epsilon of all norms; raises UserError if they differ."""
+    norms = [module for module in unet.modules() if isinstance(module, GroupNorm)]
+    counts = sorted({norm.num_groups for norm in norms})
+    if len(counts) > 1:
+        raise without_counterpart(
+            "this backbone.norm",
+            f"norms have {', '.join(map(str, counts))} groups, and in the U-Net of diffusers all "
+            "have the same number",
+            f"train with backbone.norm.groups={counts[0]}, or leave format out",
+        )
+    return counts[0], norms[0].eps
+
+
+def head_channels(stage: DictConfig) -> int | None:
+    """The channels of each head of attention; None for one head."""
+    if stage.head_channels is None and stage.get("heads", 1) > 1:
+        raise without_counterpart(
+            f"backbone.stage.heads={stage.heads}",
+            "heads of the U-Net of diffusers have as many channels in all levels",
+            "train with backbone.stage.head_channels, or leave format out",
+        )
+    return stage.head_channels
+
+
+def renamed(unet: UNet) -> dict[str, Tensor]:
+    """The weights of a U-Net under the names of UNet2DModel."""
+    tensors = unet.state_dict()
+    found = {}
+    for ours, theirs in modules(unet):
+        for leaf in ("weight", "bias"):
+            if (tensor := tensors.get(f"{ours}.{leaf}")) is None:
+                continue  # a skip that changes nothing
+            if isinstance(theirs, str):
+                found[f"{theirs}.{leaf}"] = tensor
+            else:
+                parts = zip(theirs, tensor.chunk(len(theirs)), strict=True)
+                found |= {f"{name}.{leaf}": part for name, part in parts}
+    return found
+
+
+def modules(unet: UNet) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+    """Yields our name of each module that may have weights, and its name or names of diffusers."""
+    yield from ENDS.items()
+    levels = [level for level in unet.up if isinstance(level, UpLevel)]
+    blocks = len(levels[0].stages) - 1
+    for index, module in enumerate(unet.down):
+        level, i = divmod(index, blocks + 1)
+        ours, theirs = f"down.{index}", f"down_blocks.{level}"
+        if i < blocks:
+            yield from stage(ours, theirs, i)
+        else:
+            yield from resampling(module, ours, f"{theirs}.downsamplers.0")
+    yield from stage("middle.0", "mid_block", 0)
+    yield from stage("middle.1", "mid_block", 1)
+    for level, up in enumerate(levels):
+        for i in range(blocks + 1):
+            yield from stage(f"up.{level}.stages.{i}", f"up_blocks.{level}", i)
+        if up.upsample is not None:
+            ours, theirs = f"up.{level}.upsample", f"up_blocks.{level}.upsamplers.0"
+            yield from resampling(up.upsample, ours, theirs)
+
+
+def stage(ours: str, theirs: str, i: int) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+    """Yields the names of a stage: the residual block and the attention, if any, of a level."""
+    yield from residual(ours, f"{theirs}.resnets.{i}")
+    attention = f"{theirs}.attentions.{i}"
+    for a, b in ATTENTION.items():
+        yield f"{ours}.attention.{a}", f"{attention}.{b}"
+    yield f"{ours}.attention.attention.qkv", tuple(f"{attention}.{name}" for name in QKV)
+
+
+def residual(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """Yields the names of a residual block."""
+    for a, b in RESIDUAL.items():
+        yield f"{ours}.residual.{a}", f"{theirs}.{b}"
+
+
+def resampling(module: object, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """Yields the names of a module that changes the resolution."""
+    if isinstance(module, Unconditioned):  # a convolution
+        yield f"{ours}.module", f"{theirs}.conv"
+    else:
+        yield from residual(ours, theirs)
+
 
 CLOSE = 1e-4  # largest difference of an output, relative to outputs above 1
 TABLE = "class_embedding.weight"  # of a U-Net

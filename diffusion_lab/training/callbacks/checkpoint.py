@@ -13,7 +13,7 @@ from diffusion_lab.common.ranges import Count, one_of, optional, settings
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.metrics.quantities import BUILT_IN
 from diffusion_lab.metrics.quantity import VALIDATION, higher_is_better
-from diffusion_lab.runs import checkpoints, kept_checkpoints
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
 from diffusion_lab.training.module import module_of
@@ -91,7 +91,7 @@ class Checkpoint(Periodic):
         if self.best is None or value is None or not math.isfinite(value):
             return {}
         folder = module_of(trainer).context.folder
-        values = kept_checkpoints.ranked(folder, self.best) | {trainer.global_step: value}
+        values = checkpoints.ranked(folder, self.best) | {trainer.global_step: value}
         better_first = sorted(
             values, key=values.__getitem__, reverse=bool(higher_is_better(self.best))
         )
@@ -105,9 +105,9 @@ class Checkpoint(Periodic):
         ranking = self.ranking(trainer)
         try:
             if self.lasting(step) or step in ranking:
-                kept_checkpoints.keep(folder, step)
+                checkpoints.keep(folder, step)
             if step in ranking:
-                kept_checkpoints.rank(folder, str(self.best), ranking, self.lasting)
+                checkpoints.rank(folder, str(self.best), ranking, self.lasting)
         except OSError as error:
             say(
                 f"The checkpoint of step {step} could not be kept ({error.strerror}); training "

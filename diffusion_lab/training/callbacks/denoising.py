@@ -13,8 +13,8 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
 from diffusion_lab.training.callbacks.evaluation import Grid
+from diffusion_lab.training.callbacks.periodic import Checked, require_diffusion
 from diffusion_lab.training.module import TrainedModule, data_of, module_of
 
 MOST_KEPT = 8  # calls for each column

@@ -7,8 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.training.callbacks.checked import Checked, require_diffusion
-from diffusion_lab.training.callbacks.periodic import stepped
+from diffusion_lab.training.callbacks.periodic import Checked, require_diffusion, stepped
 from diffusion_lab.training.module import OBSERVED, TrainedModule
 
 LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95

@@ -18,8 +18,7 @@ from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import stepped
-from diffusion_lab.training.callbacks.posthoc_ema import PosthocEMA
-from diffusion_lab.training.callbacks.weight_averaging import EMA, restore_trained
+from diffusion_lab.training.callbacks.weight_averaging import EMA, PosthocEMA, restore_trained
 from diffusion_lab.training.module import module_of
 
 FOLDER = "non_finite"  # inside the run folder

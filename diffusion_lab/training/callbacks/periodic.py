@@ -1,13 +1,31 @@
-"""The base class of callbacks that run every few optimiser steps."""
+"""Parts of callbacks: what is done every so many steps, and checked before a run."""
 
 from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
 
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import optional, whole
-from diffusion_lab.training.module import module_of
+from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.training.module import OBSERVED, TrainedModule, module_of
+
+
+class Checked(ABC):
+    """A part of a callback: the check of whether it fits a run."""
+
+    @abstractmethod
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        """Raises UserError if the callback does not fit; `trainer` holds the trainer's settings."""
+
+
+def require_diffusion(module: TrainedModule, key: str) -> None:
+    """Raises UserError, naming the callback's key, unless the run trains a diffusion model."""
+    if OBSERVED not in module.returns:
+        raise UserError(f"{key} needs a diffusion model, and this run trains none; leave it out")
+
 
 Interval = Annotated[int | None, optional(whole(1))]  # in optimiser steps; None: never
 

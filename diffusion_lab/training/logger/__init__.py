@@ -4,9 +4,8 @@ Every row carries `images` (training images seen) and `seconds` (of training), s
 different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
-from diffusion_lab.training.logger.json_lines import JSONLines
 from diffusion_lab.training.logger.mlflow_logger import MLflow
 from diffusion_lab.training.logger.opening import build_loggers, check_loggers
-from diffusion_lab.training.logger.run_logger import RunLogger
+from diffusion_lab.training.logger.run_logger import JSONLines, RunLogger
 from diffusion_lab.training.logger.tensorboard_logger import TensorBoard
 from diffusion_lab.training.logger.wandb_logger import WandB, chosen

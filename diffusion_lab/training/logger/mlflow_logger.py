@@ -10,11 +10,10 @@ from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
 from diffusion_lab.build.config_keys import flat
-from diffusion_lab.common.extras import package
 from diffusion_lab.common.files import OUTPUTS, one_at_a_time
+from diffusion_lab.common.messages import package
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger.reachability import no_connection
-from diffusion_lab.training.logger.run_logger import Row, RunLogger, numbers_of
+from diffusion_lab.training.logger.run_logger import Row, RunLogger, no_connection, numbers_of
 
 FOLDER = OUTPUTS / "mlflow"  # the database, and the pictures of its runs
 RUN = "diffusion_lab.run_id"  # the tag by which a resumed run is found

@@ -1,19 +1,64 @@
 """The base class of a run's loggers besides metrics.jsonl, to which callbacks give pictures too."""
 
+import json
+import netrc
+import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from diffusion_lab.common.files import read_rows
+from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import METRICS
 from diffusion_lab.training.clock import Clock
+
+MODES = ("auto", "online", "offline")
+REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
+
+
+def why_offline(mode: str) -> str | None:
+    """Returns why a run of this mode does not go to W&B's server, or None if it does."""
+    if mode in ("online", "offline"):
+        return "as requested" if mode == "offline" else None
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    return why_unreachable()
+
+
+def why_unreachable() -> str | None:
+    """Returns why nothing can be sent to W&B's server, or None if it can."""
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host = address.hostname or ""
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+        return "no API key; `wandb login` stores one"
+    return no_connection(address.geturl())
+
+
+def no_connection(url: str) -> str | None:
+    """Returns that nothing answers at the host and port of a URL, or None if something does."""
+    address = urlparse(url)
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((host, port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return f"no connection to {host}"
+    return None
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
 
 Row = dict[str, Any]
 
@@ -136,3 +181,70 @@ def numbers_of(summary: Row) -> Row:
     """The numbers of a run's summary, such as summary/parameters, without its metrics."""
     numbers = {key: value for key, value in summary.items() if type(value) in (int, float)}
     return {f"{log_names.SUMMARY}/{key}": value for key, value in numbers.items()}
+
+
+class JSONLines(Logger):
+    """Writes `metrics.jsonl`: one JSON object per row, flushed at once, readable after any crash.
+
+    Rows that cannot be written are kept in memory and written with a later row.
+    """
+
+    def __init__(self, path: Path, clock: Clock):
+        super().__init__()
+        self.path = path
+        self.clock = clock
+        self.count = 0  # number of logged rows
+        self._unwritten: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.path.parent.name
+
+    @rank_zero_only
+    def log_hyperparams(self, *arguments: object, **named: object) -> None:
+        """Writes nothing: the configuration has its own file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = json.dumps({"step": step, **self.clock.row(metrics, step or 0)}) + "\n"
+        self._unwritten.append(row)
+        self.count += 1
+        try:
+            self._write("".join(self._unwritten).encode())
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                say(
+                    f"{self.path} cannot be written ({error.strerror}); its rows are kept in "
+                    "memory until it can"
+                )
+        else:
+            self._unwritten.clear()
+
+    def _write(self, content: bytes) -> None:
+        """Appends all of the content or nothing."""
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+    @rank_zero_only
+    def truncate(self, count: int) -> None:
+        """Keeps only the first `count` rows, and sets the clock to the last of them.
+
+        A resumed run writes the later rows again.
+        """
+        if not self.path.exists():
+            return
+        rows = [row for row in read_rows(self.path) if "step" in row][:count]
+        self.count = len(rows)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if rows:
+            self.clock.continue_from(rows[-1]["seconds"])

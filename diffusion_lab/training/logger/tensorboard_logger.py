@@ -7,8 +7,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from diffusion_lab.build.config_keys import flat
-from diffusion_lab.common.extras import package
 from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.common.messages import package
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.run_logger import Row, RunLogger, numbers_of
 

@@ -16,12 +16,10 @@ from diffusion_lab.common.ranges import Range, flag, one_of
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.hub import COPY_FOLDER
 from diffusion_lab.runs import log_names
-from diffusion_lab.runs.checkpoints import FOLDER, LAST
+from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
-from diffusion_lab.runs.kept_checkpoints import FILES, RANKED
 from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger.reachability import MODES, why_offline
-from diffusion_lab.training.logger.run_logger import Row, RunLogger, first_line
+from diffusion_lab.training.logger.run_logger import MODES, Row, RunLogger, first_line, why_offline
 
 COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_seen"]
 MOST_ROWS = 50  # rows of the table `samples`; each is a file, at every step with a grid

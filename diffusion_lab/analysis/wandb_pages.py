@@ -1,18 +1,130 @@
-"""A W&B workspace and a report that compare runs, in panels of the names that runs log.
+"""Workspaces and reports of Weights & Biases, made of the runs in a folder."""
 
-Both are built without a server; saving them needs one. Needs the package wandb-workspaces.
-"""
-
-from collections.abc import Mapping
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
+from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.analysis.wandb_runs import GROUPS
+from diffusion_lab.build.config_keys import Settings, as_list, flat
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.build.sentences import did_you_mean
+from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.ranges import Range, optional
 from diffusion_lab.metrics.quantity import QUANTITIES, REAL
+from diffusion_lab.report.records import run_folders
 from diffusion_lab.runs import log_names
+from diffusion_lab.runs.files import CONFIG
+from diffusion_lab.runs.folder import load_config
+from diffusion_lab.runs.summary import load_summary
+from diffusion_lab.training.logger.run_logger import why_unreachable
+
+GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
+PROTOCOL = Range(
+    "the part of a metric's name after fid/",
+    lambda value: bool(re.fullmatch(r"[\w.-]+/[\w.-]+-\w+", str(value))),
+    "efficientnet_lite0-96/train60k-5k",
+)
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run that was logged to W&B, as its folder has it: its settings and its final metrics."""
+
+    settings: Settings
+    metrics: dict[str, float]
+
+
+def logged_runs(paths: Sequence[str], project: str, group: str | None) -> Iterator[LoggedRun]:
+    """Yields the runs at or below the paths, or in outputs/, that a W&B project, or group, has."""
+    if not paths and not any(OUTPUTS.glob(f"*/*/{CONFIG}")):
+        return
+    for folder in run_folders(paths or [OUTPUTS]):
+        with suppress(UserError):  # of another version, for example
+            config = load_config(folder)
+            place = (config.get("logger") or {}).get("wandb")
+            if place and place.project == project and group in (None, place.get("group")):
+                settings = flat(OmegaConf.to_container(config))
+                yield LoggedRun(settings, load_summary(folder).metrics)
+
+
+def protocol_of(runs: Sequence[LoggedRun], project: str) -> str:
+    """The one protocol by which runs were measured, as it is in the names of their metrics."""
+    fids = {name for run in runs for name in run.metrics if name.startswith("fid/")}
+    protocols = sorted(name.removeprefix("fid/") for name in fids)
+    if not protocols:
+        raise UserError(
+            f"no run of project={project} with FID was found; give the folders of its runs, or "
+            f"write the part of a metric's name after fid/, as in protocol={PROTOCOL.example}"
+        )
+    if len(protocols) > 1:
+        raise UserError(
+            f"the runs were measured by {' and by '.join(protocols)}; choose one by protocol=..., "
+            "or give the folders of some runs"
+        )
+    return protocols[0]
+
+
+def key_of(name: str, runs: Sequence[LoggedRun]) -> str:
+    """The key in a run's configuration of an option or a value, such as backbone or seed."""
+    key, option = name, f"choices.{name.replace('/', '_')}"
+    found = {each for run in runs for each in run.settings}
+    if option in found or (not runs and name in GROUPS):
+        return option
+    if runs and key not in found:
+        near = did_you_mean(name, sorted(found))
+        raise UserError(
+            f"group_by={name} is not a key of these runs; {near}use options and keys of their "
+            "config.yaml, as in group_by=[backbone,data.fraction]"
+        )
+    return key
+
+
+def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
+    """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError(
+            "wandb-report needs the package wandb-workspaces; "
+            "write pip install 'diffusion-lab[report]'"
+        )
+
+    check_keys(cfg, {"protocol": optional(PROTOCOL)})
+    project, group = str(cfg.project), None if cfg.group is None else str(cfg.group)
+    runs = list(logged_runs([str(path) for path in as_list(cfg.paths)], project, group))
+    protocol = cfg.protocol or protocol_of(runs, project)
+    names = [str(name) for name in as_list(cfg.group_by)]
+    if not names:
+        raise UserError("group_by=[] is empty; write one or more keys, as in group_by=backbone")
+    keys = {name: key_of(name, runs) for name in names}
+    dashboard = Dashboard(project, protocol, keys, group)
+    if not cfg.dry_run and (reason := why_unreachable()):
+        raise UserError(f"nothing was created: {reason}; dry_run=true shows what would be")
+    say(f"{dashboard.title}, FID by {protocol}")
+    if cfg.dry_run:
+        for title, panels in dashboard.sections().items():
+            titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in panels)
+            say(f"{title}: {'; '.join(titles)}")
+        say("Nothing was created (dry_run=true)")
+        return {}
+    try:
+        entity = str(cfg.entity or wandb.Api().default_entity)
+        made = {
+            "workspace": dashboard.workspace(entity).save().url,
+            "report": dashboard.report(entity).save().url,
+        }
+    except Exception as error:  # a wrong key, project or server: each has its own class
+        raise UserError(f"W&B refused this: {str(error).splitlines()[0]}") from error
+    for what, url in made.items():
+        say(f"{what.capitalize()}: {url}")
+    return made
+
 
 DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]
 # measured on their own number of images

@@ -1,0 +1,335 @@
+"""Shows the runs, sweeps and studies in folders: what is done, running, stopped or failed."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import JustifyMethod
+from rich.markup import escape
+from rich.table import Table
+
+from diffusion_lab.build.config_keys import as_list
+from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.common.files import read_json
+from diffusion_lab.common.formats import amount, duration
+from diffusion_lab.common.messages import UserError, console, say
+from diffusion_lab.common.ranges import above, optional
+from diffusion_lab.compute import slurm
+from diffusion_lab.compute.slurm import Queued
+from diffusion_lab.runs import sweep_record
+from diffusion_lab.runs.progress import (
+    Progress,
+    State,
+    failure_of,
+    progress_of,
+    started_since,
+    state_of,
+)
+from diffusion_lab.runs.search import walk
+from diffusion_lab.runs.sweep_record import FAILED, Record
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of a sweep, and its number there."""
+
+    record: Record
+    number: int
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the job's run; None if that is known only once the run begins."""
+        return self.record.jobs[self.number].folder
+
+    @property
+    def name(self) -> str:
+        return str(self.folder or " ".join(self.record.jobs[self.number].overrides))
+
+    @property
+    def slurm(self) -> str | None:
+        """The job's id on SLURM; None if it is run here, or is not submitted yet."""
+        return self.record.jobs[self.number].slurm
+
+    @cached_property
+    def outcome(self) -> dict:
+        """How the job ended; empty if it has not."""
+        return self.record.outcome(self.number)
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome.get("status") == FAILED
+
+    @property
+    def ended_at(self) -> float:
+        return self.record.ended_at(self.number)
+
+    @property
+    def log(self) -> str | None:
+        """The log of its SLURM job, once that has begun."""
+        path = self.record.log(self.number)
+        return str(path) if path else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Run folders by their resolved paths, and jobs of sweeps, those of the oldest sweep first."""
+
+    runs: dict[Path, Path]
+    jobs: list[Planned]
+
+
+def find(paths: Iterable[Path]) -> Found:
+    """Finds runs and jobs at and below the paths; raises UserError if one does not exist."""
+    runs: dict[Path, Path] = {}
+    files_of_records: dict[Path, Path] = {}
+    roots = [path.resolve() for path in paths]
+    for path in paths:
+        records = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
+        for folder, is_run, _, files in walk(path):
+            if is_run:
+                runs.setdefault(folder.resolve(), folder)
+            elif folder.name == sweep_record.FOLDER:
+                records += folder.glob("*.json")
+            elif sweep_record.ALONE in files:
+                records.append(folder / sweep_record.ALONE)
+        files_of_records |= {each.resolve(): each for each in records}
+    jobs = []
+    for file in sorted(files_of_records.values(), key=time_of):
+        if record := sweep_record.read(file):
+            jobs += [Planned(record, number) for number in range(len(record.jobs))]
+    return Found(runs, [job for job in jobs if is_below(job.folder, roots)])
+
+
+def time_of(record: Path) -> str:
+    """The time in the name of a sweep, by which names are sorted."""
+    return record.parent.name if record.name == sweep_record.ALONE else record.stem
+
+
+def is_below(folder: Path | None, roots: Iterable[Path]) -> bool:
+    """Whether a folder is at or below one of the paths, or may yet be."""
+    return folder is None or any(folder.resolve().is_relative_to(root) for root in roots)
+
+
+Queue = dict[str, Queued]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The state of a run."""
+
+    run: str  # its folder, or the overrides of a job whose folder is not known yet
+    state: State
+    progress: Progress
+    job: str | None  # its id on SLURM
+    reason: str | None  # why it waits, failed or was killed
+    log: str | None  # of a SLURM job that has begun
+
+    @property
+    def parent(self) -> str:
+        """The folder that the run is in."""
+        return str(Path(self.run).parent)
+
+
+def rows_of(found: Found) -> tuple[list[Row], str | None]:
+    """The rows of all runs, and why SLURM did not answer, or None."""
+    signed = {key: read_json(folder / slurm.RECORD) for key, folder in found.runs.items()}
+    own = {key: record.get("job") for key, record in signed.items()}  # SLURM jobs that began runs
+    queue, silent = asked([*own.values(), *(job.slurm for job in found.jobs)])
+    newest = {job.folder.resolve(): job for job in found.jobs if job.folder}
+    rows = [row_of(folder, newest.get(key), own[key], queue) for key, folder in found.runs.items()]
+    to_come = [job for key, job in newest.items() if key not in found.runs]
+    to_come += [job for job in found.jobs if not job.folder and job.slurm not in own.values()]
+    rows += filter(None, (row_of_job(job, queue, silent) for job in to_come))
+    return sorted(rows, key=lambda row: (row.parent, row.run)), silent
+
+
+def asked(jobs: list[str | None]) -> tuple[Queue, str | None]:
+    """Asks SLURM for jobs; returns those it knows, and why it did not answer, or None."""
+    try:
+        return slurm.queue(filter(None, jobs)), None
+    except UserError as error:
+        return {}, str(error)
+
+
+def row_of(folder: Path, job: Planned | None, own: str | None, queue: Queue) -> Row:
+    """The row of a run that has begun; `job` is of the last sweep that it belongs to."""
+    state, reason = state_of(folder), None
+    ids = [each for each in (job and job.slurm, own) if each]
+    held = next((each for each in ids if each in queue), ids[0] if ids else None)
+    queued = queue.get(held or "")
+    if state not in (State.FINISHED, State.RUNNING):
+        if given := state_of_job(job, queued):
+            state, reason = given
+        elif job and job.failed and not started_since(folder, job.ended_at):
+            state, reason = State.FAILED, job.outcome["error"]
+        else:
+            reason = failure_of(folder) or word_of(queued)
+    log = job.log if job else None
+    return Row(str(folder), state, progress_of(folder, state), held, reason, log)
+
+
+def row_of_job(job: Planned, queue: Queue, silent: str | None) -> Row | None:
+    """The row of a job whose run has not begun; None if its run has ended, and is gone."""
+    queued = queue.get(job.slurm or "")
+    if given := state_of_job(job, queued):
+        state, reason = given
+    elif job.failed:
+        state, reason = State.FAILED, job.outcome["error"]
+    elif job.outcome:
+        return None
+    elif job.slurm and silent:
+        state, reason = State.UNKNOWN, silent
+    else:
+        state, reason = State.FAILED if job.log else State.NOT_STARTED, word_of(queued)
+    return Row(job.name, state, Progress(), job.slurm, reason, job.log)
+
+
+def state_of_job(job: Planned | None, queued: Queued | None) -> tuple[State, str | None] | None:
+    """The state of a job that is still to be run, with its reason; None if it is not."""
+    if queued and queued.waits:
+        return State.QUEUED, queued.reason
+    if queued and queued.runs:
+        return State.RUNNING, None
+    if job and not job.slurm and not job.outcome and job.record.is_alive:
+        return State.QUEUED, None
+    return None
+
+
+def word_of(queued: Queued | None) -> str | None:
+    """The reason that SLURM gives for the end of a job, if it still knows it."""
+    return f"SLURM says {queued.state}" if queued and queued.state != "COMPLETED" else None
+
+
+PLAN = "study.json"  # in the folder of a study: its question and its jobs
+
+
+def plans(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yields the folder and the plan of each study that a path is, or holds."""
+    for path in paths:
+        for file in sorted({path / PLAN, *path.glob(f"*/{PLAN}")}):
+            if plan := read_json(file):
+                yield file.parent, plan
+
+
+def study_table(folder: Path, plan: dict[str, Any]) -> Table:
+    """The table of a study; a cell is 3/5, 1 running for three of five jobs that are done."""
+    jobs = plan["jobs"]
+    arms = list(dict.fromkeys(job["arm"] for job in jobs))
+    table = Table("stage", *(escape(arm) or "all" for arm in arms), title=escape(plan["question"]))
+    for stage in dict.fromkeys(job["stage"] for job in jobs):
+        own = [job for job in jobs if job["stage"] == stage]
+        table.add_row(stage, *(cell(folder, [j for j in own if j["arm"] == arm]) for arm in arms))
+    return table
+
+
+def cell(folder: Path, jobs: list[dict[str, Any]]) -> str:
+    """The states of some jobs in words; empty without any."""
+    if not jobs:
+        return ""
+    states = Counter(state(folder, job) for job in jobs)
+    words = [f"{states[State.FINISHED]}/{len(jobs)}"]
+    for each in (State.RUNNING, State.FAILED, State.STOPPED, State.KILLED):
+        if states[each]:
+            words.append(f"{states[each]} {each}")
+    return ", ".join(words)
+
+
+def state(folder: Path, job: dict[str, Any]) -> State:
+    """The state of a job: that of its run, or whether the file is there that it leaves."""
+    made = folder / job["made"]
+    if job["trains"]:
+        return state_of(made) if made.is_dir() else State.NOT_STARTED
+    done = job["of"] in read_json(made) if job["of"] else made.exists()
+    return State.FINISHED if done else State.NOT_STARTED
+
+
+COLUMNS: dict[str, JustifyMethod] = {
+    **dict.fromkeys(("run", "state"), "left"),
+    **dict.fromkeys(("step", "images/s", "left", "SLURM"), "right"),
+}
+OPEN = (State.QUEUED, State.RUNNING)
+TROUBLED = (State.FAILED, State.KILLED, State.NOT_STARTED, State.UNKNOWN)
+COLOURS = {State.RUNNING: "cyan", State.FINISHED: "green", State.FAILED: "red", State.KILLED: "red"}
+
+
+def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Shows the state of all runs, again and again with `watch`; returns the last that it showed.
+
+    Watching ends when no run is queued or running.
+    """
+    check_keys(cfg, {"watch": optional(above(0))})
+    paths = [Path(str(path)) for path in as_list(cfg.paths)]
+    while True:
+        rows, silent = rows_of(find(paths))
+        if cfg.watch:
+            console.clear()
+        for folder, plan in plans(paths):
+            console.print(study_table(folder, plan))
+        show(rows, paths, silent)
+        if not cfg.watch or not any(row.state in OPEN for row in rows):
+            break
+        time.sleep(cfg.watch)
+    counts = Counter(row.state.value for row in rows)
+    return {"runs": [plain(row) for row in rows], "counts": dict(counts), "slurm": silent}
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row as plain values."""
+    of_row = {key: value for key, value in vars(row).items() if key != "progress"}
+    return of_row | vars(row.progress) | {"state": row.state.value}
+
+
+def show(rows: Sequence[Row], paths: Sequence[Path], silent: str | None) -> None:
+    """Prints the table, the reasons of runs in trouble, and how many runs are in each state."""
+    if not rows:
+        say(f"No runs in {', '.join(map(str, paths))}")
+        return
+    console.print(table_of(rows))
+    for row in rows:
+        if row.state in TROUBLED and (row.reason or row.log):
+            log = f"log: {row.log}" if row.log else ""
+            say(
+                f"{row.state.capitalize()}: {row.run}: {'; '.join(filter(None, (row.reason, log)))}"
+            )
+    if silent and any(row.job and row.state != State.FINISHED for row in rows):
+        say(f"Advice: {silent}, so it is not known which jobs wait or run")
+    counts = Counter(row.state for row in rows)
+    say(", ".join(f"{counts[state]} {state}" for state in State if counts[state]))
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """The table of the runs by the folders that they are in, without empty columns."""
+    table, written = Table(), [cells(row) for row in rows]
+    shown = [name for name in COLUMNS if any(each[name] for each in written)]
+    for name in shown:
+        table.add_column(name, justify=COLUMNS[name], overflow="fold")
+    for folder, group in groupby(zip(rows, written, strict=True), key=lambda pair: pair[0].parent):
+        table.add_row(f"[bold]{escape(folder)}")
+        for _, each in group:
+            table.add_row(*(each[name] for name in shown))
+        table.add_section()
+    return table
+
+
+def cells(row: Row) -> dict[str, str]:
+    """The cells of a row, by column."""
+    progress, colour = row.progress, COLOURS.get(row.state)
+    state = f"[{colour}]{row.state}" if colour else row.state
+    unfinished = progress.max_steps and row.state != State.FINISHED
+    end = f" / {progress.max_steps:,}" if unfinished else ""
+    speed, left = progress.images_per_second, progress.seconds_left
+    waits = f" {row.reason}" if row.state == State.QUEUED and row.reason else ""
+    return {
+        "run": f"  {escape(Path(row.run).name)}",
+        "state": state,
+        "step": f"{progress.step:,}{end}" if progress.step else "",
+        "images/s": amount(speed) if speed else "",
+        "left": duration(left) if left is not None else "",
+        "SLURM": f"{row.job or ''}{waits}",
+    }
