@@ -20,18 +20,9 @@ HOME = "diffusion_lab.families."  # starts the names of modules of families
 
 
 def family_of(cfg: DictConfig) -> str:
-    """The family of models that the configuration of a training, or of a run, belongs to.
-
-    Raises UserError for one that is not known.
-    """
+    """The family that the configuration of a training, or of a run, names; nothing is imported."""
     own = next((name for name in (IMAGES, AUTOENCODER) if cfg.get(name)), None)
-    family = own or cfg.get("family") or DIFFUSION  # runs of earlier versions have no such key
-    if own is None and family not in TRAINED and not _is_there(str(family)):
-        raise UserError(
-            f"family={family} is not known; it must be {', '.join(TRAINED[:-1])} or {TRAINED[-1]}, "
-            "or a module of yours, as in my_package.my_family"
-        )
-    return family
+    return own or cfg.get("family") or DIFFUSION  # runs of earlier versions have no such key
 
 
 def _is_there(module: str) -> bool:
@@ -42,10 +33,19 @@ def _is_there(module: str) -> bool:
 
 
 def part(cfg: DictConfig, name: str) -> ModuleType:
-    """The module `run` or `task` of a configuration's family; a user's has both in one."""
-    family = family_of(cfg)
-    of_package = family in (*TRAINED, AUTOENCODER, IMAGES)
-    return import_module(f"{HOME}{family}.{name}" if of_package else family)
+    """The module `run` or `task` of a configuration's family; a user's has both in one.
+
+    Raises UserError for a family that is not known.
+    """
+    family = str(family_of(cfg))
+    if family in (*TRAINED, AUTOENCODER, IMAGES):
+        return import_module(f"{HOME}{family}.{name}")
+    if not _is_there(family):
+        raise UserError(
+            f"family={family} is not known; it must be {', '.join(TRAINED[:-1])} or {TRAINED[-1]}, "
+            "or a module of yours, as in my_package.my_family"
+        )
+    return import_module(family)
 
 
 def require_diffusion(cfg: DictConfig) -> None:

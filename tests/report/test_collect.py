@@ -298,6 +298,16 @@ class TestRefusals:
         assert (plots / "fid_by_seed.svg").exists()
 
 
+@pytest.mark.parametrize("family", ["gone.family", "my_package.family"])
+def test_runs_of_a_strangers_family_are_read_without_its_code(tmp_path, monkeypatch, family):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/__init__.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    fake_group(tmp_path / "runs", "own", [100.0, 101.0], config={"family": family})
+    (arm,) = collect([tmp_path / "runs"]).arms
+    assert [run.family for run in arm.runs] == [family] * 2
+
+
 def test_a_front_is_what_nothing_cheaper_betters():
     points = [(3, 10), (1, 30), (2, 40), (4, 10), (2, 20)]
     assert front(points, higher_is_better=False) == [1, 4, 0]
