@@ -135,12 +135,6 @@ def values_of(overrides: Iterable[str]) -> dict[str, object]:
     return {each.key_or_group: each.value() for each in parse(overrides)}
 
 
-def unquoted(text: str) -> str:
-    """A value of an override without its quotes and escapes, which Hydra writes in several ways."""
-    value = parse([f"key={text}"])[0].value()
-    return value if isinstance(value, str) else text
-
-
 def key_of(override: Override) -> str:
     """The key or group that an override sets, with its package if it has one."""
     return override.get_key_element().lstrip("+~")

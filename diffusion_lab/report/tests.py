@@ -101,11 +101,6 @@ def t_of(tail: float, degrees: float) -> float:
     return float(-special.stdtrit(degrees, tail))
 
 
-def p_of(t: float, degrees: float) -> float:
-    """The p-value of Student's t, of two sides."""
-    return float(2 * special.stdtr(degrees, -abs(t)))
-
-
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the confidence interval of the mean of two or more values."""
     if len(set(values)) == 1:
@@ -323,13 +318,6 @@ def _by_other(by_arm: Values, pairs: Sequence[tuple[str, str]], test: str) -> li
     corrected(found, by_arm, noise)
     by_pair = dict(zip(known, found.corrected, strict=True))
     return [by_pair.get(pair, math.nan) for pair in pairs]
-
-
-def paired_changes(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """The mean change of each arm from one way of measuring its runs to another, by run."""
-    both = one.merge(other, on=["arm", "seed"], suffixes=("", "_other"))
-    both["value"] = both.value_other - both.value
-    return means(both[["arm", "seed", "value"]])
 
 
 def variance_split(values: pd.DataFrame) -> tuple[float, float] | None:
