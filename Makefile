@@ -115,5 +115,5 @@ build: setup  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs
-	rm -rf dist build docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/tutorial docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf dist docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/tutorial docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

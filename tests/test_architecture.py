@@ -20,7 +20,7 @@ ROOMS = [  # each may import those above it
     "metrics",
     "first_stage",
     "pipeline",
-    "build",
+    "assembly",
     "runs",
     "importing",
     "training",
@@ -133,7 +133,7 @@ def test_a_name_of_a_class_is_there_once():
 
 
 def test_the_core_names_no_keys_of_the_configuration():
-    """Classes of the core name parameters in their errors; `build` prefixes the full key."""
+    """Classes of the core name parameters in their errors; `assembly` prefixes the full key."""
     groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
     key = re.compile(rf"\b({groups})(/\w+)?([.]\w+)*=\S|\b({groups})[.]\w+=?$")
     for path in [*files("diffusion"), *files("backbone")]:

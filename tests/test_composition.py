@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
-from diffusion_lab.build.objects import build_model, build_pipeline, with_data_std
+from diffusion_lab.assembly.objects import build_model, build_pipeline, with_data_std
 from diffusion_lab.common.labels import Captions, Classes, Numbers
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given

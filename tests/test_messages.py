@@ -23,9 +23,9 @@ from helpers.paths import TESTS
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 
+from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.backbone.attention import SelfAttention
 from diffusion_lab.backbone.conditioning import Attributes, ClassLabel
-from diffusion_lab.build.objects import build_model, build_pipeline
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.source import ImageFolder, TwoMoons

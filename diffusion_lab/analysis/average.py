@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.config_keys import as_list
-from diffusion_lab.build.families import AUTOENCODER, family_of
-from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.objects import build_datamodule, read_data
+from diffusion_lab.assembly.config_keys import as_list
+from diffusion_lab.assembly.families import AUTOENCODER, family_of
+from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.assembly.objects import build_datamodule, read_data
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say, track

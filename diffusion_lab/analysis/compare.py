@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import as_list
-from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.assembly.config_keys import as_list
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, optional
 from diffusion_lab.report.command import compare

@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.build.config_keys import SUBSET_SEED, Means, flat, means
-from diffusion_lab.build.objects import read_data
+from diffusion_lab.assembly.config_keys import SUBSET_SEED, Means, flat, means
+from diffusion_lab.assembly.objects import read_data
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import as_list, flattered
-from diffusion_lab.build.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.config_keys import as_list, flattered
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.common.files import require_writable
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole

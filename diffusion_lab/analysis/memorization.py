@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.copy_controls import Controls, CopySpaces, lines
-from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError, say

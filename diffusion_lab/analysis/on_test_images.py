@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.objects import read_data
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.objects import read_data
 from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed

@@ -8,9 +8,9 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.build.config_keys import as_list
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.sentences import key_of, parse
+from diffusion_lab.assembly.config_keys import as_list
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import most_rows, save_png
 from diffusion_lab.common.labels import Labels

@@ -14,8 +14,8 @@ from torch import nn
 
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.evaluate import say_if_flattered
-from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.sentences import Combination
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table

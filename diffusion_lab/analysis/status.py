@@ -14,8 +14,8 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_lab.build.config_keys import as_list
-from diffusion_lab.build.instantiate import check_keys
+from diffusion_lab.assembly.config_keys import as_list
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say

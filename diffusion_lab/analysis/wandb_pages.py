@@ -12,9 +12,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import Settings, as_list, flat
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.sentences import did_you_mean
+from diffusion_lab.assembly.config_keys import Settings, as_list, flat
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.sentences import did_you_mean
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, optional

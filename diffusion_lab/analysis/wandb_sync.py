@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import as_list
+from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import ABANDONED
 from diffusion_lab.runs.progress import is_locked

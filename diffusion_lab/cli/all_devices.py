@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.sentences import own_places
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.sentences import own_places
 from diffusion_lab.cli.ending import REPLY, STOPPED
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import TrainingStopped, UserError

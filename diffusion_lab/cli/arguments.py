@@ -4,7 +4,7 @@ import shutil
 from itertools import product
 from pathlib import Path
 
-from diffusion_lab.build.sentences import conf_dir, key_of, parse
+from diffusion_lab.assembly.sentences import conf_dir, key_of, parse
 from diffusion_lab.cli.commands import Command
 from diffusion_lab.common.messages import UserError
 

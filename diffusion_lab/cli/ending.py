@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.common.files import write_json
 from diffusion_lab.compute import started
 

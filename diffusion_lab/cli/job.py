@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from diffusion_lab.build.config_keys import check_boxes, leave_out, paths_as_text
-from diffusion_lab.build.sentences import MISTAKES, Combination, conf_dir, sentence
+from diffusion_lab.assembly.config_keys import check_boxes, leave_out, paths_as_text
+from diffusion_lab.assembly.sentences import MISTAKES, Combination, conf_dir, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from diffusion_lab.build.sentences import MISTAKES, conf_dir, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, conf_dir, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.ending import STOPPED, fail

@@ -10,8 +10,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import leave_out
-from diffusion_lab.build.sentences import conf_dir, key_of, parse
+from diffusion_lab.assembly.config_keys import leave_out
+from diffusion_lab.assembly.sentences import conf_dir, key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES
 from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study

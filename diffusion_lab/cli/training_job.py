@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.sentences import MISTAKES
+from diffusion_lab.assembly.sentences import MISTAKES
 from diffusion_lab.cli.ending import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm

@@ -17,10 +17,10 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.model import Model
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.build.costs import ImageFacts
-from diffusion_lab.build.model import Model
-from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 

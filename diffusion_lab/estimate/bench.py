@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer, timer
 
+from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.assembly.parameter_groups import build_optimizer, inner_matrices
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
-from diffusion_lab.build.costs import ImageFacts
-from diffusion_lab.build.objects import build_model
-from diffusion_lab.build.parameter_groups import build_optimizer, inner_matrices
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment

@@ -7,11 +7,11 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.costs import image_facts, sampling_calls
-from diffusion_lab.build.families import DIFFUSION, family_of
-from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.objects import build_model
-from diffusion_lab.build.sentences import values_of
+from diffusion_lab.assembly.costs import image_facts, sampling_calls
+from diffusion_lab.assembly.families import DIFFUSION, family_of
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.assembly.sentences import values_of
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs

@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from diffusion_lab.build.config_keys import Means, groups
-from diffusion_lab.build.costs import image_facts
-from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.sentences import MISTAKES, parse, sentence
+from diffusion_lab.assembly.config_keys import Means, groups
+from diffusion_lab.assembly.costs import image_facts
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of

@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from diffusion_lab.build.sentences import Combination
+from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.estimate import budget

@@ -8,11 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from diffusion_lab.assembly.config_keys import Means, groups
+from diffusion_lab.assembly.costs import ELSEWHERE, ImageFacts, image_facts, sampling_calls
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, by_level, total
-from diffusion_lab.build.config_keys import Means, groups
-from diffusion_lab.build.costs import ELSEWHERE, ImageFacts, image_facts, sampling_calls
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.sentences import Combination
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole

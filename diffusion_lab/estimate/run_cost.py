@@ -7,9 +7,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.assembly.costs import ImageFacts, network_cost
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, total
-from diffusion_lab.build.costs import ImageFacts, network_cost
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.families.diffusion.module import DiffusionModule

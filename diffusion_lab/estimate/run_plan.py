@@ -14,9 +14,9 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from diffusion_lab.assembly.costs import ImageFacts, calls_of_one_network, image_facts
+from diffusion_lab.assembly.instantiate import check_keys, instantiate
 from diffusion_lab.backbone.macs import TRAINING_PASSES, seen_flops
-from diffusion_lab.build.costs import ImageFacts, calls_of_one_network, image_facts
-from diffusion_lab.build.instantiate import check_keys, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag, inside, optional, share, whole
 from diffusion_lab.compute.batch import solve_batch

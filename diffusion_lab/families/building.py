@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.assembly.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.backbone.conditioning import RawLabels
-from diffusion_lab.build.instantiate import Factory, errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 
 OF_DIFFUSION = ("schedule", "augmentation", "coupling", "alignment", "init_from")

@@ -6,9 +6,9 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.objects import build_datamodule, build_model
-from diffusion_lab.build.sentences import conf_dir, parse
+from diffusion_lab.assembly.instantiate import instantiate
+from diffusion_lab.assembly.objects import build_datamodule, build_model
+from diffusion_lab.assembly.sentences import conf_dir, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say

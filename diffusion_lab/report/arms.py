@@ -16,7 +16,7 @@ from typing import TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import (
+from diffusion_lab.assembly.config_keys import (
     CLASS,
     DATA_SIZE,
     FRACTION,

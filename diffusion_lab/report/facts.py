@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import SUBSET_SEED, flattered
+from diffusion_lab.assembly.config_keys import SUBSET_SEED, flattered
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics.quantity import quantity_of
 from diffusion_lab.report.arms import Arm, runs_of, trained

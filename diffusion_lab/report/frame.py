@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from diffusion_lab.build.config_keys import Means, flat, means
+from diffusion_lab.assembly.config_keys import Means, flat, means
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.quantity import (
     BITS_PER_CODE,

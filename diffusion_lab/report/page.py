@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from diffusion_lab.build.config_keys import CLASS
+from diffusion_lab.assembly.config_keys import CLASS
 from diffusion_lab.report import verdicts
 from diffusion_lab.report.arms import Arm, runs_of
 from diffusion_lab.report.facts import machine, setting

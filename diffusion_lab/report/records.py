@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import CLASS, FRACTION, Means, Settings, flat, means
-from diffusion_lab.build.families import AUTOENCODER, family_of
+from diffusion_lab.assembly.config_keys import CLASS, FRACTION, Means, Settings, flat, means
+from diffusion_lab.assembly.families import AUTOENCODER, family_of
 from diffusion_lab.common.files import read_json, read_rows
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import (

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import CLASS, Settings
+from diffusion_lab.assembly.config_keys import CLASS, Settings
 from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION_LOSS, Quantity
 from diffusion_lab.report.arms import ALL, Arm, names_of, varying
 from diffusion_lab.report.facts import EQUAL_COST

@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.families import DIFFUSION, family_of
-from diffusion_lab.build.instantiate import errors_at
+from diffusion_lab.assembly.families import DIFFUSION, family_of
+from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.common.files import replacing_folder, write_atomically
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage import FirstStage

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 import diffusion_lab
-from diffusion_lab.build.config_keys import CLASS, KEYS, verbatim
+from diffusion_lab.assembly.config_keys import CLASS, KEYS, verbatim
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import migrate

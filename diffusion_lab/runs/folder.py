@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
-from diffusion_lab.build.config_keys import verbatim
+from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.files import OUTPUTS, write_atomically, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import CLASS
+from diffusion_lab.assembly.config_keys import CLASS
 
 FORMAT = 3  # the format that is read as today's
 PLACE = "diffusion_lab.diffusion.objective."

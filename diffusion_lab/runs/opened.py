@@ -14,11 +14,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from diffusion_lab.build import families
-from diffusion_lab.build.config_keys import verbatim
-from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.objects import build_datamodule, read_data
-from diffusion_lab.build.sentences import parse
+from diffusion_lab.assembly import families
+from diffusion_lab.assembly.config_keys import verbatim
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.objects import build_datamodule, read_data
+from diffusion_lab.assembly.sentences import parse
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard

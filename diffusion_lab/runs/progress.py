@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.common.files import WITHOUT_LOCKS, last_rows, write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, read_config

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import flat
+from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError

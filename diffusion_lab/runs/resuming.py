@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import KEYS, Means, as_path, flat, is_resumable, means
-from diffusion_lab.build.sentences import parse, values_of
+from diffusion_lab.assembly.config_keys import KEYS, Means, as_path, flat, is_resumable, means
+from diffusion_lab.assembly.sentences import parse, values_of
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.first_stage.autoencoder import saving

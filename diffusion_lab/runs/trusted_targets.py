@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.build.families import TRAINED
+from diffusion_lab.assembly.families import TRAINED
 from diffusion_lab.common.messages import UserError, say
 
 PACKAGES = ("diffusion_lab", "torch", "lightning")  # packages whose classes our runs name

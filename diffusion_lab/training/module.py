@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.parameter_groups import OptimizerFactory, build_optimizer
+from diffusion_lab.assembly.instantiate import instantiate
+from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule

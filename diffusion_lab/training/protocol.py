@@ -4,7 +4,7 @@ from typing import Annotated
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.instantiate import naming_keys
+from diffusion_lab.assembly.instantiate import naming_keys
 from diffusion_lab.common.formats import joined
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, one_of, settings, whole_list

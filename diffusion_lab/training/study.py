@@ -14,9 +14,9 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import Means, flat, is_resumable, means
-from diffusion_lab.build.instantiate import target_of
-from diffusion_lab.build.sentences import key_of, parse
+from diffusion_lab.assembly.config_keys import Means, flat, is_resumable, means
+from diffusion_lab.assembly.instantiate import target_of
+from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError, say

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from diffusion_lab.build import families
-from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.assembly import families
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule

@@ -12,9 +12,9 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.instantiate import check_keys, errors_at
-from diffusion_lab.build.objects import facts_of_data, read_data
-from diffusion_lab.build.sentences import own_places
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.objects import facts_of_data, read_data
+from diffusion_lab.assembly.sentences import own_places
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, optional, whole
 from diffusion_lab.compute import launch

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.objects import build_datamodule, read_data
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.objects import build_datamodule, read_data
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.compute.device import pick_device

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.common.messages import UserError, console
 from diffusion_lab.common.ranges import Range, at_least, one_of, optional, whole
 from diffusion_lab.compute import launch

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import verbatim
+from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
 

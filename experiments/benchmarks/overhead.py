@@ -17,8 +17,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from diffusion_lab.build.objects import build_model
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.data.loader import ImageBatch

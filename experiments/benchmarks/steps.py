@@ -19,8 +19,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from diffusion_lab.build.costs import image_facts
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.costs import image_facts
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.device import device_and_precision
 from diffusion_lab.estimate import budget

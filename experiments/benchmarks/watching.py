@@ -23,8 +23,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
-from diffusion_lab.build.objects import read_data
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.objects import read_data
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.device import PeakMemory

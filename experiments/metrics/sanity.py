@@ -23,8 +23,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.copy_controls import stored_features
-from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
 from diffusion_lab.metrics.generative import GenerativeMetrics

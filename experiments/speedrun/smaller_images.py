@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import to_pil_image
 
-from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.sentences import conf_dir
 
 
 def main() -> None:

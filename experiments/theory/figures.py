@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from diffusion_lab import runs
 from diffusion_lab.analysis import plots
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.diffusion.guidance import Guidance

@@ -7,8 +7,8 @@ from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.estimate.activations import saved_bytes

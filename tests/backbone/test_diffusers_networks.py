@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from diffusion_lab.assembly.model import check_network
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone import DiffusersDiT, DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, RawLabels, Unconditional
-from diffusion_lab.build.model import check_network
-from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given

@@ -14,6 +14,8 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone import (
     Attributes,
     ClassLabel,
@@ -37,8 +39,6 @@ from diffusion_lab.backbone.magnitude import (
     mp_sum,
     normalised,
 )
-from diffusion_lab.build.objects import build_model
-from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.diffusion.estimate import Given

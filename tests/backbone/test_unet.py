@@ -11,6 +11,8 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion_lab.assembly.model import check_network
+from diffusion_lab.assembly.objects import fit_bandwidths
 from diffusion_lab.backbone import UNet
 from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
@@ -26,8 +28,6 @@ from diffusion_lab.backbone.resample import (
     Upsample,
 )
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
-from diffusion_lab.build.model import check_network
-from diffusion_lab.build.objects import fit_bandwidths
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime

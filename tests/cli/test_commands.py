@@ -16,7 +16,7 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics

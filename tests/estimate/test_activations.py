@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from helpers.compositions import composed
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.build.costs import ImageFacts
-from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes, saved_bytes

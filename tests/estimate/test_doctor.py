@@ -9,7 +9,7 @@ from helpers.data_modules import data_of
 from helpers.tiny_data import TinyData
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.estimate.doctor import checks_of_resources as checks

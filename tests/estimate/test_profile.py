@@ -9,10 +9,10 @@ from helpers.compositions import composed
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
-from diffusion_lab.build.costs import ImageFacts
-from diffusion_lab.build.sentences import conf_dir
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes

@@ -7,8 +7,8 @@ import pytest
 from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.build.costs import cost_of, image_facts
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.costs import cost_of, image_facts
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.estimate import budget
 from diffusion_lab.runs.files import load_record
 

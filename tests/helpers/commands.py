@@ -12,8 +12,8 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.assembly.costs import ImageFacts, cost_of
 from diffusion_lab.backbone.macs import Cost
-from diffusion_lab.build.costs import ImageFacts, cost_of
 from diffusion_lab.cli import main
 from diffusion_lab.metrics.extractor import EfficientNetLite0
 from helpers.paths import ROOT, TESTS

@@ -8,8 +8,8 @@ from helpers.tiny_vae import save_vae
 from safetensors.torch import save_file
 
 from diffusion_lab import runs
+from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.backbone.embedding import grid_positions
-from diffusion_lab.build.instantiate import instantiate
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.importing.kind import DiTFiles
 from diffusion_lab.importing.names import LABELS

@@ -12,7 +12,7 @@ from helpers.refusals import assert_names
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.build.objects import known_loss
+from diffusion_lab.assembly.objects import known_loss
 from diffusion_lab.diffusion.objective import Denoising
 from diffusion_lab.diffusion.objective.loss import (
     Consistency,

@@ -15,7 +15,7 @@ from helpers.pairs import first_fast
 from helpers.refusals import assert_names, refused
 
 from diffusion_lab import runs
-from diffusion_lab.build.objects import build_model
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.diffusion.estimate import Given

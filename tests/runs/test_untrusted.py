@@ -16,8 +16,8 @@ from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import verbatim
-from diffusion_lab.build.sentences import parse
+from diffusion_lab.assembly.config_keys import verbatim
+from diffusion_lab.assembly.sentences import parse
 from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2

@@ -230,7 +230,7 @@ def test_a_study_changes_its_base_key_by_key(tmp_path, load):
     ],
 )
 def test_values_are_written_as_hydra_reads_them(value, text):
-    from diffusion_lab.build.sentences import parse
+    from diffusion_lab.assembly.sentences import parse
 
     assert text_of(value) == text
     if value != "${seed}":

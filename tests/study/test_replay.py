@@ -8,8 +8,8 @@ from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import Means, flat, leave_out, means
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.config_keys import Means, flat, leave_out, means
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.jobs import Jobs
 from diffusion_lab.runs import migrate

@@ -13,9 +13,9 @@ from helpers.tiny_runs import TINY, rows, tiny_first_stage
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone import AdaLNZero, ClassLabel, InContext
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.build.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given

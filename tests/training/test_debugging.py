@@ -9,7 +9,7 @@ from helpers.seen_images import seen
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.build.objects import build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise

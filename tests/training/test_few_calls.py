@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.compositions import composed
 
-from diffusion_lab.build.objects import build_model
+from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.diffusion.sampler import Euler, FlowMap, UniformGrid

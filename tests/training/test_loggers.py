@@ -19,7 +19,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, wandb_runs
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.build.config_keys import flat
+from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.cli.training_job import join
 from diffusion_lab.common import messages
 from diffusion_lab.training import train

@@ -16,7 +16,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
-from diffusion_lab.build.parameter_groups import OptimizerFactory
+from diffusion_lab.assembly.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.families.autoencoder.task import AutoencoderModule
 from diffusion_lab.families.diffusion.module import DiffusionModule

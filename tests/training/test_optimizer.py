@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from diffusion_lab.build.parameter_groups import GroupSettings, OptimizerFactory, matrices
+from diffusion_lab.assembly.parameter_groups import GroupSettings, OptimizerFactory, matrices
 from diffusion_lab.compute.sharding import shared_as, whole
 from diffusion_lab.training.optimizer import Muon
 from diffusion_lab.training.task import build_task

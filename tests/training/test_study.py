@@ -24,8 +24,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import flat
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.config_keys import flat
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs.folder import save_config

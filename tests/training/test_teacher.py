@@ -10,7 +10,7 @@ from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.build.objects import build_datamodule, build_model
+from diffusion_lab.assembly.objects import build_datamodule, build_model
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.pipeline.diffusion import PAIRS

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.analysis.publishing import card as cards
 from diffusion_lab.analysis.publishing.card import text_of
-from diffusion_lab.build.config_keys import as_list
+from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import (
     read_json,

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_lab.build.sentences import MISTAKES, parse, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.cli.ending import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study

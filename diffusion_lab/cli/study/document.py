@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.messages import UserError
 
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"

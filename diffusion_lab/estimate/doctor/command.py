@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.sentences import MISTAKES, sentence
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.doctor.checks_of_resources import OF_IMAGES, OF_MACHINE

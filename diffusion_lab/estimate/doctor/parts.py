@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.build.costs import ImageFacts, calls_of_one_network
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.objects import build_datamodule, load_data
+from diffusion_lab.assembly.costs import ImageFacts, calls_of_one_network
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.objects import build_datamodule, load_data
 from diffusion_lab.common import rules
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import launch

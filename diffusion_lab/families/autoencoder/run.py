@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.objects import build_datamodule
 from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise

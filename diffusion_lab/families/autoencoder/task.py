@@ -14,9 +14,9 @@ from torch._functorch import config as functorch
 from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.compute.batch import BatchLayout

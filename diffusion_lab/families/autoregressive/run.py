@@ -6,8 +6,8 @@ from typing import ClassVar, cast
 from omegaconf import DictConfig
 from torch import nn
 
-from diffusion_lab.build import rules
-from diffusion_lab.build.instantiate import instantiate
+from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageDataModule

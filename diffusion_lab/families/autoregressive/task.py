@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode

@@ -10,8 +10,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.objects import noise_label
+from diffusion_lab.assembly.instantiate import instantiate
+from diffusion_lab.assembly.objects import noise_label
 from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import joined, some
 from diffusion_lab.common.messages import UserError, say

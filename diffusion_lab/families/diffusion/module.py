@@ -28,8 +28,8 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone.base import ends_of, layers_of, renormalise
-from diffusion_lab.build.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import shard_parameters

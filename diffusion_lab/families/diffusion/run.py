@@ -5,10 +5,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.families import DIFFUSION, family_of
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.model import Drawable, untrained_jumps
-from diffusion_lab.build.objects import build_datamodule, build_drawable, build_pipeline
+from diffusion_lab.assembly.families import DIFFUSION, family_of
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.model import Drawable, untrained_jumps
+from diffusion_lab.assembly.objects import build_datamodule, build_drawable, build_pipeline
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageDataModule

@@ -6,20 +6,20 @@ import lightning
 import torch
 from omegaconf import DictConfig
 
-from diffusion_lab.backbone import Energy
-from diffusion_lab.backbone.base import renormalise
-from diffusion_lab.backbone.macs import TRAINING_PASSES
-from diffusion_lab.build import rules
-from diffusion_lab.build.costs import ImageFacts, cost_of
-from diffusion_lab.build.instantiate import errors_at, instantiate
-from diffusion_lab.build.model import (
+from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.costs import ImageFacts, cost_of
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.model import (
     Model,
     check_network,
     check_steps,
     rarely_trained,
     untrained_jumps,
 )
-from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.backbone import Energy
+from diffusion_lab.backbone.base import renormalise
+from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule

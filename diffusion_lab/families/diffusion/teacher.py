@@ -6,9 +6,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from diffusion_lab.build.costs import ImageFacts, cost_of, sampling_calls
-from diffusion_lab.build.model import Drawable, Model
-from diffusion_lab.build.objects import build_pipeline
+from diffusion_lab.assembly.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.assembly.model import Drawable, Model
+from diffusion_lab.assembly.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from diffusion_lab.build.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.families.building import built, check_groups, require
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss

@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from diffusion_lab.build.objects import build_datamodule
-from diffusion_lab.build.parameter_groups import inner_matrices
+from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise

@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.build.instantiate import errors_at
-from diffusion_lab.build.objects import build_datamodule
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.objects import build_datamodule
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.images import save_png

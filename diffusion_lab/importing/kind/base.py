@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from diffusion_lab.build.config_keys import verbatim
+from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.importing.reading import State
 
 Shape = tuple[int, int, int]

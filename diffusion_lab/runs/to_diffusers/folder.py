@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.build.config_keys import flat
-from diffusion_lab.build.model import Drawable
+from diffusion_lab.assembly.config_keys import flat
+from diffusion_lab.assembly.model import Drawable
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount, literal, literal_table, plain
 from diffusion_lab.first_stage import FirstStage, HubVAE, Pixels

@@ -7,6 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.instantiate import instantiate
+from diffusion_lab.assembly.model import Drawable
 from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
 from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
@@ -14,8 +16,6 @@ from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import BlockResampling, ConvResampling, Unconditioned
 from diffusion_lab.backbone.unet import UNet, UpLevel
-from diffusion_lab.build.instantiate import instantiate
-from diffusion_lab.build.model import Drawable
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.runs.to_diffusers.refusal import without_counterpart

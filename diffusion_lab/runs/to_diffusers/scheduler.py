@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from diffusion_lab.assembly.model import Drawable
 from diffusion_lab.backbone.diffusers_networks import network_class
-from diffusion_lab.build.model import Drawable
 from diffusion_lab.common.rules import option
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.noise import NoiseLevel

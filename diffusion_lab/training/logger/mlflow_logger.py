@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
-from diffusion_lab.build.config_keys import flat
+from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.common.files import OUTPUTS, one_at_a_time
 from diffusion_lab.common.messages import package
 from diffusion_lab.training.clock import Clock

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.instantiate import Factory, check_keys, errors_at, instantiate
+from diffusion_lab.assembly.instantiate import Factory, check_keys, errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.run_logger import RunLogger

@@ -6,7 +6,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from diffusion_lab.build.config_keys import flat
+from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import package
 from diffusion_lab.training.clock import Clock

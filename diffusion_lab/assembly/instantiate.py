@@ -13,8 +13,8 @@ import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import as_path
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.config_keys import as_path
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, RangeError, written
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.refusals import refused
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import above, optional, ranges, whole
 

@@ -3,7 +3,7 @@
 import pytest
 from helpers.refusals import assert_names
 
-from diffusion_lab.build.model import untrained_jumps
+from diffusion_lab.assembly.model import untrained_jumps
 from diffusion_lab.diffusion.objective.loss import MeanFlow, Shortcut
 from diffusion_lab.diffusion.sampler import FewStep, FlowMap, UniformGrid, UniPC
 from diffusion_lab.diffusion.sampler.time_grid import Explicit, Karras

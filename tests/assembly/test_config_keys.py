@@ -5,7 +5,7 @@ from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from diffusion_lab.build.config_keys import (
+from diffusion_lab.assembly.config_keys import (
     CLASS,
     KEYS,
     Means,
@@ -18,7 +18,7 @@ from diffusion_lab.build.config_keys import (
     row_of,
     verbatim,
 )
-from diffusion_lab.build.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.messages import UserError
 
 COMMANDS = {

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.optim import Optimizer
 
-from diffusion_lab.build.instantiate import Factory, check_keys, instantiate
+from diffusion_lab.assembly.instantiate import Factory, check_keys, instantiate
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, at_least, optional, settings
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.build.config_keys import replaced
+from diffusion_lab.assembly.config_keys import replaced
 from diffusion_lab.common.messages import UserError
 
 TRAINED = ("diffusion", "autoregressive", "gan")  # by `train`

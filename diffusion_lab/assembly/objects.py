@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.config_keys import verbatim
+from diffusion_lab.assembly.families import require_diffusion
+from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.backbone.base import checkpoint_activations
-from diffusion_lab.build import rules
-from diffusion_lab.build.config_keys import verbatim
-from diffusion_lab.build.families import require_diffusion
-from diffusion_lab.build.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.build.model import Drawable, Model
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag

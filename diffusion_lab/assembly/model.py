@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lab.assembly import rules
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.stage import check_embeddings
-from diffusion_lab.build import rules
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.rules import option
 from diffusion_lab.data.augmentation import Augmentation

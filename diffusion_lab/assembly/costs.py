@@ -7,12 +7,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.model import Model
+from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
-from diffusion_lab.build.instantiate import check_keys
-from diffusion_lab.build.model import Model
-from diffusion_lab.build.objects import build_datamodule, build_model, build_pipeline
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import IMAGE_SHAPE, optional, whole

@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers.refusals import assert_names, refused
 
-from diffusion_lab.backbone import MLP, Energy
-from diffusion_lab.backbone.conditioning import ClassLabel
-from diffusion_lab.build import rules
-from diffusion_lab.build.model import (
+from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.model import (
     check_network,
 )
+from diffusion_lab.backbone import MLP, Energy
+from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
