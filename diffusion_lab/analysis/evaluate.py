@@ -12,7 +12,7 @@ from diffusion_lab.families.images.run import open_images
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
 from diffusion_lab.pipeline import evaluate
-from diffusion_lab.runs.opened import inherit, open_run
+from diffusion_lab.runs.opened import inherited, open_run
 from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
@@ -37,7 +37,7 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
             "`diffusion-lab compare`"
         )
     require_writable("run", str(cfg.run), "evaluate a copy of the run elsewhere")
-    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
     pipeline = opened.pipeline(cfg)

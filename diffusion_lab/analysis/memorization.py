@@ -23,7 +23,7 @@ from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
-from diffusion_lab.runs.opened import inherit
+from diffusion_lab.runs.opened import inherited
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
@@ -49,7 +49,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     check_keys(cfg, KEYS)
     opened = open_diffusion_run(cfg)
-    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule

@@ -27,7 +27,7 @@ from diffusion_lab.diffusion.sampler.runge_kutta import SMALLEST_RATIO, encode
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.runs.opened import inherit
+from diffusion_lab.runs.opened import inherited
 
 COUNTS = {"num_images": whole(1), "batch_size": whole(1), "seed": whole(0)}
 PROBES = 0x70726F6265  # separates these draws from others with the same seed
@@ -102,7 +102,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Redraws a region of test images; each row shows an image, its known part, and variants."""
     check_keys(cfg, COUNTS | {"region": one_of(*REGIONS), "variants": whole(1)})
     opened = open_diffusion_run(cfg)
-    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
     shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
     # masks of the known part, in pixels for the picture and in the space that is diffused

@@ -20,7 +20,7 @@ from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.runs.opened import inherit, open_run
+from diffusion_lab.runs.opened import inherited, open_run
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
 LONGEST = 40  # characters of a value in a file name
@@ -36,7 +36,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     counts = {key: whole(number) for key, number in least.items()}
     check_keys(cfg, counts | {"save": one_of("grid", "png", "npz")})
     opened = open_run(cfg)
-    inherit(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance"), overrides)
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg, pipeline, datamodule.labels)
     images = opened.draw_all(pipeline, cfg, labels)

@@ -31,7 +31,7 @@ from diffusion_lab.pipeline import Pipeline, evaluate
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of
-from diffusion_lab.runs.opened import inherit
+from diffusion_lab.runs.opened import inherited
 from diffusion_lab.runs.results import sampling_of
 
 # the keys that combinations may vary
@@ -71,7 +71,7 @@ def sweep(
     check_keys(cfg, {"batch_size": whole(1)})
     models = opened_models(combinations)
     opened = models[0]
-    inherit(cfg, opened.saved, ("metrics",), overrides)
+    cfg = inherited(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
     measured = measured_by(metrics, opened, cfg.metrics)
     settings = [
@@ -147,7 +147,7 @@ def build_setting(
     """Builds the pipeline of a combination; raises UserError if it cannot be sampled."""
     cfg = combination.cfg
     check_keys(cfg, {"seed": whole(0)})
-    inherit(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     facts = {

@@ -142,7 +142,7 @@ def build_denoiser(
         label = noise_label(schedule, loss.differentiates_time)
     if std == "auto":
         std = first_stage.data_std if schedule.explodes else None
-    fit_bandwidths(cfg.backbone, label)
+    cfg = with_bandwidths(cfg, label)
     previous, augmentation = cfg.denoiser.self_conditioning, parts["augmentation"]
     shape = first_stage.latent_shape
     rules.check(**parts, noise_label=label, clip=clip, self_conditioning=previous, shape=shape)
@@ -175,14 +175,15 @@ def build_denoiser(
     return denoiser
 
 
-def fit_bandwidths(backbone: DictConfig, label: str) -> None:
-    """Gives random frequencies that are `auto` the deviation that suits a noise label."""
-    width = BANDWIDTHS.get(label, 1.0)
-    for network in filter(None, (backbone, backbone.get("network"))):
+def with_bandwidths(cfg: DictConfig, label: str) -> DictConfig:
+    """A copy in which random frequencies that are `auto` have the width of a noise label."""
+    cfg, width = cfg.copy(), BANDWIDTHS.get(label, 1.0)
+    for network in filter(None, (cfg.backbone, cfg.backbone.get("network"))):
         if network.get("bandwidth") == "auto":
             network.bandwidth = width
         if OmegaConf.select(network, "embedding.std") == "auto":
             network.embedding.std = NCSNPP * width
+    return cfg
 
 
 def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:

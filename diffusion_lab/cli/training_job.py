@@ -85,7 +85,7 @@ class TrainingJob:
             return sweep_record.DONE, None
         protocol_of(cfg)  # refuses a wrong one
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
-        tuned.apply(cfg)
+        cfg = tuned.with_tuned(cfg)
         study.check_metric(cfg, folder)
         begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
         if begun and (begun / CONFIG).is_file():
@@ -105,8 +105,8 @@ class TrainingJob:
             resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
             self.train(resumed(str(folder), resume, self.command), resume)
         else:
-            budget.apply(cfg, overrides)
-            self.train(cfg, overrides + join(cfg, job, folder))
+            cfg = budget.with_budget(cfg, overrides)
+            self.train(*joined(cfg, overrides, job, folder))
         value = study.final_metric(folder, metric) if folder and metric else None
         return sweep_record.SKIPPED if state == study.FINISHED else sweep_record.DONE, value
 
@@ -117,26 +117,29 @@ class TrainingJob:
             sys.exit(EXIT_CODES[outcome])
 
 
-def join(cfg: DictConfig, job: HydraConf, folder: Path | None) -> list[str]:
-    """Gives a new run of a sweep its folder, and its place in loggers; returns the overrides."""
-    joined: dict[str, object] = {}
+def joined(
+    cfg: DictConfig, overrides: list[str], job: HydraConf, folder: Path | None
+) -> tuple[DictConfig, list[str]]:
+    """A new run's configuration and overrides, with its folder and its place in loggers."""
+    place: dict[str, object] = {}
     if folder and not cfg.run_dir:
-        joined["run_dir"] = str(folder)
+        place["run_dir"] = str(folder)
     for key, logger in (cfg.get("logger") or {}).items():
         if "group" not in logger:  # it has no place but the run folder
             continue
         if cfg.study_name:
-            joined[f"logger.{key}.group"] = logger.group or cfg.study_name
-            joined[f"logger.{key}.name"] = logger.name or (folder.name if folder else cfg.name)
+            place[f"logger.{key}.group"] = logger.group or cfg.study_name
+            place[f"logger.{key}.name"] = logger.name or (folder.name if folder else cfg.name)
             budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
             tags = [*logger.tags, cfg.study_name, *budgets]
             # each device's process repeats this
-            joined[f"logger.{key}.tags"] = list(dict.fromkeys(tags))
+            place[f"logger.{key}.tags"] = list(dict.fromkeys(tags))
         elif job.mode == RunMode.MULTIRUN and not logger.group:
-            joined[f"logger.{key}.group"] = job.sweep.dir.rsplit("/", 1)[-1]
-    for key, value in joined.items():
+            place[f"logger.{key}.group"] = job.sweep.dir.rsplit("/", 1)[-1]
+    cfg = cfg.copy()
+    for key, value in place.items():
         OmegaConf.update(cfg, key, value)
-    return [f"{key}={json.dumps(value)}" for key, value in joined.items()]
+    return cfg, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())]
 
 
 train_model = TrainingJob("train")

@@ -43,6 +43,10 @@ class ImageBatch(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def encoded(self, first_stage: Any) -> Tensor:
+        """The moments (B, ., h, w) of the images by a first stage."""
+        return first_stage.moments(self.images)
+
     def clean(self, first_stage: Any, augmentation: Augmentation | None) -> Clean:
         """Augments the images, and encodes them with a first stage."""
         images, told = augment(augmentation, self.images)
@@ -54,6 +58,10 @@ class MomentBatch(NamedTuple):
 
     moments: Tensor
     labels: Tensor
+
+    def encoded(self, first_stage: Any) -> Tensor:
+        """The moments (B, ., h, w), made before by the same first stage."""
+        return self.moments
 
     def clean(self, first_stage: Any, augmentation: Augmentation | None) -> Clean:
         """Draws latents from the moments."""

@@ -76,14 +76,15 @@ class Budget:
         return {}
 
 
-def apply(cfg: DictConfig, overrides: list[str]) -> None:
-    """Solves `cfg.budget`, if there is one, in place, and stores the resulting overrides there.
+def with_budget(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Solves `cfg.budget`, if there is one; returns a configuration with what it fixes.
 
-    `cfg` was composed from `overrides`; the reference is composed with Hydra. Raises UserError for
-    a budget that contradicts itself or the command line, or that has no solution.
+    `cfg` was composed from `overrides`; the reference is composed with Hydra. The resulting
+    overrides stand in `budget.solved`. Raises UserError for a budget that contradicts itself or the
+    command line, or that has no solution.
     """
     if not cfg.get("budget"):
-        return
+        return cfg
     budget = instantiate(cfg, "budget")
     if family_of(cfg) != DIFFUSION and (budget.reference is not None or budget.flops is not None):
         key = "reference" if budget.reference is not None else "flops"
@@ -107,10 +108,12 @@ def apply(cfg: DictConfig, overrides: list[str]) -> None:
             raise UserError(
                 f"{key} is set to {value} by the budget; leave it out, or write budget=none"
             )
+    cfg = cfg.copy()
     for key, value in values.items():
         OmegaConf.update(cfg, key, value)
     cfg.budget.solved = solved
     say(f"Budget: {' '.join(solved)}")
+    return cfg
 
 
 def units(cfg: DictConfig) -> list[str]:

@@ -20,7 +20,7 @@ from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_sec
 from diffusion_lab.estimate.run_cost import counted
 from diffusion_lab.estimate.sizes import Sizes, resized
 from diffusion_lab.runs.files import CONFIG
-from diffusion_lab.runs.opened import inherit, load_diffusion_config
+from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # keys that a reference must not set
 UNITS = ("params", "macs", "step_time")
@@ -45,7 +45,7 @@ def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     with errors_at(cfg, ""):
         if is_run(text := str(cfg.reference)):
-            take_over(cfg, text, overrides)
+            cfg = with_costs_of(cfg, text, overrides)
         found = find_match(cfg, overrides, HydraConfig.get().runtime.choices["backbone"])
     print(" ".join(found.overrides))
     return asdict(found)
@@ -96,18 +96,19 @@ def is_run(reference: str) -> bool:
     return Path(reference, CONFIG).is_file() or ("/" in reference and "=" not in reference)
 
 
-def take_over(cfg: DictConfig, run: str, overrides: list[str]) -> None:
-    """Puts all settings of a run that cost something into `cfg`, but its backbone and `overrides`.
+def with_costs_of(cfg: DictConfig, run: str, overrides: list[str]) -> DictConfig:
+    """A copy with all settings of a run that cost something, but its backbone and `overrides`.
 
     Says which. Raises UserError if there is no such run.
     """
     shared = ("data", *(group for group in groups(Means.COST) if group != "backbone"))
-    inherit(cfg, load_diffusion_config(run), shared, overrides)
+    cfg = inherited(cfg, load_diffusion_config(run), shared, overrides)
     given = {key_of(override) for override in overrides}
     if "image_shape" in given:
         given.add("data")  # the images are not the run's
     taken = ", ".join(group for group in shared if group not in given)
     say(f"Both are measured with {taken} of {run}; use the same in training")
+    return cfg
 
 
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:

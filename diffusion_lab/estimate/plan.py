@@ -45,8 +45,8 @@ def plan(
     own = f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     plans = []
     for each in combinations:
-        budget.apply(each.cfg, each.overrides)
-        plans.append(plan_of(each.cfg, each.name or own))
+        cfg = budget.with_budget(each.cfg, each.overrides)
+        plans.append(plan_of(cfg, each.name or own))
     if len(plans) > 1:
         compare(plans)
     else:

@@ -20,7 +20,7 @@ from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds, peak_flops
 from diffusion_lab.estimate.run_cost import RunCost, counted
-from diffusion_lab.runs.opened import inherit, load_diffusion_config
+from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 COLUMNS = {
     "params": "params",
@@ -42,17 +42,16 @@ def profile(
     All are counted, or refused if they cannot work, before the first is timed.
     """
     own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
-    for each in combinations:
-        prepare(each.cfg, each.overrides)
-    facts = [image_facts(each.cfg) for each in combinations]
+    completed = [prepared(each.cfg, each.overrides) for each in combinations]
+    facts = [image_facts(each) for each in completed]
     costs = [
-        counted(each.cfg, about, sampling_calls(each.cfg, about))
-        for each, about in zip(combinations, facts, strict=True)
+        counted(each, about, sampling_calls(each, about))
+        for each, about in zip(completed, facts, strict=True)
     ]
     results = [numbers_of(*each) for each in zip(costs, facts, strict=True)]
-    for each, about, cost, numbers in zip(combinations, facts, costs, results, strict=True):
-        if each.cfg.speed and each.cfg.device != "meta":
-            numbers |= measured(each.cfg, about, cost)
+    for each, about, cost, numbers in zip(completed, facts, costs, results, strict=True):
+        if each.speed and each.device != "meta":
+            numbers |= measured(each, about, cost)
     for each, cost, numbers in zip(combinations, costs, results, strict=True):
         show(each.name or own, cost, numbers, each.cfg.depth)
     if len(results) > 1:
@@ -60,13 +59,15 @@ def profile(
     return {"profiles": results} if combinations[0].chosen else results[0]
 
 
-def prepare(cfg: DictConfig, overrides: list[str]) -> None:
-    """Completes a configuration by its budget, or by its run; raises UserError for a wrong one."""
+def prepared(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """A configuration completed by its budget, or its run; raises UserError for a wrong one."""
     if not cfg.run:
-        budget.apply(cfg, overrides)
+        cfg = budget.with_budget(cfg, overrides)
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
     if cfg.run:
-        inherit(cfg, load_diffusion_config(cfg.run), ("data", *groups(Means.COST)), overrides)
+        cfg = inherited(
+            cfg, load_diffusion_config(cfg.run), ("data", *groups(Means.COST)), overrides
+        )
     device, _ = measured_on(cfg)  # raises UserError for a wrong device or precision
     asked = str(OmegaConf.select(cfg, "objective.teacher._target_"))
     if cfg.speed and device.type != "meta" and asked.endswith(f".{TeacherModel.__name__}"):
@@ -74,6 +75,7 @@ def prepare(cfg: DictConfig, overrides: list[str]) -> None:
             "objective/teacher=model is a second network that every step asks, which profile does "
             "not time; write speed=false, or ask `diffusion-lab doctor`, which does"
         )
+    return cfg
 
 
 def numbers_of(cost: RunCost, facts: ImageFacts) -> Numbers:

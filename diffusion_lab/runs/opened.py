@@ -214,16 +214,16 @@ def load_trained_config(folder: str | Path) -> DictConfig:
     return saved
 
 
-def inherit(
+def inherited(
     cfg: DictConfig, saved: DictConfig, groups: tuple[str, ...], overrides: list[str]
-) -> None:
-    """Copies the data and `groups` of a run, `saved`, to `cfg`, except groups in `overrides`.
+) -> DictConfig:
+    """A copy of `cfg` with the data and `groups` of a run, `saved`, except what `overrides` have.
 
     The data are the run's whatever `overrides` say, unless they are one of `groups`. Single values
     in `overrides`, as in sampler.steps=20, change the run's option. A group that this kind of run
-    does not have is removed from `cfg`; an override of it raises UserError.
+    does not have is removed; an override of it raises UserError.
     """
-    keys = {override.key_or_group: override for override in parse(overrides)}
+    cfg, keys = cfg.copy(), {override.key_or_group: override for override in parse(overrides)}
     with open_dict(cfg):
         if "data" not in groups:
             cfg.data = saved.data
@@ -234,6 +234,7 @@ def inherit(
                 del cfg[group]
             elif group not in keys:
                 _take_over(cfg, saved, group, keys)
+    return cfg
 
 
 def _take_over(cfg: DictConfig, saved: DictConfig, group: str, keys: dict[str, Override]) -> None:

@@ -12,14 +12,14 @@ FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
 FOLDER = "tuning"  # the folder with such files in a published one
 
 
-def apply(cfg: DictConfig) -> None:
-    """Sets the keys that `cfg.tuning` names in a file to what was chosen there, in place.
+def with_tuned(cfg: DictConfig) -> DictConfig:
+    """A configuration with what was chosen in the file that `cfg.tuning` names, if it names one.
 
-    The configuration keeps what was tried. Raises UserError if nothing has been chosen.
+    Its `tuning` has what was tried, too. Raises UserError if nothing has been chosen.
     """
     tuning = cfg.get("tuning")
     if not tuning or (isinstance(tuning, DictConfig) and tuning.get("chosen")):
-        return
+        return cfg
     if not isinstance(tuning, DictConfig) or tuning.keys() != {"file", "of"}:
         raise UserError(
             f"tuning={tuning} must name a file of a study and what it tuned, as in "
@@ -29,9 +29,11 @@ def apply(cfg: DictConfig) -> None:
     if not found.get("chosen"):
         why = "every trial diverged" if found else "it has not been tuned yet"
         raise UserError(f"{tuning.file} chooses nothing for {tuning.of}: {why}")
+    cfg = cfg.copy()
     for key, value in found["chosen"].items():
         OmegaConf.update(cfg, key, verbatim(value))
     OmegaConf.update(cfg, "tuning", {**tuning, **found}, force_add=True)
+    return cfg
 
 
 def has_diverged(folder: Path) -> bool:

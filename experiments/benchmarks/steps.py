@@ -33,8 +33,7 @@ def composed(words: list[str]) -> DictConfig:
     """The configuration of a recipe, with a network of the size that its budget asks for."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", ["name=steps", *words])
-        budget.apply(cfg, words)
-    return cfg
+        return budget.with_budget(cfg, words)
 
 
 def bench_of(words: list[str]) -> Bench:

@@ -101,8 +101,7 @@ def timed(words: list[str], rounds: int, folder: Path) -> Times:
     fixed = ["name=watching", "data.validation_size=0", "trainer.max_time=null"]
     fixed += [f"trainer.max_steps={steps}", "trainer.log_every_n_steps=1"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", [*fixed, *words])
-        budget.apply(cfg, words)
+        cfg = budget.with_budget(compose("train", [*fixed, *words]), words)
     layout = solve_batch(cfg.batch_size, 1, cfg.batch_size // 2)
     task, levels, looks = build_task(cfg), Sometimes(), Statistics()
     turns = Turns(levels, looks)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.assembly.model import check_network
-from diffusion_lab.assembly.objects import fit_bandwidths
+from diffusion_lab.assembly.objects import with_bandwidths
 from diffusion_lab.backbone import UNet
 from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
@@ -91,8 +91,8 @@ def configured(name: str, shape: tuple[int, int, int], outputs: int, **overrides
     with initialize_config_dir(str(CONF), version_base="1.3"):
         changes = [f"backbone.{key}={value}" for key, value in overrides.items()]
         cfg = compose(overrides=[f"+backbone={name}", *changes])
-    fit_bandwidths(cfg.backbone, "log_sigma")
-    return instantiate(cfg.backbone)(shape[0], outputs, shape[1:])
+    backbone = with_bandwidths(cfg, "log_sigma").backbone
+    return instantiate(backbone)(shape[0], outputs, shape[1:])
 
 
 def randomised(network: nn.Module, std: float = 0.1) -> nn.Module:

@@ -51,8 +51,7 @@ def test_a_budget_finds_the_size_of_a_published_network(backbone):
         f"budget.images={saved.images}",
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides)
-        budget.apply(cfg, overrides)
+        cfg = budget.with_budget(compose("train", overrides), overrides)
     solved = [each for each in saved.solved if each.startswith("backbone.")]
     assert solved
     assert [each for each in cfg.budget.solved if each.startswith("backbone.")] == solved

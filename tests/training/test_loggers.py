@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.assembly.config_keys import flat
-from diffusion_lab.cli.training_job import join
+from diffusion_lab.cli.training_job import joined
 from diffusion_lab.common import messages
 from diffusion_lab.training import train
 from diffusion_lab.training.clock import Clock
@@ -253,11 +253,12 @@ def test_runs_of_a_study_share_a_group_in_every_logger_that_has_groups():
     place = {"group": None, "name": None, "tags": ["own"]}
     cfg = OmegaConf.create({"study_name": "mine", "run_dir": "run", "name": "x", "budget": None})
     cfg.logger = {"wandb": place, "mlflow": place | {"name": "chosen"}, "mine": {}}
-    overrides = join(cfg, OmegaConf.create({}), Path("run"))
+    cfg, overrides = joined(cfg, ["own=1"], OmegaConf.create({}), Path("run"))
     assert cfg.logger.wandb == {"group": "mine", "name": "run", "tags": ["own", "mine"]}
     assert cfg.logger.mlflow == {"group": "mine", "name": "chosen", "tags": ["own", "mine"]}
     assert cfg.logger.mine == {}
-    assert len(overrides) == 6
+    assert overrides[0] == "own=1"
+    assert len(overrides) == 7
 
 
 @pytest.mark.slow

@@ -28,8 +28,7 @@ def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Prints what is wrong with a training run; returns the checks and the facts."""
     if cfg.resume:
         raise UserError("doctor looks at a run before it is made; leave out resume=...")
-    budget.apply(cfg, overrides)
-    findings, facts = diagnose(cfg)
+    findings, facts = diagnose(budget.with_budget(cfg, overrides))
     show(findings, facts)
     return {"checks": [finding._asdict() for finding in findings], "facts": facts}
 

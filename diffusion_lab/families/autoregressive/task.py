@@ -70,11 +70,8 @@ class AutoregressiveModule(OneNumberModule):
     def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
         """Returns the mean loss of a code, (), for b images, or for their moments."""
         self.seed_share(batch_idx)
-        if isinstance(batch, MomentBatch):
-            moments = batch.moments
-        else:
-            moments = self.first_stage.moments(batch.images)
-        loss = self.objective(self.model, self.codes(moments), batch.labels)
+        codes = self.codes(batch.encoded(self.first_stage))
+        loss = self.objective(self.model, codes, batch.labels)
         self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return loss
 
