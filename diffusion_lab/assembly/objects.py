@@ -17,7 +17,7 @@ from diffusion_lab.common.ranges import flag
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.objective import Loss, TeacherPairs
+from diffusion_lab.diffusion.objective import Loss, TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.loss import Recorded
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
@@ -83,7 +83,7 @@ def build_model(
         "loss": objective.loss,
         "label_dropout": objective.noising.label_dropout,
         "augmentation": instantiate(cfg, "augmentation"),
-        "paired": coupling is not None or isinstance(objective.teacher, TeacherPairs),
+        "paired": coupling is not None or draws_pairs(objective.teacher),
     }
     check_augmentation(drawing["augmentation"], image_shape)
     training = {
@@ -106,10 +106,15 @@ def build_drawable(cfg: DictConfig, image_shape: tuple[int, int, int], labels: L
         "label_dropout": cfg.objective.label_dropout,
         "augmentation": instantiate(cfg, "augmentation"),
         "paired": cfg.get("coupling") is not None
-        or isinstance(instantiate(cfg, "objective.teacher"), TeacherPairs),
+        or draws_pairs(instantiate(cfg, "objective.teacher")),
     }
     parts = drawing | {"prediction": instantiate(cfg, "objective.prediction")}
     return Drawable(denoiser=build_denoiser(cfg, parts, labels), **drawing)
+
+
+def draws_pairs(teacher: TeacherModel | TeacherPairs | None) -> bool:
+    """Whether a teacher draws what is trained on, so that noise and images depend on another."""
+    return teacher is not None and not teacher.asked
 
 
 def begun(

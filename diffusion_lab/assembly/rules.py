@@ -16,7 +16,6 @@ from diffusion_lab.common import rules
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.objective import TeacherPairs
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -53,10 +52,6 @@ TABLE: Rules = {
     "conditioning=none": lambda label_dropout: label_dropout == 1,
     "objective/teacher chooses the noise of each sample, which a coupling would exchange; write "
     "coupling=none": lambda teacher, coupling: teacher and coupling,
-    "objective/teacher=pairs chooses the noise of each sample, which objective.offset_noise would "
-    "change; write objective.offset_noise=0": (
-        lambda teacher, offset_noise: isinstance(teacher, TeacherPairs) and offset_noise
-    ),
     "denoiser.noise_label=index needs a schedule with a table, and this one has none; use "
     "denoiser.noise_label=time, or a discrete schedule such as schedule=ddpm_linear": (
         lambda noise_label, schedule: noise_label == "index" and schedule.discrete_steps is None

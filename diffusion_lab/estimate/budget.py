@@ -14,7 +14,6 @@ from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.assembly.sentences import values_of
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
-from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.estimate.match import Match, find_match
 from diffusion_lab.estimate.run_cost import counted
 from diffusion_lab.runs.opened import load_diffusion_config
@@ -138,9 +137,9 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
         )
     macs, passes = macs or cost.macs, cost.passes
     left, teacher = flops, model.objective.teacher
-    if isinstance(teacher, TeacherModel):
+    if teacher is not None and teacher.asked:
         passes += HEUN_CALLS * (1 if teacher.scale in (None, 1) else 2)
-    elif isinstance(teacher, TeacherPairs):
+    elif teacher is not None and not teacher.asked:
         theirs = load_diffusion_config(teacher.run)
         theirs.sampler.steps = teacher.steps or theirs.sampler.steps
         left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)

@@ -43,15 +43,15 @@ def profile(
     """
     own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     completed = [prepared(each.cfg, each.overrides) for each in combinations]
-    facts = [image_facts(each) for each in completed]
+    facts = list(map(image_facts, completed))
     costs = [
-        counted(each, about, sampling_calls(each, about))
-        for each, about in zip(completed, facts, strict=True)
+        counted(cfg, about, sampling_calls(cfg, about))
+        for cfg, about in zip(completed, facts, strict=True)
     ]
     results = [numbers_of(*each) for each in zip(costs, facts, strict=True)]
-    for each, about, cost, numbers in zip(completed, facts, costs, results, strict=True):
-        if each.speed and each.device != "meta":
-            numbers |= measured(each, about, cost)
+    for cfg, about, cost, numbers in zip(completed, facts, costs, results, strict=True):
+        if cfg.speed and cfg.device != "meta":
+            numbers |= measured(cfg, about, cost)
     for each, cost, numbers in zip(combinations, costs, results, strict=True):
         show(each.name or own, cost, numbers, each.cfg.depth)
     if len(results) > 1:

@@ -23,7 +23,6 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
-from diffusion_lab.diffusion.objective.teacher import TeacherModel
 from diffusion_lab.estimate.activations import Activations, activations
 from diffusion_lab.estimate.gpu import GPU
 from diffusion_lab.estimate.run_cost import (
@@ -103,7 +102,8 @@ class RunElsewhere:
         self.sharded = self.batch.world > 1 and sharded(cfg.trainer)
         self.task = build_task(self.cfg, device="meta")
         module = self.task.module
-        asked = isinstance(module.objective.teacher, TeacherModel), module.alignment is not None
+        teacher = module.objective.teacher
+        asked = teacher is not None and teacher.asked, module.alignment is not None
         for second, (key, instead) in zip(asked, UNCOUNTED.items(), strict=True):
             if second:
                 raise UserError(

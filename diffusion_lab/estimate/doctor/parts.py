@@ -23,7 +23,6 @@ from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
-from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate.bench import Bench, median_seconds
 from diffusion_lab.estimate.run_cost import (
     Duration,
@@ -121,9 +120,9 @@ def bench_of(
     cfg = cfg.copy()
     cfg.batch_size = layout.micro_batch
     bench = Bench(cfg, facts, device, precision)
-    asked = bench.model.objective.teacher
-    if task.teacher is not None and isinstance(asked, TeacherModel):
-        task.teacher.answer(asked, device)
+    teacher = bench.model.objective.teacher
+    if task.teacher and teacher and teacher.asked:
+        task.teacher.answer(teacher, device)
     return bench
 
 

@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.costs import ImageFacts, cost_of, sampling_calls
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.objects import build_pipeline
@@ -53,7 +54,8 @@ class Teacher:
                 f"{name} has other weights than this run was trained with: their sha256 begins "
                 f"with {sha256[:12]}, not with {settings.sha256[:12]}; restore them"
             )
-        check_student(name, settings, cfg)
+        part = next((key for key in ("fraction", "per_class") if cfg.data.get(key)), None)
+        rules.check(teacher=settings, part=part)
         if theirs.guidance.get("classifier"):
             raise UserError(
                 f"{name} is guided by a classifier, which no student can ask; give a run that "
@@ -61,29 +63,25 @@ class Teacher:
             )
         own, model = load(settings.run, theirs)
         check_same(name, (own, data), (model, student))
-        if isinstance(settings, TeacherModel):
-            check_answers(name, model, schedules=(theirs.schedule, cfg.schedule))
+        same_levels = theirs.schedule == cfg.schedule
+        rules.check(teacher=settings, its_loss=model.loss, same_levels=same_levels)
         with open_dict(theirs):
-            if isinstance(settings, TeacherPairs) and settings.steps is not None:
+            if not settings.asked and settings.steps is not None:
                 theirs.sampler.steps = settings.steps
             if settings.scale is not None:
                 theirs.guidance.scale = settings.scale
         weak = load_weak(theirs.guidance.get("weak_run"), theirs, model)
         pipeline = build_pipeline(theirs, model, own.labels, weak)
-        if isinstance(settings, TeacherModel) and pipeline.guidance.keeps_weak_noise:
-            raise UserError(
-                f"{name} is guided by CFG++, which Heun's steps of a student cannot follow; give a "
-                "run that samples with another guidance"
-            )
+        rules.check(teacher=settings, its_guidance=pipeline.guidance)
         return cls(settings, sha256, theirs, pipeline)
 
     def prepare(self, device: torch.device) -> EncodedImages | None:
         """Returns the pairs that are trained on, if any, and lets the student ask the model."""
-        if isinstance(self.settings, TeacherPairs):
-            self.pipeline.denoiser.to(device)
-            return self.pairs(self.settings)
-        self.answer(self.settings, device)
-        return None
+        if self.settings.asked:
+            self.answer(self.settings, device)
+            return None
+        self.pipeline.denoiser.to(device)
+        return self.pairs(self.settings)
 
     def answer(self, asked: TeacherModel, device: torch.device) -> None:
         """Lets a student ask the model on a device."""
@@ -122,7 +120,7 @@ class Teacher:
         facts, calls, macs = ImageFacts(data.image_shape, data.labels), None, None
         try:
             macs = cost_of(self.cfg, facts).macs
-            if isinstance(self.settings, TeacherModel):
+            if self.settings.asked:
                 # Heun's two calls, each perhaps with labels and without
                 guidance = self.pipeline.guidance
                 calls = images_seen * (4 if guidance.uses_strong and guidance.uses_weak else 2)
@@ -135,35 +133,6 @@ class Teacher:
             "teacher_calls": calls,
             "teacher_macs": macs,
         }
-
-
-def check_answers(name: str, model: Drawable, schedules: tuple[DictConfig, DictConfig]) -> None:
-    """Raises UserError unless a model, the teacher, can be asked by a student.
-
-    The schedules are the teacher's and the student's.
-    """
-    if model.loss.of_samples:
-        raise UserError(
-            f"{name} answers with samples, and a student follows the mean of samples; give the "
-            "run that it was trained from, or another with objective=edm"
-        )
-    if schedules[0] != schedules[1]:
-        raise UserError(f"{name} knows other noise levels than this run's; train with its schedule")
-
-
-def check_student(name: str, settings: TeacherPairs | TeacherModel, cfg: DictConfig) -> None:
-    """Raises UserError if the student's data would be changed or chosen, unseen by its teacher."""
-    if cfg.augmentation is not None:
-        why = "draws the images, so none are changed"
-        if isinstance(settings, TeacherModel):
-            why = "is not told how an image was augmented"
-        raise UserError(f"{name} {why}; write augmentation=none")
-    part = [key for key in ("fraction", "per_class") if cfg.data.get(key) is not None]
-    if part and isinstance(settings, TeacherPairs):
-        raise UserError(
-            f"{name} draws the images, and none of the data's are trained on; leave out "
-            f"data.{part[0]}, or write objective.teacher.count for fewer pairs"
-        )
 
 
 def check_same(

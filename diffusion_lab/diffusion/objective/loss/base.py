@@ -82,11 +82,11 @@ class Loss(ABC):
     rules: ClassVar[Rules] = {
         "asks a trained model in each step, and objective/teacher=model is not chosen; write "
         "objective=consistency_distillation, which chooses both": (
-            lambda loss, teacher: loss.asks_teacher and not isinstance(teacher, TeacherModel)
+            lambda loss, teacher: loss.asks_teacher and not (teacher and teacher.asked)
         ),
         "asks no trained model, which objective/teacher=model is; write "
         "objective=consistency_distillation, which chooses both": (
-            lambda loss, teacher: isinstance(teacher, TeacherModel) and not loss.asks_teacher
+            lambda loss, teacher: teacher and teacher.asked and not loss.asks_teacher
         ),
         "is for few steps, and denoiser.self_conditioning=true makes each depend on the one "
         "before; write denoiser.self_conditioning=false": (
