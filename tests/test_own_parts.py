@@ -21,7 +21,7 @@ from PIL import Image
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.estimate.budget import images_for
-from diffusion_lab.runs import trusted_targets
+from diffusion_lab.runs import folder
 
 OWN_PARTS, OWN_DATA = (PAGES / f"{name}.md" for name in ("own-parts", "own-data"))
 PYTHON, YAML = (
@@ -142,7 +142,7 @@ def test_a_family_of_ones_own_is_measured_and_exported(lab, train_with):
     for command in ("evaluate run=run", "export run=run output=exported", "sample run=exported"):
         code, _, err = lab(*command.split())
         assert code == 0, err
-    named = dict(trusted_targets.targets(OmegaConf.load("exported/config.yaml")))
+    named = dict(folder.targets(OmegaConf.load("exported/config.yaml")))
     assert named["family"].startswith("my_models"), "a stranger's code is named"
 
 

@@ -24,7 +24,7 @@ from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training import study, tuned
-from diffusion_lab.training.protocol import protocol_of
+from diffusion_lab.training.study import protocol_of
 from diffusion_lab.training.train import Outcome, train
 
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs

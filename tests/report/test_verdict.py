@@ -13,7 +13,7 @@ from diffusion_lab.report.command import answered, judge
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
 from diffusion_lab.report.words import TESTS
-from diffusion_lab.training import protocol
+from diffusion_lab.training.study import TESTS as OF_PROTOCOLS
 
 BETTER, WORSE, WORST = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0], [171.0, 171.0, 172.0]
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
@@ -104,7 +104,7 @@ def test_the_test_is_that_of_the_protocol_and_others_stand_beside_it(tmp_path):
     assert (pair.test, pair.significant) == (WELCH, False)
     three(tmp_path / "none")
     assert set(panel_of(tmp_path / "none").pairs.test) == {JOINT}
-    assert {*TESTS} == {*protocol.TESTS}
+    assert {*TESTS} == {*OF_PROTOCOLS}
 
 
 def test_the_pairs_and_seeds_are_those_of_the_protocol(tmp_path):

@@ -21,7 +21,7 @@ from diffusion_lab.assembly.sentences import parse
 from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
-from diffusion_lab.runs import trusted_targets
+from diffusion_lab.runs import folder
 from diffusion_lab.runs.folder import load_config, save_config
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -211,13 +211,13 @@ def test_a_run_of_ours_with_a_metric_of_torchmetrics_is_not_warned_of(lab, tmp_p
     ],
 )
 def test_a_key_may_hold_the_classes_of_its_places(key, name, trusted):
-    assert trusted_targets.is_trusted(key, name) == trusted
+    assert folder.is_trusted(key, name) == trusted
 
 
 def test_nothing_is_imported_to_judge_a_class_of_another_place():
     before = set(sys.modules)
     for name in ("diffusion_lab.__main__.main", "lightning.app.App", "this.s", "antigravity.x"):
-        assert not trusted_targets.is_trusted("sampler", name)
+        assert not folder.is_trusted("sampler", name)
     assert set(sys.modules) == before
 
 
@@ -232,12 +232,12 @@ def test_every_class_of_our_configurations_is_trusted():
             continue
         whole = group == "." or "@package _global_" in text
         content = OmegaConf.create(verbatim(yaml.safe_load(text) or {}))
-        for key, name in trusted_targets.targets(content, "" if whole else group.replace("/", ".")):
+        for key, name in folder.targets(content, "" if whole else group.replace("/", ".")):
             checked += 1
-            assert name == "None" or trusted_targets.is_trusted(key, name), path
+            assert name == "None" or folder.is_trusted(key, name), path
     assert checked > 100
 
 
 def test_targets_are_found_at_any_depth():
     cfg = OmegaConf.create({"_target_": "a.B", "c": [{"d": {"_target_": "e.F"}}, 1], "g": None})
-    assert list(trusted_targets.targets(cfg)) == [("", "a.B"), ("c.d", "e.F")]
+    assert list(folder.targets(cfg)) == [("", "a.B"), ("c.d", "e.F")]

@@ -18,7 +18,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import SampleGrid
-from diffusion_lab.training.failures import explaining_failures
+from diffusion_lab.training.train import explaining_failures
 
 QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 

@@ -233,7 +233,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     """
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweep_plan import composed
-    from diffusion_lab.training.protocol import protocol_of
+    from diffusion_lab.training.study import protocol_of
 
     firsts = [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}

@@ -5,7 +5,11 @@ different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
 from diffusion_lab.training.logger.mlflow_logger import MLflow
-from diffusion_lab.training.logger.opening import build_loggers, check_loggers
-from diffusion_lab.training.logger.run_logger import JSONLines, RunLogger
+from diffusion_lab.training.logger.run_logger import (
+    JSONLines,
+    RunLogger,
+    build_loggers,
+    check_loggers,
+)
 from diffusion_lab.training.logger.tensorboard_logger import TensorBoard
 from diffusion_lab.training.logger.wandb_logger import WandB, chosen

@@ -1,4 +1,4 @@
-"""The base class of a run's loggers besides metrics.jsonl, to which callbacks give pictures too."""
+"""The base class of a run's loggers besides metrics.jsonl, and those that a configuration names."""
 
 import json
 import netrc
@@ -12,9 +12,11 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.assembly.instantiate import Factory, check_keys, errors_at, instantiate
 from diffusion_lab.common.files import read_rows, write_atomically
-from diffusion_lab.common.messages import say
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import METRICS
@@ -248,3 +250,33 @@ class JSONLines(Logger):
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         if rows:
             self.clock.continue_from(rows[-1]["seconds"])
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Raises UserError for a logger that cannot work, before there is a run folder."""
+    for key in keys_of(cfg):
+        factory = instantiate(cfg, key)
+        kind: Any = factory.target.func if isinstance(factory, Factory) else None
+        if not (isinstance(kind, type) and issubclass(kind, RunLogger)):
+            raise UserError(
+                f"{key}._target_ must be a logger of this program, with _partial_; choose them by "
+                "name, as in logger=[wandb,tensorboard]"
+            )
+        given = kind.allowed.keys() & factory.settings.keys()  # earlier runs lack newer settings
+        check_keys(cfg, {f"{key}.{name}": kind.allowed[name] for name in given})
+        with errors_at(cfg, key):
+            kind.require()
+
+
+def build_loggers(
+    cfg: DictConfig, folder: Path, clock: Clock, resumed_from: int
+) -> list[RunLogger]:
+    """Builds the loggers of a run that has trained for `resumed_from` steps; none is started."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    facts = {"run_dir": folder, "clock": clock, "config": config, "resumed_from": resumed_from}
+    return [instantiate(cfg, key)(**facts) for key in keys_of(cfg)]
+
+
+def keys_of(cfg: DictConfig) -> list[str]:
+    """The keys of the loggers in a configuration; none if their list is empty."""
+    return [f"logger.{name}" for name in cfg.get("logger") or {}]
