@@ -21,8 +21,8 @@ class TeacherPairs:
 
     asked: ClassVar[Literal[False]] = False  # whether the model itself is asked in each step
     rules: ClassVar[Rules] = {
-        "chooses the noise of each sample, which objective.offset_noise would change; write "
-        "objective.offset_noise=0": lambda teacher, offset_noise: offset_noise,
+        ".run={teacher.run} chooses the noise of each sample, which objective.offset_noise would "
+        "change; write objective.offset_noise=0": lambda teacher, offset_noise: offset_noise,
         ".run={teacher.run} draws the images, so none are changed; write augmentation=none": (
             lambda teacher, augmentation: augmentation is not None
         ),
