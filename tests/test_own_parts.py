@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.compositions import assembled
@@ -76,6 +77,10 @@ PARTS = {
     "source": (
         "data/grey",
         [*without("data"), *command_with(f"{TRAIN} data=grey")],
+    ),
+    "hour": (
+        "data/sky",
+        [*without("data"), *command_with(f"{TRAIN} data=sky")],
     ),
 }
 
@@ -172,6 +177,17 @@ def test_the_images_of_a_source_are_learned_from(train_with):
     train_with("source")
     with Image.open("run/samples/step_0000004.png") as picture:
         assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row per class
+
+
+def test_samples_of_a_kind_of_labels_are_asked_for(lab, train_with):
+    train_with("hour")
+    code, _, err = lab("sample", "run=run", "labels=[6,18]", "num_samples=2", "save=npz")
+    assert code == 0, err
+    (path,) = Path("run/samples").glob("*n2.npz")
+    assert np.load(path)["labels"].tolist() == [6, 18]
+    code, _, err = lab("sample", "run=run", "labels=[24]")
+    assert code == 2
+    assert_names(err, "labels=[24]", "hours")
 
 
 def test_the_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):
