@@ -1,17 +1,10 @@
-"""Runs a command under Hydra, in this process or in one per device, and prints its result.
-
-With a process per device, each works on its share of the images; the first writes the files and
-speaks.
-"""
+"""Runs a command under Hydra: composes its configuration, calls it, and prints its result."""
 
 import json
-import os
 import pkgutil
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,60 +14,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab.assembly.config_keys import check_boxes, leave_out, paths_as_text
-from diffusion_lab.assembly.instantiate import check_keys
-from diffusion_lab.assembly.sentences import MISTAKES, Combination, conf_dir, own_places, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, Combination, conf_dir, sentence
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
-from diffusion_lab.cli.ending import REPLY, STOPPED, fail, leave_group, reply, say
-from diffusion_lab.common.files import read_json, require_writable
-from diffusion_lab.common.messages import FULL, TrainingStopped, UserError
-from diffusion_lab.common.ranges import Range, whole
-from diffusion_lab.compute import launch, slurm, started
-from diffusion_lab.compute.device import pick_device
-from diffusion_lab.compute.started import in_launched_process
-
-DEVICES = Range(
-    "auto or a whole number of at least 1", lambda value: value == "auto" or whole(1).allows(value)
-)
-
-
-def on_all_devices(
-    name: str, cfg: DictConfig, overrides: list[str], work: Callable[[], Any]
-) -> Any:
-    """Calls `work`, the command `name`, here and in the processes of the other devices.
-
-    Returns its result. If processes have to be started, they compose the configuration again.
-    """
-    launched = in_launched_process()
-    if launched:  # before all checks: connected processes say once what is wrong
-        launch.join_process_group(pick_device(cfg.device))
-    check_keys(cfg, {"devices": DEVICES})
-    count = launch.processes_of_command(cfg.device, cfg.devices)
-    return work() if launched or count == 1 else started_here(name, overrides, count)
-
-
-def started_here(name: str, overrides: list[str], count: int) -> Any:
-    """Runs a command in `count` new processes, and returns the result that the first one leaves.
-
-    Raises UserError with the sentence of the process that failed, or exits with its code.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "reply.json"
-        os.environ[REPLY] = str(path)
-        try:
-            ended = launch.run_on_all_devices(name, [*own_places(), *overrides], count)
-        except TrainingStopped as error:
-            left = read_json(path)
-            if "code" in left:  # after a trace
-                if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
-                    raise RuntimeError("a process of this job failed, as it said above") from error
-                sys.exit(left["code"])
-            raise UserError(left.get("error", str(error))) from error
-        finally:
-            del os.environ[REPLY]
-        if not ended:
-            sys.exit(STOPPED)
-        return read_json(path)["result"]
+from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
+from diffusion_lab.common.files import require_writable
+from diffusion_lab.common.messages import FULL, UserError
+from diffusion_lab.compute import slurm, started
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -133,7 +79,7 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
         work = partial(naming_files, work)
     if not command.on_all_devices:
         return work()
-    run_work = pkgutil.resolve_name("diffusion_lab.cli.job:on_all_devices")
+    run_work = pkgutil.resolve_name("diffusion_lab.cli.all_devices:on_all_devices")
     return run_work(config.replace("_", "-"), cfg, overrides, work)
 
 
