@@ -1,65 +1,18 @@
 """Write the option pages, docs/pages/options/, from the files in conf/ and their comments."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from api import defining, write_pages
 
+from diffusion_lab.cli.help import RECIPES, Key, Options, head_of, keys_of, sentence_of
+
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 PAGES = ROOT / "docs/pages/options"
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-RECIPES = ("debug", "experiment", "hparams_search", "study")  # shown as whole files
-KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w/@.]+):(?P<value>.*)$")
-
-
-@dataclass
-class Key:
-    """A key of a configuration file, with its default as it is written there."""
-
-    name: str
-    default: str
-    comment: str
-
-
-def head_of(text: str) -> tuple[str, str]:
-    """Split a file into the comment that it begins with, and the rest."""
-    lines = text.splitlines()
-    count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    comment = [line.removeprefix("#").strip() for line in lines[:count] if "@package" not in line]
-    return "\n".join(comment), "\n".join(lines[count:]).strip()
-
-
-def sentence_of(text: str) -> str:
-    """The first sentence of the comment that a file begins with."""
-    comment = head_of(text)[0].replace("\n", " ")
-    return re.split(r"(?<=[.?])(?= +[A-Z(]|$)", comment)[0].removesuffix(".")
-
-
-def keys_of(text: str) -> list[Key]:
-    """The keys of a file, nested ones with their full path."""
-    keys, path, comment = [], [], ""
-    for line in head_of(text)[1].splitlines():
-        value, _, trailing = line.partition(" #")
-        found = KEY.match(value)
-        if not found:  # a comment on the key below, or an entry of a list
-            said = line.strip().removeprefix("#").strip() if line.lstrip().startswith("#") else ""
-            comment = f"{comment} {said}".strip() if said else ""
-            continue
-        depth = len(found["indent"]) // 2
-        path = [*path[:depth], found["name"]]
-        keys.append(Key(".".join(path), found["value"].strip(), trailing.strip() or comment))
-        comment = ""
-    whole = [key.name for key in keys]
-    return [
-        key
-        for key in keys
-        if (key.default or not any(other.startswith(f"{key.name}.") for other in whole))
-        and key.name.split(".")[0] != "defaults"
-        and key.name.split(".")[-1] not in ("_partial_", "_convert_", "_recursive_")
-    ]
+OPTIONS = Options()
 
 
 def cell(text: str) -> str:
@@ -134,7 +87,7 @@ def section_of(group: str, name: str) -> list[str]:
 def page_of(group: str) -> str:
     """The page of a group and the groups inside it: a table of options, then a section for each."""
     lines = [] if options_of(group) else [f"# {group}", ""]
-    for part in groups_in(group):
+    for part in OPTIONS.inside(group):
         names, depth = options_of(part), "##" if "/" in part else "#"
         lines += [f"{depth} {part} {{ #{part.replace('/', '-')}-options }}", ""]
         lines += [how_written(part), ""]
@@ -159,21 +112,13 @@ def how_written(group: str) -> str:
 
 def options_of(group: str) -> list[str]:
     """The options of a group; a recipe may lie in a folder, as in `fashion_mnist/dit`."""
-    files = (CONF / group).rglob("*.yaml") if group in RECIPES else (CONF / group).glob("*.yaml")
-    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in files)
-
-
-def groups_in(group: str) -> list[str]:
-    """The group itself, and those inside of it, if they have options."""
-    folders = [CONF / group, *sorted(p for p in (CONF / group).rglob("*") if p.is_dir())]
-    inside = [folder.relative_to(CONF).as_posix() for folder in folders]
-    return [name for name in (inside[:1] if group in RECIPES else inside) if options_of(name)]
+    return list(OPTIONS.files(group))
 
 
 def commands_page() -> str:
     """The page of the commands: their help, and their keys that belong to no group."""
     lines = ["# Commands", "", "Commands are written `diffusion-lab COMMAND key=value ...`.", ""]
-    lines += ["`diffusion-lab COMMAND --help` prints the groups and all keys of one.", ""]
+    lines += ["`diffusion-lab COMMAND --help` prints the keys and groups of one.", ""]
     for name in sorted(path.stem for path in CONF.glob("*.yaml")):
         text = (CONF / f"{name}.yaml").read_text()
         content = yaml.safe_load(text)
@@ -205,7 +150,7 @@ def index_page() -> str:
         "| --- | --- |",
     ]
     for group in GROUPS:
-        for part in groups_in(group):
+        for part in OPTIONS.inside(group):
             names = " ".join(
                 f"[`{name}`]({group}.md#{anchor(part, name)})" for name in options_of(part)
             )

@@ -11,10 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+import diffusion_lab
 from diffusion_lab.assembly.sentences import MISTAKES, conf_dir, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.ending import STOPPED, fail
+from diffusion_lab.cli.help import help_of
 from diffusion_lab.cli.job import result_of, run
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
@@ -25,7 +27,8 @@ USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 Commands:
 {commands}
 
-`diffusion-lab COMMAND --help` explains a command and lists its options and keys.
+`diffusion-lab COMMAND --help` explains a command and lists its keys and groups of options, and
+`diffusion-lab options [GROUP[=OPTION]]` what can be chosen in them.
 Quick start: diffusion-lab train experiment=quickstart"""
 
 
@@ -58,10 +61,13 @@ def unread() -> bool:
 
 def execute(arguments: list[str]) -> None:
     """Runs the command that the arguments begin with; exits with a code above 0 if it fails."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         helps = {"study": STUDY_HELP} | {name: each.help for name, each in COMMANDS.items()}
         listed = "\n".join(f"  {name:<18}{words}" for name, words in helps.items())
         print(USAGE.format(commands=listed))
+        return
+    if arguments == ["--version"]:
+        print(diffusion_lab.__version__)
         return
     name, *rest = arguments
     sys.path.append(os.getcwd())  # for the user's own modules; last, to shadow nothing
@@ -71,6 +77,9 @@ def execute(arguments: list[str]) -> None:
         if name == "study":
             # imported late, as its jobs are run by this module
             pkgutil.resolve_name("diffusion_lab.cli.study.command:study")(rest)
+            return
+        if (said := help_of(arguments)) is not None:
+            print(said)
             return
         command = command_named(name)
         rest = prepare(command, rest)

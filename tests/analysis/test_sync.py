@@ -126,10 +126,3 @@ def test_a_failed_upload_is_no_success(offline_run, monkeypatch):
     monkeypatch.setattr(wandb_sync.subprocess, "run", half)
     with refused("1 of 2"):
         wandb_sync.upload(wandb_sync.find([file.parents[1] for file in files]))
-
-
-@pytest.mark.slow
-def test_help_shows_what_can_be_set(lab):
-    code, out, _ = lab("sync", "--help")
-    assert code == 0
-    assert "dry_run: false" in out

@@ -26,13 +26,6 @@ from diffusion_lab.runs.opened import OpenRun
 FAST = ["sampler.steps=3", "device=cpu"]
 
 
-def test_help_lists_the_commands(lab):
-    code, out, _ = lab("--help")
-    assert code == 0
-    for command in ("train", "sample", "evaluate"):
-        assert command in out
-
-
 def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["diffusion-lab"])
     before = signal.getsignal(signal.SIGINT)
@@ -41,14 +34,6 @@ def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_train_help_shows_groups_and_options(lab):
-    code, out, _ = lab("train", "--help")
-    assert code == 0
-    assert "backbone: " in out
-    assert "rectified" in out
-    assert "experiment/fashion_mnist: autoregressive, dit, ect, edm2, gan, kl" in out
 
 
 def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
