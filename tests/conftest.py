@@ -22,7 +22,8 @@ from diffusion_lab.compute import slurm
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-compose_quickly()
+if not os.environ.get("PLAIN_HYDRA"):
+    compose_quickly()
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 
 
