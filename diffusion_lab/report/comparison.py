@@ -160,7 +160,7 @@ class Report:
 
     @cached_property
     def folded(self) -> dict[str, list[Drawing]]:
-        """The figures along training, against costs, of tuning, and of other metrics."""
+        """The figures along training, against costs, and of tuning."""
         found, metric = self.found, self.panels[0].metric
         # training measures the loss of validation images on the way, and of test images at its end
         on_the_way = VALIDATION_LOSS.name if metric is TEST_LOSS else metric.name
@@ -179,10 +179,6 @@ class Report:
             "Tuning": [
                 figures.tuning(key, [each for each in tuned if key in each[1]["values"]])
                 for key in keys
-            ],
-            "Other metrics": [
-                figures.runs(own, found.judged_values(other), self.colours)
-                for other, own in self.others.items()
             ],
         }
         drawn = {title: [*filter(None, several)] for title, several in plots.items()}

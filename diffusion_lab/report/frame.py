@@ -27,7 +27,6 @@ from diffusion_lab.report import records
 from diffusion_lab.report.arms import Arm, grouped, runs_of
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.words import Fact, way_in
-from diffusion_lab.runs import published
 from diffusion_lab.runs.results import (
     OWN,
     Record,
@@ -141,8 +140,7 @@ def results(*paths: str | Path) -> pd.DataFrame:
 def collect(paths: Sequence[str | Path]) -> Collection:
     """Collects the arms at or below `paths`.
 
-    Raises UserError if there are none, if they were measured in different ways, or if one of the
-    paths is a published folder that was changed.
+    Raises UserError if there are none, or if they were measured in different ways.
     """
     runs, left_out = _read(paths)
     study = _study_of(runs)
@@ -247,8 +245,6 @@ def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
 
     Autoencoders whose samples were measured as no other run's are left out, too.
     """
-    for path in map(Path, paths):
-        published.require_whole(path)
     folders = records.run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = records.read(folders)

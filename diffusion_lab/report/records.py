@@ -194,13 +194,9 @@ def _search(path: Path, copies: bool) -> Iterator[Path]:
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
-    """Reads the finished runs; also returns a fact on each folder or file that is left out.
-
-    Raises UserError if a published run was changed, because nothing else in it can be trusted then.
-    """
+    """Reads the finished runs; also returns a fact on each folder or file that is left out."""
     runs, left_out = [], []
     for folder in folders:
-        published.require_unchanged_records(folder)
         try:
             config, summary = load_record(folder), load_summary(folder)
             if reason := unfit(folder, config, summary):

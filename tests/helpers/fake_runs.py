@@ -147,5 +147,5 @@ def fake_images(folder: Path, fid: float, seed: int = 0, name: str = "theirs") -
         "checkpoint": "abc",
     }
     (folder / "evaluations/one.json").write_text(json.dumps(record))
-    published.seal(folder, "abc", None)
+    published.mark(folder, "abc", None)
     return folder
