@@ -168,7 +168,7 @@ def _short(name: str) -> str:
 def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
     """Draws the gap of each arm to the best one, if any was tested; a full mark is a shown gap."""
     metric = panels[0].metric
-    known = [panel for panel in panels if panel.beside_best]
+    known = [panel for panel in panels if any(panel.pair(panel.arms[0], b) for b in panel.arms)]
     if not known:
         return None
     said = []
@@ -176,8 +176,10 @@ def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
     def paint(axes: Axes, panel: Panel) -> None:
         axes.axvline(0, color=INK, linewidth=1)
         axes.plot([0], [0], markersize=6, **look_of(colours[panel.arms[0]]))
-        for arm, pair in panel.beside_best.items():
-            row, look = panel.arms.index(arm), look_of(colours[arm])
+        for row, arm in enumerate(panel.arms):
+            if (pair := panel.pair(panel.arms[0], arm)) is None:
+                continue
+            look = look_of(colours[arm])
             sign = metric.scale * (1 if pair.ahead == panel.arms[0] else -1)
             every, own = (pair.least, pair.most), (pair.low, pair.high)
             for bounds, width, alpha in ((every, 0.8, 1), (own, 3, 0.5)):

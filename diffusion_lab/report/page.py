@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,7 +22,6 @@ from diffusion_lab.report.facts import machine, setting
 from diffusion_lab.report.figures import COLOURS, MARKERS, marker
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.tables import NONE, Column
-from diffusion_lab.report.tests import Panel
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs.files import SAMPLES
 
@@ -35,7 +33,6 @@ AGREES, DISAGREES, NO_GAP = "agrees", "disagrees", "no gap shown"
 GAP, ENLARGED = 2, 2  # pixels between images of a grid, and how many times its PNG is enlarged
 ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
-QUALITY = 82  # quality of WebP, which replaces a PNG that is too large
 SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
 WHITE = OPAQUE = 255
 
@@ -64,24 +61,16 @@ def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
 
     A row has the name of the other arm, what the metric says, and the gap.
     """
-    best = {panel.data: panel.arms[0] for panel in report.panels}
-    cells = []
+    best, cells = {panel.data: panel.arms[0] for panel in report.panels}, []
     for panel in report.others[name]:
-        for pair in panel.tested.itertuples():
-            ours = best.get(panel.data)
-            if ours in (pair.ahead, pair.behind):
-                other = pair.behind if pair.ahead == ours else pair.ahead
+        ours = best.get(panel.data, "")
+        for arm in panel.arms:
+            if pair := panel.pair(ours, arm):
                 shown = pair.low * pair.high > 0
                 says = NO_GAP if not shown else AGREES if pair.ahead == ours else DISAGREES
-                place = f"{other} at {panel.data}" if panel.data else other
+                place = f"{arm} at {panel.data}" if panel.data else arm
                 cells.append((place, says, verdicts.interval(panel.metric, pair)))
     return cells
-
-
-def matrix(panel: Panel) -> list[list[Any]]:
-    """The pair of each row's arm and each column's, or None, in the order of the means."""
-    known = {frozenset((pair.ahead, pair.behind)): pair for pair in panel.tested.itertuples()}
-    return [[known.get(frozenset((a, b))) for b in panel.arms] for a in panel.arms]
 
 
 def render(report: Report) -> str:
@@ -109,7 +98,6 @@ def render(report: Report) -> str:
         palette=len(COLOURS),
         shape=lambda place: MARKERS[marker(place)],
         verdicts=verdicts,
-        matrix=matrix,
         none_known=NONE,
         ended=ended,
         columns=main_columns(report),
@@ -213,18 +201,12 @@ def side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray, most: int) -> str:
-    """A picture as a data URI of `most` characters at most: PNG, else WebP, else made smaller."""
+    """A picture as a PNG in a data URI of `most` characters at most, made smaller until it fits."""
     picture = Image.fromarray(pixels)
-    kind: str = "png"
-    settings: dict[str, Any] = {"optimize": True}
     while True:
         data = io.BytesIO()
-        picture.save(data, kind, **settings)
-        text = f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+        picture.save(data, "png", optimize=True)
+        text = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
         if len(text) <= most or max(picture.size) <= SMALLEST:
             return text
-        if kind == "png":
-            kind, settings = "webp", {"quality": QUALITY}
-            picture = picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB")
-        else:
-            picture = picture.reduce(2)
+        picture = picture.reduce(2)

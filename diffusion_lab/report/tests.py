@@ -10,8 +10,9 @@ several ways are paired, or where a protocol asks for it.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,8 +34,7 @@ COLUMNS = [  # of pairs, before correction
 ]
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """The variance of a run around the mean of its arm, pooled over arms."""
 
     variance: float
@@ -62,7 +62,7 @@ class Panel:
         """The arms, the best mean first."""
         return [str(arm) for arm in self.means.index]
 
-    @property
+    @cached_property
     def tested(self) -> pd.DataFrame:
         return self.pairs[self.pairs.p.notna()]
 
@@ -73,13 +73,13 @@ class Panel:
         found = known[(known.ahead == self.arms[0]) & known.significant]
         return found.loc[found.gap.abs().sort_values().index]
 
-    @property
-    def beside_best(self) -> dict[str, Any]:
-        """The tests of the arm with the best mean, by the other arm."""
-        own = (
-            pair for pair in self.tested.itertuples() if self.arms[0] in (pair.ahead, pair.behind)
-        )
-        return {pair.behind if pair.ahead == self.arms[0] else pair.ahead: pair for pair in own}
+    def pair(self, one: str, other: str) -> Any | None:
+        """The test of two arms; None without one."""
+        return self._by_arms.get(frozenset((one, other)))
+
+    @cached_property
+    def _by_arms(self) -> dict[frozenset[str], Any]:
+        return {frozenset((pair.ahead, pair.behind)): pair for pair in self.tested.itertuples()}
 
     @property
     def best(self) -> str | None:
