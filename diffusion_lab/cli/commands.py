@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "publish": Command(
         "write a small folder with everything that checks a comparison of runs",
-        "analysis.publishing.folder:publish_runs",
+        "analysis.publishing:publish_runs",
         takes_paths=True,
     ),
     "status": Command(
