@@ -96,7 +96,8 @@ def _saved_in_graph(output: Tensor) -> Iterator[Tensor]:
 class GPUTypes(TorchFunctionMode):
     """Gives operations on "meta" the types that CUDA's autocast would give, and fused attention.
 
-    Autocast for the CPU switches it on and off, as there is none for "meta".
+    Autocast for the CPU switches it on and off, as there is none for "meta". PyTorch's own fake
+    tensors on a GPU would have these types, but no gradients where PyTorch was built without CUDA.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import ELSEWHERE, ImageFacts, image_facts, sampling_calls
+from diffusion_lab.assembly.costs import (
+    ELSEWHERE,
+    ImageFacts,
+    RunCost,
+    counted,
+    image_facts,
+    sampling_calls,
+)
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, by_level, total
@@ -19,7 +26,6 @@ from diffusion_lab.common.ranges import whole
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds, peak_flops
-from diffusion_lab.estimate.run_cost import RunCost, counted
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 COLUMNS = {
@@ -41,19 +47,20 @@ def profile(
 
     All are counted, or refused if they cannot work, before the first is timed.
     """
-    own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
+    title = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     completed = [prepared(each.cfg, each.overrides) for each in combinations]
     facts = [image_facts(each) for each in completed]
-    costs = [
+    counts = [
         counted(each, about, sampling_calls(each, about))
         for each, about in zip(completed, facts, strict=True)
     ]
-    results = [numbers_of(*each) for each in zip(costs, facts, strict=True)]
-    for each, about, cost, numbers in zip(completed, facts, costs, results, strict=True):
-        if each.speed and each.device != "meta":
-            numbers |= measured(each, about, cost)
-    for each, cost, numbers in zip(combinations, costs, results, strict=True):
-        show(each.name or own, cost, numbers, each.cfg.depth)
+    results = [
+        numbers_of(cost, about)
+        | (measured(own, about, cost) if own.speed and own.device != "meta" else {})
+        for own, about, cost in zip(completed, facts, counts, strict=True)
+    ]
+    for each, cost, numbers in zip(combinations, counts, results, strict=True):
+        show(each.name or title, cost, numbers, each.cfg.depth)
     if len(results) > 1:
         compare([each.name for each in combinations], results)
     return {"profiles": results} if combinations[0].chosen else results[0]

@@ -9,7 +9,7 @@ from helpers.compositions import composed
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.costs import ImageFacts, counted
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
@@ -17,7 +17,6 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes
 from diffusion_lab.estimate.bench import Bench, median_seconds
-from diffusion_lab.estimate.run_cost import counted
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
