@@ -36,6 +36,7 @@ from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.source import decoding
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
+from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.bench import Bench, median_seconds
 from diffusion_lab.estimate.checks_of_resources import OF_IMAGES, OF_MACHINE, Times
 from diffusion_lab.estimate.checks_of_settings import OF_SETTINGS
@@ -171,22 +172,32 @@ def loaded_metrics(
     return task.metrics
 
 
-def free_on(device: torch.device) -> int | None:
-    """The device's free memory; None if the system does not say."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else decoding.free_memory()
+def free_on(device: torch.device) -> int:
+    """The device's free memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = decoding.free_memory()
+    if free is None:
+        raise Unknown
+    return free
 
 
-class Measured(NamedTuple):
-    """The cost of a run, with its memory and its times if they are known.
+def memory(
+    cfg: DictConfig,
+    task: DiffusionTask,
+    facts: ImageFacts,
+    layout: BatchLayout,
+    precision: str,
+) -> Memory:
+    """The memory of a training step."""
+    held = activations(cfg, facts, precision).of(layout.micro_batch)
+    try:
+        return memory_of(task, held, layout.world, sharded(cfg.trainer))
+    except UserError as error:  # an optimiser whose state cannot be counted without its numbers
+        raise Unknown from error
 
-    `features` are the seconds of an image's features, divided over the devices of the run.
-    """
 
-    cost: RunCost
-    features: float = 0.0
-
-
-def measured(
+def timed(
     cfg: DictConfig,
     task: DiffusionTask,
     facts: ImageFacts,
@@ -195,10 +206,17 @@ def measured(
     precision: str,
     counts: RunCost,
     metrics: GenerativeMetrics | None,
-    free: int | None,
-) -> Measured:
-    """The model on the device in steps of a micro-batch, compiled as in training, if it fits."""
+    memory: Memory | None = None,
+    free: int | None = None,
+) -> tuple[RunCost, float]:
+    """The cost of the run with its times, and the seconds of an image's features.
+
+    The model is compiled as in training, if it fits into memory. Calls and features are divided
+    over the devices of the run.
+    """
     if not cfg.speed or precision not in ("32-true", "bf16-mixed"):
+        raise Unknown
+    if memory and free and memory.total > free:
         raise Unknown
     micro, cfg = layout.micro_batch, cfg.copy()
     cfg.batch_size = micro
@@ -206,43 +224,28 @@ def measured(
     asked = bench.model.objective.teacher
     if task.teacher is not None and isinstance(asked, TeacherModel):
         task.teacher.answer(asked, device)
-    activations = bench.activation_bytes() * micro
-    try:
-        memory = memory_of(task, activations, layout.world, sharded(cfg.trainer))
-        cost = replace(counts, memory=memory)
-    except UserError:  # an optimiser whose state cannot be counted without its numbers
-        memory, cost = None, counts
-    if memory and free and memory.total > free:
-        return Measured(cost)
-    bench.compile(cfg.compile)  # activations are measured before
+    bench.compile(cfg.compile)
     works: list[Callable[[], object]] = [bench.train, bench.call]
     if metrics is not None:
         images = bench.images[torch.arange(FEATURE_IMAGES, device=device) % micro]
         works.append(partial(metrics.observer, images))
     with float32_products(cfg.get("matmul_precision")):
         step, call, *features = median_seconds(works, TIMED_STEPS)
-    cost = replace(cost, step=layout.accumulate * step, call=call / micro / layout.world)
-    return Measured(cost, sum(features) / FEATURE_IMAGES / layout.world)
-
-
-def memory_known(measured: Measured, free: int | None) -> Memory:
-    """The memory of a training step, if it and the free memory are known."""
-    if measured.cost.memory is None or free is None:
-        raise Unknown
-    return measured.cost.memory
+    step, call = layout.accumulate * step, call / micro / layout.world
+    cost = replace(counts, memory=memory, step=step, call=call)
+    return cost, sum(features) / FEATURE_IMAGES / layout.world
 
 
 def times_of(
-    cfg: DictConfig, task: DiffusionTask, data: ImageDataModule, measured: Measured
+    cfg: DictConfig, task: DiffusionTask, data: ImageDataModule, timed: tuple[RunCost, float]
 ) -> Times:
     """The times of the run, of what its time limit allows."""
-    if measured.cost.step is None:
-        raise Unknown
-    run = duration_of(cfg, task, measured.cost, len(data.validated_on().labels))
+    cost, features = timed
+    run = duration_of(cfg, task, cost, len(data.validated_on().labels))
     images, metrics = task.measured_images(run.steps), task.metrics
     if metrics:
         images += len(metrics.reference_ids(data)) + len(metrics.test_ids(data))
-    return Times(run, images * measured.features)
+    return Times(run, images * features)
 
 
 # the name of a part, that of the error if it cannot be made, and the function that makes it
@@ -269,8 +272,8 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
         lambda cfg, task, facts: counted(cfg, facts, calls_of_one_network(cfg, facts)),
     ),
     ("free", "memory", free_on),  # beside the networks of the metrics
-    ("measured", "memory", measured),
-    ("memory", "memory", memory_known),
+    ("memory", "memory", memory),
+    ("timed", "memory", timed),
     ("times", "memory", times_of),
     ("steps", "time", lambda cfg, times=None: times.run.steps if times else cfg.trainer.max_steps),
     ("seen", "time", lambda steps, layout: steps * layout.batch_size),

@@ -25,6 +25,7 @@ from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
+from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds, peak_flops
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
@@ -103,7 +104,6 @@ def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
     """How fast a composition is on a device, and how near to the device's peak."""
     device, precision = measured_on(cfg)
     bench = Bench(cfg, facts, device, precision)
-    activations = bench.activation_bytes()  # before compilation
     bench.compile(cfg.compile)
     step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
     peak = peak_flops(precision, device)
@@ -112,7 +112,7 @@ def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "batch_size": cfg.batch_size,
-        "activation_bytes": activations,
+        "activation_bytes": activations(cfg, facts, precision).kept.per_image,
         "training_images_per_second": cfg.batch_size / step,
         "network_images_per_second": cfg.batch_size / call,
         "sampling_images_per_second": cfg.batch_size / call / cost.calls if cost.calls else None,

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
+from helpers.held_bytes import saved_bytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -14,7 +15,7 @@ from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes, saved_bytes
+from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes
 
 SHAPE, CLASSES = (1, 8, 8), 4
 FACTS = ImageFacts(SHAPE, Classes.numbered(CLASSES))

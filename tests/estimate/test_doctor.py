@@ -347,8 +347,16 @@ def test_what_was_spoilt_is_found(examine, overrides, found):
         for word in words:
             assert word in said[status][name]
     if not said["error"]:
-        assert set(said["skipped"]) == {"time", "memory"}  # speed=false
+        assert set(said["skipped"]) == {"time"}  # speed=false
     assert bool(said["error"]) == any(status == "error" for _, status, *_ in found)
+
+
+def test_doctor_and_plan_reckon_the_same_memory(lab, examine):
+    again = "activation_checkpointing=true"
+    code, out, err = lab("plan", *SOUND, again, "devices=1", "name=x", "json=true")
+    assert code == 0, err
+    planned = json.loads(out.splitlines()[-1])["memory"]["total"]
+    assert examine(*QUICK, again)[1]["memory_bytes"] == planned
 
 
 def test_muon_of_the_original_scale_has_larger_rates(examine):
