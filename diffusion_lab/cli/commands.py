@@ -112,7 +112,7 @@ COMMANDS = {
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(
         "check a training run before it starts",
-        "estimate.doctor.command:doctor",
+        "estimate.doctor:doctor",
         fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
     ),
     "profile": Command(
