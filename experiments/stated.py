@@ -32,7 +32,7 @@ from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import LOWER, REAL, Quantity, quantity_of
 from diffusion_lab.report import tests
-from diffusion_lab.report.command import judge
+from diffusion_lab.report.comparison import judge
 from diffusion_lab.report.frame import Collection, collect
 
 OPENS = "<!-- of "

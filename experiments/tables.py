@@ -49,9 +49,7 @@ from diffusion_lab.common.formats import markdown_table, plain
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import REAL, quantity_of
 from diffusion_lab.report.tables import (
-    FID_STD,
     INTERVAL_NOTE,
-    SAMPLES_NOTE,
     ArmTable,
     Column,
     column_of,
@@ -100,8 +98,7 @@ def of_folders(folders: Path, options: dict[str, str]) -> str:
     if len(names) != len(rows):
         raise UserError(f"names= has {len(names)} names, and rows= {len(rows)}; name each row")
     lines = [[name, *by_name[row][1:]] for name, row in zip(names, rows, strict=True)]
-    notes = [note for note in table.notes if note != SAMPLES_NOTE or FID_STD.kind in shown]
-    return with_notes(markdown_table([head[place] for place in places], lines), notes)
+    return with_notes(markdown_table([head[place] for place in places], lines), table.notes)
 
 
 def with_notes(table: str, notes: Sequence[str]) -> str:

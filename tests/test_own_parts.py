@@ -231,16 +231,21 @@ def test_a_wrong_name_is_one_sentence(refusal, write):
 
 
 @pytest.mark.slow
-def test_a_network_that_reads_its_tensors_is_profiled_all_the_same(lab, write, tmp_path):
+def test_a_network_that_reads_its_tensors_is_counted_all_the_same(lab, write, tmp_path):
     write("network")
     code = PYTHON["my_networks.py"].replace(
         "        return ", "        assert x.abs().max().item() < 10\n        return "
     )
     (tmp_path / "my_networks.py").write_text(code)
-    arguments = ["--config-dir", "my_conf", "backbone=convolutions", "speed=false", "json=true"]
-    code, out, err = lab("profile", *arguments)
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["macs"] > 0
+    counted = []
+    for command, more in (("profile", "speed=false"), ("plan", "devices=1")):
+        code, out, err = lab(
+            command, "--config-dir", "my_conf", "backbone=convolutions", more, "json=true"
+        )
+        assert code == 0, err
+        counted.append(json.loads(out.splitlines()[-1]))
+    assert counted[0]["macs"] == counted[1]["macs"] > 0
+    assert counted[1]["memory"]["activations"] > 0
 
 
 def test_a_loss_is_costed_and_says_what_it_forbids(lab, write, refusal):

@@ -6,7 +6,7 @@ with noise on them. A control run has no copies.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -58,42 +58,38 @@ class CopySpaces:
     @cached_property
     def known(self) -> dict[str, Tensor]:
         """The training images (N, D) by space; their features are computed once and cached."""
-        features = stored_features(self.metrics, self.training, "training")
-        pixels = to_float(self.training).flatten(1)
-        return {self.metrics.extractor.name: features, PIXELS: pixels}
+        views = replace(self, mirrored=False).views(self.training, "training")
+        return {name: own for name, (own,) in views.items()}
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
-        """The views (n, D) of images, uint8 (n, C, H, W), in each space.
+        """The views (n, D) of images, uint8 (n, C, H, W), in each space, unchanged ones first.
 
         Their features are cached under the name `stored_as`, if it is given.
         """
+        extractor = self.metrics.extractor
         sides = [images, images.flip(-1)] if self.mirrored else [images]
-        if stored_as is None:
-            features = [features_of(self.metrics.extractor, side) for side in sides]
-        else:
-            features = [stored_features(self.metrics, side, stored_as) for side in sides]
-        pixels = [to_float(side).flatten(1) for side in sides]
-        return {self.metrics.extractor.name: features, PIXELS: pixels}
+        return {
+            extractor.name: [
+                features_of(extractor, side)
+                if stored_as is None
+                else stored_features(self.metrics, side, stored_as)
+                for side in sides
+            ],
+            PIXELS: [to_float(side).flatten(1) for side in sides],
+        }
 
-
-@dataclass(frozen=True)
-class Detector:
-    """The criteria by which an image counts as a copy; `limits` are distances by space."""
-
-    spaces: CopySpaces
-    limits: dict[str, float]
-
-    def rates(self, images: Tensor, sources: Tensor) -> Rates:
+    def rates(self, images: Tensor, sources: Tensor, limits: dict[str, float]) -> Rates:
         """The shares of images, uint8 (n, C, H, W), that count as copies, by each criterion.
 
-        `sources` (n,) are the indices of the training images that they were made from;
-        `source_found` is the share whose nearest training image is that one, or equal to it.
+        `limits` are distances by space, and `sources` (n,) the indices of the training images that
+        the images were made from; `source_found` is the share whose nearest training image is that
+        one, or equal to it.
         """
-        found, training = {}, self.spaces.training
-        for name, views in self.spaces.views(images).items():
-            distances, index = nearest_view(views, self.spaces.known[name], 2)
-            equal = (training[index[:, 0]] == training[sources]).flatten(1).all(1)
-            shares = detected(distances, self.limits[name])
+        found = {}
+        for name, views in self.views(images).items():
+            distances, index = nearest_view(views, self.known[name], 2)
+            equal = (self.training[index[:, 0]] == self.training[sources]).flatten(1).all(1)
+            shares = detected(distances, limits[name])
             found[name] = shares | {"source_found": equal.double().mean().item()}
         return found
 
@@ -109,13 +105,13 @@ def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Te
     extractor, everything = metrics.extractor, torch.arange(len(images))
     key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
     split = RealImages(Split(images, everything), everything, name, name, metrics.cache_dir)
-
-    def compute() -> dict[str, Tensor]:
-        return {FEATURES: split.observe(Observer(extractor))[FEATURES]}
-
-    return cached(metrics.cache_dir, f"{name}-{len(images)}-{extractor.name}", key, compute)[
-        FEATURES
-    ]
+    found = cached(
+        metrics.cache_dir,
+        f"{name}-{len(images)}-{extractor.name}",
+        key,
+        lambda: {FEATURES: split.observe(Observer(extractor))[FEATURES]},
+    )
+    return found[FEATURES]
 
 
 @dataclass(frozen=True)
@@ -147,28 +143,21 @@ class ControlRun:
         return cls(opened, opened.pipeline(cfg), unseen, differing)
 
     def counted(
-        self,
-        cfg: DictConfig,
-        spaces: CopySpaces,
-        measured: Mapping[str, Neighbours],
-        drawn: Views,
-        test: Views,
+        self, cfg: DictConfig, spaces: CopySpaces, drawn: Views, test: Views
     ) -> dict[str, object]:
         """Draws the control's samples, and counts copies by them, see `against_control`.
 
-        `measured` are the neighbours of the run's samples among all training images, `drawn` and
-        `test` the views of those samples and of the test images.
+        `drawn` and `test` are the views of the run's samples and of the test images.
         """
-        found, complete = {}, bool(self.unseen.all())
         told = "Drawing the control's samples"
         samples = self.opened.draw_all(self.pipeline, cfg, description=told)
+        found = {}
         for name, views in spaces.views(samples).items():
-            known = spaces.known[name][self.unseen]
-            ours, beside = measured[name].generated, measured[name].test
-            if not complete:  # the same training images for all three
-                ours = nearest_view(drawn[name], known, 2)[0]
-                beside = nearest_view(test[name], known, 1)[0][:, 0]
-            found[name] = against_control(ours, beside, nearest_view(views, known, 2)[0])
+            known = spaces.known[name][self.unseen]  # the same training images for all three
+            ours, beside, theirs = (
+                nearest_view(each, known, 2)[0] for each in (drawn[name], test[name], views)
+            )
+            found[name] = against_control(ours, beside[:, 0], theirs)
         summaries = map(load_summary, (cfg.run, cfg.control))
         return {
             "run": str(cfg.control),
@@ -245,61 +234,55 @@ def other_settings(ours: DictConfig, theirs: DictConfig) -> list[str]:
 POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
 
 
-@dataclass(frozen=True)
-class Controls:
-    """The controls that a configuration asks for; those that it turns off are left out."""
+def copies_found(
+    cfg: DictConfig,
+    opened: DiffusionRun,
+    pipeline: Pipeline,
+    levels: Mapping[str, NoiseLevel],
+    spaces: CopySpaces,
+    measured: Mapping[str, Neighbours],
+) -> dict[str, dict]:
+    """The shares of copies that the limits of `measured` find, by control and level of noise.
 
-    opened: DiffusionRun
-    pipeline: Pipeline
-    levels: dict[str, NoiseLevel]  # of the positive control, by their sigma / alpha
-    control: ControlRun | None
+    Controls without levels are left out: training images that the run denoised from `levels`, and
+    ones with the noise of `cfg.grain` on them.
+    """
+    chosen = random_places(len(spaces.training), cfg.control_images)
+    limits = {name: space.limit for name, space in measured.items()}
+    images, found = spaces.training[chosen], {}
+    planted = {
+        name: denoised(opened, pipeline, chosen, level, cfg.batch_size, cfg.seed)
+        for name, level in levels.items()
+    }
+    grey = {f"{std:g}": with_grain(images, std, cfg.seed) for std in cfg.grain or ()}
+    for control, unit, copies in (
+        ("positive", "sigma_over_alpha", planted),
+        ("grain", "grey_levels", grey),
+    ):
+        if copies:
+            rates = {name: spaces.rates(each, chosen, limits) for name, each in copies.items()}
+            found[control] = {"images": len(chosen), unit: rates}
+    return found
 
-    @classmethod
-    def prepared(cls, cfg: DictConfig, opened: DiffusionRun, pipeline: Pipeline) -> "Controls":
-        """Raises UserError for a level or a control run that does not fit the opened run."""
-        levels = levels_at(pipeline.schedule, cfg.positive_at or ())
-        control = None if cfg.control is None else ControlRun.open(cfg, opened)
-        return cls(opened, pipeline, levels, control)
 
-    def counted(
-        self,
-        cfg: DictConfig,
-        spaces: CopySpaces,
-        measured: Mapping[str, Neighbours],
-        drawn: Views,
-        test: Views,
-    ) -> dict[str, dict]:
-        """The results by control; `drawn` and `test` are views of samples and test images."""
-        detector = Detector(spaces, {name: space.limit for name, space in measured.items()})
-        chosen = random_places(len(spaces.training), cfg.control_images)
-        found: dict[str, dict] = {}
-        if self.levels:
-            found["positive"] = {"images": len(chosen), "sigma_over_alpha": {}}
-        for name, level in self.levels.items():
-            images = self.denoised(chosen, level, cfg.batch_size, cfg.seed)
-            found["positive"]["sigma_over_alpha"][name] = detector.rates(images, chosen)
-        if self.control is not None:
-            found["negative"] = self.control.counted(cfg, spaces, measured, drawn, test)
-        if cfg.grain:
-            images = spaces.training[chosen]
-            grey = {f"{std:g}": with_grain(images, std, cfg.seed) for std in cfg.grain}
-            rates = {name: detector.rates(noisy, chosen) for name, noisy in grey.items()}
-            found["grain"] = {"images": len(chosen), "grey_levels": rates}
-        return found
+def denoised(
+    opened: DiffusionRun,
+    pipeline: Pipeline,
+    chosen: Tensor,
+    level: NoiseLevel,
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    """Noises the training images `chosen` (n,) to a level, and lets the run denoise them.
 
-    def denoised(self, chosen: Tensor, level: NoiseLevel, batch_size: int, seed: int) -> Tensor:
-        """Noises the training images `chosen` (n,) to a level, and lets the run denoise them.
-
-        Returns uint8 (n, C, H, W) of native size; see `Pipeline.renew`.
-        """
-        data, seed = self.opened.datamodule, mix_seed(seed, POSITIVE)
-        images, labels = data.padded(data.train_images()[chosen]), data.train_labels()[chosen]
-        batches = track(own_batches(len(chosen), batch_size), "Denoising training images")
-        with self.opened.autocast:
-            parts = [
-                self.pipeline.renew(images[ids], labels[ids], level, ids, seed) for ids in batches
-            ]
-        return data.to_native(gather_shards(parts))
+    Returns uint8 (n, C, H, W) of native size; see `Pipeline.renew`.
+    """
+    data, seed = opened.datamodule, mix_seed(seed, POSITIVE)
+    images, labels = data.padded(data.train_images()[chosen]), data.train_labels()[chosen]
+    batches = track(own_batches(len(chosen), batch_size), "Denoising training images")
+    with opened.autocast:
+        parts = [pipeline.renew(images[ids], labels[ids], level, ids, seed) for ids in batches]
+    return data.to_native(gather_shards(parts))
 
 
 def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, NoiseLevel]:

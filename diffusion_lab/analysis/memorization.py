@@ -2,13 +2,20 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.copy_controls import Controls, CopySpaces, lines
+from diffusion_lab.analysis.copy_controls import (
+    ControlRun,
+    CopySpaces,
+    copies_found,
+    levels_at,
+    lines,
+)
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
@@ -57,7 +64,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     sides = equal_sides(*map(data.classes_of, (data.train_labels(), data.test_labels())))
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
-    controls = Controls.prepared(cfg, opened, pipeline)
+    levels = levels_at(pipeline.schedule, cfg.positive_at or ())
+    control = ControlRun.open(cfg, opened) if cfg.control else None
     folder = Path(cfg.output or Path(cfg.run) / "memorization")
     on_rank_zero(lambda: make(folder))
     samples = opened.draw_all(pipeline, cfg)
@@ -70,8 +78,10 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     }
     features, beside_them = (each[metrics.extractor.name][0] for each in (drawn, beside))
     known = spaces.known[metrics.extractor.name]
-    losses = loss_gap(opened, cfg.batch_size)
-    result = {
+    controls = copies_found(cfg, opened, pipeline, levels, spaces, neighbours)
+    if control is not None:
+        controls["negative"] = control.counted(cfg, spaces, drawn, beside)
+    result: dict[str, Any] = {
         "training_images": len(training),
         "test_images": len(test),
         "num_samples": cfg.num_samples,
@@ -80,16 +90,10 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         **opened.weights,
         "neighbours": {name: space.results() for name, space in neighbours.items()},
         "fid": fid_gap(features, beside_them[sides[1]], known[sides[0]]),
-        "loss_by_level": losses,
-        "controls": controls.counted(cfg, spaces, neighbours, drawn, beside),
+        "loss_by_level": loss_gap(opened, cfg.batch_size),
+        "controls": controls,
     }
-
-    def write() -> None:
-        write_json(folder / "report.json", result)
-        plots.pairs(samples, training, neighbours, cfg.pairs, folder / "pairs.png")
-        plots.losses_by_level(losses, folder / "losses.png")
-
-    on_rank_zero(write)
+    on_rank_zero(lambda: write(result, samples, training, neighbours, cfg.pairs, folder))
     show(result, folder)
     return result
 
@@ -149,6 +153,20 @@ def loss_gap(opened: DiffusionRun, batch_size: int) -> dict[str, dict[str, float
         f"t{(index + 0.5) / LEVELS:.2f}": {side: mean[index].item() for side, mean in means.items()}
         for index in range(min(LEVELS, count))
     }
+
+
+def write(
+    result: dict[str, Any],
+    samples: Tensor,
+    training: Tensor,
+    neighbours: dict[str, Neighbours],
+    pairs: int,
+    folder: Path,
+) -> None:
+    """Writes the report, and the pictures of the most suspicious pairs and of the losses."""
+    write_json(folder / "report.json", result)
+    plots.pairs(samples, training, neighbours, pairs, folder / "pairs.png")
+    plots.losses_by_level(result["loss_by_level"], folder / "losses.png")
 
 
 def show(result: dict, folder: Path) -> None:

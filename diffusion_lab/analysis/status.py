@@ -31,6 +31,7 @@ from diffusion_lab.runs.progress import (
     started_since,
     state_of,
 )
+from diffusion_lab.runs.published import has_card
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.sweep_record import FAILED, Record
 
@@ -85,13 +86,17 @@ class Found:
 
 
 def find(paths: Iterable[Path]) -> Found:
-    """Finds runs and jobs at and below the paths; raises UserError if one does not exist."""
+    """Finds runs and jobs at and below the paths; raises UserError if one does not exist.
+
+    The published copies of runs below a path are left out.
+    """
     runs: dict[Path, Path] = {}
     files_of_records: dict[Path, Path] = {}
     roots = [path.resolve() for path in paths]
     for path in paths:
         records = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
-        for folder, is_run, _, files in walk(path):
+        for folder, is_run, folders, files in walk(path):
+            folders[:] = [name for name in folders if not has_card(folder / name)]
             if is_run:
                 runs.setdefault(folder.resolve(), folder)
             elif folder.name == sweep_record.FOLDER:

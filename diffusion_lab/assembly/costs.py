@@ -1,6 +1,6 @@
-"""Counts what a network costs: parameters, multiply-accumulates (MACs), calls of a sample."""
+"""The cost of a training run: parameters, multiply-accumulates (MACs), calls, bytes and seconds."""
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from diffusion_lab.assembly.objects import build_datamodule, build_model, build_
 from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import IMAGE_SHAPE, optional, whole
-from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.diffusion.estimate import Estimate, Given
 
 ELSEWHERE = "outside of all layers"  # MACs of no layer, such as attention of another library
 
@@ -41,44 +42,87 @@ def image_facts(cfg: DictConfig) -> ImageFacts:
     return ImageFacts((channels, height, width), labels)
 
 
-class NetworkCost(NamedTuple):
-    """A model, the cost of each module of its network on one image, and the FLOPs PyTorch sees.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device by what they are for, of rank 0, whose shares are the largest."""
 
-    If PyTorch sees more than the modules count, the rest is one more cost, named ELSEWHERE.
+    parameters: int
+    gradients: int
+    buckets: int  # DDP's copy of the gradients, which it sends
+    optimizer: int
+    averages: int
+    gathered: int  # of FSDP: the layers that are whole at one time
+    first_stage: int
+    images: int
+    activations: int  # of a micro-batch
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """The cost of a training run, as far as it is known.
+
+    `macs` are those of a network call on one image, and its training step costs as much as `passes`
+    such calls (None if they are not counted). A sample takes `calls` of them (None if that depends
+    on the trained network). `memory` is a device's. `step` is the seconds of a training step, and
+    `call` those of a network call on an image while all devices work, measured or predicted.
     """
 
-    model: Model
-    modules: list[Cost]
-    seen: int
+    macs: int
+    parameters: int
+    passes: float | None
+    modules: list[Cost]  # without their children; MACs of no module are named ELSEWHERE
+    seen_flops: int  # by PyTorch, of a call on one image
+    calls: int | None = None
+    memory: Memory | None = None
+    step: float | None = None
+    call: float | None = None
+
+    def __str__(self) -> str:
+        return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
+
+    def flops(self, passes: float = 1) -> float:
+        """The FLOPs of so many network calls on an image."""
+        return 2 * self.macs * passes
 
 
-def network_cost(cfg: DictConfig, facts: ImageFacts) -> NetworkCost:
-    """Counts a network on the device "meta", where it takes neither memory nor time."""
-    model, call = model_on("meta", cfg, facts)
+def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> RunCost:
+    """The cost of a run that needs no device; `calls` are those of a sample.
+
+    The network is on "meta", where it takes neither memory nor time.
+    """
     try:
-        costs = macs.count(model.denoiser, call)
+        model, modules, seen = counted_on("meta", cfg, facts)
     except RuntimeError:  # a custom network that reads the values of its tensors
-        model, call = model_on("cpu", cfg, facts)
-        costs = macs.count(model.denoiser, call)
-    seen = macs.seen_flops(call)
-    left_out = seen // 2 - macs.total(costs).macs
+        model, modules, seen = counted_on("cpu", cfg, facts)
+    left_out = seen // 2 - macs.total(modules).macs
     if left_out > 0:  # the package's networks leave out nothing, but count more than PyTorch sees
-        costs.append(Cost(ELSEWHERE, 0, left_out))
-    return NetworkCost(model, costs, seen)
+        modules.append(Cost(ELSEWHERE, 0, left_out))
+    whole, extra = macs.total(modules), model.objective.extra_passes(model.denoiser)
+    return RunCost(
+        macs=whole.macs,
+        parameters=whole.params,
+        passes=None if extra is None else macs.TRAINING_PASSES + extra,
+        modules=[each for each in modules if each.params or each.macs],
+        seen_flops=seen,
+        calls=calls,
+    )
 
 
-def model_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, Callable[[], object]]:
-    """A model, and a call of its network on one image."""
+def counted_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, list[Cost], int]:
+    """A model, the costs of its modules in a call on one image, and the FLOPs PyTorch sees."""
     model = build_model(cfg, *facts, device=device)
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
     labels = model.denoiser.conditioning.labels.blank(1, device)
     level = model.schedule(torch.tensor([0.5]))
-    return model, lambda: model.denoiser(x, level, Given(labels))
 
+    def call() -> Estimate:
+        return model.denoiser(x, level, Given(labels))
 
-def cost_of(cfg: DictConfig, facts: ImageFacts) -> Cost:
-    """Parameters and MACs of the whole network on one image."""
-    return macs.total(network_cost(cfg, facts).modules)
+    return model, macs.count(model.denoiser, call), macs.seen_flops(call)
 
 
 class CountingBackbone(nn.Module):

@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "publish": Command(
         "write a small folder with everything that checks a comparison of runs",
-        "analysis.publishing.folder:publish_runs",
+        "analysis.publishing:publish_runs",
         takes_paths=True,
     ),
     "status": Command(
@@ -112,7 +112,7 @@ COMMANDS = {
     "export": Command("save a trained model as a folder to share", "runs.export:export"),
     "doctor": Command(
         "check a training run before it starts",
-        "estimate.doctor.command:doctor",
+        "estimate.doctor:doctor",
         fails=lambda result: any(check["status"] == "error" for check in result["checks"]),
     ),
     "profile": Command(

@@ -1,9 +1,9 @@
-"""The bytes that autograd keeps for a backward pass, of a pass here, or on "meta" as on a GPU.
+"""The bytes that autograd keeps for a backward pass on a GPU, found without one.
 
-On the device "meta" there are shapes and types without numbers.
+The forward pass is made on the device "meta", where there are shapes and types without numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map_only
 from diffusion_lab.assembly.costs import ImageFacts
 from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 
 IMAGES = 4, 8  # numbers of images to measure with; some objectives treat a quarter differently
@@ -54,28 +54,15 @@ class KeptTensors(saved_tensors_hooks):
         self.storages[storage._cdata] = storage
         return tensor
 
+    def keep_graph_of(self, output: Tensor) -> None:
+        """Counts what the graph of a tensor keeps, where hooks are refused."""
+        for tensor in _saved_in_graph(output):
+            self.keep(tensor)
+
     def bytes(self, apart_from: Iterable[Tensor] = ()) -> int:
         """Bytes kept so far, some tensors aside."""
         aside = {tensor.untyped_storage()._cdata for tensor in apart_from}
         return sum(each.nbytes() for key, each in self.storages.items() if key not in aside)
-
-
-def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
-    with (kept := KeptTensors()):
-        forward()
-    return kept.bytes(parameters)
-
-
-def bytes_in_graph(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Bytes that the graph of `forward`'s result keeps, parameters aside; takes no hooks.
-
-    Asked in this way, checkpointed layers would be computed again.
-    """
-    kept = KeptTensors()
-    for tensor in _saved_in_graph(forward()):
-        kept.keep(tensor)
-    return kept.bytes(parameters)
 
 
 def _saved_in_graph(output: Tensor) -> Iterator[Tensor]:
@@ -96,7 +83,8 @@ def _saved_in_graph(output: Tensor) -> Iterator[Tensor]:
 class GPUTypes(TorchFunctionMode):
     """Gives operations on "meta" the types that CUDA's autocast would give, and fused attention.
 
-    Autocast for the CPU switches it on and off, as there is none for "meta".
+    Autocast for the CPU switches it on and off, as there is none for "meta". PyTorch's own fake
+    tensors on a GPU would have these types, but no gradients where PyTorch was built without CUDA.
     """
 
     def __init__(self) -> None:
@@ -167,26 +155,31 @@ class Activations:
 
 
 def activations(cfg: DictConfig, facts: ImageFacts, precision: str) -> Activations:
-    """The activations of a model on "meta", in one of Lightning's precisions.
+    """The activations of a model in one of Lightning's precisions.
 
-    Raises UserError for a network whose forward pass needs numbers.
+    They are found on "meta", or on the CPU for a network whose forward pass needs numbers.
     """
-    model = build_model(cfg, *facts, "meta")
     try:
-        few, more = (kept_bytes(model, images, precision) for images in IMAGES)
-        kept = line(few.all, more.all)
-        if not cfg.activation_checkpointing:
-            return Activations(kept, Line(0, 0), 0)
-        cfg = cfg.copy()
-        cfg.activation_checkpointing = False
-        whole = build_model(cfg, *facts, "meta")
-        few, more = (kept_bytes(whole, images, precision) for images in IMAGES)
-        return Activations(kept, line(max(few.layers), max(more.layers)), few.casts)
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"the activations of {type(model.denoiser.backbone).__name__} cannot be found "
-            "without running it; measure them with diffusion-lab profile"
-        ) from error
+        return activations_on("meta", cfg, facts, precision)
+    except (RuntimeError, NotImplementedError):
+        return activations_on("cpu", cfg, facts, precision)
+
+
+def activations_on(device: str, cfg: DictConfig, facts: ImageFacts, precision: str) -> Activations:
+    """The activations of a model, found on a device."""
+
+    def kept(recomputed: bool) -> Iterator[Kept]:
+        changed = cfg.copy()
+        changed.activation_checkpointing = recomputed
+        model = build_model(changed, *facts, device)
+        return (kept_bytes(model, images, precision) for images in IMAGES)
+
+    few, more = kept(cfg.activation_checkpointing)
+    whole = line(few.all, more.all)
+    if not cfg.activation_checkpointing:
+        return Activations(whole, Line(0, 0), 0)
+    few, more = kept(False)
+    return Activations(whole, line(max(few.layers), max(more.layers)), few.casts)
 
 
 def line(few: int, more: int) -> Line:
@@ -204,22 +197,32 @@ class Kept(NamedTuple):
 
 
 def kept_bytes(model: Model, images: int, precision: str) -> Kept:
-    """The bytes that a forward pass on "meta" keeps for the backward pass, parameters aside."""
-    x0 = torch.zeros(images, *model.denoiser.image_shape, device="meta")
-    labels = model.denoiser.conditioning.labels.blank(images, "meta")
-    level = model.schedule(torch.full((images,), 0.5)).to("meta")
-    parameters, own = list(model.denoiser.parameters()), []
+    """The bytes that a forward pass keeps for the backward pass, parameters aside."""
+    denoiser = model.denoiser
+    parameters, own = list(denoiser.parameters()), []
+    device = parameters[0].device
+    x0 = torch.zeros(images, *denoiser.image_shape, device=device)
+    labels = denoiser.conditioning.labels.blank(images, device)
+    level = model.schedule(torch.full((images,), 0.5)).to(device)
+    objective, tensors = model.objective.to(device), KeptTensors()
+    if objective.teacher and objective.teacher.asked:  # the network in its place: it keeps nothing
+        objective.teacher.open(lambda labels: lambda x, level: denoiser(x, level, Given(labels)))
+    kept = partial(tensors.bytes, parameters)
+    # torch.func, which takes an energy's gradient, refuses hooks; and a walk through the graph
+    # would compute checkpointed layers again
+    energy = isinstance(denoiser.backbone, Energy)
     with ExitStack() as stack:
         if dtype := TYPES.get(precision):
             stack.enter_context(torch.autocast("cpu", dtype))
         stack.enter_context(types := GPUTypes())
-        stack.enter_context(tensors := KeptTensors())
-        kept = partial(tensors.bytes, parameters)
-        for layer in layers_of(model.denoiser.backbone):
+        if not energy:
+            stack.enter_context(tensors)
+        for layer in layers_of(denoiser.backbone):
             before = layer.register_forward_pre_hook(lambda *_: own.append(-kept()))
             after = layer.register_forward_hook(lambda *_: own.append(own.pop() + kept()))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        objective = model.objective.to("meta")
-        objective.loss(objective.parts(), model.denoiser, x0, x0, level, Given(labels), None)
+        losses = objective.loss(objective.parts(), denoiser, x0, x0, level, Given(labels), None)
+        if energy:
+            tensors.keep_graph_of(losses.minimised.sum())
     return Kept(kept(), own, types.bytes())

@@ -1,8 +1,7 @@
-"""Measures a model on this device: seconds per step, activation memory, and the device's peak."""
+"""Measures a model on this device: the seconds of a step, and the device's peak."""
 
 import statistics
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,6 @@ from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes
 
 ALLOWED = CHOICES | {"batch_size": whole(1), "timed_steps": whole(1)}
 WARM_UP = 2  # steps; the first one allocates
@@ -97,18 +95,6 @@ class Bench:
         with self.autocast:
             self.model.denoiser(self.noise, self.level, Given(self.labels))
         self.model.denoiser.train()
-
-    def activation_bytes(self) -> int:
-        """Bytes that one more image in a batch keeps for the backward pass, before compilation."""
-        # the difference cancels what is kept once per batch, such as weights in bf16
-        images, labels = torch.cat([self.images[:1]] * 4), torch.cat([self.labels[:1]] * 4)
-        # torch.func, which takes an energy's gradient, refuses hooks on saved tensors
-        energy = isinstance(self.model.denoiser.backbone, Energy)
-        measure = bytes_in_graph if energy else saved_bytes
-        two, four = (
-            measure(partial(self.loss, images[:n], labels[:n]), self.parameters()) for n in (2, 4)
-        )
-        return (four - two) // 2
 
 
 def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Annotated
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.assembly.costs import image_facts, sampling_calls
+from diffusion_lab.assembly.costs import counted, image_facts, sampling_calls
 from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.assembly.objects import build_model
@@ -15,7 +15,6 @@ from diffusion_lab.assembly.sentences import values_of
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
 from diffusion_lab.estimate.match import Match, find_match
-from diffusion_lab.estimate.run_cost import counted
 from diffusion_lab.runs.opened import load_diffusion_config
 
 HEUN_CALLS = 2  # of a teacher that is asked in each step; twice as many if it is guided

@@ -1,7 +1,13 @@
-"""Finds the size at which one backbone costs as much as another."""
+"""Finds the size at which one backbone costs as much as another.
+
+A cost grows with the width, so the width is bisected: at the configured depth, and if none agrees
+there, at the depths around it.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from hydra import compose
@@ -10,21 +16,27 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import image_facts
+from diffusion_lab.assembly.costs import counted, image_facts
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds
-from diffusion_lab.estimate.run_cost import counted
-from diffusion_lab.estimate.sizes import Sizes, resized
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # keys that a reference must not set
 UNITS = ("params", "macs", "step_time")
 CONFIRMATIONS = 3  # repeated measurements of the time that was found
+# keys that set the size of a backbone, if it has them, and the steps in which they are tried
+WIDTHS = {"width": 4, "channels": 4}
+DEPTHS = ("depth", "blocks")
+HEAD_CHANNELS = ("head_channels", "stage.head_channels", "state_space.head_channels")
+HEAD_RANGE = 1.5  # factor by which heads may become wider or narrower, to fit a width
+LARGEST = 2**14  # largest value of a key, in its steps
+GAP = 16  # steps within which a backbone must allow some width
+Settings = dict[str, int]  # values by key of a backbone
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,11 @@ def key_of(override: str) -> str:
     return parsed.key_or_group.replace("/", ".")
 
 
+def sets_backbone(override: str) -> bool:
+    """Whether an override chooses the backbone, or sets one of its keys."""
+    return key_of(override).split(".")[0] == "backbone"
+
+
 def is_run(reference: str) -> bool:
     """Whether a reference is the path of a run."""
     return Path(reference, CONFIG).is_file() or ("/" in reference and "=" not in reference)
@@ -127,20 +144,16 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
                 f"same images; write {override} outside of reference=..."
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
+    own = [each for each in chosen if sets_backbone(each)]
+    others = [each for each in overrides if not sets_backbone(each)]
     try:
-        reference = compose("match", overrides=[*not_of_backbone(overrides), *chosen])
+        reference = compose("match", overrides=[*others, *chosen])
         if "backbone" not in map(key_of, chosen):
             return reference
         # an experiment's or a study's values of the backbone are not for this one
-        own = [override for override in chosen if key_of(override).split(".")[0] == "backbone"]
         return with_backbone(reference, compose("match", overrides=own))
     except MISTAKES as error:
         raise ValueError(f"reference={text} cannot be composed: {sentence(error)}") from error
-
-
-def not_of_backbone(overrides: list[str]) -> list[str]:
-    """The overrides of all other keys and groups."""
-    return [override for override in overrides if key_of(override).split(".")[0] != "backbone"]
 
 
 def with_backbone(cfg: DictConfig, other: DictConfig) -> DictConfig:
@@ -174,8 +187,12 @@ class CostMeter:
             self.summary(reference)
         except UserError as error:
             raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
-        self.bench = self.prepare(reference) if cfg.by == "step_time" else None
-        self.target = self.seconds(self.bench)[0] if self.bench else self.cost(reference)
+        self.bench: Bench | None = None
+        if cfg.by == "step_time":
+            self.bench = self.prepare(reference)
+            (self.target,) = median_seconds([self.bench.train], self.timed_steps)
+        else:
+            self.target = self.cost(reference)
 
     def cost(self, cfg: DictConfig) -> float:
         """The cost of a configuration in the unit `by`."""
@@ -215,11 +232,123 @@ class CostMeter:
         bench.compile(cfg.compile)
         return bench
 
-    def seconds(self, *benches: Bench) -> list[float]:
-        """The median seconds of a training step of each bench, timed in turns."""
-        return median_seconds([each.train for each in benches], self.timed_steps)
-
     def ratio(self, reference: Bench, bench: Bench) -> float:
         """The time of a training step relative to the reference's."""
-        theirs, ours = self.seconds(reference, bench)
+        theirs, ours = median_seconds([reference.train, bench.train], self.timed_steps)
         return ours / theirs
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of a backbone, and its cost."""
+
+    settings: Settings
+    cost: float
+
+
+def resized(cfg: DictConfig, settings: Settings) -> DictConfig:
+    """A copy of a configuration with these settings of its backbone."""
+    cfg = cfg.copy()
+    for key, value in settings.items():
+        OmegaConf.update(cfg, f"backbone.{key}", value)
+    return cfg
+
+
+class Sizes:
+    """Searches the widths and depths of a backbone; `cost(cfg)` may raise UserError.
+
+    Raises UserError for a backbone that has no key that sets its size.
+    """
+
+    def __init__(self, cfg: DictConfig, name: str, cost: Callable[[DictConfig], float]):
+        self.cfg, self.cost = cfg, cost
+        own = {key: value for key, value in cfg.backbone.items() if type(value) is int}
+        self.width = next((key for key in WIDTHS if key in own), None)
+        self.depth = next((key for key in DEPTHS if key in own), None)
+        key = self.width or self.depth
+        if key is None:
+            raise UserError(
+                f"backbone={name} has none of the keys {', '.join([*WIDTHS, *DEPTHS])} that set a "
+                "size; match another backbone"
+            )
+        self.key = key  # key that is searched
+
+    def at(self, size: Settings) -> Size | None:
+        """Returns this size with heads that fit it, and its cost; None if the backbone refuses."""
+        for heads in self.heads(size):
+            settings = size | heads
+            try:
+                return Size(settings, self.cost(resized(self.cfg, settings)))
+            except UserError:
+                continue
+        return None
+
+    def heads(self, size: Settings) -> list[Settings]:
+        """Settings of the heads that may fit, the best first: even, and about as wide as before."""
+        backbone = self.cfg.backbone
+        heads = backbone.get("heads")
+        found = ((key, OmegaConf.select(backbone, key)) for key in HEAD_CHANNELS)
+        key, channels = next((pair for pair in found if pair[1] is not None), (None, None))
+        if self.width is None or (heads is None and channels is None):
+            return [{}]
+        before = channels or backbone[self.width] // heads
+        # memory is read in eights: multiples of 8 come first, then of 4 and 2, then odd numbers
+        options = sorted(
+            range(math.ceil(before / HEAD_RANGE), int(before * HEAD_RANGE) + 1),
+            key=lambda option: (-math.gcd(option, 8), abs(math.log(option / before))),
+        )
+        if key is not None:
+            return [{key: option} for option in options]
+        width = size[self.width]
+        return [{"heads": width // option} for option in options if width % option == 0]
+
+    def around(self, target: float, depth: int | None) -> list[Size]:
+        """The sizes just below and above a target cost at this depth, if they exist."""
+        key, step = self.key, WIDTHS.get(self.key, 1)
+        fixed = {self.depth: depth} if self.width and self.depth and depth else {}
+        at = cache(lambda steps: self.at({key: steps * step} | fixed))
+
+        def allowed(steps: int) -> Size | None:
+            """The first size from `steps` on that the backbone allows."""
+            return next(filter(None, map(at, range(steps, steps + GAP))), None)
+
+        low, high = 0, max(1, self.cfg.backbone[key] // step)
+        while (size := allowed(high)) and size.cost < target and high < LARGEST:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            size = allowed(middle)
+            if size is None or size.cost < target:  # None: too small for any heads
+                low = middle
+            else:
+                high = middle
+        return [size for size in (allowed(low) if low else None, allowed(high)) if size]
+
+    def solve(self, target: float, tolerance: float) -> tuple[Size, bool]:
+        """Returns the best size, and whether it agrees; if it does not, it is the nearest one.
+
+        The configured depth is kept if possible, or else, as nearly as possible, the ratio of width
+        to depth.
+        """
+
+        def difference(size: Size) -> float:
+            return abs(size.cost / target - 1)
+
+        wide, deep = self.width, self.depth
+        configured = {key: self.cfg.backbone[key] for key in (wide, deep) if key}
+        depth = configured[deep] if deep else None
+        found = [Size(configured, self.cost(self.cfg)), *self.around(target, depth)]
+        nearest = min(found, key=difference)
+        if not wide or not deep or difference(nearest) <= tolerance:
+            return nearest, difference(nearest) <= tolerance
+
+        def stretch(size: Size) -> float:
+            wider = size.settings[wide] / configured[wide]
+            return abs(math.log(wider * configured[deep] / size.settings[deep]))
+
+        for other in range(math.ceil(configured[deep] / 2), max(2 * configured[deep], 4) + 1):
+            found += self.around(target, other) if other != depth else []
+        agreeing = [size for size in found if difference(size) <= tolerance]
+        if agreeing:
+            return min(agreeing, key=stretch), True
+        return min(found, key=difference), False

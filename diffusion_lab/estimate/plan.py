@@ -10,7 +10,7 @@ from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.run_plan import GUESSES, RunPlan, plan_of
+from diffusion_lab.estimate.run_plan import GUESSES, RunPlan
 
 GB, DAY = 1e9, 24 * 3600
 SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
@@ -46,7 +46,7 @@ def plan(
     plans = []
     for each in combinations:
         cfg = budget.with_budget(each.cfg, each.overrides)
-        plans.append(plan_of(cfg, each.name or own))
+        plans.append(RunPlan(cfg, each.name or own))
     if len(plans) > 1:
         compare(plans)
     else:
@@ -57,12 +57,12 @@ def plan(
 
 def show(plan: RunPlan) -> None:
     """Prints one plan."""
-    run, numbers, memory = plan.run, plan.as_dict(), plan.memory
-    words = numbers | {key: run.cfg[key] for key in GUESSES}
-    nodes = f"{run.nodes} nodes of " if run.nodes > 1 else ""
-    say(f"{plan.name} on {nodes}{run.devices} {run.gpu.name}, {run.precision}, {run.strategy}")
+    numbers, memory = plan.as_dict(), plan.memory
+    words = numbers | {key: plan.cfg[key] for key in GUESSES}
+    nodes = f"{plan.nodes} nodes of " if plan.nodes > 1 else ""
+    say(f"{plan.name} on {nodes}{plan.devices} {plan.gpu.name}, {plan.precision}, {plan.strategy}")
     say(f"Model: {plan.cost}")
-    say(f"Batch: {run.batch}")
+    say(f"Batch: {plan.batch}")
     held = {text.format(**words): getattr(memory, key) / GB for key, text in MEMORY.items()}
     held = {text: size for text, size in held.items() if size} | {"all": memory.total / GB}
     print_column("memory of a GPU", "GB", held)
@@ -78,7 +78,7 @@ def show(plan: RunPlan) -> None:
     if plan.step.compute < SHORT:
         say("A pass this short rather waits for kernels to start: measure it with `profile`")
     say(length(plan))
-    say(disk(plan))
+    say(disk(numbers["disk"]))
 
 
 def print_column(title: str, unit: str, values: Mapping[str, float]) -> None:
@@ -94,16 +94,15 @@ def print_column(title: str, unit: str, values: Mapping[str, float]) -> None:
 
 def advice(plan: RunPlan) -> str:
     """Says whether a micro-batch fits, the largest that does, and what to write if none does."""
-    run = plan.run
-    less = f"{run.gpu.memory / GB:.1f} less reserve={run.cfg.reserve} (a guess)"
+    less = f"{plan.gpu.memory / GB:.1f} less reserve={plan.cfg.reserve} (a guess)"
     room = f"{plan.usable / GB:.1f} GB, {less}"
     if plan.fits:
         return f"Fits into {room}; the largest micro-batch is {plan.largest_micro_batch} images"
     if plan.fitting:
         return f"Does not fit into {room}; write micro_batch_size={plan.fitting}"
     others = {
-        "activation_checkpointing=true": not run.cfg.activation_checkpointing,
-        "trainer=fsdp": not run.sharded and run.batch.world > 1,
+        "activation_checkpointing=true": not plan.cfg.activation_checkpointing,
+        "trainer=fsdp": not plan.sharded and plan.batch.world > 1,
         "a smaller backbone": True,
     }
     return f"Does not fit into {room}; write {' or '.join(k for k, v in others.items() if v)}"
@@ -111,7 +110,7 @@ def advice(plan: RunPlan) -> str:
 
 def length(plan: RunPlan) -> str:
     """The length of the run in steps, images, epochs and time."""
-    cfg, lasts = plan.run.cfg, plan.duration
+    cfg, lasts = plan.cfg, plan.duration
     limit = " (until trainer.max_time)" if lasts.steps < cfg.trainer.max_steps else ""
     seen = lasts.steps * cfg.batch_size
     epochs = f", {seen / cfg.num_images:.3g} epochs" if cfg.num_images else ""
@@ -123,13 +122,13 @@ def length(plan: RunPlan) -> str:
     )
 
 
-def disk(plan: RunPlan) -> str:
-    """The disk that the run takes."""
-    sizes = {key: f"{(size or 0) / GB:.3g} GB" for key, size in plan.disk.items()}
+def disk(taken: Mapping[str, int | None]) -> str:
+    """The disk that a run takes, from bytes by what they are for."""
+    sizes = {key: f"{(size or 0) / GB:.3g} GB" for key, size in taken.items()}
     line = "Disk: {checkpoint} a checkpoint, {checkpoints} of them at most".format(**sizes)
     for key in ("snapshots", "latents", "features"):
-        line += f", {sizes[key]} of {key}" if plan.disk[key] else ""
-    return f"{line}; num_images=... adds caches" if None in plan.disk.values() else line
+        line += f", {sizes[key]} of {key}" if taken[key] else ""
+    return f"{line}; num_images=... adds caches" if None in taken.values() else line
 
 
 def time(seconds: float) -> str:
@@ -148,10 +147,10 @@ def compare(plans: Sequence[RunPlan]) -> None:
         held = f"{plan.memory.total / GB:.3g}"
         table.add_row(
             plan.name,
-            str(plan.run.batch.world),
+            str(plan.batch.world),
             held if plan.fits else f"[red]{held}[/]",
             str(plan.largest_micro_batch),
-            f"{plan.run.batch.batch_size / plan.step.seconds:,.0f}",
+            f"{plan.images_per_second:,.0f}",
             f"{plan.duration.seconds / DAY:.3g}",
         )
     console.print(table)

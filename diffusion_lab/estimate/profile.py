@@ -9,7 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import ELSEWHERE, ImageFacts, image_facts, sampling_calls
+from diffusion_lab.assembly.costs import (
+    ELSEWHERE,
+    ImageFacts,
+    RunCost,
+    counted,
+    image_facts,
+    sampling_calls,
+)
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, by_level, total
@@ -18,8 +25,8 @@ from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
+from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds, peak_flops
-from diffusion_lab.estimate.run_cost import RunCost, counted
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 COLUMNS = {
@@ -41,19 +48,20 @@ def profile(
 
     All are counted, or refused if they cannot work, before the first is timed.
     """
-    own = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
+    title = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     completed = [prepared(each.cfg, each.overrides) for each in combinations]
-    facts = list(map(image_facts, completed))
-    costs = [
-        counted(cfg, about, sampling_calls(cfg, about))
-        for cfg, about in zip(completed, facts, strict=True)
+    facts = [image_facts(each) for each in completed]
+    counts = [
+        counted(each, about, sampling_calls(each, about))
+        for each, about in zip(completed, facts, strict=True)
     ]
-    results = [numbers_of(*each) for each in zip(costs, facts, strict=True)]
-    for cfg, about, cost, numbers in zip(completed, facts, costs, results, strict=True):
-        if cfg.speed and cfg.device != "meta":
-            numbers |= measured(cfg, about, cost)
-    for each, cost, numbers in zip(combinations, costs, results, strict=True):
-        show(each.name or own, cost, numbers, each.cfg.depth)
+    results = [
+        numbers_of(cost, about)
+        | (measured(own, about, cost) if own.speed and own.device != "meta" else {})
+        for own, about, cost in zip(completed, facts, counts, strict=True)
+    ]
+    for each, cost, numbers in zip(combinations, counts, results, strict=True):
+        show(each.name or title, cost, numbers, each.cfg.depth)
     if len(results) > 1:
         compare([each.name for each in combinations], results)
     return {"profiles": results} if combinations[0].chosen else results[0]
@@ -96,7 +104,6 @@ def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
     """How fast a composition is on a device, and how near to the device's peak."""
     device, precision = measured_on(cfg)
     bench = Bench(cfg, facts, device, precision)
-    activations = bench.activation_bytes()  # before compilation
     bench.compile(cfg.compile)
     step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
     peak = peak_flops(precision, device)
@@ -105,7 +112,7 @@ def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "batch_size": cfg.batch_size,
-        "activation_bytes": activations,
+        "activation_bytes": activations(cfg, facts, precision).kept.per_image,
         "training_images_per_second": cfg.batch_size / step,
         "network_images_per_second": cfg.batch_size / call,
         "sampling_images_per_second": cfg.batch_size / call / cost.calls if cost.calls else None,

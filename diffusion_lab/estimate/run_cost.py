@@ -1,16 +1,14 @@
-"""The cost of a training run: counted, in bytes of a device and of a disk, and in seconds."""
+"""The memory, the disk and the seconds that a training run takes."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.assembly.costs import ImageFacts, network_cost
+from diffusion_lab.assembly.costs import Memory, RunCost
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, total
-from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.task import DiffusionTask
@@ -23,68 +21,6 @@ from diffusion_lab.training.trainer import steps_in_time
 
 IN_PLACE = 3  # checkpoints at once: the last, the one before it, and a new one being written
 STATISTICS = 8  # bytes of a number of a mean or covariance
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a device by what they are for, of rank 0, whose shares are the largest."""
-
-    parameters: int
-    gradients: int
-    buckets: int  # DDP's copy of the gradients, which it sends
-    optimizer: int
-    averages: int
-    gathered: int  # of FSDP: the layers that are whole at one time
-    first_stage: int
-    images: int
-    activations: int  # of a micro-batch
-
-    @property
-    def total(self) -> int:
-        return sum(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class RunCost:
-    """The cost of a training run, as far as it is known.
-
-    `macs` are those of a network call on one image, and its training step costs as much as `passes`
-    such calls (None if they are not counted). A sample takes `calls` of them (None if that depends
-    on the trained network). `memory` is a device's. `step` is the seconds of a training step, and
-    `call` those of a network call on an image while all devices work, measured or predicted.
-    """
-
-    macs: int
-    parameters: int
-    passes: float | None
-    calls: int | None
-    modules: list[Cost]  # apart from what they contain, with parameters or MACs
-    seen_flops: int  # by PyTorch, of a call on one image
-    memory: Memory | None = None
-    step: float | None = None
-    call: float | None = None
-
-    def __str__(self) -> str:
-        return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
-
-    def flops(self, passes: float = 1) -> float:
-        """The FLOPs of so many network calls on an image."""
-        return 2 * self.macs * passes
-
-
-def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> RunCost:
-    """The cost of a run that needs no device; `calls` are those of a sample."""
-    model, modules, seen = network_cost(cfg, facts)
-    whole = total(modules)
-    extra = model.objective.extra_passes(model.denoiser)
-    return RunCost(
-        macs=whole.macs,
-        parameters=whole.params,
-        passes=None if extra is None else TRAINING_PASSES + extra,
-        calls=calls,
-        modules=[each for each in modules if each.params or each.macs],
-        seen_flops=seen,
-    )
 
 
 def memory_of(
@@ -224,19 +160,16 @@ def duration_of(cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: 
 
     The cost of a step and of a call must be known.
     """
-    steps = cfg.trainer.max_steps
-    whole = duration_of_steps(steps, cfg, task, cost, validated)
+    assert cost.step is not None
+    assert cost.call is not None
+    step, call = cost.step, cost.call
+
+    def lasting(steps: int) -> Duration:
+        drawn = task.measured_images(steps) + task.grid_images(steps)
+        sampling = None if cost.calls is None else drawn * cost.calls * call
+        validations = times(steps, cfg.validate_every_n_steps)
+        return Duration(steps, steps * step, validations * validated * call, sampling)
+
+    whole = lasting(cfg.trainer.max_steps)
     counting = whole.training + whole.validation  # metrics and grids stop the clock
-    allowed = steps_in_time(cfg.trainer.max_time, steps, counting)
-    return duration_of_steps(allowed, cfg, task, cost, validated)
-
-
-def duration_of_steps(
-    steps: int, cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: int
-) -> Duration:
-    """The time of a run of `steps` steps."""
-    step, call = cost.step or 0.0, cost.call or 0.0
-    validations = times(steps, cfg.validate_every_n_steps)
-    drawn = task.measured_images(steps) + task.grid_images(steps)
-    sampling = None if cost.calls is None else drawn * cost.calls * call
-    return Duration(steps, steps * step, validations * validated * call, sampling)
+    return lasting(steps_in_time(cfg.trainer.max_time, whole.steps, counting))

@@ -6,7 +6,7 @@ links, are guesses. DDP sends gradients during the backward pass, two thirds of 
 and FSDP gathers and sends during both passes: only what takes longer than that is waited for.
 """
 
-import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +14,14 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from diffusion_lab.assembly.costs import ImageFacts, calls_of_one_network, image_facts
+from diffusion_lab.assembly.costs import (
+    ImageFacts,
+    Memory,
+    RunCost,
+    calls_of_one_network,
+    counted,
+    image_facts,
+)
 from diffusion_lab.assembly.instantiate import check_keys, instantiate
 from diffusion_lab.backbone.macs import TRAINING_PASSES, seen_flops
 from diffusion_lab.common.messages import UserError
@@ -23,15 +30,11 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
-from diffusion_lab.estimate.activations import Activations, activations
+from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.gpu import GPU
 from diffusion_lab.estimate.run_cost import (
-    Duration,
-    Memory,
-    RunCost,
     checkpoint_bytes,
     checkpoints_at_once,
-    counted,
     duration_of,
     features_bytes,
     kept_steps,
@@ -79,20 +82,38 @@ class LatentsElsewhere(FirstStage):
         return torch.cat([images, images], 1)
 
 
-class RunElsewhere:
-    """The parts of the run that `cfg`, a configuration of the command plan, describes.
+@dataclass(frozen=True)
+class Step:
+    """The seconds of a training step: of products, of memory, of the update, and of sending."""
 
-    The network is on "meta". Raises UserError for what training would refuse, too.
+    compute: float  # FLOPs of all passes
+    encoding: float  # FLOPs of a first stage whose latents are not cached
+    activations: float  # activations, written once and read once
+    update: float  # weights, gradients, optimiser state and averages, read and written
+    communication: float  # a ring over all GPUs
+    waiting: float  # the part of communication that nothing hides
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of the step."""
+        longer = max(self.compute, self.activations)
+        return longer + self.encoding + self.update + self.waiting
+
+
+class RunPlan:
+    """The run that `cfg`, a configuration of the command plan, describes, and what it takes.
+
+    Raises UserError for what training would refuse, too.
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: DictConfig, name: str):
         check_keys(cfg, PLANNED)
         if cfg.latents and cfg.image_shape is None:
             raise UserError(
                 "latents=true needs their shape; write image_shape=[channels,height,width]"
             )
-        self.facts = image_facts(cfg)
-        self.cfg = with_facts(cfg, self.facts)
+        self.name, facts = name, image_facts(cfg)
+        self.cfg = cfg = with_facts(cfg, facts)
         self.gpu: GPU = instantiate(cfg, "gpu")
         self.nodes = cfg.nodes or number(cfg.trainer.num_nodes, 1)
         self.devices = cfg.devices or number(cfg.trainer.devices, A_NODE)
@@ -100,7 +121,23 @@ class RunElsewhere:
         given = cfg.trainer.precision
         self.precision = "bf16-mixed" if given == "auto" else given
         self.sharded = self.batch.world > 1 and sharded(cfg.trainer)
-        self.task = build_task(self.cfg, device="meta")
+        one = "ddp" if self.batch.world > 1 else "one process"
+        self.strategy = "fsdp" if self.sharded else one
+        self.task = build_task(cfg, device="meta")
+        self.refuse_second_networks()
+        self.black = torch.zeros(1, *facts.shape, dtype=torch.uint8)  # an image
+        counts = counted(cfg, facts, calls_of_one_network(cfg, facts))
+        self.activations = activations(cfg, facts, self.precision)
+        held, images = self.activations.of(self.batch.micro_batch), self.images_bytes()
+        self.memory = memory_of(self.task, held, self.batch.world, self.sharded, images)
+        flops_per_second = cfg.mfu * self.gpu.peak(self.precision)
+        self.step = self.step_of(counts, self.memory, flops_per_second)
+        call = counts.flops() / flops_per_second / self.batch.world
+        self.cost = replace(counts, memory=self.memory, step=self.step.seconds, call=call)
+        self.duration = duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
+
+    def refuse_second_networks(self) -> None:
+        """Raises UserError for a network that steps ask beside the one that is trained."""
         module = self.task.module
         teacher = module.objective.teacher
         asked = teacher is not None and teacher.asked, module.alignment is not None
@@ -111,28 +148,6 @@ class RunElsewhere:
                     f"plan the run with {instead}"
                 )
 
-    @property
-    def strategy(self) -> str:
-        """The word for how the model is spread over the GPUs."""
-        return "fsdp" if self.sharded else "ddp" if self.batch.world > 1 else "one process"
-
-    @property
-    def flops_per_second(self) -> float:
-        """The FLOP/s that a GPU is guessed to reach."""
-        return self.cfg.mfu * self.gpu.peak(self.precision)
-
-    def encoding_flops(self) -> int:
-        """The FLOPs of encoding an image for a training step; 0 if that is done before training."""
-        stage = self.task.module.first_stage
-        return (
-            0 if stage.cache or stage.of_pixels else seen_flops(lambda: stage.moments(self.black))
-        )
-
-    @property
-    def black(self) -> Tensor:
-        """A black image, uint8 (1, C, H, W)."""
-        return torch.zeros(1, *self.facts.shape, dtype=torch.uint8)
-
     def stored_bytes(self) -> int | None:
         """The bytes of all training images as they are kept; None if their number is not known.
 
@@ -142,7 +157,7 @@ class RunElsewhere:
         if count is None:
             return None
         if not stage.cache:
-            return count * math.prod(self.facts.shape)
+            return count * self.black.numel()
         return count * 4 * (1 + self.cfg.data.flip) * stage.moments(self.black).numel()
 
     def images_bytes(self) -> int:
@@ -151,6 +166,107 @@ class RunElsewhere:
         if size is None or choice is False:
             return 0
         return size if choice is True or size < FREE_MEMORY_SHARE * self.gpu.memory else 0
+
+    def step_of(self, cost: RunCost, memory: Memory, flops_per_second: float) -> Step:
+        """The time of a training step."""
+        module, gpu, batch = self.task.module, self.gpu, self.batch
+        images, stage = batch.accumulate * batch.micro_batch, module.first_stage
+        # derivatives of score matching are not counted, and take a pass at least
+        derived = TRAINING_PASSES + module.objective.loss.forward_mode
+        passes = (cost.passes or derived) + self.cfg.activation_checkpointing
+        compute = images * cost.flops(passes) / flops_per_second
+        encoding = 0.0  # of images that are not encoded before training
+        if not (stage.cache or stage.of_pixels):
+            encoding = images * seen_flops(lambda: stage.moments(self.black))
+        kept = 2 * batch.accumulate * memory.activations / gpu.bandwidth
+        state = 2 * (memory.parameters + memory.optimizer + memory.averages)
+        # gradients are clipped before they are used, and each average reads the weights
+        moved = state + 3 * memory.gradients + memory.averages
+        # a ring of an all-reduce sends every number twice; FSDP gathers parameters for both passes
+        # and scatters gradients, for each micro-batch
+        rounds = 3 * batch.accumulate if self.sharded else 2
+        weights = sum(each.nbytes for each in module.trained_parameters())
+        sent = rounds * weights * (batch.world - 1) / batch.world
+        communication = sent / (self.cfg.link_share * gpu.bus(self.devices, self.nodes))
+        hides = max(compute, kept) * (1 if self.sharded else BACKWARD / batch.accumulate)
+        return Step(
+            compute,
+            encoding / (self.cfg.mfu * gpu.float32_flops),
+            kept,
+            moved / gpu.bandwidth,
+            communication,
+            max(0.0, communication - hides),
+        )
+
+    @property
+    def usable(self) -> float:
+        """The bytes of a GPU without the reserve."""
+        return (1 - self.cfg.reserve) * self.gpu.memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether a micro-batch fits into a GPU."""
+        return self.memory.total <= self.usable
+
+    @property
+    def largest_micro_batch(self) -> int:
+        """The most images that fit into a GPU at once."""
+        rest = self.usable - (self.memory.total - self.memory.activations)
+        return max(0, bisect_right(range(MOST_IMAGES), rest, key=self.activations.of) - 1)
+
+    @property
+    def fitting(self) -> int:
+        """The largest micro-batch that fits and divides a GPU's share of the batch; 0 if none."""
+        share = self.batch.micro_batch * self.batch.accumulate
+        most = min(share, self.largest_micro_batch)
+        return next((n for n in range(most, 0, -1) if share % n == 0), 0)
+
+    @property
+    def disk(self) -> dict[str, int | None]:
+        """Bytes by what they are for; None if they depend on an unknown number of images."""
+        task, steps = self.task, self.duration.steps
+        checkpoint = checkpoint_bytes(task)
+        return {
+            "checkpoint": checkpoint,
+            "checkpoints": checkpoints_at_once(task, steps) * checkpoint,
+            "kept": kept_steps(task, steps),  # of these, checkpoints of single steps
+            "snapshots": snapshot_bytes(task),
+            "latents": self.stored_bytes() if task.module.first_stage.cache else 0,
+            "features": features_bytes(task.metrics, self.cfg.num_images),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers as plain values."""
+        memory, batch, images_per_second = self.memory, self.batch, self.images_per_second
+        # the model's FLOPs, without recomputed ones
+        flops = self.cost.flops(TRAINING_PASSES) * images_per_second
+        return {
+            "name": self.name,
+            "gpu": vars(self.gpu),
+            "nodes": self.nodes,
+            "devices": self.devices,
+            "strategy": self.strategy,
+            "precision": self.precision,
+            "parameters": self.cost.parameters,
+            "macs": self.cost.macs,
+            **asdict(batch),
+            "memory": asdict(memory) | {"total": memory.total, "usable": self.usable},
+            "activation_bytes": self.activations.of(2) - self.activations.of(1),
+            "fits": self.fits,
+            "largest_micro_batch": self.largest_micro_batch,
+            "step": asdict(self.step) | {"seconds": self.step.seconds},
+            "images_per_second": images_per_second,
+            "share_of_peak": flops / (batch.world * self.gpu.peak(self.precision)),
+            "images_seen": self.duration.steps * batch.batch_size,
+            "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
+            "disk": self.disk,
+            "guesses": {key: self.cfg[key] for key in GUESSES},
+        }
+
+    @property
+    def images_per_second(self) -> float:
+        """The training images of all GPUs in a second."""
+        return self.batch.batch_size / self.step.seconds
 
 
 def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:
@@ -176,150 +292,3 @@ def number(given: object, otherwise: int) -> int:
     if isinstance(given, ListConfig):
         return len(given)
     return given if type(given) is int and given > 0 else otherwise
-
-
-@dataclass(frozen=True)
-class Step:
-    """The seconds of a training step: of products, of memory, of the update, and of sending."""
-
-    compute: float  # FLOPs of all passes
-    encoding: float  # FLOPs of a first stage whose latents are not cached
-    activations: float  # activations, written once and read once
-    update: float  # weights, gradients, optimiser state and averages, read and written
-    communication: float  # a ring over all GPUs
-    waiting: float  # the part of communication that nothing hides
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of the step."""
-        longer = max(self.compute, self.activations)
-        return longer + self.encoding + self.update + self.waiting
-
-
-def step_of(run: RunElsewhere, cost: RunCost, memory: Memory) -> Step:
-    """The time of a training step."""
-    accumulate, images = run.batch.accumulate, run.batch.accumulate * run.batch.micro_batch
-    # derivatives of score matching are not counted, and take a pass at least
-    derived = TRAINING_PASSES + run.task.module.objective.loss.forward_mode
-    passes = (cost.passes or derived) + run.cfg.activation_checkpointing
-    compute = images * cost.flops(passes) / run.flops_per_second
-    encoding = images * run.encoding_flops() / (run.cfg.mfu * run.gpu.float32_flops)
-    kept = 2 * accumulate * memory.activations / run.gpu.bandwidth
-    state = 2 * (memory.parameters + memory.optimizer + memory.averages)
-    # gradients are clipped before they are used, and each average reads the weights
-    moved = state + 3 * memory.gradients + memory.averages
-    communication = sent_bytes(run) / (run.cfg.link_share * run.gpu.bus(run.devices, run.nodes))
-    hides = max(compute, kept) * (1 if run.sharded else BACKWARD / accumulate)
-    return Step(
-        compute,
-        encoding,
-        kept,
-        moved / run.gpu.bandwidth,
-        communication,
-        max(0.0, communication - hides),
-    )
-
-
-def sent_bytes(run: RunElsewhere) -> float:
-    """The bytes that each GPU of a ring sends in a step.
-
-    An all-reduce sends every number twice; FSDP gathers parameters for both passes and scatters
-    gradients, for each micro-batch.
-    """
-    size = sum(each.nbytes for each in run.task.module.trained_parameters())
-    rounds = 3 * run.batch.accumulate if run.sharded else 2
-    return rounds * size * (run.batch.world - 1) / run.batch.world
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A run on GPUs that are not here, and what it takes of them."""
-
-    name: str
-    run: RunElsewhere
-    cost: RunCost
-    memory: Memory
-    activations: Activations
-    step: Step
-    duration: Duration
-    disk: dict[str, int | None]  # bytes; None if they depend on an unknown number of images
-
-    @property
-    def usable(self) -> float:
-        """The bytes of a GPU without the reserve."""
-        return (1 - self.run.cfg.reserve) * self.run.gpu.memory
-
-    @property
-    def fits(self) -> bool:
-        """Whether a micro-batch fits into a GPU."""
-        return self.memory.total <= self.usable
-
-    @property
-    def largest_micro_batch(self) -> int:
-        """The most images that fit into a GPU at once."""
-        rest = self.usable - (self.memory.total - self.memory.activations)
-        low, high = 0, MOST_IMAGES
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.activations.of(middle) <= rest else (low, middle)
-        return low
-
-    @property
-    def fitting(self) -> int:
-        """The largest micro-batch that fits and divides a GPU's share of the batch; 0 if none."""
-        share = self.run.batch.micro_batch * self.run.batch.accumulate
-        most = min(share, self.largest_micro_batch)
-        return next((n for n in range(most, 0, -1) if share % n == 0), 0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All numbers as plain values."""
-        run, memory, batch = self.run, self.memory, self.run.batch
-        images_per_second = batch.batch_size / self.step.seconds
-        # the model's FLOPs, without recomputed ones
-        flops = self.cost.flops(TRAINING_PASSES) * images_per_second
-        return {
-            "name": self.name,
-            "gpu": vars(run.gpu),
-            "nodes": run.nodes,
-            "devices": run.devices,
-            "strategy": run.strategy,
-            "precision": run.precision,
-            "parameters": self.cost.parameters,
-            "macs": self.cost.macs,
-            **asdict(batch),
-            "memory": asdict(memory) | {"total": memory.total, "usable": self.usable},
-            "activation_bytes": self.activations.of(2) - self.activations.of(1),
-            "fits": self.fits,
-            "largest_micro_batch": self.largest_micro_batch,
-            "step": asdict(self.step) | {"seconds": self.step.seconds},
-            "images_per_second": images_per_second,
-            "share_of_peak": flops / (batch.world * run.gpu.peak(run.precision)),
-            "images_seen": self.duration.steps * batch.batch_size,
-            "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
-            "disk": self.disk,
-            "guesses": {key: run.cfg[key] for key in GUESSES},
-        }
-
-
-def plan_of(cfg: DictConfig, name: str) -> RunPlan:
-    """The plan of the run that a configuration describes; raises UserError for a wrong one."""
-    run = RunElsewhere(cfg)
-    cfg, task, batch = run.cfg, run.task, run.batch
-    counts = counted(cfg, run.facts, calls_of_one_network(cfg, run.facts))
-    kept = activations(cfg, run.facts, run.precision)
-    held = kept.of(batch.micro_batch)
-    memory = memory_of(task, held, batch.world, run.sharded, run.images_bytes())
-    step = step_of(run, counts, memory)
-    call = counts.flops() / run.flops_per_second / batch.world
-    cost = replace(counts, memory=memory, step=step.seconds, call=call)
-    duration = duration_of(cfg, task, cost, cfg.data.validate_on)
-    checkpoint = checkpoint_bytes(task)
-    disk = {
-        "checkpoint": checkpoint,
-        "checkpoints": checkpoints_at_once(task, duration.steps) * checkpoint,
-        "kept": kept_steps(task, duration.steps),  # of these, checkpoints of single steps
-        "snapshots": snapshot_bytes(task),
-        "latents": run.stored_bytes() if task.module.first_stage.cache else 0,
-        "features": features_bytes(task.metrics, cfg.num_images),
-    }
-    return RunPlan(name, run, cost, memory, kept, step, duration, disk)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, product
 from pathlib import Path
-from typing import TypeGuard
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,6 +31,7 @@ PACKAGE = Path(__file__).parents[1]
 WEIGHTS = ("init_sha256", "objective.teacher.sha256")  # checksums of what a run starts from
 BETWEEN = " \N{MIDDLE DOT} "  # separates the settings in a name
 ALL = "all runs"
+SIZE = "training_images"
 CHECKSUM = re.compile("[0-9a-f]{64}")  # a sha256
 SHOWN = 12  # characters of a checksum in a name
 HEADS = "backbone.heads"  # they follow from a width that a budget finds, and say less
@@ -98,76 +98,68 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Arm], list[Fact]]:
     keys = varying([own for own in settings if IMAGES not in own])
     if any(IMAGES in own for own in settings):
         keys.append(IMAGES)
+    names = _names(settings, groups, keys)
     arms = [
         Arm(name, {key: own.get(key) for key in keys}, group)
-        for name, own, group in zip(
-            names_for(settings, groups, keys), settings, groups, strict=True
-        )
+        for name, own, group in zip(names, settings, groups, strict=True)
     ]
-    return coloured(by_data(arms)), repeated
+    return _by_data(arms), repeated
 
 
-def names_for(
+def _names(
     settings: Sequence[Settings], groups: Sequence[Sequence[Run]], keys: list[str]
 ) -> list[str]:
     """The names of groups: those of a study's arms, of other programs' images, or of settings."""
     places = [place for place, own in enumerate(settings) if IMAGES not in own]
-    ours = [settings[place] for place in places]
-    names = names_of(ours, keys)
-    if keys == [IMAGES] and ours:
-        names = [str(ours[0].get(f"backbone.{CLASS}")).rpartition(".")[2]]
+    names = names_of([settings[place] for place in places], keys)
+    if keys == [IMAGES] and places:
+        names = [groups[places[0]][0].network]
     given = [{run.config.get("arm") for run in groups[place]} for place in places]
     if given and all(len(each) == 1 and None not in each for each in given):
-        names = in_arms(ours, [str(*each) for each in given])
-    found = dict(zip(places, names, strict=True))
-    for place, own in enumerate(settings):
-        name = str(own.get(IMAGES, ""))
-        found.setdefault(place, f"{name} (images)" if name in names else name)
-    return [found[place] for place in range(len(settings))]
-
-
-def in_arms(settings: Sequence[Settings], arms: Sequence[str]) -> list[str]:
-    """The names of a study's arms, and what else differs between groups of the same arm."""
-    names = list(arms)
-    for arm, count in Counter(arms).items():
-        places = [place for place, name in enumerate(arms) if name == arm]
-        own = [settings[place] for place in places]
-        rest = names_of(own, varying(own)) if count > 1 else [""]
-        for place, more in zip(places, rest, strict=True):
-            names[place] = BETWEEN.join(filter(None, (arm, more)))
-    return names
-
-
-def by_data(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms by the size of their data, the smallest first, which is then their label."""
-    parts: dict[tuple, list[Arm]] = {}
-    for arm in arms:
-        parts.setdefault(arm.data_size, []).append(arm)
-    if len(parts) < 2:
-        return [replace(arm, line=arm.name) for arm in arms]
-    images = {
-        part: next((n for arm in own if (n := arm.fact("training_images"))), 0)
-        for part, own in parts.items()
-    }
-    counts = Counter(images.values())
-    found = []
-    for part in sorted(parts, key=lambda each: (images[each], str(each))):
-        label = f"{images[part]:,.0f}" if images[part] else "unknown"
-        if counts[images[part]] > 1:
-            pairs = zip(DATA_SIZE, part, strict=True)
-            label += f" ({', '.join(f'{k}={v}' for k, v in pairs if v is not None)})"
-        found += [replace(arm, line=without_data(arm.name), data=label) for arm in parts[part]]
+        names = [str(*each) for each in given]
+        for arm, count in Counter(names).items():
+            if count > 1:  # what else differs between groups of the same arm
+                same = [place for place, name in enumerate(names) if name == arm]
+                own = [settings[places[place]] for place in same]
+                for place, more in zip(same, names_of(own, varying(own)), strict=True):
+                    names[place] = f"{arm}{BETWEEN}{more}"
+    left, found = iter(names), []
+    for each in settings:
+        name = str(each[IMAGES]) if IMAGES in each else next(left)
+        found.append(f"{name} (images)" if IMAGES in each and name in names else name)
     return found
 
 
-def coloured(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms with a colour for each name without the part of the data."""
-    lines = sorted({arm.line for arm in arms})
-    colours = {line: COLOUR_OF[line] for line in lines if line in COLOUR_OF}
+def _by_data(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms by the size of their data, the smallest first, with their lines and colours.
+
+    A label is the number of images, with the settings that choose them where two have the same.
+    """
+    parts = {arm.data_size: "" for arm in arms}
+    images = {
+        part: next((n for arm in arms if arm.data_size == part and (n := arm.fact(SIZE))), 0)
+        for part in parts
+    }
+    lines = {arm.name: without_data(arm.name) if len(parts) > 1 else arm.name for arm in arms}
+    for part in parts if len(parts) > 1 else ():
+        parts[part] = f"{images[part]:,.0f}" if images[part] else "unknown"
+        if [*images.values()].count(images[part]) > 1:
+            pairs = zip(DATA_SIZE, part, strict=True)
+            parts[part] += f" ({', '.join(f'{k}={v}' for k, v in pairs if v is not None)})"
+    colours = {line: COLOUR_OF[line] for line in lines.values() if line in COLOUR_OF}
     left = (each for each in range(len(lines) + len(COLOUR_OF)) if each not in colours.values())
-    for line in lines:
+    for line in sorted({*lines.values()}):
         colours.setdefault(line, next(left))
-    return [replace(arm, colour=colours[arm.line]) for arm in arms]
+    ordered = sorted(arms, key=lambda arm: (images[arm.data_size], str(arm.data_size)))
+    return [
+        replace(
+            arm,
+            line=lines[arm.name],
+            data=parts[arm.data_size],
+            colour=colours[lines[arm.name]],
+        )
+        for arm in (ordered if len(parts) > 1 else arms)
+    ]
 
 
 def shared(runs: Sequence[Run]) -> list[Settings]:
@@ -180,8 +172,12 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
     found = [dict(run.settings) for run in runs]
     keys = {key for own in found for key in own}
     for run, own in zip(runs, found, strict=True):
-        own.update(_defaults(run.config, keys - own.keys()))
-    for own in found:
+        for key in keys - own.keys():
+            parent, _, name = key.rpartition(".")
+            part = OmegaConf.select(run.config, parent) if parent else None
+            if isinstance(part, DictConfig) and CLASS in part and name not in part:
+                value = _default(part[CLASS], name)
+                own |= {key: whole(value)} if isinstance(value, bool | int | float | str) else {}
         if own.get(FRACTION) == 1 and PER_CLASS not in own:
             own.pop(SUBSET_SEED, None)  # all images leave no choice
     by_seed = [
@@ -215,15 +211,9 @@ def _alike(settings: Sequence[Settings], keys: Sequence[str]) -> list[list[int]]
     return list(alike.values())
 
 
-def _defaults(config: DictConfig, keys: Iterable[str]) -> Settings:
-    """The values of those keys that a run's configuration leaves to its classes."""
-    found: Settings = {}
-    for key in keys:
-        parent, _, name = key.rpartition(".")
-        part = OmegaConf.select(config, parent) if parent else None
-        if isinstance(part, DictConfig) and CLASS in part and name not in part:
-            found[key] = _default(part[CLASS], name)
-    return {k: whole(v) for k, v in found.items() if isinstance(v, bool | int | float | str)}
+@cache
+def _tree(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text()).body
 
 
 @cache
@@ -237,26 +227,22 @@ def _default(target: str, name: str) -> object:
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.is_relative_to(PACKAGE) or not path.is_file():
         return None
-    for node in ast.parse(path.read_text()).body:
+    for node in _tree(path):
         if isinstance(node, ast.ImportFrom) and any(kind == each.name for each in node.names):
             return _default(f"{node.module}.{kind}", name)
         if isinstance(node, ast.ClassDef) and node.name == kind:
-            found = {ast.unparse(each.target): each.value for each in node.body if _is_field(each)}
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                    given = method.args
-                    pairs = zip(given.args[::-1], given.defaults[::-1], strict=False)
+            found: dict[str, ast.expr | None] = {}
+            for each in node.body:
+                if isinstance(each, ast.AnnAssign) and each.value:  # a field of a dataclass
+                    found[ast.unparse(each.target)] = each.value
+                if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                    pairs = zip(each.args.args[::-1], each.args.defaults[::-1], strict=False)
                     found = {argument.arg: default for argument, default in pairs}
             if isinstance(value := found.get(name), ast.Constant):
                 return value.value
             bases = [each.id for each in node.bases if isinstance(each, ast.Name)]
             return None if found or not bases else _default(f"{module}.{bases[0]}", name)
     return None
-
-
-def _is_field(node: ast.stmt) -> TypeGuard[ast.AnnAssign]:
-    """Whether a line of a class is a field with a default, as of a dataclass."""
-    return isinstance(node, ast.AnnAssign) and node.value is not None
 
 
 def varying(settings: Sequence[Settings]) -> list[str]:
@@ -285,7 +271,7 @@ def names_of(settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
         for each in settings
     ]
     # a name must say more than the size of the data, unless nothing else differs
-    nameless = sum(not _apart_from_data(name) for name in names)
+    nameless = sum(without_data(name) == ALL for name in names)
     if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
         words = [[_spelled(key, each) for key in chosen] for each in settings]
         if len(set(map(tuple, words))) < len(words):  # classes of one name in two modules
@@ -343,9 +329,7 @@ def _word(value: object) -> str:
 
 def without_data(name: str) -> str:
     """An arm's name without the settings that choose the part of the data."""
-    return BETWEEN.join(_apart_from_data(name)) or ALL
-
-
-def _apart_from_data(name: str) -> list[str]:
     words = [_shortest(key) for key in DATA_SIZE]
-    return [part for part in name.split(BETWEEN) if _shortest(part.partition("=")[0]) not in words]
+    parts = name.split(BETWEEN)
+    kept = [part for part in parts if _shortest(part.partition("=")[0]) not in words]
+    return BETWEEN.join(kept) or ALL

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from types import MappingProxyType
@@ -21,10 +21,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from diffusion_lab.common.formats import amount
 from diffusion_lab.metrics.quantity import Quantity
 from diffusion_lab.report.arms import Arm
-from diffusion_lab.report.facts import EQUAL_COST, Tuned
+from diffusion_lab.report.facts import unequal
+from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.scaling import ScaledMetric, SizeSeries, front, on_front
 from diffusion_lab.report.tests import Panel
-from diffusion_lab.report.verdicts import number_of
+from diffusion_lab.report.verdicts import number_of, numbers
 from diffusion_lab.report.words import TUNED_BY
 
 # dark enough for white paper; page.css has lighter ones for dark mode, in the same order
@@ -48,11 +49,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-AXES = {
-    "images": "images seen",
-    "minutes": "wall-clock time, minutes",
-    "flops": "training FLOPs, forward and backward",
-}
+AXES = {"images": "images seen", "minutes": "wall-clock time, minutes"}
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
 SIZE = (4.1, 2.9)  # inches, for figures side by side
 LETTER, ROW = 0.075, 0.3  # inches of a letter, and of an arm
@@ -138,11 +135,7 @@ def draw(
 
 
 def _rows(
-    name: str,
-    title: str,
-    words: str,
-    panels: Sequence[Panel],
-    paint: Callable[[Axes, Panel], None],
+    name: str, title: str, panels: Sequence[Panel], paint: Callable[[Axes, Panel], None]
 ) -> Drawing:
     """Draws a row for each arm, the best on top, in a panel for each size of the data."""
     counts = [len(panel.arms) for panel in panels]
@@ -164,62 +157,45 @@ def _rows(
     longest = max(len(_short(arm)) for panel in panels for arm in panel.arms)
     height = 0.95 + ROW * sum(counts) + 0.75 * (len(panels) - 1)
     left = 0.2 + LETTER * longest
-    return draw(name, title, words, paint_all, size=(2.9 + left, height), left=left)
+    return draw(name, title, "", paint_all, size=(2.9 + left, height), left=left)
 
 
 def _short(name: str) -> str:
-    return (
-        name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
-    )
+    more = "\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}{more}"
 
 
 def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
     """Draws the gap of each arm to the best one, if any was tested; a full mark is a shown gap."""
     metric = panels[0].metric
-    known = [panel for panel in panels if _beside_best(panel)]
+    known = [panel for panel in panels if any(panel.pair(panel.arms[0], b) for b in panel.arms)]
     if not known:
         return None
+    said = []
 
     def paint(axes: Axes, panel: Panel) -> None:
-        scale, beside = metric.scale, _beside_best(panel)
         axes.axvline(0, color=INK, linewidth=1)
+        axes.plot([0], [0], markersize=6, **look_of(colours[panel.arms[0]]))
         for row, arm in enumerate(panel.arms):
-            place = colours[arm]
-            if arm in beside:
-                pair = beside[arm]
-                sign = scale if pair.ahead == panel.arms[0] else -scale
-                least, low, gap, high, most = (
-                    sign * end for end in (pair.least, pair.low, pair.gap, pair.high, pair.most)
-                )
-                axes.plot([least, most], [row] * 2, color=colour(place), linewidth=0.8)
-                axes.plot([low, high], [row] * 2, color=colour(place), linewidth=3, alpha=0.5)
-                fill = colour(place) if pair.significant else "none"
-                axes.plot([gap], [row], markersize=6, mfc=fill, **look_of(place))
-            elif row == 0:
-                axes.plot([0], [0], markersize=6, **look_of(place))
+            if (pair := panel.pair(panel.arms[0], arm)) is None:
+                continue
+            look = look_of(colours[arm])
+            sign = metric.scale * (1 if pair.ahead == panel.arms[0] else -1)
+            every, own = (pair.least, pair.most), (pair.low, pair.high)
+            for bounds, width, alpha in ((every, 0.8, 1), (own, 3, 0.5)):
+                ends = [sign * end for end in bounds]
+                axes.plot(ends, [row] * 2, color=look["color"], lw=width, alpha=alpha)
+            fill = look["color"] if pair.significant else "none"
+            axes.plot([sign * pair.gap], [row], markersize=6, mfc=fill, **look)
+            said.append(f"{arm} {sign * pair.gap:.3g}")
         axes.set_xlabel(f"{metric.axis_title} less that of {_short(panel.arms[0])}")
 
-    said = [
-        f"{arm} {metric.scale * pair.gap:.3g}"
-        for panel in known
-        for arm, pair in _beside_best(panel).items()
-    ]
+    title = f"How far {metric.title} is from the best"
+    drawn = _rows(f"{metric.name}_gaps", title, known, paint)
     words = (
-        "Thick: 95 % interval of the gap; thin: of all pairs at once; full marks: a gap is shown. "
-        f"Gaps: {'; '.join(said)}."
+        "Thick: 95 % interval of the gap; thin: of all pairs at once; full marks: a gap is shown."
     )
-    return _rows(
-        f"{metric.name}_gaps", f"How far {metric.title} is from the best", words, known, paint
-    )
-
-
-def _beside_best(panel: Panel) -> dict[str, Any]:
-    """The tests of the arm with the best mean, by the other arm."""
-    best, found = panel.arms[0], {}
-    for pair in panel.tested.itertuples():
-        if best in (pair.ahead, pair.behind):
-            found[pair.behind if pair.ahead == best else pair.ahead] = pair
-    return found
+    return replace(drawn, words=f"{words} Gaps: {'; '.join(said)}.")
 
 
 def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Drawing:
@@ -240,37 +216,33 @@ def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Dra
             axes.axvline(metric.scale * panel.real, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.set_xlabel(f"{metric.axis_title}, {metric.direction}")
 
-    said = [
-        f"{arm} {number_of(metric, mean)}"
-        for panel in panels
-        for arm, mean in panel.means["mean"].items()
-    ]
+    said = "; ".join(f"{arm} {value}" for panel in panels for arm, value in numbers(panel).items())
     dashed = " Dashed: real images." if panels[0].real is not None else ""
-    title, words = f"{metric.title} of each run", f"Means: {'; '.join(said)}.{dashed}"
-    return _rows(f"{metric.name}_by_seed", title, words, panels, paint)
+    drawn = _rows(f"{metric.name}_by_seed", f"{metric.title} of each run", panels, paint)
+    return replace(drawn, words=f"Means: {said}.{dashed}")
 
 
-def along(
-    frame: pd.DataFrame, metric: Quantity, name: str, arms: Sequence[Arm], axis: str
-) -> Drawing | None:
-    """Draws a metric along training: the mean of the runs that got there, and their range."""
+def along(found: Collection, metric: Quantity, name: str, axis: str) -> Drawing | None:
+    """Draws a metric along training: the mean of the runs that got there, and their range.
+
+    `name` is that of the metric on the way.
+    """
+    frame = found.frame.assign(minutes=found.frame.seconds / 60)
+    before = frame[~frame.at_end & (frame.metric == name)]
+    # a run has one value at its end, the mean over sampling seeds
+    at_end = found.values(metric.name).merge(frame[frame.at_end][["arm", "seed", axis]].dropna())
+    last = at_end.drop_duplicates(["arm", "seed"])
     lines = {}
-    for arm in arms:
-        own = frame[(frame.arm == arm.name) & (frame.metric == name)]
-        own = own.assign(minutes=own.seconds / 60)
-        before = own[~own.at_end]
-        everyone = before.groupby("images").value.transform("size") == len(arm.runs)
-        points = before[everyone].groupby("images")[["minutes", "flops", "value"]]
-        ends = own[own.at_end]
-        means, least, most = points.mean(), points.min().value, points.max().value
-        if len(ends) and ends[axis].notna().all() and len(means):
-            x = [*(means.index if axis == "images" else means[axis]), ends[axis].mean()]
-            last = ends.value.mean(), ends.value.min(), ends.value.max()
-            rows = [
-                np.append(own, end)
-                for own, end in zip((means.value, least, most), last, strict=True)
-            ]
-            lines[arm.name] = arm.colour, x, metric.scale * np.array(rows)
+    for arm in found.arms:
+        ends = last[last.arm == arm.name]
+        own = before[before.arm == arm.name]
+        everyone = own.groupby("images").value.transform("size") == len(arm.runs)
+        points = own[everyone].groupby("images")
+        if len(ends) and len(points):
+            x = [*points[axis].mean(), ends[axis].mean()]
+            rows = points.value.agg(["mean", "min", "max"]).to_numpy()
+            rows = np.vstack([rows, ends.value.agg(["mean", "min", "max"])]).T
+            lines[arm.name] = arm.colour, x, metric.scale * rows
     if not lines:
         return None
 
@@ -294,19 +266,17 @@ def _amounts(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: amount(value))
 
 
-def pareto(
-    means: Mapping[str, float],
-    costs: Mapping[str, float],
-    metric: Quantity,
-    cost: str,
-    arms: Sequence[Arm],
-) -> Drawing | None:
-    """Draws a metric against a cost, with the Pareto front; None if the costs are equal."""
-    both = [arm for arm in arms if arm.name in means and arm.name in costs]
-    spent = [costs[arm.name] / (60 if cost == "training_seconds" else 1) for arm in both]
-    if len(both) < 2 or max(spent) <= (1 + EQUAL_COST) * min(spent):
+def pareto(means: pd.DataFrame, metric: Quantity, arms: Sequence[Arm]) -> Drawing | None:
+    """Draws a metric against a cost, with the Pareto front; None if the costs are equal.
+
+    `means` has a row for each arm, with the metric and the cost as columns.
+    """
+    both, cost = [arm for arm in arms if arm.name in means.index], means.columns[1]
+    spent = [means[cost][arm.name] / (60 if cost == "training_seconds" else 1) for arm in both]
+    if len(both) < 2 or not unequal(spent):
         return None
-    points = [(x, metric.scale * means[arm.name]) for x, arm in zip(spent, both, strict=True)]
+    values = [metric.scale * means[metric.name][arm.name] for arm in both]
+    points = [*zip(spent, values, strict=True)]
     best = front(points, metric.higher_is_better)
 
     def paint(figure: Figure) -> None:
@@ -325,26 +295,39 @@ def pareto(
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
 
 
-def tuning(key: str, tuned: Sequence[Tuned]) -> Drawing:
-    """Draws the metric of trials over the values of a key, a line for each network."""
-    metric = TUNED_BY.get(tuned[0].facts["metric"], tuned[0].facts["metric"])
+def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
+    """Draws the metric of trials over the values of a key, a line for each network.
+
+    The other keys have their chosen values. Values at which a run diverged are left out.
+    """
+    metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
-        for each in tuned:
-            place, best = each.arm.colour, each.facts["chosen"][key]
-            points = {value: float(np.mean(own)) for value, own in each.curve(key)}
-            axes.plot([*points], [*points.values()], **look_of(place))
-            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=colour(place))
-            for value, results in each.curve(key):
-                axes.plot([value] * len(results), results, "_", color=colour(place), alpha=0.6)
-        axes.set_xticks(sorted({value for each in tuned for value, _ in each.curve(key)}))
+        for arm, part in tuned:
+            chosen, points = part["chosen"], {}
+            for each in part["tried"]:
+                values, results = each["values"], [*each["results"].values()]
+                if None not in results and values == chosen | {key: values[key]}:
+                    points[values[key]] = float(np.mean(results))
+                    axes.plot(
+                        [values[key]] * len(results),
+                        results,
+                        "_",
+                        color=colour(arm.colour),
+                        alpha=0.6,
+                    )
+            grid = sorted(points)
+            axes.plot(grid, [points[value] for value in grid], **look_of(arm.colour))
+            best = chosen[key]
+            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=colour(arm.colour))
+        axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
 
-    said = "; ".join(f"{each.arm.name} {each.facts['chosen'][key]:g}" for each in tuned)
+    said = "; ".join(f"{arm.name} {part['chosen'][key]:g}" for arm, part in tuned)
     words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
-    legend = {each.arm.name: each.arm.colour for each in tuned}
+    legend = {arm.name: arm.colour for arm, _ in tuned}
     return draw(f"tuning_{key.replace('.', '_')}", title, words, paint, legend)
 
 
@@ -365,15 +348,15 @@ def laws(scaled: ScaledMetric) -> Drawing:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
         axes.xaxis.set_minor_formatter("")
-        spent = [member.flops for series in scaled.series for member in series.members]
+        spent = [point.flops for series in scaled.series for point in series.points]
         reach = max(spent) / min(spent)
         # the names of sizes stand to the right of the last points
         axes.set_xlim(min(spent) / reach**0.05, max(spent) * reach**0.2)
 
     best = []
     for series in scaled.series:
-        point = on_front(series.measured(metric), metric)[-1]
-        value = number_of(metric, point.mean(metric))
+        point = on_front(series.points)[-1]
+        value = number_of(metric, point.mean)
         best.append(f"{series.name} {value}, with {point.size} and {amount(point.flops)} FLOPs")
     words = (
         "Mean over runs, a line for each size; a ring marks the compute-optimal front, and a thick "
@@ -386,15 +369,14 @@ def laws(scaled: ScaledMetric) -> Drawing:
 
 def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
     """Draws a line for each size, with its name at the end, and rings around the front."""
-    members, place = series.measured(metric), series.colour
+    place = series.colour
     for size in series.sizes:
-        own = [(m.flops, metric.scale * m.mean(metric)) for m in members if m.size == size]
-        if own:
-            x, y = zip(*own, strict=True)
-            axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
-            # apart from the names of the other series
-            aside = (5, 7 if place % 2 else -7)
-            text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
-            text.set(va="center", fontsize=7, color=colour(place))
-    best = [(m.flops, metric.scale * m.mean(metric)) for m in on_front(members, metric)]
+        own = [(p.flops, metric.scale * p.mean) for p in series.points if p.size == size]
+        x, y = zip(*own, strict=True)
+        axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
+        # apart from the names of the other series
+        aside = (5, 7 if place % 2 else -7)
+        text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
+        text.set(va="center", fontsize=7, color=colour(place))
+    best = [(point.flops, metric.scale * point.mean) for point in on_front(series.points)]
     axes.plot(*zip(*best, strict=True), "o", markersize=9, mfc="none", mec=INK, mew=0.8)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diffusion_lab.assembly.config_keys import Means, flat, means
@@ -26,7 +27,6 @@ from diffusion_lab.report import records
 from diffusion_lab.report.arms import Arm, grouped, runs_of
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.words import Fact, way_in
-from diffusion_lab.runs import published
 from diffusion_lab.runs.results import (
     OWN,
     Record,
@@ -43,13 +43,11 @@ COLUMNS = [
     *("sampling", "images", "seconds", "flops", "value", "at_end"),
 ]
 COSTS = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
-CODES = f"test/{BITS_PER_CODE.name}"
 LOSSES = {  # names in summaries
     TEST_LOSS.name: "test/loss",
     VALIDATION_LOSS.name: "val/loss",
-    BITS_PER_CODE.name: CODES,
+    BITS_PER_CODE.name: f"test/{BITS_PER_CODE.name}",
 }
-METRIC = COLUMNS.index("metric")
 INFINITY, FEWEST = "fid_infinity", 2560  # samples for an extrapolation of FID with 1,280 features
 
 
@@ -132,163 +130,146 @@ def results(*paths: str | Path) -> pd.DataFrame:
     runs, left_out = records.read(records.run_folders(paths))
     for fact in left_out:
         say(f"{fact}.")
-    arms, _ = grouped(runs)
     rows: list[tuple] = []
-    for arm in arms:
+    for arm in grouped(runs)[0]:
         for run in arm.runs:
-            rows += _rows_of_run(arm, run)
-            rows += _rows_in_training(arm, run, {})
-            for record in run.kept:
-                rows += _rows_of_record(arm, run, record, way_in(record["sampling"]))
+            rows += _rows(arm, run, [(each, way_in(each["sampling"])) for each in run.kept], {}, {})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
     """Collects the arms at or below `paths`.
 
-    Raises UserError if there are none, if they were measured in different ways, or if one of the
-    paths is a published folder that was changed.
+    Raises UserError if there are none, or if they were measured in different ways.
     """
-    for path in map(Path, paths):
-        published.require_whole(path)
+    runs, left_out = _read(paths)
+    study = _study_of(runs)
+    runs = _with_own_ways(runs, study)
+    protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
+    names: dict[str, str] = {}
+    # of several, as with two classifiers, the most common name counts
+    for name, _ in Counter(name for each in measured.values() for name in each).most_common():
+        names.setdefault(name.partition("/")[0], name)
+    copied, omitted = records.copies(runs, sampling)
+    if int(protocol["num_samples"]) < FEWEST and names.pop(INFINITY, ""):
+        omitted.append(Fact("few_for_infinity", samples=protocol["num_samples"], fewest=FEWEST))
+    arms, repeated = grouped(runs)
+    ways = [sampling, *_other_ways(runs, protocol, sampling)]
+    labels = {_label(way, ways): _seeds(runs, protocol, way, study) for way in ways}
+    rows: list[tuple] = []
+    for arm in arms:
+        for run in arm.runs:
+            # training may have measured in another way than the one that is compared
+            own = run.summary.protocol == protocol and run.summary.sampling
+            on_the_way = names if own and sampling in run.ways(own) else {}
+            known = _measured(run, protocol, labels, names)
+            rows += _rows(arm, run, known, on_the_way, copied.get(run.folder, {}))
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    if not losses_compare(runs):
+        frame = frame[~frame.metric.isin([TEST_LOSS.name, VALIDATION_LOSS.name])]
+        omitted.append(Fact("losses_differ"))
+    finite = np.isfinite(frame.value)
+    for run, lost in frame[~finite & frame.at_end].groupby("run", sort=False).metric:
+        omitted.append(Fact("not_finite", run=run, metrics=[*dict.fromkeys(lost)]))
+    controls = dict.fromkeys(name for own in copied.values() for name in own)
+    frame, quantities = frame[finite], records.quantities(runs, controls)
+    measured_by = (protocol, sampling, study, [*labels])
+    said = [*left_out, *repeated]
+    found = Collection(arms, frame, names, quantities, *measured_by, omitted, said)
+    # by the size of the data, then by the metric that decides, the lowest mean first
+    means = found.values(study.get("metric", "fid")).groupby("arm").value.mean()
+    sizes = [*dict.fromkeys(arm.data for arm in arms)]
+    arms.sort(key=lambda arm: (sizes.index(arm.data), means.get(arm.name, math.inf)))
+    return found
+
+
+def _rows(
+    arm: Arm,
+    run: Run,
+    measured: Iterable[tuple[Record, str]],
+    on_the_way: Mapping[str, str],
+    copied: Mapping[str, float],
+) -> Iterator[tuple]:
+    """Yields the costs, losses and copies of a run, its evaluations, and what training measured.
+
+    Each evaluation has the name of its sampling. `on_the_way` are the full names of metrics.
+    """
+    place = (run.folder, arm.name, arm.data, run.seed)
+    images, flops = run.summary.images_seen, run.summary.flops
+    end = (images, run.summary.training_seconds, flops(images))
+    known = {name: run.summary.metrics.get(key) for name, key in LOSSES.items()}
+    known |= {name: getattr(run.summary, name) for name in COSTS}
+    known |= {"peak_memory": run.summary.peak_memory_bytes}
+    known |= {"images_per_second": run.images_per_second, **copied}
+    for name, value in known.items():
+        if value is not None:
+            yield (*place, None, name, "", "", "", *end, float(value), True)
+    for record, sampling in measured:
+        seed = record["sampling"].get("seed")
+        seed = run.seed if seed == OWN else seed
+        for full, value in record["metrics"].items():
+            name, _, protocol = full.partition("/")
+            by = (protocol, record["protocol"].get(FINGERPRINT, ""), sampling)
+            if full not in LOSSES.values():
+                yield (*place, seed, name, *by, *end, float(value), True)
+    wanted = {full: name for name, full in on_the_way.items()} | {"val/loss": VALIDATION_LOSS.name}
+    rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
+    # an evaluation writes its own row when it ends: the first one of a step says when it began
+    reached = {row["images"]: row["seconds"] for row in reversed(rows)}
+    for row in rows:
+        for full, name in wanted.items():
+            when = (row["images"], reached[row["images"]], flops(row["images"]))
+            by = (full.partition("/")[2], "", "")
+            if full in row:
+                yield (*place, None, name, *by, *when, float(row[full]), False)
+
+
+def _measured(
+    run: Run,
+    protocol: Protocol,
+    samplings: Mapping[str, Sequence[Sampling]],
+    names: Mapping[str, str],
+) -> Iterator[tuple[Record, str]]:
+    """Yields the metrics of these names, and the seconds of a sample, by samplings and labels."""
+    for label, by in ((label, each) for label, own in samplings.items() for each in own):
+        found = metrics_by(run.kept, protocol, by)
+        metrics = {name: found[name] for name in names.values() if name in found}
+        for record in run.kept:
+            if record.get("sampling_seconds") and record["metrics"].items() <= found.items():
+                metrics.setdefault("sampling_seconds", record["sampling_seconds"])
+        yield {"metrics": metrics, "protocol": protocol, "sampling": by}, label
+
+
+def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
+    """The runs at or below the paths, and facts on those that are left out.
+
+    Autoencoders whose samples were measured as no other run's are left out, too.
+    """
     folders = records.run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = records.read(folders)
     if not runs:
         raise UserError(f"there is nothing to compare: {'; '.join(map(str, left_out))}")
-    runs, measured_else = _of_one_protocol(runs)
-    study = study_of(runs)
-    runs = _with_own_ways(runs, study)
-    protocol, sampling, measured = common_metrics({run.folder: run.kept for run in runs})
-    names = full_names(measured.values())
-    copied, omitted = records.copies(runs, sampling)
-    skipped = () if losses_compare(runs) else (TEST_LOSS.name, VALIDATION_LOSS.name)
-    if skipped:
-        omitted.append(Fact("losses_differ"))
-    if int(protocol["num_samples"]) < FEWEST and INFINITY in names:
-        del names[INFINITY]
-        omitted.append(Fact("few_for_infinity", samples=protocol["num_samples"], fewest=FEWEST))
-    arms, repeated = grouped(runs)
-    ways = [sampling, *_other_ways(runs, protocol, sampling)]
-    labels = [_label(way, ways) for way in ways]
-    seeds = [sampling_seeds(runs, protocol, way, study) for way in ways]
-    rows: list[tuple] = []
-    for arm in arms:
-        for run in arm.runs:
-            in_training = names if _as_in_training(run, protocol, sampling) else {}
-            own = [*_rows_of_run(arm, run), *_rows_in_training(arm, run, in_training)]
-            rows += [row for row in own if row[METRIC] not in skipped]
-            rows += [_row(arm, run, *each) for each in copied.get(run.folder, {}).items()]
-            for label, way, several in zip(labels, ways, seeds, strict=True):
-                for seed in several:
-                    rows += _rows_by(arm, run, protocol, way | seed, names, label)
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    finite = frame.value.map(math.isfinite)
-    for run, lost in frame[~finite & frame.at_end].groupby("run", sort=False).metric:
-        omitted.append(Fact("not_finite", run=run, metrics=[*dict.fromkeys(lost)]))
-    metrics = records.quantities(runs) | _controls(copied)
-    said = [*left_out, *measured_else, *repeated]
-    ordered = _ordered(arms, frame[finite], study.get("metric", "fid"))
-    measured_by = (protocol, sampling, study, labels)
-    return Collection(ordered, frame[finite], names, metrics, *measured_by, omitted, said)
-
-
-def _as_in_training(run: Run, protocol: Protocol, sampling: Sampling) -> bool:
-    """Whether a run's training measured metrics in the way that is compared."""
-    known = run.summary
-    return bool(
-        known.sampling and known.protocol == protocol and sampling in run.ways(known.sampling)
-    )
-
-
-def _rows_by(
-    arm: Arm, run: Run, protocol: Protocol, way: Sampling, names: Mapping[str, str], label: str
-) -> Iterator[tuple]:
-    """Yields the metrics of a run by one protocol and sampling, and the seconds of a sample."""
-    found = metrics_by(run.kept, protocol, way)
-    record = {"metrics": found, "protocol": protocol, "sampling": way}
-    for row in _rows_of_record(arm, run, record, label):
-        if names.get(row[METRIC]) == f"{row[METRIC]}/{row[METRIC + 1]}":
-            yield row
-    drawn = [each for each in run.kept if each["metrics"].items() <= found.items()]
-    seconds = [each["sampling_seconds"] for each in drawn if each.get("sampling_seconds")]
-    for each in seconds[:1]:
-        row = _row(arm, run, "sampling_seconds", each)
-        yield (*row[: METRIC + 3], label, *row[METRIC + 4 :])
-
-
-def _row(arm: Arm, run: Run, metric: str, value: float) -> tuple:
-    """A row of a number that belongs to the end of a run, whatever its sampling."""
-    images, seconds = run.summary.images_seen, run.summary.training_seconds
-    flops = run.summary.flops(images)
-    place = (run.folder, arm.name, arm.data, run.seed, None)
-    return (*place, metric, "", "", "", images, seconds, flops, float(value), True)
-
-
-def _rows_of_run(arm: Arm, run: Run) -> list[tuple]:
-    """The costs and the losses of a run."""
-    known = {name: run.summary.metrics.get(key) for name, key in LOSSES.items()}
-    known |= {name: getattr(run.summary, name) for name in COSTS}
-    known |= {"peak_memory": run.summary.peak_memory_bytes}
-    known |= {"images_per_second": run.images_per_second}
-    return [_row(arm, run, name, value) for name, value in known.items() if value is not None]
-
-
-def _rows_of_record(arm: Arm, run: Run, record: Record, sampling: str) -> Iterator[tuple]:
-    """Yields the metrics of an evaluation."""
-    for name, value in record["metrics"].items():
-        metric, _, protocol = name.partition("/")
-        row = _row(arm, run, metric, value)
-        seed = record["sampling"].get("seed")
-        seed = run.seed if seed == OWN else seed
-        fingerprint = record["protocol"].get(FINGERPRINT, "")
-        if name not in LOSSES.values():
-            yield (*row[: METRIC - 1], seed, metric, protocol, fingerprint, sampling, *row[9:])
-
-
-def _rows_in_training(arm: Arm, run: Run, names: Mapping[str, str]) -> Iterator[tuple]:
-    """Yields what was measured on the way, at the seconds of the first row of a step.
-
-    An evaluation writes its own row when it ends. `names` are the full names of metrics.
-    """
-    wanted = {full: name for name, full in names.items()} | {"val/loss": VALIDATION_LOSS.name}
-    reached: dict[int, float] = {}
-    rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
-    for row in rows:
-        reached[row["images"]] = min(row["seconds"], reached.get(row["images"], math.inf))
-    for row in rows:
-        for name in wanted.keys() & row.keys():
-            images = row["images"]
-            place = (run.folder, arm.name, arm.data, run.seed, None, wanted[name])
-            when = (images, reached[images], run.summary.flops(images))
-            yield (*place, name.partition("/")[2], "", "", *when, float(row[name]), False)
-
-
-def study_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """The protocol of all runs; empty if some have none, or another one.
-
-    Autoencoders, which have none, follow that of the runs beside them.
-    """
-    found = [run.part("protocol") for run in runs if _has_protocol(run)]
-    return found[0] or {} if found and all(each == found[0] for each in found) else {}
-
-
-def _has_protocol(run: Run) -> bool:
-    return run.family != AUTOENCODER and not run.drawn_elsewhere
-
-
-def _of_one_protocol(runs: Sequence[Run]) -> tuple[list[Run], list[Fact]]:
-    """The runs without autoencoders whose samples were measured as no other run's, and facts."""
     others = [run.kept for run in runs if run.family != AUTOENCODER]
     known = [record["protocol"] for own in others for record in own]
-    kept, facts = [], []
+    kept = []
     for run in runs:
         alike = not known or any(record["protocol"] in known for record in run.kept)
         if alike or run.family != AUTOENCODER:
             kept.append(run)
         else:
-            facts.append(Fact("measured_otherwise", run=run.folder))
-    return kept, facts
+            left_out.append(Fact("measured_otherwise", run=run.folder))
+    return kept, left_out
+
+
+def _study_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """The protocol of all runs; empty if some have none, or another one.
+
+    Autoencoders, which have none, follow that of the runs beside them.
+    """
+    ours = [run for run in runs if run.family != AUTOENCODER and not run.drawn_elsewhere]
+    found = [run.part("protocol") for run in ours]
+    return found[0] or {} if found and all(each == found[0] for each in found) else {}
 
 
 def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
@@ -311,13 +292,13 @@ def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
     return [run if run.drawn_elsewhere else run.drawn_in(ways[run.family]) for run in runs]
 
 
-def sampling_seeds(
-    runs: Sequence[Run], protocol: Protocol, sampling: Sampling, study: Mapping[str, Any]
+def _seeds(
+    runs: Sequence[Run], protocol: Protocol, way: Sampling, study: Mapping[str, Any]
 ) -> list[Sampling]:
-    """The sampling seeds of the protocol, if all runs have each; else that of the sampling."""
-    seeds: list[Sampling] = [{"seed": seed} for seed in study.get("sampling_seeds") or []]
-    every = all(metrics_by(run.kept, protocol, sampling | s) for run in runs for s in seeds)
-    return seeds if seeds and every else [{}]
+    """The sampling by each of the protocol's sampling seeds, if all runs have each; else itself."""
+    seeds = [way | {"seed": seed} for seed in study.get("sampling_seeds") or []]
+    every = all(metrics_by(run.kept, protocol, each) for run in runs for each in seeds)
+    return seeds if seeds and every else [way]
 
 
 def _other_ways(runs: Sequence[Run], protocol: Protocol, sampling: Sampling) -> list[Sampling]:
@@ -340,18 +321,6 @@ def _label(way: Sampling, ways: Sequence[Sampling]) -> str:
     return " ".join(f"{key}={own.get(key)}" for key in sorted(keys)) or way_in(way)
 
 
-def full_names(measured: Iterable[Mapping[str, float]]) -> dict[str, str]:
-    """The full name of each metric, "fid" -> "fid/efficientnet_lite0-96/train10k-1k".
-
-    If runs have several, as with two classifiers, the most common name counts.
-    """
-    counts = Counter(name for each in measured for name in each)
-    names: dict[str, str] = {}
-    for name, _ in counts.most_common():
-        names.setdefault(name.partition("/")[0], name)
-    return names
-
-
 def losses_compare(runs: Iterable[Run]) -> bool:
     """Whether the denoising losses of all runs measure the same quantity."""
     decisive = Means.LOSS | Means.IDENTITY  # paths do not count: the same images may lie elsewhere
@@ -361,16 +330,3 @@ def losses_compare(runs: Iterable[Run]) -> bool:
         if not run.drawn_elsewhere
     ]
     return all(each == known[0] for each in known)
-
-
-def _controls(copied: Mapping[Path, Mapping[str, float]]) -> dict[str, Quantity]:
-    names = dict.fromkeys(name for own in copied.values() for name in own)
-    found = {name: records.of_control(name) for name in names}
-    return {name: quantity for name, quantity in found.items() if quantity}
-
-
-def _ordered(arms: Sequence[Arm], frame: pd.DataFrame, metric: str) -> list[Arm]:
-    """The arms by the size of their data, then by the mean of a metric, the lowest first."""
-    ends = frame[frame.at_end & (frame.metric == metric)].groupby("arm").value.mean()
-    sizes = list(dict.fromkeys(arm.data for arm in arms))
-    return sorted(arms, key=lambda arm: (sizes.index(arm.data), ends.get(arm.name, math.inf)))

@@ -5,11 +5,9 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,13 +17,12 @@ from PIL import Image
 from diffusion_lab.assembly.config_keys import CLASS
 from diffusion_lab.report import verdicts
 from diffusion_lab.report.arms import Arm, runs_of
+from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.facts import machine, setting
-from diffusion_lab.report.figures import COLOURS, MARKERS, Drawing, marker
-from diffusion_lab.report.frame import Collection
+from diffusion_lab.report.figures import COLOURS, MARKERS, marker
 from diffusion_lab.report.records import AUTOENCODER, Run
-from diffusion_lab.report.scaling import ScaledMetric
-from diffusion_lab.report.tables import NONE, ArmTable, Column, SamplingTable
-from diffusion_lab.report.tests import Panel
+from diffusion_lab.report.tables import NONE, Column
+from diffusion_lab.report.words import ended
 from diffusion_lab.runs.files import SAMPLES
 
 PARTS = Path(__file__).parent
@@ -36,7 +33,6 @@ AGREES, DISAGREES, NO_GAP = "agrees", "disagrees", "no gap shown"
 GAP, ENLARGED = 2, 2  # pixels between images of a grid, and how many times its PNG is enlarged
 ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
-QUALITY = 82  # quality of WebP, which replaces a PNG that is too large
 SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
 WHITE = OPAQUE = 255
 
@@ -51,94 +47,39 @@ class Samples:
     strip: str | None
 
 
-@dataclass(frozen=True)
-class Report:
-    """The content of a page. The first of `answers` is by the metric that decides, `panels` too.
+def main_columns(report: Report) -> list[Column]:
+    """The columns of the first table: the metric that decides, then others that people read."""
+    order = list(dict.fromkeys((report.panels[0].metric.name, *HEADLINE, *report.others)))
+    known = {column.kind: column for column in report.table.columns}
+    several = len({arm.data for arm in report.found.arms}) > 1
+    kinds = ["training_images" if several else "parameters", *order]
+    return [known[kind] for kind in kinds if kind in known][:MAIN]
 
-    `sentences` are on that metric, `notes` on the whole comparison. `figures` stand above the
-    fold, and the others below headings.
+
+def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
+    """The word of another metric on the best arm beside each other one, by its interval.
+
+    A row has the name of the other arm, what the metric says, and the gap.
     """
-
-    found: Collection
-    table: ArmTable
-    panels: Sequence[Panel]
-    others: Mapping[str, Sequence[Panel]]  # by metric
-    answers: Mapping[str, str]  # by metric
-    sentences: Sequence[str]
-    notes: Sequence[str]
-    scaling: Sequence[ScaledMetric]
-    figures: Sequence[Drawing] = ()
-    folded: Mapping[str, Sequence[Drawing]] = field(default_factory=dict)
-    laws: Sequence[Drawing] = ()
-    samples: Sequence[Samples] = ()
-
-    @cached_property
-    def sampled(self) -> SamplingTable | None:
-        """The table by sampling; None if there is no other sampling."""
-        return SamplingTable(self.found) if len(self.found.ways) > 1 else None
-
-    @property
-    def title(self) -> str:
-        arms = len(self.found.arms)
-        return self.found.study.get("question") or f"Comparison of {arms} arms"
-
-    @property
-    def drawings(self) -> list[Drawing]:
-        """All figures."""
-        rest = [each for several in self.folded.values() for each in several]
-        return [*self.figures, *rest, *self.laws]
-
-    @property
-    def by_size(self) -> list[str]:
-        """The answer at each size of the data."""
-        return [f"At {each.data} training images: {verdicts.verdict(each)}" for each in self.panels]
-
-    @property
-    def main(self) -> list[Column]:
-        """The columns of the first table: the metric that decides, then others that people read."""
-        decides = self.panels[0].metric.name
-        order = list(dict.fromkeys((decides, *HEADLINE, *self.others)))
-        known = {column.kind: column for column in self.table.columns}
-        several = len({arm.data for arm in self.found.arms}) > 1
-        kinds = [*(["training_images"] if several else ["parameters"]), *order]
-        return [known[kind] for kind in kinds if kind in known][:MAIN]
-
-    @property
-    def strip(self) -> list[tuple[str, list[tuple[str, str, str]]]]:
-        """The word of each other metric on the best arm beside each other one, by its interval."""
-        return [
-            (panels[0].metric.title, [each for panel in panels for each in self._beside(panel)])
-            for panels in self.others.values()
-        ]
-
-    def _beside(self, panel: Panel) -> list[tuple[str, str, str]]:
-        ours = next((each for each in self.panels if each.data == panel.data), None)
-        if ours is None or ours.arms[0] not in panel.arms:
-            return []
-        best, cells = ours.arms[0], []
-        for pair in panel.tested.itertuples():
-            if best in (pair.ahead, pair.behind):
-                other = pair.behind if pair.ahead == best else pair.ahead
+    best, cells = {panel.data: panel.arms[0] for panel in report.panels}, []
+    for panel in report.others[name]:
+        ours = best.get(panel.data, "")
+        for arm in panel.arms:
+            if pair := panel.pair(ours, arm):
                 shown = pair.low * pair.high > 0
-                says = NO_GAP if not shown else AGREES if pair.ahead == best else DISAGREES
-                place = f"{other} at {panel.data}" if panel.data else other
+                says = NO_GAP if not shown else AGREES if pair.ahead == ours else DISAGREES
+                place = f"{arm} at {panel.data}" if panel.data else arm
                 cells.append((place, says, verdicts.interval(panel.metric, pair)))
-        return cells
-
-
-def matrix(panel: Panel) -> list[list[Any]]:
-    """The pair of each row's arm and each column's, or None, in the order of the means."""
-    known = {(pair.ahead, pair.behind): pair for pair in panel.tested.itertuples()}
-    both = known | {(behind, ahead): pair for (ahead, behind), pair in known.items()}
-    return [[both.get((a, b)) for b in panel.arms] for a in panel.arms]
+    return cells
 
 
 def render(report: Report) -> str:
     """Renders the page as HTML text."""
     found = report.found
     base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in found.runs])
+    drawn = samples(found.arms)
     # a single known value means that all grids have the same noise at each place
-    noises = {grid_noise(each.run) for each in report.samples}
+    noises = {grid_noise(each.run) for each in drawn}
     page = Environment(
         loader=FileSystemLoader(PARTS),
         autoescape=True,
@@ -148,25 +89,30 @@ def render(report: Report) -> str:
     )
     return page.get_template("page.html").render(
         report=report,
+        title=found.study.get("question") or f"Comparison of {len(found.arms)} arms",
         arms=found.arms,
+        samples=drawn,
         generator=GENERATOR,
         style=(PARTS / "page.css").read_text(),
         script=(PARTS / "page.js").read_text(),
-        colours={arm.line: arm.colour for arm in found.arms},
         palette=len(COLOURS),
         shape=lambda place: MARKERS[marker(place)],
         verdicts=verdicts,
-        matrix=matrix,
         none_known=NONE,
+        ended=ended,
+        columns=main_columns(report),
+        strip={
+            panels[0].metric.title: agreement(report, name)
+            for name, panels in report.others.items()
+        },
         setting=setting(found),
         alike=len(noises) == 1 and None not in noises,
         of_each=OF_EACH,
-        settings={
-            key: [said(arm.settings, key) for arm in found.arms] for key in found.arms[0].settings
-        },
+        settings={key: [a.settings[key] for a in found.arms] for key in found.arms[0].settings},
+        classes=CLASS,
         runs_folder=os.path.relpath(base),
         place=lambda run: os.path.relpath(run.folder, base),
-        machines=machines(found.runs),
+        machines=Counter(map(machine, found.runs)),
     )
 
 
@@ -174,24 +120,6 @@ def is_ours(folder: Path) -> bool:
     """Whether a folder holds a comparison."""
     page = folder / "index.html"
     return page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
-
-
-def said(settings: Mapping[str, object], key: str) -> str:
-    """The value of a setting as text, a class without its module."""
-    value = settings.get(key)
-    if value is None:
-        return NONE
-    return str(value).rpartition(".")[2] if key.endswith(CLASS) else str(value)
-
-
-def machines(runs: Sequence[Run]) -> list[str]:
-    """A line for each machine, torch version and commit, with its number of runs."""
-    counts = Counter(
-        f"{machine(run)}, torch {run.summary.versions.get('torch', '?')}, "
-        f"commit {(run.summary.git_commit or 'unknown')[:9]}"
-        for run in runs
-    )
-    return [f"{count} runs: {text}" for text, count in counts.items()]
 
 
 def samples(arms: Sequence[Arm]) -> list[Samples]:
@@ -273,19 +201,12 @@ def side_by_side(cells: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray, most: int) -> str:
-    """A picture as a data URI of `most` characters at most: PNG, else WebP, else made smaller."""
+    """A picture as a PNG in a data URI of `most` characters at most, made smaller until it fits."""
     picture = Image.fromarray(pixels)
-    text = _encoded(picture, "png", optimize=True)
-    picture = picture.convert("RGBA" if picture.mode in ("LA", "RGBA") else "RGB")
-    while len(text) > most and max(picture.size) > SMALLEST:
-        text = _encoded(picture, "webp", quality=QUALITY)
-        picture = picture.resize(
-            [max(1, side // 2) for side in picture.size], Image.Resampling.LANCZOS
-        )
-    return text
-
-
-def _encoded(picture: Image.Image, kind: str, **settings: object) -> str:
-    data = io.BytesIO()
-    picture.save(data, kind, **settings)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    while True:
+        data = io.BytesIO()
+        picture.save(data, "png", optimize=True)
+        text = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+        if len(text) <= most or max(picture.size) <= SMALLEST:
+            return text
+        picture = picture.reduce(2)

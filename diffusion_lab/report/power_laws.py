@@ -40,18 +40,12 @@ class PowerLaw:
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
         """The metric at x (K, P), or at x (P,) of a law with one term."""
-        terms = self._terms(x)
-        return self.offset + terms.sum(axis=0)
+        return self.offset + self.terms(x).sum(axis=0)
 
-    def _terms(self, x: ArrayLike) -> NDArray[np.float64]:
+    def terms(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Each term at x (K, P)."""
         factors, exponents = np.array(self.factors)[:, None], np.array(self.exponents)[:, None]
         return factors * np.atleast_2d(np.asarray(x, dtype=float)) ** -exponents  # (K, P)
-
-    def found_in(self, x: ArrayLike) -> bool:
-        """Whether each term is visible at the points x (K, P), and no exponent is at a limit."""
-        low, high = CREDIBLE
-        shares = (self._terms(x) / self(x)).max(axis=1)
-        return all(low < each < high for each in self.exponents) and bool((shares > SEEN).all())
 
     def optimum(self, work: ArrayLike) -> NDArray[np.float64]:
         """The best size and images (2, P) with the product `work` (P,), by a law of both.
@@ -80,27 +74,38 @@ class PowerLaw:
         return b / (a + b)
 
 
-def points_needed(terms: int) -> int:
-    """The fewest points for a law with so many power terms."""
-    return 1 + 2 * terms + SPARE
+class NoLaw(Exception):
+    """The values follow no law, or are too few; the message is the reason."""
 
 
-def fit(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> PowerLaw:
-    """Fits a law to positive values (P,) at positive x (K, P) or (P,), from several starts.
+def fit(x: ArrayLike, values: ArrayLike) -> PowerLaw:
+    """Fits a law to values (P,) at positive x (K, P) or (P,); raises NoLaw if they follow none."""
+    x, values = np.atleast_2d(np.asarray(x, dtype=float)), np.asarray(values, dtype=float)
+    parameters = 1 + 2 * len(x)
+    if len(values) < parameters + SPARE:
+        needed = f"{parameters} parameters need {parameters + SPARE}"
+        raise NoLaw(f"there are {len(values)} points, and {needed}")
+    if values.min() <= 0 or np.ptp(values) <= 1e-6 * values.max():
+        raise NoLaw("values are equal, or not all positive")
+    logs = np.log(x)
+    spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
+    if spread.min() <= 0.1 * spread.max():  # data cannot tell the terms apart
+        raise NoLaw("sizes and numbers of images rise together")
+    law = closest(x, values)
+    # each term is visible at some point, and no exponent is at a limit
+    shares = (law.terms(x) / law(x)).max(axis=1)
+    low, high = CREDIBLE
+    if not all(low < each < high for each in law.exponents) or shares.min() <= SEEN:
+        raise NoLaw("values do not fall by such a law")
+    return law
 
-    With `start`, as for a bootstrap, begins there alone. The caller asks `found_in` whether the
-    values follow such a law. Raises ValueError for fewer points than `points_needed`.
-    """
+
+def closest(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> PowerLaw:
+    """The law of least squares of logarithms, from several starts, or from `start` alone."""
     from scipy import optimize  # late, as few comparisons have laws and it takes a second
 
-    raw, targets = (
-        np.atleast_2d(np.asarray(x, dtype=float)),
-        np.log(np.asarray(values, dtype=float)),
-    )
-    terms, points = raw.shape
-    if points < points_needed(terms):
-        raise ValueError(f"{points} points are too few for {1 + 2 * terms} parameters")
-    logs = np.log(raw)
+    logs = np.log(np.atleast_2d(np.asarray(x, dtype=float)))
+    targets, terms = np.log(np.asarray(values, dtype=float)), len(logs)
     centre = logs.mean(axis=1)  # factors at the centre hardly depend on the exponents
     starts = _starts(targets, terms) if start is None else [_from_law(start, centre, targets)]
     # MINPACK's Levenberg-Marquardt; all parameters are logarithms, which need no bounds
@@ -161,18 +166,6 @@ def _from_law(law: PowerLaw, centre: NDArray, targets: NDArray) -> NDArray:
     return np.array([np.log(offset), *factors, *np.log(law.exponents)])
 
 
-def varies(values: ArrayLike) -> bool:
-    """Whether values differ by more than rounding."""
-    return bool(np.ptp(np.asarray(values)) > 1e-6 * np.max(np.abs(values)))
-
-
-def identifiable(x: ArrayLike) -> bool:
-    """Whether the terms of x (K, P) vary independently, so that data can tell them apart."""
-    logs = np.log(np.atleast_2d(np.asarray(x, dtype=float)))
-    spread = np.linalg.svd(logs - logs.mean(axis=1, keepdims=True), compute_uv=False)
-    return bool(spread.min() > 0.1 * spread.max())
-
-
 def bootstrap(
     law: PowerLaw, x: ArrayLike, seeds: Sequence[Sequence[float]], draws: int = DRAWS
 ) -> list[PowerLaw]:
@@ -195,7 +188,7 @@ def bootstrap(
         # in logarithms no draw is negative
         gaps = np.log(drawn).mean(axis=1) - np.log(values).mean()
         columns.append(values.mean() * np.exp(gaps * wider * np.sqrt(count / (count - 1))))
-    return [fit(x, means, law) for means in np.stack(columns, axis=1)]
+    return [closest(x, means, law) for means in np.stack(columns, axis=1)]
 
 
 def interval(values: ArrayLike) -> tuple[float, float]:

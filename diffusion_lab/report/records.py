@@ -1,7 +1,7 @@
 """Runs as their folders record them: configuration, summary, evaluations and rows of training."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from diffusion_lab.metrics.quantity import (
     FINGERPRINT,
     HIGHER,
     LOWER,
-    PIXEL_COPIES,
     QUANTITIES,
     Quantity,
 )
@@ -45,12 +44,7 @@ RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
 NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
 BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
-SPACES = (("", ""), ("pixel_", " by pixels"))  # features and pixels, in names and in titles
-BY_CONTROL = "copy_ratio_by_control"
-LEVELS = (  # in a report on copies: control, key of its levels, start of their names here
-    ("positive", "sigma_over_alpha", "copies_found_at_"),
-    ("grain", "grey_levels", "copies_found_with_grain_"),
-)
+BY_CONTROL, FOUND_AT = "copy_ratio_by_control", "copies_found_at_"
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,11 @@ class Run:
     def family(self) -> str:
         """The family of models that the run is of."""
         return family_of(self.config)
+
+    @property
+    def network(self) -> str:
+        """The name of the network's class."""
+        return str(self.settings.get(f"backbone.{CLASS}")).rpartition(".")[2]
 
     @cached_property
     def known(self) -> Settings:
@@ -119,17 +118,19 @@ class Run:
     @cached_property
     def images_per_second(self) -> float | None:
         """The median over the logged windows."""
-        return self._of_all_rows(published.RATE, median_rate)
+        known = self._of_all_rows
+        return known[published.RATE] if known else median_rate(self.rows)
 
     @cached_property
     def gradient_spike(self) -> float:
         """How far gradients rose above their median (`spike_in`)."""
-        return self._of_all_rows(published.SPIKE, spike_in)
+        known = self._of_all_rows
+        return known[published.SPIKE] if known else spike_in(self.rows)
 
-    def _of_all_rows(self, key: str, measure: Callable[[list[dict]], Any]) -> Any:
-        """The value that `measure` has for the rows, before a published run left out some."""
-        thinned = published.facts_of(self.folder).get(published.THINNED)
-        return thinned[key] if thinned else measure(self.rows)
+    @cached_property
+    def _of_all_rows(self) -> dict[str, Any] | None:
+        """The facts on all rows of a published run that left out some."""
+        return published.facts_of(self.folder).get(published.THINNED)
 
     def part(self, key: str) -> dict[str, Any] | None:
         """A part of the configuration as plain values; None if it is null or missing."""
@@ -193,13 +194,9 @@ def _search(path: Path, copies: bool) -> Iterator[Path]:
 
 
 def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
-    """Reads the finished runs; also returns a fact on each folder or file that is left out.
-
-    Raises UserError if a published run was changed, because nothing else in it can be trusted then.
-    """
+    """Reads the finished runs; also returns a fact on each folder or file that is left out."""
     runs, left_out = [], []
     for folder in folders:
-        published.require_unchanged_records(folder)
         try:
             config, summary = load_record(folder), load_summary(folder)
             if reason := unfit(folder, config, summary):
@@ -237,8 +234,8 @@ def unfit(folder: Path, config: DictConfig, summary: Summary) -> Fact | None:
     return Fact("pruned", run=folder, steps=steps) if summary.pruned else None
 
 
-def quantities(runs: Iterable[Run]) -> dict[str, Quantity]:
-    """The quantities that tables show, by name; user-defined metrics come last."""
+def quantities(runs: Iterable[Run], controls: Iterable[str]) -> dict[str, Quantity]:
+    """The quantities that tables show, by name: user-defined metrics, then controls of copies."""
     runs = list(runs)
     recorded = [run.summary.extra_quantities for run in runs]
     recorded += [record.get("extra_quantities", []) for run in runs for record in run.kept]
@@ -248,25 +245,30 @@ def quantities(runs: Iterable[Run]) -> dict[str, Quantity]:
     with_codes = [run for run in runs if code in run.summary.metrics]
     if len({OmegaConf.select(run.config, "first_stage.sha256") for run in with_codes}) > 1:
         del known[BITS_PER_CODE.name]  # codes of other first stages are other data
+    known |= {name: quantity for name in controls if (quantity := _of_control(name))}
     return {name: each for name, each in known.items() if each.judged or each.tabled}
 
 
-def of_control(name: str) -> Quantity | None:
+def _of_control(name: str) -> Quantity | None:
     """The quantity of a control of copies that tables show; None for any other value."""
-    shown = {"judged": False, "tabled": True}
-    for start, by in SPACES:
-        level = name.removeprefix(start + LEVELS[0][2])
-        if name == start + BY_CONTROL:
-            meaning = f"copies{by}, by a control run's limit"
-            return Quantity(name, f"Copies{by}, by control", meaning, LOWER, **shown)
-        if level != name:
-            meaning = (
-                f"training images, noised to sigma / alpha of {level} and denoised by the run, "
-                f"that count as copies{by}"
-            )
-            title = f"Copies found{by} at {level}"
-            return Quantity(name, title, meaning, HIGHER, percent=True, **shown)
-    return None
+    start = "pixel_" if name.startswith("pixel_") else ""
+    by = " by pixels" if start else ""
+    if name == start + BY_CONTROL:
+        meaning = f"copies{by}, by a control run's limit"
+        return Quantity(name, f"Copies{by}, by control", meaning, LOWER, judged=False, tabled=True)
+    if not name.startswith(start + FOUND_AT):
+        return None
+    level = name.removeprefix(start + FOUND_AT)
+    meaning = (
+        f"training images, noised to sigma / alpha of {level} and denoised by the run, that count "
+        f"as copies{by}"
+    )
+    return Quantity(
+        *(name, f"Copies found{by} at {level}", meaning, HIGHER),
+        percent=True,
+        judged=False,
+        tabled=True,
+    )
 
 
 def copies(
@@ -284,12 +286,18 @@ def copies(
         if "neighbours" not in report:
             continue
         try:
-            reason = unfit_report(run, report, sampling)
-            values, protocol = {} if reason else copies_in(report), dict(report["protocol"])
+            reason = "its report is for another sampler, guidance or seed"
+            if sampling in run.ways(report["sampling"]):
+                reason = "its report is for other weights than the current ones"
+                if not run.weights.known:
+                    reason = "its checkpoints are gone, so that its report may be of other weights"
+                elif run.weights.match(report):
+                    values, protocol = copies_in(report), dict(report["protocol"])
+                    reason = ""
         except (AttributeError, LookupError, TypeError, ValueError):
-            reason = "report_damaged"
+            reason = "its report is damaged"
         if reason:
-            facts.append(Fact(reason, run=run.folder))
+            facts.append(Fact("report", run=run.folder, reason=reason))
             continue
         found[run.folder] = values
         protocols.append(protocol)
@@ -300,27 +308,17 @@ def copies(
     return found, facts
 
 
-def unfit_report(run: Run, report: dict, sampling: Sampling) -> str | None:
-    """The kind of fact that keeps a report on copies from being compared; None if none does."""
-    if sampling not in run.ways(report["sampling"]):
-        return "report_sampled_otherwise"
-    if not run.weights.known:
-        return "report_without_weights"
-    return None if run.weights.match(report) else "report_of_other_weights"
-
-
 def copies_in(report: dict) -> dict[str, float]:
     """The counts of a report by short name: copies, and what its controls say of them."""
     found: dict[str, float] = {}
     controls = report.get("controls", {})
-    ratios = (COPIES.name, PIXEL_COPIES.name)
-    for (space, counts), ratio, (start, _) in zip(
-        report["neighbours"].items(), ratios, SPACES, strict=True
-    ):
-        found[ratio] = counts["copy_ratio"]
+    spaces = zip(("", "pixel_"), report["neighbours"].items(), strict=True)
+    for start, (space, counts) in spaces:
+        found[start + COPIES.name] = counts["copy_ratio"]
         if "negative" in controls:
             found[start + BY_CONTROL] = controls["negative"]["neighbours"][space][BY_CONTROL]
-        for control, levels, name in LEVELS:
-            for level, rates in controls.get(control, {}).get(levels, {}).items():
-                found[f"{start}{name}{level}"] = rates[space]["copies"]
+        for level, rates in controls.get("positive", {}).get("sigma_over_alpha", {}).items():
+            found[f"{start}{FOUND_AT}{level}"] = rates[space]["copies"]
+        for level, rates in controls.get("grain", {}).get("grey_levels", {}).items():
+            found[f"{start}copies_found_with_grain_{level}"] = rates[space]["copies"]
     return found

@@ -2,36 +2,26 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from diffusion_lab.assembly.config_keys import CLASS, Settings
+from diffusion_lab.assembly.config_keys import Settings
 from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION_LOSS, Quantity
 from diffusion_lab.report.arms import ALL, Arm, names_of, varying
 from diffusion_lab.report.facts import EQUAL_COST
 from diffusion_lab.report.frame import Collection
-from diffusion_lab.report.power_laws import (
-    PowerLaw,
-    bootstrap,
-    fit,
-    identifiable,
-    interval,
-    misfit,
-    points_needed,
-    varies,
-)
+from diffusion_lab.report.power_laws import DRAWS, NoLaw, PowerLaw, bootstrap, fit, interval, misfit
 from diffusion_lab.report.words import Fact
 
 NETWORK = "backbone."
 LENGTH = ("trainer.max_steps", "trainer.max_time")  # a budget of images sets the steps
 FOLLOWS = {"optimizer.vector_lr": "optimizer.lr"}  # a key that takes the value of another
-COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a series: amounts of FLOPs, members, sizes
+COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a series: amounts of FLOPs, points, sizes
 COMPUTE, SIZE_AND_IMAGES = "E + A C^-b", "E + A N^-a + B D^-b"
 VARIED = 3  # the fewest sizes, and numbers of images, for a law of both
 TOLERATED = 0.1  # relative error up to which a law predicts a held-out size
@@ -40,64 +30,57 @@ NUMBERS = (
     *("images_factor", "images_exponent", "optimal_size_exponent"),
 )
 SCALED = (QUANTITIES[0], VALIDATION_LOSS)  # FID and the loss that training minimises
+TEXTS = ("metric", "family", "law", "held_out", "reason")  # the columns that are no numbers
 COLUMNS = [
     *("metric", "family", "law", "points", "seeds"),
     *(f"{name}{end}" for name in NUMBERS for end in ("", "_low", "_high")),
     *("fit_error", "at_the_border", "extrapolated", "held_out", "held_out_error"),
     *("held_out_points", "held_out_unchanged", "reason"),
 ]
-TEXTS = ("metric", "family", "law", "held_out", "reason")  # the columns that are no numbers
-
-
-class NoLaw(Exception):
-    """The values of a series follow no law, or are too few; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Member:
+class Point:
     """An arm of a series: its size in words, MACs per image, images seen, FLOPs, and values."""
 
-    arm: Arm
     size: str
     macs: float
     images: float
     flops: float
-    values: Mapping[str, list[float]]  # of each run, by metric
+    values: list[float]  # of each run, by one metric
 
-    def mean(self, metric: Quantity) -> float:
-        return statistics.mean(self.values[metric.name])
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
 
 
 @dataclass(frozen=True)
 class SizeSeries:
-    """A network in several sizes and budgets; `members` are sorted by MACs, then by images."""
+    """A network in several sizes and budgets; `points` are sorted by MACs, then by images."""
 
     name: str
     colour: int
-    members: tuple[Member, ...]
+    points: list[Point]
 
-    @cached_property
+    @property
     def sizes(self) -> list[str]:
         """The names of the sizes, from the smallest to the largest."""
-        return list(dict.fromkeys(member.size for member in self.members))
-
-    def measured(self, metric: Quantity) -> list[Member]:
-        """The members with a value of the metric."""
-        return [member for member in self.members if member.values.get(metric.name)]
+        return list(dict.fromkeys(point.size for point in self.points))
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """The law of a metric of a series: its fit to `points`, and fits of draws of their seeds.
-
-    `unit` is the number of FLOPs of a MAC of an image, C / (N D).
-    """
+    """The law of a metric of a series: its fit to `points`, and fits of draws of their seeds."""
 
     form: str
-    points: tuple[Member, ...]
-    unit: float
+    points: list[Point]
     fitted: PowerLaw
-    draws: tuple[PowerLaw, ...]
+    draws: list[PowerLaw]
+
+    @property
+    def unit(self) -> float:
+        """The number of FLOPs of a MAC of an image, C / (N D)."""
+        return self.points[0].flops / (self.points[0].macs * self.points[0].images)
 
     def front(self, law: PowerLaw) -> PowerLaw:
         """The law of compute C in FLOPs that `law` means along the compute-optimal front."""
@@ -138,69 +121,61 @@ class ScaledMetric:
     """The laws of all series by one metric: a row of `table` for each fit, and those to draw."""
 
     metric: Quantity
-    series: tuple[SizeSeries, ...]
+    series: list[SizeSeries]
     table: pd.DataFrame
     laws: dict[str, ScalingLaw]  # by series: the last form whose front is known, which says more
 
     @property
-    def facts(self) -> list[Fact]:
-        """Facts on all fits; the first one warns of laws that do not predict."""
-        title, known = self.metric.title, self.table
-        failed = known[known.held_out_error > TOLERATED].groupby("family").held_out_error.max()
-        warning = [Fact("law_fails", title=title, errors=dict(failed))] if len(failed) else []
-        rows = known.to_dict("records")
-        return warning + [fact for row in rows for fact in _facts(row, self.metric)]
-
-
-def _facts(row: dict, metric: Quantity) -> Iterator[Fact]:
-    """Yields facts on one fit, or on the reason why there is none."""
-    of = {"series": row["family"], "form": row["law"], "title": metric.title}
-    if np.isnan(row["points"]):
-        yield Fact("no_law", **of, reason=row["reason"])
-        return
-    exponent, low, high = (row[f"compute_exponent{end}"] for end in ("", "_low", "_high"))
-    one_seed = np.isnan(low)
-    ends, offset = None if one_seed else (low, high), metric.number(row["offset"])
-    yield Fact("law", **of, offset=offset, exponent=exponent, ends=ends)
-    if one_seed:
-        yield Fact("law_of_one_seed", **of)
-    if row["extrapolated"] == 1:
-        yield Fact("law_extrapolated", **of)
-    if 2 * row["at_the_border"] > row["points"]:
-        yield Fact("law_at_border", **of, at=row["at_the_border"], points=row["points"])
-    held = {"size": row["held_out"], "error": row["held_out_error"]}
-    if np.isnan(held["error"]):
-        yield Fact("not_held_out", **of, size=row["held_out"], reason=row["reason"])
-        return
-    yield Fact("held_out", **of, **held, points=row["held_out_points"])
-    if not np.isnan(row["held_out_unchanged"]):
-        yield Fact("unchanged", **of, error=row["held_out_unchanged"])
+    def facts(self) -> Iterator[Fact]:
+        """Yields facts on each fit, or on the reason why there is none."""
+        for row in self.table.to_dict("records"):
+            of = {"series": row["family"], "form": row["law"]}
+            if np.isnan(row["points"]):
+                yield Fact("no_law", **of, title=self.metric.title, reason=row["reason"])
+                continue
+            exponent, low, high = (row[f"compute_exponent{end}"] for end in ("", "_low", "_high"))
+            ends = None if np.isnan(low) else (low, high)
+            above = {"title": self.metric.title, "offset": self.metric.number(row["offset"])}
+            yield Fact("law", **of, **above, exponent=exponent, ends=ends)
+            if row["extrapolated"] == 1:
+                yield Fact("law_extrapolated", **of)
+            if 2 * row["at_the_border"] > row["points"]:
+                yield Fact("law_at_border", **of, at=row["at_the_border"], points=row["points"])
+            size, error = row["held_out"], row["held_out_error"]
+            if np.isnan(error):
+                yield Fact("not_held_out", **of, size=size, reason=row["reason"])
+                continue
+            yield Fact("held_out", **of, size=size, error=error, points=row["held_out_points"])
+            if error > TOLERATED:
+                yield Fact("law_fails", **of, size=size)
+            if not np.isnan(row["held_out_unchanged"]):
+                yield Fact("unchanged", **of, error=row["held_out_unchanged"])
 
 
 def scaling(found: Collection) -> list[ScaledMetric]:
     """Fits scaling laws to the series of sizes among the arms; none without a series."""
-    series, scaled = size_series(found), []
+    scaled = []
     for metric in SCALED:
-        known = [each for each in series if each.measured(metric)]
+        series = size_series(found, metric)
         rows: list[dict] = []
         laws: dict[str, ScalingLaw] = {}
-        for each in known:
-            members = each.measured(metric)
-            amounts = ([member.macs for member in members], [member.images for member in members])
+        for each in series:
+            amounts = zip(*((point.macs, point.images) for point in each.points), strict=True)
             both = min(map(distinct, amounts)) >= VARIED
             for form in (COMPUTE, SIZE_AND_IMAGES)[: 1 + both]:
-                start = {"metric": metric.name, "family": each.name, "law": form}
+                row = {"metric": metric.name, "family": each.name, "law": form}
                 try:
-                    law, row = law_of(each, metric, form)
+                    law = law_of(each.points, form)
+                    row |= row_on(law, each.points)
                     laws |= {each.name: law} if len(law.flops) else {}
                 except NoLaw as reason:
-                    row = {"reason": str(reason)}
-                rows.append(start | row)
-        if known:
+                    row["reason"] = str(reason)
+                rows.append(row)
+        if series:
             table = pd.DataFrame(rows, columns=COLUMNS)
             numbers = [name for name in COLUMNS if name not in TEXTS]
             table[numbers] = table[numbers].astype(float)
-            scaled.append(ScaledMetric(metric, tuple(known), table, laws))
+            scaled.append(ScaledMetric(metric, series, table, laws))
     return scaled
 
 
@@ -209,51 +184,43 @@ def scaling_csv(scaled: Iterable[ScaledMetric]) -> str:
     return pd.concat([each.table for each in scaled]).to_csv(index=False)
 
 
-def size_series(found: Collection) -> list[SizeSeries]:
+def size_series(found: Collection, metric: Quantity) -> list[SizeSeries]:
     """Finds arms that differ in numbers below `backbone.`, tuned values and length alone.
 
     Texts, switches and classes below `backbone.` are no sizes. A series has at least 3 amounts of
-    training FLOPs, 4 members, 2 sizes and 2 numbers of images.
+    training FLOPs, 4 arms, 2 sizes and 2 numbers of images, and a value of the metric.
     """
     alike: dict[str, list[Arm]] = {}
     for arm in found.arms:
-        if arm.fact("macs"):
+        if arm.fact("macs") and arm.runs[0].summary.flops(1):
             alike.setdefault(json.dumps(_fixed(arm), sort_keys=True), []).append(arm)
-    ends = found.ends()
-    values: dict[str, dict[str, list[float]]] = {}
-    for metric in SCALED:
-        own = ends[ends.metric == metric.name].groupby(["arm", "seed"]).value.mean()
-        for (arm, _), value in own.items():
-            values.setdefault(arm, {}).setdefault(metric.name, []).append(value)
-    series = [members for own in alike.values() if (members := _members(own, values))]
-    fixed = [_fixed(members[0].arm) for members in series]
-    names = [
-        str(members[0].arm.runs[0].settings[NETWORK + CLASS]).rpartition(".")[2]
-        if name == ALL
-        else name
-        for name, members in zip(names_of(fixed, varying(fixed)), series, strict=True)
+    known = found.values(metric.name).groupby("arm").value
+    values = {arm: [*own] for arm, own in known}
+    series = {}
+    for fixed, arms in alike.items():
+        sizes: list[Settings] = [
+            {key: each for key, each in arm.settings.items() if _is_size(key, each)} for arm in arms
+        ]
+        unique = list({json.dumps(size, sort_keys=True): size for size in sizes}.values())
+        names = names_of(unique, varying(unique))
+        points = []
+        for arm, size in zip(arms, sizes, strict=True):
+            images, macs = arm.fact("images_seen") or 0.0, arm.fact("macs") or 0.0
+            cost = (macs, images, arm.runs[0].summary.flops(images) or 0.0)
+            points.append(Point(names[unique.index(size)], *cost, values.get(arm.name, [])))
+        fewest = {"flops": COSTS, "macs": SIZES, "images": SIZES}
+        enough = (distinct(getattr(p, key) for p in points) >= n for key, n in fewest.items())
+        if len(points) >= POINTS and all(enough) and any(point.values for point in points):
+            points.sort(key=lambda point: (point.macs, point.size, point.images))
+            series[fixed] = arms[0], [point for point in points if point.values]
+    fixed_settings = [json.loads(fixed) for fixed in series]
+    found_names = names_of(fixed_settings, varying(fixed_settings))
+    return [
+        SizeSeries(arm.runs[0].network if name == ALL else name, place, points)
+        for place, (name, (arm, points)) in enumerate(
+            zip(found_names, series.values(), strict=True)
+        )
     ]
-    named = zip(names, series, strict=True)
-    return [SizeSeries(name, place, members) for place, (name, members) in enumerate(named)]
-
-
-def _members(arms: Sequence[Arm], values: Mapping[str, Mapping]) -> tuple[Member, ...]:
-    """The members of a series; none if the arms are no series."""
-    if len(arms) < POINTS:
-        return ()
-    found = []
-    for arm, size in zip(arms, _sizes(arms), strict=True):
-        images, macs = arm.fact("images_seen") or 0.0, arm.fact("macs") or 0.0
-        if (flops := arm.runs[0].summary.flops(images)) is None:
-            return ()
-        found.append(Member(arm, size, macs, images, flops, values.get(arm.name, {})))
-    counts = (
-        distinct(member.flops for member in found) >= COSTS,
-        distinct(member.macs for member in found) >= SIZES,
-        distinct(member.images for member in found) >= SIZES,
-    )
-    found.sort(key=lambda member: (member.macs, member.size, member.images))
-    return tuple(found) if all(counts) else ()
 
 
 def distinct(amounts: Iterable[float]) -> int:
@@ -265,18 +232,8 @@ def distinct(amounts: Iterable[float]) -> int:
     return count
 
 
-def _sizes(arms: Sequence[Arm]) -> list[str]:
-    """The name of each arm's size: width=64."""
-    sizes: list[Settings] = [
-        {key: value for key, value in arm.settings.items() if _is_size(key, value)} for arm in arms
-    ]
-    unique = list({json.dumps(size, sort_keys=True): size for size in sizes}.values())
-    names = names_of(unique, varying(unique))
-    return [names[unique.index(size)] for size in sizes]
-
-
 def _fixed(arm: Arm) -> Settings:
-    """The settings that members of a series have in common, if they differ between any arms.
+    """The settings that arms of a series have in common, if they differ between any arms.
 
     Settings that were tuned for each size may differ.
     """
@@ -295,50 +252,53 @@ def _is_size(key: str, value: object) -> bool:
     return key.startswith(NETWORK) and all(numbers)
 
 
-def law_of(series: SizeSeries, metric: Quantity, form: str) -> tuple[ScalingLaw, dict]:
-    """Fits a law of one form to a series, and a row on it; raises NoLaw if there is none."""
-    members = series.measured(metric)
-    points = _points(members, metric, form)
-    fitted = _fitted(points, metric, form)
-    x, seeds = variables(points, form), [point.values[metric.name] for point in points]
-    unit = points[0].flops / (points[0].macs * points[0].images)
-    law = ScalingLaw(form, tuple(points), unit, fitted, tuple(bootstrap(fitted, x, seeds)))
-    row: dict = {"points": len(points), "seeds": min(map(len, seeds))}
-    row["fit_error"] = float(misfit(fitted, x, _means(points, metric)).max())
+def law_of(known: Sequence[Point], form: str, draws: int = DRAWS) -> ScalingLaw:
+    """Fits a law of one form to points, that of compute to their front; may raise NoLaw."""
+    points = on_front(known) if form == COMPUTE else list(known)
+    if form == SIZE_AND_IMAGES and min(map(distinct, variables(points, form))) < VARIED:
+        raise NoLaw(f"it needs {VARIED} sizes and {VARIED} numbers of images")
+    x, seeds = variables(points, form), [point.values for point in points]
+    fitted = fit(x, [point.mean for point in points])
+    return ScalingLaw(form, points, fitted, bootstrap(fitted, x, seeds, draws))
+
+
+def row_on(law: ScalingLaw, known: Sequence[Point]) -> dict:
+    """The numbers of a law of some of the known points with their intervals, and of its fit."""
+    x, points = variables(law.points, law.form), law.points
+    row: dict = {"points": len(points), "seeds": min(len(point.values) for point in points)}
+    row["fit_error"] = float(misfit(law.fitted, x, [point.mean for point in points]).max())
     drawn = [law.numbers(each) for each in law.draws]
-    for name, value in law.numbers(fitted).items():
-        ends = interval([each[name] for each in drawn]) if drawn else (None, None)
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), (value, *ends), strict=True))
-    if form == COMPUTE:
+    for name, value in law.numbers(law.fitted).items():
+        low, high = interval([each[name] for each in drawn]) if drawn else (None, None)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    if law.form == COMPUTE:
         # beyond these nothing was trained, so that a front of them need not be compute-optimal
-        sizes, lengths = [m.macs for m in series.members], [m.images for m in series.members]
+        sizes, lengths = [point.macs for point in known], [point.images for point in known]
         row["at_the_border"] = sum(_ends(p.macs, sizes) or _ends(p.images, lengths) for p in points)
-    row["extrapolated"] = form == SIZE_AND_IMAGES and not len(law.flops)
-    return law, row | _held_out(members, metric, form)
+    row["extrapolated"] = law.form == SIZE_AND_IMAGES and not len(law.flops)
+    return row | _held_out(law, known)
 
 
-def _held_out(members: Sequence[Member], metric: Quantity, form: str) -> dict:
+def _held_out(law: ScalingLaw, known: Sequence[Point]) -> dict:
     """How far the law of the other sizes is off at the largest one, at most; or the reason.
 
     Beside it stands a guess that knows no law, the next smaller size's value after as many images.
     """
-    found: dict = {"held_out": members[-1].size}
-    smaller = [each for each in members if each.size != members[-1].size]
-    own = [each for each in _points(members, metric, form) if each.size == members[-1].size]
+    found: dict = {"held_out": known[-1].size}
+    smaller = [point for point in known if point.size != known[-1].size]
+    own = [point for point in law.points if point.size == known[-1].size]
     if not own:
         return found | {"reason": "it is nowhere on the compute-optimal front"}
     try:
-        law = _fitted(_points(smaller, metric, form), metric, form)
+        other = law_of(smaller, law.form, draws=0).fitted
     except NoLaw as reason:
         return found | {"reason": str(reason)}
-    values = _means(own, metric)
-    errors = misfit(law, variables(own, form), values)
-    below = [each for each in smaller if each.size == smaller[-1].size]
+    errors = misfit(other, variables(own, law.form), [point.mean for point in own])
     guesses = [
-        abs(other.mean(metric) / value - 1)
-        for point, value in zip(own, values, strict=True)
-        for other in below
-        if distinct([other.images, point.images]) == 1
+        abs(guess.mean / point.mean - 1)
+        for point in own
+        for guess in smaller
+        if guess.size == smaller[-1].size and distinct([guess.images, point.images]) == 1
     ]
     found |= {"held_out_error": float(errors.max()), "held_out_points": len(own)}
     return found | {"held_out_unchanged": max(guesses, default=None)}
@@ -360,41 +320,13 @@ def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list
     return best
 
 
-def on_front(members: Sequence[Member], metric: Quantity) -> list[Member]:
-    """The members that no cheaper one equals: the compute-optimal front, by FLOPs."""
-    points = [(member.flops, member.mean(metric)) for member in members]
-    return [members[place] for place in front(points, metric.higher_is_better)]
+def on_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no cheaper one equals: the compute-optimal front, by FLOPs."""
+    return [points[place] for place in front([(p.flops, p.mean) for p in points], False)]
 
 
-def variables(members: Sequence[Member], form: str) -> NDArray:
-    """The variables of a form at P members: (1, P) FLOPs, or (2, P) MACs and images."""
+def variables(points: Sequence[Point], form: str) -> NDArray:
+    """The variables of a form at P points: (1, P) FLOPs, or (2, P) MACs and images."""
     if form == COMPUTE:
-        return np.array([[member.flops for member in members]])
-    return np.array([[member.macs, member.images] for member in members]).T
-
-
-def _points(members: Sequence[Member], metric: Quantity, form: str) -> list[Member]:
-    return on_front(members, metric) if form == COMPUTE else list(members)
-
-
-def _means(members: Sequence[Member], metric: Quantity) -> list[float]:
-    return [member.mean(metric) for member in members]
-
-
-def _fitted(points: Sequence[Member], metric: Quantity, form: str) -> PowerLaw:
-    """Fits a law to points; raises NoLaw with the reason if there are too few or it is none."""
-    x, values = variables(points, form), _means(points, metric)
-    terms = len(x) if points else 1
-    where = "on the front" if form == COMPUTE else "in all"
-    if len(points) < (needed := points_needed(terms)):
-        raise NoLaw(f"{len(points)} points {where}, and {1 + 2 * terms} parameters need {needed}")
-    if form == SIZE_AND_IMAGES and min(map(distinct, x)) < VARIED:
-        raise NoLaw(f"it needs {VARIED} sizes and {VARIED} numbers of images")
-    if min(values) <= 0 or not varies(values):
-        raise NoLaw("values are equal, or not all positive")
-    if not identifiable(x):
-        raise NoLaw("sizes and numbers of images rise together")
-    law = fit(x, values)
-    if not law.found_in(x):
-        raise NoLaw("values do not fall by such a law")
-    return law
+        return np.array([[point.flops for point in points]])
+    return np.array([[point.macs, point.images] for point in points]).reshape(-1, 2).T

@@ -1,7 +1,8 @@
 """Tables of a comparison, for people (Markdown, LaTeX) and programs (CSV)."""
 
+import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,6 @@ from diffusion_lab.metrics.quantity import REAL, Quantity
 from diffusion_lab.report.arms import Arm
 from diffusion_lab.report.facts import classifier_of
 from diffusion_lab.report.frame import Collection
-from diffusion_lab.report.records import whole
 from diffusion_lab.report.tests import Panel, half_width
 
 NONE = "\N{EN DASH}"
@@ -22,9 +22,6 @@ TIMES = ("images_per_second", "training_seconds")
 FEW = 3  # runs of which a table shows the range in place of an interval
 INTERVAL_NOTE = "± is half of the 95 % confidence interval over seeds (Student's t)."
 RANGE_NOTE = "Of two or three runs the smallest and the largest value stand in brackets."
-SAMPLES_NOTE = (
-    "FID std is the jackknife standard deviation over the samples of a run, not over training runs."
-)
 TESTED = ["p", "corrected", "correction", "tests", "significant"]
 PAIR_COLUMNS = [
     *("metric", "data", "ahead", "behind", "seeds", "gap", "low", "high", "least", "most"),
@@ -56,12 +53,6 @@ class Column:
     scale: int = 1  # factor from the base unit to the printed number
     judges: bool = False
 
-    def cell(self, value: float | None) -> Cell:
-        """The cell of a single value."""
-        if value is None:
-            return Cell(None, NONE)
-        return Cell(self.scale * value, self.say(self.scale * value))
-
     def of(self, values: Sequence[float], ranges: bool = False) -> Cell:
         """The cell of the mean of values, one of each seed; a metric has ± over several.
 
@@ -69,16 +60,15 @@ class Column:
         """
         if not values:
             return Cell(None, NONE)
-        mean = statistics.mean(values)
+        mean = self.scale * statistics.mean(values)
         if not self.judges or len(values) < 2:
-            return self.cell(mean)
+            return Cell(mean, self.say(mean))
         if ranges and len(values) <= FEW:
-            ends = (self.say(self.scale * end).removesuffix(" %") for end in sorted(values))
-            low, *_, high = ends
-            return Cell(self.scale * mean, self.say(self.scale * mean), f" ({low} to {high})")
-        numbers = self.scale * mean, self.scale * half_width(values)
-        main, spread = formats.with_spread(*numbers)
-        return Cell(numbers[0], main, f" ± {spread}" + " %" * (self.scale == 100))
+            ends = (self.say(self.scale * end) for end in (min(values), max(values)))
+            low, high = (end.removesuffix(" %") for end in ends)
+            return Cell(mean, self.say(mean), f" ({low} to {high})")
+        main, spread = formats.with_spread(mean, self.scale * half_width(values))
+        return Cell(mean, main, f" ± {spread}" + " %" * (self.scale == 100))
 
 
 COLUMNS = (
@@ -96,7 +86,9 @@ COLUMNS = (
     Column("peak_memory", "Memory", "peak in training", formats.gibibytes),
     Column("sampling_seconds", "Drawing", "seconds per sample, drawn in batches", formats.plain),
 )
-FID_STD = Column("fid_std", "FID std", "jackknife over samples, mean over seeds", formats.plain)
+FID_STD = Column(
+    "fid_std", "FID std", "jackknife over the samples of a run, mean over runs", formats.plain
+)
 
 
 def column_of(metric: Quantity) -> Column:
@@ -108,24 +100,32 @@ def column_of(metric: Quantity) -> Column:
 
 @dataclass(frozen=True)
 class ArmTable:
-    """The table with a row for each arm; columns of the kinds `without` are left out."""
+    """The table with a row for each arm; columns of the kinds `without` are left out.
+
+    `way` is a sampling, the one that is compared by default.
+    """
 
     found: Collection
     ranges: bool = True  # whether two or three runs have their range in place of an interval
     without: Sequence[str] = ()
+    way: str | None = None
 
     @cached_property
-    def by_run(self) -> dict[tuple[str, str], dict[int, float]]:
-        """The value of each seed, by the names of the arm and of the metric or cost."""
-        ends = self.found.ends()
-        found: dict[tuple[str, str], dict[int, float]] = {}
-        keys = ["arm", "metric", "seed"]
-        for (arm, metric, seed), value in ends.groupby(keys, sort=False).value.mean().items():
-            found.setdefault((arm, metric), {})[seed] = value
-        return found
+    def by_run(self) -> pd.DataFrame:
+        """The value of each run: a row for each arm and seed, a column for each metric or cost."""
+        ends = self.found.ends(self.way)
+        wide = ends.pivot_table("value", ["arm", "seed"], "metric", sort=False)
+        return wide.reindex(columns=ends.metric.unique())
+
+    @cached_property
+    def by_arm(self) -> dict[str, dict[str, list[float]]]:
+        """The values of the runs of an arm, by the names of the arm and of the metric or cost."""
+        kinds = self.by_run.columns
+        groups = self.by_run.groupby("arm", sort=False)
+        return {arm: {kind: [*own[kind].dropna()] for kind in kinds} for arm, own in groups}
 
     def values(self, arm: Arm, kind: str) -> list[float]:
-        return [*self.by_run.get((arm.name, kind), {}).values()]
+        return self.by_arm.get(arm.name, {}).get(kind, [])
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -134,7 +134,7 @@ class ArmTable:
         metrics = [column_of(metric) for metric in self.found.metrics.values()]
         place = next((i for i, column in enumerate(metrics, 1) if column.kind == "fid"), 0)
         metrics.insert(place, FID_STD)
-        kinds = {kind for _, kind in self.by_run} - {*self.without}
+        kinds = {*self.by_run.columns} - {*self.without}
         return [each for each in (*COLUMNS[one_size:], *metrics) if each.kind in kinds]
 
     def cell(self, arm: Arm, column: Column) -> Cell:
@@ -142,13 +142,13 @@ class ArmTable:
 
     def cells_of(self, arm: Arm, seed: int) -> list[Cell]:
         """The cells of a single run."""
-        own = (self.by_run.get((arm.name, each.kind), {}).get(seed) for each in self.columns)
-        return [column.cell(value) for column, value in zip(self.columns, own, strict=True)]
+        own = self.by_run.loc[(arm.name, seed)].to_dict()
+        return [column.of([v for v in [own[column.kind]] if v == v]) for column in self.columns]
 
     def real(self, column: Column) -> Cell:
         """The cell of real images, which were measured in place of samples."""
         value = self.found.real(column.kind)
-        return column.cell(value) if value is not None or column.judges else Cell(None, "")
+        return column.of([value]) if value is not None else Cell(None, NONE * column.judges)
 
     @property
     def notes(self) -> list[str]:
@@ -156,8 +156,7 @@ class ArmTable:
         counts = {len(arm.runs) for arm in self.found.arms} - {1}
         few = self.ranges and min(counts, default=FEW + 1) <= FEW
         several = bool(counts) and (not self.ranges or max(counts) > FEW)
-        notes = [INTERVAL_NOTE] * several + [RANGE_NOTE] * few
-        return notes + [SAMPLES_NOTE] * (FID_STD in self.columns)
+        return [INTERVAL_NOTE] * several + [RANGE_NOTE] * few
 
     def lines(self, *head: str) -> list[list[str]]:
         """The table as text: the headings, which begin with `head`, the arms, and real images."""
@@ -187,87 +186,46 @@ class ArmTable:
 
     def csv(self) -> str:
         """Means, bounds of intervals and numbers of seeds, in base units, without rounding."""
-        classifier = classifier_of(self.found.names)
         rows = []
         for arm in self.found.arms:
             row = {"composition": arm.name, **arm.settings, "seeds": len(arm.runs)}
             for column in self.columns:
-                row |= self._numbers(arm, column)
-            rows.append(row | ({"classifier": classifier} if classifier else {}))
-        return formats.csv_text(rows[0], [row.values() for row in rows])
-
-    def _numbers(self, arm: Arm, column: Column) -> dict[str, object]:
-        values = self.values(arm, column.kind)
-        mean = statistics.mean(values) if values else None
-        if not column.judges:
-            return {column.kind: whole(mean)}
-        ends: tuple[float | None, float | None] = (None, None)
-        if mean is not None and len(values) > 1:
-            ends = (mean - half_width(values), mean + half_width(values))
-        names = (column.kind, *(f"{column.kind}_{end}" for end in ("low", "high", "real")))
-        real = next(iter(self.by_run.get((arm.name, f"{column.kind}{REAL}"), {}).values()), None)
-        numbers = map(whole, (mean, *ends, real))
-        return dict(zip(names, numbers, strict=True))
+                kind, values = column.kind, self.values(arm, column.kind)
+                row[kind] = mean = statistics.mean(values) if values else None
+                if column.judges:
+                    half = half_width(values) if len(values) > 1 else math.nan
+                    low, high = (None if mean is None else mean + side for side in (-half, half))
+                    row |= {f"{kind}_low": low, f"{kind}_high": high}
+                    row[f"{kind}_real"] = next(iter(self.values(arm, kind + REAL)), None)
+            rows.append(row)
+        classifier = classifier_of(self.found.names)
+        whole = pd.DataFrame(rows).assign(**({"classifier": classifier} if classifier else {}))
+        return whole.convert_dtypes().to_csv(index=False)
 
     def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
         """A row for each run: costs by short names and metrics by full names, without rounding.
 
         `places` are texts to write for the run folders.
         """
-        names = self.found.names
-        kinds = list(dict.fromkeys(kind for _, kind in self.by_run))
-        head = ["composition", "seed", "folder", *(names.get(kind, kind) for kind in kinds)]
-        rows = []
-        for arm in self.found.arms:
-            for run in arm.runs:
-                own = (self.by_run.get((arm.name, kind), {}).get(run.seed) for kind in kinds)
-                place = (places or {}).get(run.folder, run.folder)
-                rows.append([arm.name, run.seed, place, *map(whole, own)])
-        return formats.csv_text(head, rows)
+        known = {
+            (arm.name, run.seed): (places or {}).get(run.folder, run.folder)
+            for arm in self.found.arms
+            for run in arm.runs
+        }
+        rows = self.by_run.reindex([*known]).rename(columns=self.found.names)
+        rows.insert(0, "folder", [*map(str, known.values())])
+        return rows.rename_axis(["composition", "seed"]).convert_dtypes().to_csv()
 
 
-@dataclass(frozen=True)
-class SamplingTable:
-    """The judged metrics of arms by each sampling, those of an arm side by side."""
-
-    found: Collection
-
-    @cached_property
-    def columns(self) -> list[Column]:
-        """The judged metrics that some arm has by another sampling; losses have none."""
-        frame = self.found.frame
-        have = set(frame[frame.sampling.isin(self.found.ways[1:])].metric)
-        return [column_of(metric) for metric in self.found.judged if metric.name in have]
-
-    @property
-    def head(self) -> list[str]:
-        return ["composition", "sampling", *(column.title for column in self.columns)]
-
-    @property
-    def rows(self) -> Iterator[tuple[Arm, str, list[Cell]]]:
-        """Yields each arm with the settings of a sampling, and its cells."""
-        ends = {way: self.found.ends(way) for way in self.found.ways}
-        for arm in self.found.arms:
-            for way, frame in ends.items():
-                own = frame[(frame.arm == arm.name) & (frame.sampling == way)]
-                runs = own.groupby(["metric", "seed"]).value.mean()
-                known = {kind: [*runs[kind]] for kind in own.metric.unique()}
-                yield arm, way, [c.of(known.get(c.kind, []), ranges=True) for c in self.columns]
-
-    def markdown(self) -> str:
-        """The table for a README."""
-        rows = ([arm.name, way, *cells] for arm, way, cells in self.rows)
-        return formats.literal_table(self.head, rows)
-
-    def csv(self) -> str:
-        """A row for each run by each sampling, with values of real images, without rounding."""
-        kinds = [f"{column.kind}{end}" for column in self.columns for end in ("", REAL)]
-        frame = self.found.frame
-        own = frame[frame.at_end & frame.sampling.isin(self.found.ways)]
-        known = own.rename(columns={"arm": "composition"}).pivot_table(
-            "value", ["composition", "sampling", "seed"], "metric"
-        )
-        return known.reindex(columns=kinds).to_csv()
+def samplings_csv(found: Collection) -> str:
+    """A row for each run by each sampling, with values of real images, without rounding."""
+    have = {*found.frame[found.frame.sampling.isin(found.ways[1:])].metric}
+    names = [metric.name for metric in found.judged if metric.name in have]
+    kinds = [f"{name}{end}" for name in names for end in ("", REAL)]
+    own = found.frame[found.frame.at_end & found.frame.sampling.isin(found.ways)]
+    keys = ["composition", "sampling", "seed"]
+    known = own.rename(columns={"arm": keys[0]}).pivot_table("value", keys, "metric")
+    return known.reindex(columns=kinds).to_csv()
 
 
 def pairs_csv(primary: Iterable[Panel], others: Iterable[Panel]) -> str:
@@ -275,12 +233,11 @@ def pairs_csv(primary: Iterable[Panel], others: Iterable[Panel]) -> str:
 
     Metrics beside the primary one have intervals alone, without p-values.
     """
-    frames = [_rows_of(panel) for panel in primary]
-    frames += [_rows_of(panel).drop(columns=TESTED) for panel in others]
+    frames = [each.pairs.assign(metric=each.metric.name, data=each.data) for each in primary]
+    frames += [
+        each.pairs.drop(columns=TESTED).assign(metric=each.metric.name, data=each.data)
+        for each in others
+    ]
     known = [frame for frame in frames if len(frame)]
     whole = pd.concat(known) if known else pd.DataFrame()
     return whole.reindex(columns=PAIR_COLUMNS).to_csv(index=False)
-
-
-def _rows_of(panel: Panel) -> pd.DataFrame:
-    return panel.pairs.assign(metric=panel.metric.name, data=panel.data)

@@ -8,9 +8,11 @@ several ways are paired, or where a protocol asks for it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,10 +28,13 @@ ENOUGH = 2  # the fewest runs for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
 MOST_SEEDS = 1000  # above it, the number of seeds that a gap needs is not counted
 Values = dict[str, dict[int, float]]  # arm -> seed -> value
+COLUMNS = [  # of pairs, before correction
+    *("ahead", "behind", "seeds", "gap", "error", "degrees", "relative", "relative_low"),
+    *("relative_high", "better", "pairs"),
+]
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """The variance of a run around the mean of its arm, pooled over arms."""
 
     variance: float
@@ -57,7 +62,7 @@ class Panel:
         """The arms, the best mean first."""
         return [str(arm) for arm in self.means.index]
 
-    @property
+    @cached_property
     def tested(self) -> pd.DataFrame:
         return self.pairs[self.pairs.p.notna()]
 
@@ -67,6 +72,14 @@ class Panel:
         known = self.tested
         found = known[(known.ahead == self.arms[0]) & known.significant]
         return found.loc[found.gap.abs().sort_values().index]
+
+    def pair(self, one: str, other: str) -> Any | None:
+        """The test of two arms; None without one."""
+        return self._by_arms.get(frozenset((one, other)))
+
+    @cached_property
+    def _by_arms(self) -> dict[frozenset[str], Any]:
+        return {frozenset((pair.ahead, pair.behind)): pair for pair in self.tested.itertuples()}
 
     @property
     def best(self) -> str | None:
@@ -96,9 +109,9 @@ def panels(
     return found
 
 
-def t_of(tail: float, degrees: float) -> float:
-    """Student's t that is exceeded with probability `tail`."""
-    return float(-special.stdtrit(degrees, tail))
+def t_of(tail: float, degrees: Any) -> Any:
+    """Student's t that is exceeded with probability `tail`; an array for an array of `degrees`."""
+    return -special.stdtrit(degrees, tail)
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -112,16 +125,15 @@ def half_width(values: Sequence[float]) -> float:
 def means(values: pd.DataFrame) -> pd.DataFrame:
     """The runs, mean, interval (low, high), smallest and largest value of each arm, best known."""
     found = values.groupby("arm", sort=False).value.agg(["count", "mean", "std", "min", "max"])
-    half = values.groupby("arm", sort=False).value.agg(
-        lambda own: half_width(list(own)) if len(own) > 1 else np.nan
-    )
+    half = t_of(LEVEL / 2, found["count"] - 1) * found["std"] / np.sqrt(found["count"])
+    half = half.mask(found["max"] == found["min"], 0.0).where(found["count"] > 1)
     return found.assign(half=half, low=found["mean"] - half, high=found["mean"] + half)
 
 
 def contrasts(
     values: pd.DataFrame,
     test: str = JOINT,
-    asked: Sequence[tuple[str, str]] | None = None,
+    asked: Iterable[tuple[str, str]] | None = None,
     higher_is_better: bool = False,
     floor: float | None = None,
 ) -> pd.DataFrame:
@@ -135,46 +147,31 @@ def contrasts(
     `detectable_low` and `detectable_high` as the spread is known from few runs only. A pair whose
     values do not vary is not tested: then these are nan.
     """
-    by_arm = _by_arm(values)
-    pairs = list(combinations(by_arm, 2)) if asked is None else [*asked]
-    known = [(a, b) for a, b in pairs if _enough(by_arm.get(a), by_arm.get(b), test)]
+    by_arm: Values = {}
+    for arm, seed, value in zip(values.arm, values.seed, values.value, strict=True):
+        by_arm.setdefault(arm, {})[seed] = value
     noise = pooled(by_arm) if test == JOINT else None
-    rows = [_row(by_arm, pair, test, noise, higher_is_better, floor) for pair in known]
-    found = pd.DataFrame(rows, columns=COLUMNS)
-    found["test"] = (JOINT if noise else WELCH) if test == JOINT else test
-    corrected(found, by_arm, noise)
-    return found
+    by = WELCH if test == JOINT and noise is None else test
+    rows = []
+    for pair in combinations(by_arm, 2) if asked is None else asked:
+        sides = {arm: by_arm.get(arm, {}) for arm in pair}
+        if by == PAIRED:
+            both = set.intersection(*map(set, sides.values()))
+            sides = {arm: {seed: own[seed] for seed in both} for arm, own in sides.items()}
+        if min(map(len, sides.values())) >= ENOUGH:
+            rows.append(_row(sides, by, noise, higher_is_better, floor))
+    found = pd.DataFrame(rows, columns=COLUMNS).assign(test=by)
+    return _corrected(found, noise)
 
 
 def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """The tests of pairs with p_joint, p_welch and p_paired, what each says after correction."""
-    by_arm = _by_arm(values)
     pairs = [*zip(found.ahead, found.behind, strict=True)]
-    others = {f"p_{test}": _by_other(by_arm, pairs, test) for test in (JOINT, WELCH, PAIRED)}
-    return found.assign(**others)
-
-
-COLUMNS = [
-    *("ahead", "behind", "seeds", "gap", "error", "degrees", "relative", "relative_low"),
-    *("relative_high", "better", "pairs"),
-]
-
-
-def _by_arm(values: pd.DataFrame) -> Values:
-    found: Values = {}
-    for arm, seed, value in zip(values.arm, values.seed, values.value, strict=True):
-        found.setdefault(arm, {})[seed] = value
+    for test in (JOINT, WELCH, PAIRED):
+        others = contrasts(values, test, pairs).itertuples()
+        p = {frozenset((o.ahead, o.behind)): o.corrected for o in others if o.test == test}
+        found = found.assign(**{f"p_{test}": [p.get(frozenset(pair), math.nan) for pair in pairs]})
     return found
-
-
-def _enough(
-    ours: Mapping[int, float] | None, theirs: Mapping[int, float] | None, test: str
-) -> bool:
-    """Whether two arms have enough runs for a test; a paired one needs seeds in common."""
-    if not ours or not theirs:
-        return False
-    common = len(ours.keys() & theirs.keys())
-    return min(len(ours), len(theirs), common if test == PAIRED else ENOUGH) >= ENOUGH
 
 
 def pooled(by_arm: Values) -> Noise | None:
@@ -185,12 +182,21 @@ def pooled(by_arm: Values) -> Noise | None:
     rows = [np.array([*own.values()]) for own in by_arm.values() if len(own) >= ENOUGH]
     if len(rows) < 3 or not all(map(_varies, rows)):
         return None
-    from scipy import stats  # late, as two arms need none of it and it takes a second
-
-    if stats.bartlett(*rows).pvalue < LEVEL:
-        return None
     degrees = sum(len(row) - 1 for row in rows)
-    return Noise(sum(row.var() * len(row) for row in rows) / degrees, degrees)
+    noise = Noise(sum(row.var() * len(row) for row in rows) / degrees, degrees)
+    return noise if bartlett(rows, noise) >= LEVEL else None
+
+
+def bartlett(rows: Sequence[NDArray], noise: Noise) -> float:
+    """The p-value of Bartlett's test (1937) that rows of values have one variance, the pooled one.
+
+    It is scipy's, whose module of all tests takes a second to import.
+    """
+    free = np.array([len(row) - 1 for row in rows])
+    logs = np.log([row.var(ddof=1) for row in rows])
+    statistic = noise.degrees * math.log(noise.variance) - (free * logs).sum()
+    correction = 1 + ((1 / free).sum() - 1 / noise.degrees) / (3 * (len(rows) - 1))
+    return float(special.chdtrc(len(rows) - 1, statistic / correction))
 
 
 def _varies(values: NDArray) -> bool:
@@ -198,41 +204,24 @@ def _varies(values: NDArray) -> bool:
 
 
 def _row(
-    by_arm: Values,
-    pair: tuple[str, str],
-    test: str,
-    noise: Noise | None,
-    higher: bool,
-    floor: float | None,
+    sides: Values, test: str, noise: Noise | None, higher: bool, floor: float | None
 ) -> list[object]:
-    """The cells of one pair in the columns of COLUMNS."""
-    first, second = (by_arm[arm] for arm in pair)
-    seeds = sorted(first.keys() & second.keys() if test == PAIRED else {*first, *second})
-    sides = {
-        arm: np.array([own[seed] for seed in seeds if seed in own])
-        for arm, own in zip(pair, (first, second), strict=True)
-    }
-    ahead, behind = sorted(pair, key=lambda arm: sides[arm].mean(), reverse=higher)
-    ours, theirs = sides[ahead], sides[behind]
-    error, degrees = _error(ours, theirs, test, noise)
-    sign = -1 if higher else 1
-    gaps = sign * (theirs - ours if test == PAIRED else theirs[:, None] - ours)
+    """The cells of a pair in the columns of COLUMNS; `sides` are its two arms."""
+    seeds = sorted(set().union(*sides.values()))
+    rows = {arm: np.array([own[s] for s in seeds if s in own]) for arm, own in sides.items()}
+    ahead, behind = sorted(rows, key=lambda arm: rows[arm].mean(), reverse=higher)
+    ours, theirs = rows[ahead], rows[behind]
+    gaps = (theirs - ours if test == PAIRED else theirs[:, None] - ours) * (-1 if higher else 1)
     better = float((gaps > 0).sum() + (gaps == 0).sum() / 2)
-    relative = (math.nan,) * 3
+    change = (math.nan,) * 3
     if floor is not None and min(ours.mean(), theirs.mean()) > floor:
-        relative = _relative(ours - floor, theirs - floor, test, noise)
-    gap = theirs.mean() - ours.mean()
-    return [
-        ahead,
-        behind,
-        " ".join(map(str, seeds)),
-        gap,
-        error,
-        degrees,
-        *relative,
-        better,
-        gaps.size,
-    ]
+        # the delta method, in logarithms
+        a, b = ours - floor, theirs - floor
+        error, degrees = _error(a, b, test, noise, (a.mean(), b.mean()))
+        t, ratio = t_of(LEVEL / 2, degrees) * error, a.mean() / b.mean()
+        change = (ratio - 1, ratio * math.exp(-t) - 1, ratio * math.exp(t) - 1)
+    known = (theirs.mean() - ours.mean(), *_error(ours, theirs, test, noise), *change)
+    return [ahead, behind, " ".join(map(str, seeds)), *known, better, gaps.size]
 
 
 def _error(
@@ -247,7 +236,7 @@ def _error(
     largest = max(np.abs(first).max(), np.abs(second).max())
     if max(map(np.ptp, rows)) <= ROUNDING * largest:
         return math.nan, math.nan
-    if noise and test == JOINT:
+    if noise:
         scale = 1 / (len(first) * by[0] ** 2) + 1 / (len(second) * by[1] ** 2)
         return math.sqrt(noise.variance * scale), noise.degrees
     parts = [(row.var(ddof=1) / len(row), len(row) - 1) for row in rows]
@@ -255,45 +244,32 @@ def _error(
     return math.sqrt(total), float(total**2 / sum(part**2 / n for part, n in parts))
 
 
-def _relative(
-    ours: NDArray, theirs: NDArray, test: str, noise: Noise | None
-) -> tuple[float, float, float]:
-    """The change from theirs to ours as a share of theirs, and its interval by the delta method."""
-    means = ours.mean(), theirs.mean()
-    error, degrees = _error(ours, theirs, test, noise, means)
-    ratio, t = means[0] / means[1], t_of(LEVEL / 2, degrees)
-    return ratio - 1, ratio * math.exp(-t * error) - 1, ratio * math.exp(t * error) - 1
-
-
-def corrected(found: pd.DataFrame, by_arm: Values, noise: Noise | None) -> None:
-    """Adds p, its correction over all rows, intervals, and the gap of 80 % power, in place."""
-    error, degrees, gap = (found[name].to_numpy(float) for name in ("error", "degrees", "gap"))
+def _corrected(found: pd.DataFrame, noise: Noise | None) -> pd.DataFrame:
+    """Adds p, its correction over all rows, intervals, and the gap of 80 % power."""
+    error, degrees, gap = found[["error", "degrees", "gap"]].to_numpy(float).T
     size = np.abs(gap) / error
-    found["p"] = 2 * special.stdtr(degrees, -size)
-    arms = len({*found.ahead, *found.behind})
-    tests = int(found.p.notna().sum())
+    p = 2 * special.stdtr(degrees, -size)
+    arms, tests = len({*found.ahead, *found.behind}), int((~np.isnan(p)).sum())
     if noise and arms > 2 and tests == arms * (arms - 1) / 2:
-        from scipy.stats import studentized_range
+        from scipy.stats import studentized_range  # late, as it takes a second
 
-        found["corrected"] = np.clip(
-            studentized_range.sf(math.sqrt(2) * size, arms, noise.degrees), found.p, 1
-        )
-        threshold = np.full(len(found), studentized_range.isf(LEVEL, arms, noise.degrees))
-        threshold /= math.sqrt(2)
-        found["correction"] = "Tukey"
+        range_of = studentized_range(arms, noise.degrees)
+        correction, after = "Tukey", np.clip(range_of.sf(math.sqrt(2) * size), p, 1)
+        threshold = range_of.isf(LEVEL) / math.sqrt(2)
     else:
-        found["corrected"] = holm(found.p.to_numpy())
-        threshold = -special.stdtrit(degrees, LEVEL / 2 / max(1, tests))
-        found["correction"] = "Holm" if tests > 1 else ""
-    found["tests"] = tests
-    own = -special.stdtrit(degrees, LEVEL / 2) * error
-    found["low"], found["high"] = gap - own, gap + own
-    found["least"], found["most"] = gap - threshold * error, gap + threshold * error
-    found["significant"] = found.corrected < LEVEL
-    found["detectable"] = special.nctdtrinc(degrees, 1 - POWER, threshold) * error
-    for name, tail in (("detectable_low", LEVEL / 2), ("detectable_high", 1 - LEVEL / 2)):
-        # the true spread, by the chi-squared distribution of that of few runs
-        found[name] = found.detectable * np.sqrt(degrees / special.chdtri(degrees, tail))
+        correction, after = "Holm" if tests > 1 else "", holm(p)
+        threshold = t_of(LEVEL / 2 / max(1, tests), degrees)
+    own, every = t_of(LEVEL / 2, degrees) * error, threshold * error
+    power = special.nctdtrinc(degrees, 1 - POWER, threshold) * error
+    # the true spread, by the chi-squared distribution of that of few runs
+    low, high = (
+        power * np.sqrt(degrees / special.chdtri(degrees, tail))
+        for tail in (LEVEL / 2, 1 - LEVEL / 2)
+    )
+    numbers = {"p": p, "corrected": after, "correction": correction, "tests": tests}
+    numbers |= {"low": gap - own, "high": gap + own, "least": gap - every, "most": gap + every}
+    numbers |= {"significant": after < LEVEL, "detectable": power}
+    return found.assign(**numbers, detectable_low=low, detectable_high=high)
 
 
 def holm(p: Sequence[float] | NDArray) -> NDArray:
@@ -305,19 +281,6 @@ def holm(p: Sequence[float] | NDArray) -> NDArray:
         largest = max(largest, min(1.0, (len(order) - rank) * given[place]))
         found[place] = largest
     return found
-
-
-def _by_other(by_arm: Values, pairs: Sequence[tuple[str, str]], test: str) -> list[float]:
-    """The p-values of a test of pairs after correction; nan where it cannot be made."""
-    noise = pooled(by_arm) if test == JOINT else None
-    known = [pair for pair in pairs if _enough(by_arm[pair[0]], by_arm[pair[1]], test)]
-    if test == JOINT and noise is None:
-        known = []
-    rows = [_row(by_arm, pair, test, noise, False, None) for pair in known]
-    found = pd.DataFrame(rows, columns=COLUMNS)
-    corrected(found, by_arm, noise)
-    by_pair = dict(zip(known, found.corrected, strict=True))
-    return [by_pair.get(pair, math.nan) for pair in pairs]
 
 
 def variance_split(values: pd.DataFrame) -> tuple[float, float] | None:

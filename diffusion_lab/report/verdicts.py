@@ -25,12 +25,11 @@ def change(panel: Panel, pair: Any) -> str:
     metric = panel.metric
     if pair.relative == pair.relative:  # not nan
         how = "closer to real images" if panel.floor else "lower"
-        least = percent(-pair.relative_high).removesuffix(" %")
-        between_shares = f"{least} to {percent(-pair.relative_low)}"
-        return f"{percent(-pair.relative)} {how} (95 % interval {between_shares})"
+        size, low, high = map(percent, (-pair.relative, -pair.relative_high, -pair.relative_low))
+        return f"{size} {how} (95 % interval {low.removesuffix(' %')} to {high})"
     how = "higher" if metric.higher_is_better else "lower"
-    between_ends = gap_in(metric, *sorted((abs(pair.low), abs(pair.high))))
-    return f"{gap_in(metric, abs(pair.gap))} {how} (95 % interval {between_ends})"
+    ends = gap_in(metric, *sorted((abs(pair.low), abs(pair.high))))
+    return f"{gap_in(metric, abs(pair.gap))} {how} (95 % interval {ends})"
 
 
 def interval(metric: Quantity, pair: Any) -> str:
@@ -46,22 +45,40 @@ def signed(metric: Quantity, pair: Any, arm: str) -> str:
     return f"{'+' if gap > 0 else ''}{digits(metric.scale * gap)}{' %' * metric.percent}"
 
 
+def numbers(panel: Panel) -> dict[str, str]:
+    """The mean of each arm as text."""
+    return {str(arm): number_of(panel.metric, mean) for arm, mean in panel.means["mean"].items()}
+
+
+def answer(panels: Sequence[Panel]) -> str:
+    """The verdict, or one sentence on the best arm at each size of the data."""
+    if len(panels) == 1:
+        return verdict(panels[0])
+    at: dict[str | None, list[str]] = {}
+    for panel in panels:
+        at.setdefault(panel.best, []).append(panel.data)
+    nowhere = at.pop(None, [])
+    said = [f"{arm} is best at {joined(sizes)} training images" for arm, sizes in at.items()]
+    said += [f"none is shown to be best at {joined(nowhere)} training images"] if nowhere else []
+    return f"By {panels[0].metric.title} {', '.join(said)}"
+
+
 def verdict(panel: Panel) -> str:
     """The answer for arms on the same data, with both numbers and the gap between them."""
-    value, (best, *rest) = numbers(panel), panel.arms
-    head = f"{panel.metric.title} {value[best]}{real_in(panel)}"
+    metric, value, (best, *rest), tested = panel.metric, numbers(panel), panel.arms, panel.tested
+    real = "" if panel.real is None else f" (real images {number_of(metric, panel.real)})"
+    head = f"{metric.title} {value[best]}{real}"
     if not rest:
         half = panel.means.half.iloc[0]
-        spread = f" ± {gap_in(panel.metric, half)}" if half == half else ""
-        return f"{best} is the only arm: {panel.metric.title} {value[best]}{spread}"
-    tested, won = panel.tested, panel.won
+        spread = f" ± {gap_in(metric, half)}" if half == half else ""
+        return f"{best} is the only arm: {metric.title} {value[best]}{spread}"
     if tested.empty:
         return untested(panel)
     if panel.asked or len(rest) == 1:
-        each = [pair_in(panel, pair) for pair in tested.itertuples()]
+        each = [pair_in(panel, pair, real) for pair in tested.itertuples()]
         more = f"; and {len(each) - NAMED} pairs more" if len(each) > NAMED else ""
         return "; ".join(each[:NAMED]) + more
-    if len(won):
+    if len(won := panel.won):
         nearest, *further = won.itertuples()
         said = f"{head}, {change(panel, nearest)} than {nearest.behind}'s {value[nearest.behind]}"
         if 0 < len(further) <= NAMED:
@@ -72,35 +89,25 @@ def verdict(panel: Panel) -> str:
         every = won.better.sum() == won.pairs.sum()
         said += f"; every run of {best} is better than every other run" if every else ""
         return f"{best} is best: {said}"
-    if tested.significant.any():
+    if count := tested.significant.sum():
         clearest = next(tested.sort_values("corrected").itertuples())
         return (
-            f"No arm is shown to be best: {head} of {best} is the best mean, and "
-            f"{tested.significant.sum()} of {len(tested)} pairs differ; {pair_in(panel, clearest)}"
+            f"No arm is shown to be best: {head} of {best} is the best mean, and {count} of "
+            f"{len(tested)} pairs differ; {pair_in(panel, clearest, real)}"
         )
     return (
-        f"No difference is shown among {len(rest) + 1} arms: {panel.metric.title} from "
+        f"No difference is shown among {len(rest) + 1} arms: {metric.title} from "
         f"{value[best]} ({best}) to {value[rest[-1]]} ({rest[-1]})"
     )
 
 
-def numbers(panel: Panel) -> dict[str, str]:
-    """The mean of each arm as text."""
-    return {str(arm): number_of(panel.metric, mean) for arm, mean in panel.means["mean"].items()}
-
-
-def real_in(panel: Panel) -> str:
-    """The value of real images in brackets, if there is one."""
-    return "" if panel.real is None else f" (real images {number_of(panel.metric, panel.real)})"
-
-
-def pair_in(panel: Panel, pair: Any) -> str:
+def pair_in(panel: Panel, pair: Any, real: str = "") -> str:
     """The result of one pair, with both numbers."""
     value, title = numbers(panel), panel.metric.title
     if pair.significant:
         return (
-            f"{pair.ahead} is better than {pair.behind}: {title} {value[pair.ahead]}"
-            f"{real_in(panel)}, {change(panel, pair)} than {value[pair.behind]}"
+            f"{pair.ahead} is better than {pair.behind}: {title} {value[pair.ahead]}{real}, "
+            f"{change(panel, pair)} than {value[pair.behind]}"
         )
     return (
         f"No difference of {pair.ahead} and {pair.behind} is shown: {title} {value[pair.ahead]} "
@@ -110,19 +117,16 @@ def pair_in(panel: Panel, pair: Any) -> str:
 
 def untested(panel: Panel) -> str:
     """The answer where no pair is tested, for few runs or for values that do not vary."""
-    metric, pairs = panel.metric, panel.pairs
     named = [f"{number} of {arm}" for arm, number in numbers(panel).items()]
     shown = joined(named) if len(named) <= NAMED else f"{named[0]} to {named[-1]}"
-    if not len(pairs):
+    if panel.pairs.empty:
         return (
-            f"Nothing is tested, since a test needs two runs of each arm: {metric.title} {shown}; "
-            "another training seed may change it by more than other samples do"
+            f"Nothing is tested, since a test needs two runs of each arm: {panel.metric.title} "
+            f"{shown}; another training seed may change it by more than other samples do"
         )
-    if not pairs.gap.abs().max():
-        return f"Nothing is tested: values of {metric.title} are all equal, {shown}"
     return (
-        f"Nothing is tested: values of {metric.title} differ by the same in every seed, {shown}, "
-        "as those of copies, or of runs that are blind to the seed"
+        f"Nothing is tested: values of {panel.metric.title} differ by the same in every seed, "
+        f"{shown}, as those of copies, or of runs that are blind to the seed"
     )
 
 
@@ -135,15 +139,13 @@ def findings(panel: Panel) -> list[str]:
 
 
 def _finding(panel: Panel, pair: Any) -> str:
-    count = f"better in {pair.better:g} of {pair.pairs} pairs of runs"
-    p, scale = p_in(pair.corrected), panel.metric.scale
+    count = f"better in {pair.better:g} of {pair.pairs} pairs of runs; {p_in(pair.corrected)}"
     if pair.significant:
-        gap = interval(panel.metric, pair)
-        return f"{pair.ahead} is ahead of {pair.behind} by {gap}; {count}; {p}"
+        return f"{pair.ahead} is ahead of {pair.behind} by {interval(panel.metric, pair)}; {count}"
     sizes = (pair.detectable, pair.detectable_low, pair.detectable_high)
-    power, low, high = (digits(scale * each, 1) for each in sizes)
+    power, low, high = (digits(panel.metric.scale * each, 1) for each in sizes)
     return (
-        f"{pair_in(panel, pair)}; {count}; {p}; four of five such studies find a true gap of "
+        f"{pair_in(panel, pair)}; {count}; four of five such studies find a true gap of "
         f"{power} ({low} to {high})"
     )
 
@@ -153,12 +155,13 @@ def disagreements(panel: Panel) -> list[str]:
     said = []
     for pair in panel.tested.itertuples():
         others = {test: getattr(pair, f"p_{test}") for test in TESTS if test != pair.test}
-        against = {
-            test: p for test, p in others.items() if p == p and (p < LEVEL) != pair.significant
-        }
+        against = [
+            f"{SHORT[test]} ({p_in(p)})"
+            for test, p in others.items()
+            if p == p and (p < LEVEL) != pair.significant
+        ]
         if against:
-            named = joined([f"{SHORT[test]} ({p_in(p)})" for test, p in against.items()])
-            own = f"{SHORT[pair.test]} ({p_in(pair.corrected)})"
+            own, named = f"{SHORT[pair.test]} ({p_in(pair.corrected)})", joined(against)
             by, but = (own, named) if pair.significant else (named, own)
             said.append(f"By {by} {pair.ahead} is ahead of {pair.behind}; not so by {but}")
     return said
@@ -173,14 +176,3 @@ def secondary(panel: Panel) -> str:
     known = panel.tested
     own = known[(known.ahead == best) & (known.behind == rest[0])]
     return said + "".join(f": a gap of {interval(panel.metric, pair)}" for pair in own.itertuples())
-
-
-def at_sizes(panels: Sequence[Panel]) -> str:
-    """One sentence on the best arm at each size of the data."""
-    at: dict[str | None, list[str]] = {}
-    for panel in panels:
-        at.setdefault(panel.best, []).append(panel.data)
-    nowhere = at.pop(None, [])
-    said = [f"{arm} is best at {joined(sizes)} training images" for arm, sizes in at.items()]
-    said += [f"none is shown to be best at {joined(nowhere)} training images"] if nowhere else []
-    return f"By {panels[0].metric.title} {', '.join(said)}"

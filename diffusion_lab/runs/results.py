@@ -13,7 +13,6 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import FILE, FINGERPRINT, Protocol
-from diffusion_lab.runs import published
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, file_stamp
 from diffusion_lab.runs.files import is_record, load_record
@@ -147,10 +146,9 @@ def metrics_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) 
 def require_evaluations(folder: str | Path) -> list[Record]:
     """All evaluations of a run's current weights.
 
-    Raises UserError if there are none, or no run, or if the run was changed after it was published.
+    Raises UserError if there are none, or no run.
     """
     seed = load_record(folder).seed  # raises UserError if this is no run
-    published.require_unchanged_records(Path(folder))
     found = evaluations_of(folder, seed, CurrentWeights(folder))
     if not found:
         file_stamp(folder)  # without weights nothing can be measured

@@ -182,7 +182,7 @@ def test_an_evaluation_that_is_killed_can_be_repeated(lab, refusal, drawn, tmp_p
     results(lab, *MEASURE, "images=drawn.npz")
     more = [*MEASURE, "images=drawn.npz", "metrics.num_samples=18"]
     with monkeypatch.context() as patch:
-        patch.setattr(published, "seal", lambda *arguments: die())
+        patch.setattr(published, "mark", lambda *arguments: die())
         with pytest.raises(Killed):
             lab(*more)
     np.savez(tmp_path / "drawn.npz", images[::-1], labels)
@@ -191,7 +191,6 @@ def test_an_evaluation_that_is_killed_can_be_repeated(lab, refusal, drawn, tmp_p
     results(lab, *more)
     folder = tmp_path / "outputs/drawn/seed0"
     assert len(list((folder / "evaluations").iterdir())) == 2
-    published.require_unchanged_records(folder)
     assert published.is_published(folder)
 
 

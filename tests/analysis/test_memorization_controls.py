@@ -15,10 +15,10 @@ from torch import nn
 
 from diffusion_lab.analysis.copy_controls import (
     ControlRun,
-    Controls,
     CopySpaces,
-    Detector,
     against_control,
+    copies_found,
+    denoised,
     images_unseen,
     levels_at,
     other_settings,
@@ -110,21 +110,24 @@ def spaces(data, tmp_path) -> CopySpaces:
     return spaces_of(data, tmp_path)
 
 
-def controls_of(data: ImageDataModule, estimate) -> Controls:
-    """The controls of a run on tiny data with this estimate of x0."""
-    sampler = Euler(10, UniformGrid())
+def run_of(data: ImageDataModule, estimate) -> tuple[SimpleNamespace, Pipeline]:
+    """A run on tiny data with this estimate of x0."""
     pipeline = Pipeline(
-        FakeDenoiser(estimate), Rectified(), sampler, Guidance(), Pixels(SHAPE), data.labels
+        FakeDenoiser(estimate),
+        Rectified(),
+        Euler(10, UniformGrid()),
+        Guidance(),
+        Pixels(SHAPE),
+        data.labels,
     )
-    opened = SimpleNamespace(datamodule=data, autocast=nullcontext())
-    return Controls(opened, pipeline, levels_at(Rectified(), [0.1, 0.3]), None)
+    return SimpleNamespace(datamodule=data, autocast=nullcontext()), pipeline
 
 
 def counted(data, spaces, estimate, **settings) -> dict:
     cfg = {"batch_size": 7, "seed": 0, "control_images": 20, "grain": None} | settings
-    drawn = spaces.views(data.test_images())
-    measured, test = neighbours_of(spaces, data, drawn), views_of_tests(spaces, data)
-    return controls_of(data, estimate).counted(OmegaConf.create(cfg), spaces, measured, drawn, test)
+    measured = neighbours_of(spaces, data, spaces.views(data.test_images()))
+    levels = levels_at(Rectified(), [0.1, 0.3])
+    return copies_found(OmegaConf.create(cfg), *run_of(data, estimate), levels, spaces, measured)
 
 
 def recall(data: ImageDataModule):
@@ -164,11 +167,11 @@ def test_no_more_images_are_denoised_than_there_are(data, spaces):
 
 
 def test_the_noise_depends_on_seed_and_image_but_not_on_the_batch(data):
-    controls = controls_of(data, lambda x: x)  # leaves the noise on the images
-    level, chosen = controls.levels["0.1"], torch.arange(10, 20)
+    run = run_of(data, lambda x: x)  # leaves the noise on the images
+    level, chosen = levels_at(Rectified(), [0.1])["0.1"], torch.arange(10, 20)
 
     def renewed(batch_size: int, seed: int) -> torch.Tensor:
-        return controls.denoised(chosen, level, batch_size, seed)
+        return denoised(*run, chosen, level, batch_size, seed)
 
     images = renewed(10, 0)
     assert torch.equal(images, renewed(3, 0))
@@ -199,7 +202,7 @@ def test_grain_is_gaussian_in_grey_levels_and_the_same_at_every_level():
 
 def test_an_image_that_stands_twice_in_the_data_is_its_own_source(spaces):
     twice = CopySpaces(spaces.metrics, torch.cat([spaces.training[:5]] * 2), False)
-    found = Detector(twice, dict.fromkeys(SPACES, 1.0)).rates(twice.training, torch.arange(10))
+    found = twice.rates(twice.training, torch.arange(10), dict.fromkeys(SPACES, 1.0))
     assert all(shares["source_found"] == 1 for shares in found.values())
 
 
@@ -252,7 +255,7 @@ def test_images_that_both_runs_saw_are_left_out(tmp_path):
             "control": str(tmp_path),
         }
     )
-    found = control.counted(cfg, spaces, measured, drawn, test)
+    found = control.counted(cfg, spaces, drawn, test)
     assert found["shared_images"] == len(shared)
     assert found["images_seen"] == [None, None]  # these runs have no summary
     assert found["training_images"] == len(unseen) - len(shared)

@@ -318,4 +318,4 @@ def test_a_changed_record_is_found(readme, capsys):
     record = readme.parent / "published/runs/dit_0/summary.json"
     record.write_text(record.read_text().replace("100.0", "90.0"))
     assert run(readme, "--check") == 1
-    assert_names(capsys.readouterr().err, "dit_0/summary.json")
+    assert_names(capsys.readouterr().err, "question/README.md", "table published")

@@ -45,7 +45,7 @@ def test_the_records_have_the_tuning_and_give_the_same_comparison(lab, published
     chosen = json.loads((published / "tuning/tuning.json").read_text())["Wide"]["chosen"]
     assert len(list(published.glob("tuning/*/summary.json"))) == 2
     card = json.loads((published / "card.json").read_text())
-    assert card["tuning"]["chosen"] == {"tuning/tuning.json": {"Wide": chosen}}
+    assert card["chosen"] == {"tuning/tuning.json": {"Wide": chosen}}
     hours = card["hours"]
     assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [4, 2, 6]
     assert all(each["core_hours"] is not None for each in hours.values())

@@ -11,6 +11,7 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.analysis import status
+from diffusion_lab.analysis.publishing import publish
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.progress import locked
@@ -213,6 +214,12 @@ def test_a_study_is_read_where_it_was_moved_to(states, tmp_path):
     swept("first", "second")
     STUDY.parent.rename(tmp_path / "elsewhere")
     assert states("elsewhere/mine") == {"first": "finished", "second": "not started"}
+
+
+def test_published_copies_in_a_study_are_no_runs_of_it(states):
+    fake_run(STUDY / "train/first", 100.0)
+    publish([str(STUDY / "train")], str(STUDY / "record"))
+    assert states() == {"first": "finished"}
 
 
 def test_watching_ends_when_no_run_is_open(lab, monkeypatch):

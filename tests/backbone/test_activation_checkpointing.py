@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.held_bytes import saved_bytes
 from helpers.paths import CONF
 from helpers.refusals import refused
 from hydra import compose, initialize_config_dir
@@ -11,7 +12,6 @@ from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.estimate.activations import saved_bytes
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
 BACKBONES = {

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
+from helpers.held_bytes import saved_bytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.costs import ImageFacts, counted
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes, saved_bytes
-from diffusion_lab.estimate.run_cost import counted
+from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes
 
 SHAPE, CLASSES = (1, 8, 8), 4
 FACTS = ImageFacts(SHAPE, Classes.numbered(CLASSES))
@@ -88,6 +89,12 @@ def test_pytorchs_tracker_agrees_and_has_no_forward_mode_which_ours_has():
     assert planned == pytest.approx(tracked("dit"), rel=0.02)
     with pytest.raises(NotImplementedError):
         tracked("unet", "objective=mean_flow")
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="of a build without CUDA")
+def test_pytorchs_fake_tensors_on_a_gpu_need_a_build_for_it():
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="not linked with support for cuda"):
+        torch.nn.Linear(4, 4, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,18 @@ import shutil
 import pytest
 import torch
 from helpers.compositions import composed
+from helpers.held_bytes import saved_bytes
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.costs import ImageFacts, counted
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
-from diffusion_lab.estimate.activations import bytes_in_graph, saved_bytes
+from diffusion_lab.estimate.activations import KeptTensors
 from diffusion_lab.estimate.bench import Bench, median_seconds
-from diffusion_lab.estimate.run_cost import counted
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
@@ -102,7 +102,8 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert saved_bytes(lambda: network(x).sum() + network(x[:2]).sum(), network.parameters()) == (
         4 * 4 * 3 + (kept - 4 * 4 * 3) * 3 // 2
     )
-    assert bytes_in_graph(lambda: network(x).sum(), network.parameters()) == kept
+    (tensors := KeptTensors()).keep_graph_of(network(x).sum())
+    assert tensors.bytes(network.parameters()) == kept
 
 
 @pytest.mark.parametrize("recipe", ["toy/two_moons", "toy/score_matching"])

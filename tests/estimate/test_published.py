@@ -7,7 +7,7 @@ import pytest
 from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.assembly.costs import cost_of, image_facts
+from diffusion_lab.assembly.costs import counted, image_facts
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.estimate import budget
 from diffusion_lab.runs.files import load_record
@@ -18,8 +18,8 @@ RUNS = EXPERIMENTS / "unet_vs_dit/published/runs"
 
 def assert_costs_as_recorded(folder: Path) -> None:
     summary, cfg = json.loads((folder / "summary.json").read_text()), load_record(folder)
-    cost = cost_of(cfg, image_facts(cfg))
-    assert (cost.params, cost.macs) == (summary["parameters"], summary["macs"]), folder
+    cost = counted(cfg, image_facts(cfg))
+    assert (cost.parameters, cost.macs) == (summary["parameters"], summary["macs"]), folder
 
 
 @pytest.mark.parametrize("backbone", ["dit", "mamba2", "unet_small"])

@@ -12,8 +12,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.assembly.costs import ImageFacts, cost_of
-from diffusion_lab.backbone.macs import Cost
+from diffusion_lab.assembly.costs import ImageFacts, RunCost, counted
 from diffusion_lab.cli import main
 from diffusion_lab.metrics.extractor import EfficientNetLite0
 from helpers.paths import ROOT, TESTS
@@ -42,7 +41,7 @@ def prepare_for_commands(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("WANDB_X_SAVE_REQUIREMENTS", "false")
     patch.setenv("PYTHONPATH", f"{TESTS}{os.pathsep}{ROOT}")  # for child processes
     patch.setattr(EfficientNetLite0, "build", lambda _: pretrained_features())
-    patch.setattr("diffusion_lab.families.diffusion.task.cost_of", cost_once)
+    patch.setattr("diffusion_lab.families.diffusion.task.counted", cost_once)
     patch.setattr(os, "fsync", lambda _: None)  # a test does not lose power
     # Hydra composes everything again to look for hydra.mode, which no configuration here sets
     patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
@@ -76,20 +75,20 @@ PARTS = (  # of a configuration: those that a network is built from
     *("schedule", "first_stage", "coupling", "objective", "augmentation", "denoiser", "backbone"),
     *("conditioning", "compile", "activation_checkpointing"),
 )
-costs: dict[str, Cost] = {}
+costs: dict[str, RunCost] = {}
 
 
-def cost_once(cfg: DictConfig, facts: ImageFacts) -> Cost:
+def cost_once(cfg: DictConfig, facts: ImageFacts) -> RunCost:
     """Counts the cost of a network once, which is a fifth of the time of a tiny run."""
     if "run" in cfg.first_stage:  # the shape of its latents is in a file
-        return cost_of(cfg, facts)
+        return counted(cfg, facts)
     nodes = [cfg.get(part) for part in PARTS]
     plain = [
         OmegaConf.to_container(n, resolve=True) if OmegaConf.is_config(n) else n for n in nodes
     ]
     key = f"{plain} {facts}"
     if key not in costs:
-        costs[key] = cost_of(cfg, facts)
+        costs[key] = counted(cfg, facts)
     return costs[key]
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.metrics.quantity import with_fingerprint
-from diffusion_lab.report.command import answered
+from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import published
 from diffusion_lab.runs.folder import save_config
@@ -128,7 +128,7 @@ def fake_group(root: Path, name: str, fids: list[float], **more) -> list[Path]:
 
 def said(runs, kind="fid"):
     """The words of a comparison of a folder of runs: the answer by a metric, and all sentences."""
-    report = answered(collect([runs]))
+    report = Report(collect([runs]))
     return report.answers.get(kind), " ".join(report.sentences)
 
 
@@ -147,5 +147,5 @@ def fake_images(folder: Path, fid: float, seed: int = 0, name: str = "theirs") -
         "checkpoint": "abc",
     }
     (folder / "evaluations/one.json").write_text(json.dumps(record))
-    published.seal(folder, "abc", None)
+    published.mark(folder, "abc", None)
     return folder

@@ -1,5 +1,6 @@
-"""A callback that counts the bytes which a rank of a real run holds, by what they are for."""
+"""The bytes that real runs and passes hold, by what they are for."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
@@ -14,6 +15,13 @@ from diffusion_lab.training.callbacks import EMA, PosthocEMA
 
 def held(tensors) -> int:
     return sum(local(tensor).nbytes for tensor in tensors)
+
+
+def saved_bytes(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward`, parameters aside."""
+    with (kept := KeptTensors()):
+        forward()
+    return kept.bytes(parameters)
 
 
 class HeldBytes(Callback):

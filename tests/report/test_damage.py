@@ -8,9 +8,11 @@ import pytest
 import yaml
 from helpers.fake_runs import NAME, fake_group
 from helpers.refusals import assert_names, refused
+from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.status import find, rows_of
 from diffusion_lab.report.frame import collect
+from diffusion_lab.runs.files import read_config
 from diffusion_lab.runs.folder import load_config
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -98,12 +100,20 @@ def test_a_wrong_value_in_a_summary_is_named(damaged, key, value):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "evaluations/one.json"])
-@pytest.mark.parametrize("content", [DEEP, "[1]", "\0", '{"metrics": {"fid": "x"}}'])
+@pytest.mark.parametrize(
+    "content", [DEEP, "[1]", "\0", '{"metrics": {"fid": "x"}}', "seed: 1\nseed: 2"]
+)
 def test_a_file_of_something_else_is_named(damaged, name, content):
     path = damaged / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     assert_names(*left_out(damaged), damaged)
+
+
+def test_words_of_a_configuration_are_read_as_omegaconf_reads_them(tmp_path):
+    text = "a: 1e-3\nb: .5\nc: 2024-01-01\nd: on\ne: 1_000\nf: [0x10, ~, 'x']\ng: inf\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_config(tmp_path) == OmegaConf.load(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("row", [DEEP, '{"step": 1, "seconds": "x"}', '{"images": [1]}'])

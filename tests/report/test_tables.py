@@ -78,7 +78,7 @@ def test_two_or_three_runs_have_their_range_and_more_an_interval(runs):
     column = next(each for each in table.columns if each.kind == "fid")
     cells = {arm.name: str(table.cell(arm, column)) for arm in found.arms}
     assert cells == {"DiT": "100 (90 to 110)", "UNet": "100.0 ± 13.0"}
-    assert len(table.notes) == 3
+    assert len(table.notes) == 2
     plain = ArmTable(found, ranges=False)
     assert str(plain.cell(found.arms[0], column)).startswith("100.0 ± ")
     assert str(column.of([5.0])) == "5"

@@ -9,7 +9,7 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, 
 from helpers.pairs import first_fast
 
 from diffusion_lab.metrics.quantity import Quantity
-from diffusion_lab.report.command import answered, judge
+from diffusion_lab.report.comparison import Report, judge
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
 from diffusion_lab.report.words import TESTS
@@ -133,7 +133,7 @@ def test_the_metric_of_the_protocol_decides_and_others_have_intervals_alone(tmp_
             config = own | asked(metric="kid", test="welch")
             measured = {f"kid/{NAME}": kid}
             fake_run(tmp_path / f"{name}{seed}", 100.0 + seed, seed, config, metrics=measured)
-    report = answered(collect([tmp_path]))
+    report = Report(collect([tmp_path]))
     assert next(iter(report.answers)) == report.panels[0].metric.name == "kid"
     assert set(report.others) == {"fid", "test_loss"}
     assert "p = " not in report.answers["fid"]
@@ -262,7 +262,7 @@ def again(folder, fid: float, sampling_seed: int) -> None:
 )
 def test_no_sentence_is_long(tmp_path, facts):
     study(tmp_path, **facts)
-    report = answered(collect([tmp_path]))
+    report = Report(collect([tmp_path]))
     sentences = [*report.answers.values(), *report.sentences, *report.notes]
     parts = [part for each in sentences for part in re.split("; (?!f)", each)]
     assert [each for each in parts if len(each.split()) > MOST_WORDS] == []

@@ -14,13 +14,7 @@ from torch import Tensor
 from diffusion_lab.common.formats import some
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import check_memory, decode, infer
-from diffusion_lab.data.source.image_folder import (
-    files_under,
-    in_folder,
-    in_zip,
-    member_of,
-    opened_zip,
-)
+from diffusion_lab.data.source.image_folder import in_folder, in_zip
 from diffusion_lab.data.source.listing import LABELS, ImageFiles, labels_of
 from diffusion_lab.data.source.verified_files import DataError
 
@@ -113,15 +107,11 @@ def labels_in(file: np.lib.npyio.NpzFile, where: str, classes: Sequence[str]) ->
 
 def _listed(place: Path, where: str, classes: Sequence[str]) -> tuple[ImageFiles, Tensor | None]:
     """The images in a folder or a zip, sorted by name, and their labels."""
-    numbered = None
-    if place.is_dir():
-        names = listing.images_among(files_under(place), where)
-        files = in_folder(where, place, names, (), [0] * len(names))
-    else:
-        archive, names = opened_zip(place, where)
-        files = in_zip(where, archive, names, (), [0] * len(names))
-        if content := member_of(archive, LABELS, where):
-            numbered = labels_of(content, f"{where}: {LABELS}")
+    found = in_folder(place, where) if place.is_dir() else in_zip(place, where, where)
+    names = found.names
+    files = ImageFiles(where, names, (), [0] * len(names), found.open, found.stamp)
+    content = None if place.is_dir() else found.read(LABELS)
+    numbered = labels_of(content, f"{where}: {LABELS}") if content else None
     labels = _by_folder(names, classes)
     if numbered is not None and classes:
         if missing := sorted(set(names) - set(numbered)):

@@ -1,11 +1,12 @@
-"""A folder of images: one subfolder per class, or the images themselves."""
+"""Images in a folder or in a zip: one folder per class, or the images themselves."""
 
 import os
 import re
 import zipfile
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, NamedTuple
 
 from diffusion_lab.common.formats import some
 from diffusion_lab.common.labels import TEXT
@@ -14,16 +15,23 @@ from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.decoding import BadImage, check_bytes
 from diffusion_lab.data.source.image_files import FileSource
-from diffusion_lab.data.source.listing import (
-    LABELS,
-    ImageFiles,
-    Listed,
-    check_all,
-    labelled,
-    labels_in_csv,
-    labels_of,
-)
+from diffusion_lab.data.source.listing import LABELS, ImageFiles, Listed
 from diffusion_lab.data.source.verified_files import DataError
+
+LARGEST_LABELS = 2**30  # bytes of a dataset.json: labels of 20 million images
+
+
+class Place(NamedTuple):
+    """The files at a path.
+
+    `open` and `stamp` are those of ImageFiles. `read` gives the content of a file beside the
+    images, None if there is none; it raises DataError if the file cannot be read.
+    """
+
+    names: list[str]  # of the images, sorted
+    open: Callable[[str], IO[bytes]]
+    stamp: Callable[[str], object]
+    read: Callable[[str], bytes | None]
 
 
 @settings
@@ -41,38 +49,45 @@ class FilesAtPaths(FileSource):
     def splits(self) -> tuple[str, str | None]:
         return self.path, self.test_path
 
-    def named(self, path: str) -> str:
-        """Returns one of the paths with its argument's name, with which errors begin."""
-        return f"{'path' if path == self.path else 'test_path'}={path}"
+    @abstractmethod
+    def files_at(self, path: str, where: str) -> Place:
+        """Finds the files at a path; `where` is its argument with it, and begins all errors."""
 
-    def labelled(
-        self,
-        path: str,
-        names: list[str],
-        classes: tuple[str, ...] | None,
-        read: Callable[[str], bytes | None],
-    ) -> tuple[list[str], tuple[str, ...], Listed]:
-        """The names of images in order, classes and labels; `read` reads a file beside images."""
+    def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
+        """Lists the images in the order of their labels' file, or sorted by name."""
+        where = f"{'path' if path == self.path else 'test_path'}={path}"
+        place = self.files_at(path, where)
         file = self.label_file or LABELS
-        content, where = read(file), f"{file} of {path}"
-        if content is None:
-            if self.label_file or self.label_size:
-                raise DataError(
-                    f"{self.named(path)} has no {file} with labels; set label_file to a CSV there, "
-                    "or write label_file=null label_size=null"
-                )
-            return names, *listing.by_folder(names, classes, self.named(path))
+        content = place.read(file)
+        if content is not None:
+            names, classes, labels = self.by_file(content, f"{file} of {path}", place, classes)
+        elif self.label_file or self.label_size:
+            raise DataError(
+                f"{where} has no {file} with labels; set label_file to a CSV there, or write "
+                "label_file=null label_size=null"
+            )
+        else:
+            names = place.names
+            classes, labels = listing.by_folder(names, classes, where)
+        return ImageFiles(path, names, classes, labels, place.open, place.stamp)
+
+    def by_file(
+        self, content: bytes, where: str, place: Place, classes: tuple[str, ...] | None
+    ) -> tuple[list[str], tuple[str, ...], Listed]:
+        """The names of images in order, classes and labels, from the file of this content."""
         text = self.label_size == TEXT
         named = (
-            labels_in_csv(content, where, text) if self.label_file else labels_of(content, where)
+            listing.labels_in_csv(content, where, text)
+            if self.label_file
+            else listing.labels_of(content, where)
         )
         if named is None or (classes == () and not self.label_size):
             if classes or self.label_size:
                 wanted = f"the classes {some(classes)}" if classes else "label_size"
                 raise DataError(f"{where} has no labels for {wanted}; add them")
-            return names, (), [0] * len(names)
-        check_all(list(named), names, where)
-        return list(named), *labelled(named, classes, self.label_size, where)
+            return place.names, (), [0] * len(place.names)
+        listing.check_all(list(named), place.names, where)
+        return list(named), *listing.labelled(named, classes, self.label_size, where)
 
 
 class ImageFolder(FilesAtPaths):
@@ -82,45 +97,36 @@ class ImageFolder(FilesAtPaths):
     ignored. Links are followed, but never twice to the same folder.
     """
 
-    def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """Lists the images, sorted by name."""
-        where = self.named(path)
-        root = listing.existing(path, where, "folder", "ImageZip")
-        names = listing.images_among(files_under(root), where)
-        names, classes, labels = self.labelled(
-            path, names, classes, lambda name: content_of(root / name)
-        )
-        return in_folder(path, root, names, classes, labels)
+    def files_at(self, path: str, where: str) -> Place:
+        return in_folder(listing.existing(path, where, "folder", "ImageZip"), where)
 
 
-def in_folder(
-    where: str, root: Path, names: list[str], classes: tuple[str, ...], labels: Listed
-) -> ImageFiles:
-    """The named images under `root`, stamped by their sizes and times."""
+def in_folder(root: Path, where: str) -> Place:
+    """The images below a folder, stamped by their sizes and times."""
+
+    def opened(name: str) -> IO[bytes]:
+        file = root / name
+        if leads_nowhere(file):
+            raise BadImage(f"a link to {os.readlink(file)}, which does not exist")
+        if not file.is_file():  # a pipe or a device may never end
+            raise BadImage("not a regular file")
+        check_bytes(file.stat().st_size)
+        return file.open("rb")
 
     def stamp(name: str) -> object:
-        path = root / name
-        return None if leads_nowhere(path) else [(s := path.stat()).st_size, s.st_mtime_ns]
+        file = root / name
+        return None if leads_nowhere(file) else [(s := file.stat()).st_size, s.st_mtime_ns]
 
-    return ImageFiles(where, names, classes, labels, lambda name: opened(root / name), stamp)
+    def read(name: str) -> bytes | None:
+        file = root / name
+        try:
+            return file.read_bytes() if file.is_file() else None
+        except OSError as error:
+            raise DataError(
+                f"{file} cannot be read ({error.strerror}); make it readable"
+            ) from error
 
-
-def content_of(path: Path) -> bytes | None:
-    """The content of a file; None if there is none. Raises DataError if it cannot be read."""
-    try:
-        return path.read_bytes() if path.is_file() else None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable") from error
-
-
-def opened(path: Path) -> BinaryIO:
-    """Opens an image; raises BadImage for a broken link, a large file, or none of bytes."""
-    if leads_nowhere(path):
-        raise BadImage(f"a link to {os.readlink(path)}, which does not exist")
-    if not path.is_file():  # a pipe or a device may never end
-        raise BadImage("not a regular file")
-    check_bytes(path.stat().st_size)
-    return path.open("rb")
+    return Place(listing.images_among(files_under(root), where), opened, stamp, read)
 
 
 def files_under(root: Path) -> list[str]:
@@ -166,9 +172,6 @@ def leads_nowhere(path: Path | str) -> bool:
     return os.path.islink(path) and not os.path.exists(path)
 
 
-LARGEST_LABELS = 2**30  # bytes of a dataset.json: labels of 20 million images
-
-
 class ImageZip(FilesAtPaths):
     """Images in a zip, which is never unpacked.
 
@@ -176,64 +179,43 @@ class ImageZip(FilesAtPaths):
     their folders. Without it the zip is read like a folder: one folder per class, or no classes.
     """
 
-    def find(self, path: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """Lists the images in the order of their labels' file, or sorted by name."""
-        named = self.named(path)
-        archive, names = opened_zip(listing.existing(path, named, "file", "ImageFolder"), named)
-        names, classes, labels = self.labelled(
-            path, names, classes, lambda name: member_of(archive, name, path)
-        )
-        return in_zip(path, archive, names, classes, labels)
+    def files_at(self, path: str, where: str) -> Place:
+        return in_zip(listing.existing(path, where, "file", "ImageFolder"), path, where)
 
 
-def member_of(archive: zipfile.ZipFile, name: str, path: str) -> bytes | None:
-    """The content of a member of the zip at `path`; None if there is none. Raises DataError."""
-    if name not in archive.namelist():
-        return None
-    if (size := archive.getinfo(name).file_size) > LARGEST_LABELS:
-        raise DataError(
-            f"{name} of {path} has {size:,} bytes, which are more than "
-            f"{LARGEST_LABELS:,}; create the zip again"
-        )
-    try:
-        return archive.read(name)
-    except Exception as error:  # a damaged file may give any: of zlib, of memory, ...
-        raise DataError(
-            f"{name} of {path} cannot be read ({error}); create the zip again"
-        ) from error
-
-
-def in_zip(
-    where: str,
-    archive: zipfile.ZipFile,
-    names: list[str],
-    classes: tuple[str, ...],
-    labels: Listed,
-) -> ImageFiles:
-    """The named images in a zip, stamped by the checksums that it keeps."""
-
-    def opened(name: str) -> IO[bytes]:
-        check_bytes(archive.getinfo(name).file_size)  # of which more are never read
-        return archive.open(name)
-
-    return ImageFiles(where, names, classes, labels, opened, lambda name: archive.getinfo(name).CRC)
-
-
-def opened_zip(file: Path, named: str) -> tuple[zipfile.ZipFile, list[str]]:
-    """Opens a zip, which several threads can read; also returns the sorted names of its images.
-
-    `named` is the path with its argument's name, with which the errors begin (DataError).
-    """
+def in_zip(file: Path, path: str, where: str) -> Place:
+    """The images in a zip at `path`, which several threads can read, stamped by its checksums."""
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{named} is not a readable zip ({error}); create it again") from error
+        raise DataError(f"{where} is not a readable zip ({error}); create it again") from error
     # appending may leave two members of one name, of which a zip reads the last
     members = list(dict.fromkeys(i.filename for i in archive.infolist() if not i.is_dir()))
     for name in members:
         first, *rest = re.split(r"[/\\]", name)
         if first == "" or ".." in (first, *rest):
             raise DataError(
-                f"{named} has a member outside of the archive ({name}); create it again"
+                f"{where} has a member outside of the archive ({name}); create it again"
             )
-    return archive, listing.images_among((name for name in members if name != LABELS), named)
+
+    def opened(name: str) -> IO[bytes]:
+        check_bytes(archive.getinfo(name).file_size)  # of which more are never read
+        return archive.open(name)
+
+    def read(name: str) -> bytes | None:
+        if name not in members:
+            return None
+        if (size := archive.getinfo(name).file_size) > LARGEST_LABELS:
+            raise DataError(
+                f"{name} of {path} has {size:,} bytes, which are more than "
+                f"{LARGEST_LABELS:,}; create the zip again"
+            )
+        try:
+            return archive.read(name)
+        except Exception as error:  # a damaged file may give any: of zlib, of memory, ...
+            raise DataError(
+                f"{name} of {path} cannot be read ({error}); create the zip again"
+            ) from error
+
+    names = listing.images_among((name for name in members if name != LABELS), where)
+    return Place(names, opened, lambda name: archive.getinfo(name).CRC, read)

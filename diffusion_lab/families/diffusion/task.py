@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.assembly import rules
-from diffusion_lab.assembly.costs import ImageFacts, cost_of
+from diffusion_lab.assembly.costs import ImageFacts, counted
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.assembly.model import (
     Model,
@@ -109,7 +109,7 @@ class DiffusionTask(Task):
     def macs(self, cfg: DictConfig) -> int | None:
         data = self.datamodule
         try:
-            return cost_of(cfg, ImageFacts(data.image_shape, data.labels)).macs
+            return counted(cfg, ImageFacts(data.image_shape, data.labels)).macs
         except Exception as error:  # a custom network's: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
             return None

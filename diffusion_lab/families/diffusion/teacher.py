@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from diffusion_lab.assembly import rules
-from diffusion_lab.assembly.costs import ImageFacts, cost_of, sampling_calls
+from diffusion_lab.assembly.costs import ImageFacts, counted, sampling_calls
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
@@ -119,7 +119,7 @@ class Teacher:
         summary = load_summary(self.settings.run)
         facts, calls, macs = ImageFacts(data.image_shape, data.labels), None, None
         try:
-            macs = cost_of(self.cfg, facts).macs
+            macs = counted(self.cfg, facts).macs
             if self.settings.asked:
                 # Heun's two calls, each perhaps with labels and without
                 guidance = self.pipeline.guidance

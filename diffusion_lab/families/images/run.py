@@ -90,7 +90,6 @@ class ImagesRun(OpenRun):
                 )
         if cfg.data_root:
             move_data(saved.data.source, cfg.data_root)
-        published.require_unchanged_records(Path(cfg.run))  # it will be sealed again
         device, precision = device_and_precision(cfg.device, cfg.precision)
         fields = cls.load(WeightsChoice(Path(saved.images)), saved, device)
         drawn, cfg.images = fields["drawn"], saved.images
@@ -147,7 +146,6 @@ class ImagesRun(OpenRun):
         """
         folder = Path(cfg.run)
         folder.mkdir(parents=True, exist_ok=True)
-        published.unseal(folder)  # else what is written before a kill would count as edited
         save_config(folder, self.saved)
         facts: dict[str, Any] = {
             "name": self.saved.name,
@@ -163,7 +161,7 @@ class ImagesRun(OpenRun):
         picture = self.datamodule.source.picture(first, COLUMNS)
         save_png(picture, folder / SAMPLES / "step_0000000.png")
         path = super().record(cfg, results, protocol, extra)
-        published.seal(folder, str(self.weights[CHECKPOINT]), None)
+        published.mark(folder, str(self.weights[CHECKPOINT]), None)
         return path
 
 
@@ -173,7 +171,7 @@ RUN = ImagesRun
 def measured_there(folder: Path) -> set[object]:
     """The checksums of the images that a folder's figures are of; empty if there are none."""
     known = [published.facts_of(folder).get(published.WEIGHTS)]
-    # a folder whose writing was interrupted is not sealed
+    # a folder whose writing was interrupted has no published.json
     known += [read_json(path).get(CHECKPOINT) for path in (folder / EVALUATIONS).glob("*.json")]
     return set(known) - {None}
 

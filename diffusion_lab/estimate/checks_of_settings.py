@@ -1,19 +1,18 @@
-"""Checks that the parts of the model, the length of the run and its metrics fit together."""
+"""Checks of doctor: parts of the model, the length of the run and its metrics fit together."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.assembly.costs import RunCost
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import has_fast_bf16
 from diffusion_lab.data import ImageDataModule
-from diffusion_lab.estimate.doctor.report import Remark, advice, warning
-from diffusion_lab.estimate.run_cost import RunCost
+from diffusion_lab.estimate.checks_of_resources import Remark, advice, warning
 from diffusion_lab.families.diffusion.task import DiffusionTask
-from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.callbacks import EMA
 
 # ratios of the data's standard deviation to the assumed one: at 1.25 a network's targets are off by
@@ -293,11 +292,6 @@ def evaluation(task: DiffusionTask) -> Iterator[Remark]:
         )
 
 
-def extractor(metrics: GenerativeMetrics | None) -> Iterable[Remark]:
-    """Finds nothing wrong with the metrics' networks, as they could be loaded."""
-    return ()
-
-
 def sample_counts(task: DiffusionTask, data: ImageDataModule) -> Iterator[Remark]:
     """Checks that there are enough images for FID, and equally many samples and real images."""
     metrics = task.metrics
@@ -356,7 +350,6 @@ OF_SETTINGS = (
     precision,
     validation,
     evaluation,
-    extractor,
     sample_counts,
     class_counts,
 )

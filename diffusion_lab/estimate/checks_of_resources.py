@@ -1,4 +1,4 @@
-"""Checks of the images and their labels, and of the machine: its time, memory and disk."""
+"""Checks of doctor: the images and their labels, and the machine's time, memory and disk."""
 
 import hashlib
 import math
@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.assembly.costs import Memory
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.formats import some
 from diffusion_lab.common.images import ENLARGED
@@ -18,10 +20,8 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.rows import Rows
-from diffusion_lab.estimate.doctor.parts import Times
-from diffusion_lab.estimate.doctor.report import Remark, advice, error, warning
 from diffusion_lab.estimate.run_cost import (
-    Memory,
+    Duration,
     checkpoint_bytes,
     checkpoints_at_once,
     snapshot_bytes,
@@ -37,6 +37,31 @@ LONG_DAYS, VERY_LONG_DAYS = 1, 7
 # evaluation above this share of a run's time is reported, unless it takes only a few minutes
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.5, 300.0
 FULL = 0.8  # share of free memory; the backward pass needs some beyond the estimate
+
+
+Remark = tuple[str, str]  # a status and a sentence; a check without one has found nothing wrong
+
+
+def advice(message: str) -> Remark:
+    """Makes a remark on something that could be better."""
+    return "advice", message
+
+
+def warning(message: str) -> Remark:
+    """Makes a remark on something that spoils results."""
+    return "warning", message
+
+
+def error(message: str) -> Remark:
+    """Makes a remark on something that makes a run fail, or worthless."""
+    return "error", message
+
+
+class Times(NamedTuple):
+    """The times of a run, and the seconds of all features, with those that runs share."""
+
+    run: Duration
+    features: float
 
 
 def grey_values(sample: Tensor) -> Iterator[Remark]:
@@ -199,9 +224,8 @@ def disk(cfg: DictConfig, task: DiffusionTask, steps: int) -> Iterator[Remark]:
     run_dir = Path(cfg.run_dir or OUTPUTS)
     place, writable = existing(run_dir)
     if not writable:
-        yield (
-            "error",
-            (f"{run_dir} cannot be created, as {place} cannot be written to; write run_dir=..."),
+        yield error(
+            f"{run_dir} cannot be created, as {place} cannot be written to; write run_dir=..."
         )
         return
     try:
