@@ -76,17 +76,21 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     combined = [combinations(command, config, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
     if not command.trains:  # a training explains its failures in its run folder
-        work = partial(naming_files, work)
+        work = partial(explained, work)
     if not command.on_all_devices:
         return work()
     run_work = pkgutil.resolve_name("diffusion_lab.cli.all_devices:on_all_devices")
     return run_work(config.replace("_", "-"), cfg, overrides, work)
 
 
-def naming_files(work: Callable[[], Any]) -> Any:
-    """Calls `work`; a file that cannot be written or read becomes a UserError that names it."""
+def explained(work: Callable[[], Any]) -> Any:
+    """Calls `work`; a file that cannot be used, or a full device, becomes a UserError."""
     try:
         return work()
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported
+            raise
+        raise UserError("the device's memory is full; write a smaller batch_size") from error
     except OSError as error:
         if error.filename is None:
             raise

@@ -85,15 +85,20 @@ def add_to_json(path: Path, entries: dict[str, Any]) -> None:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Waits until no other process is in a block with this lock file, if the system has locks."""
+def one_at_a_time(path: Path) -> Iterator[bool]:
+    """Waits until no other process is in a block with this lock file, if the system has locks.
+
+    Yields whether it has: if not, other processes may be in such a block.
+    """
+    locked = True
     with path.open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-        yield
+            locked = False
+        yield locked
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:

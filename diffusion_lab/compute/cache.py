@@ -41,7 +41,7 @@ def cached(
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     try:
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, map_location="cpu", weights_only=True)
         # torch.load does not notice bytes that changed inside a tensor
         return kept["tensors"] if kept["sha256"] == hashing.of_tensors(kept["tensors"]) else None
     except Exception:  # torch.load may raise anything on a damaged file

@@ -103,6 +103,8 @@ def executor(launcher: Mapping[str, Any]) -> Any:
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
     params = {k: v for k, v in launcher.items() if k not in ("_target_", "wait")}
+    if params["gpus_per_node"] == "auto":
+        params["gpus_per_node"] = params["tasks_per_node"] if has_gpus() else None
     made = submitit.AutoExecutor(
         cluster="slurm",
         folder=params.pop("submitit_folder"),
@@ -111,6 +113,14 @@ def executor(launcher: Mapping[str, Any]) -> Any:
     shared = {field.name for field in fields(BaseQueueConf)}  # not SLURM's alone
     made.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in params.items()})
     return made
+
+
+def has_gpus() -> bool:
+    """Whether some node of the cluster has GPUs, by the generic resources that SLURM knows."""
+    try:
+        return "gpu" in _called("sinfo", "--noheader", "--format=%G")
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:

@@ -54,10 +54,11 @@ def stored(
     if found := _opened(path):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(path.with_name(f".{stem}.lock")):
+    with one_at_a_time(path.with_name(f".{stem}.lock")) as alone:
         if found := _opened(path):  # by the process that was waited for
             return found
-        remove_unfinished(path.parent, f"{stem}*")
+        if alone:  # else another process may be writing its own
+            remove_unfinished(path.parent, f"{stem}*")
         write_json(path.with_suffix(".json"), key | _written(path, compute))
     if found := _opened(path):
         return found

@@ -84,7 +84,8 @@ def step_of(run: str | Path) -> int:
 
 def step_in(checkpoint: Path) -> int:
     """The step of an intact checkpoint."""
-    return torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return found["global_step"]
 
 
 def say_if_older(run: str | Path, used: Path) -> None:

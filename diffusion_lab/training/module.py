@@ -24,6 +24,7 @@ from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
+VOTES = 10  # steps between two votes of the ranks, which make GPUs wait
 OBSERVED = "observed"  # of what a step returns: times and losses of its images, for callbacks
 VALIDATION = "validation"  # checkpoint key: the step of the last validation, and its metrics
 
@@ -65,6 +66,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step = -1
         self.bad_steps = BadSteps()
         self.gradient_norm = 0.0  # of the last step, before clipping
+        self._spent: float | None = None  # the share of a time limit, as the ranks know it
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -99,11 +101,21 @@ class TrainedModule(lightning.LightningModule, ABC):
         done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, lightning.pytorch.callbacks.Timer):
-                elapsed = callback.time_elapsed("train")
-                done = max(done, elapsed / (elapsed + (callback.time_remaining("train") or 0.0)))
-                # the ranks' clocks differ, and so would their learning rates
-                done = trainer.strategy.broadcast(done)
+                done = max(done, self._time_spent(callback))
         return min(1.0, done)
+
+    def _time_spent(self, timer: lightning.pytorch.callbacks.Timer) -> float:
+        """The share of a time limit that is spent, by the clock of the first rank.
+
+        The ranks' clocks differ, and so would their learning rates. Asking makes GPUs wait, so it
+        is done at the steps at which ranks vote.
+        """
+        step = self.trainer.global_step
+        if self._spent is None or self.trainer.world_size == 1 or step % VOTES == 0:
+            elapsed = timer.time_elapsed("train")
+            share = elapsed / (elapsed + (timer.time_remaining("train") or 0.0))
+            self._spent = self.trainer.strategy.broadcast(share)
+        return self._spent
 
     def seed_share(self, batch_idx: int) -> tuple[int, int]:
         """Seeds a micro-batch's draws; returns its index in the step, and how many a step has.
@@ -177,20 +189,36 @@ class TrainedModule(lightning.LightningModule, ABC):
         """Clips the gradient's norm over all parameters, and skips the step if it is bad."""
         largest = gradient_clip_val or math.inf
         # over all shards; a scaler of float16 has been undone before
-        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self.players() if each]
-        self.gradient_norm = torch.stack(norms).norm().item()  # waits for a GPU, once per step
+        players = [each for each in self.players() if each]
+        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in players]
+        # the norm of no gradients is on the CPU
+        norm = torch.stack([each.to(self.device) for each in norms]).norm()
+        self.gradient_norm = norm.item()  # waits for a GPU, once per step
         has_scaler = self.trainer.scaler is not None
         self.bad_steps.settle(self, self.gradient_norm, has_scaler)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a learning-rate schedule in images seen rather than steps."""
         optimizer = self.optimizer()
+        if self.trainer.scaler is not None:
+            unfuse(optimizer)
         schedule = LambdaLR(
             optimizer,
             # step + 1: an update counts the images of its own batch
             lambda step: self.lr_schedule((step + 1) * self.batch_size, self.progress),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def unfuse(optimizer: Optimizer) -> None:
+    """Lets a fused optimiser leave the scale of float16's gradients to the scaler.
+
+    It would undo it in its own step, after the gradient's norm is taken.
+    """
+    if any(group.get("fused") for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            group["fused"] = False
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 class OneNumberModule(TrainedModule):

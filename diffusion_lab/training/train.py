@@ -55,6 +55,7 @@ from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer
 
 # errors in reading or writing a file that the program did not cause
 DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+COMPILERS = ("torch._inductor", "torch._dynamo")  # modules of torch.compile's errors
 NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -88,7 +89,18 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
         if error.errno not in DISK_TROUBLE and not isinstance(error, NO_SUCH_PLACE):
             raise
         reason = f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the device's memory is full; write a smaller micro_batch_size, or "
+            f"activation_checkpointing=true, and {remedy(command, folder)}"
+        ) from error
     except Exception as error:
+        compiling = [e for e in chain_of(error) if type(e).__module__.startswith(COMPILERS)]
+        if compiling:
+            raise UserError(
+                f"the network could not be compiled ({str(compiling[-1]).splitlines()[0]}); write "
+                "compile=false, or install a C compiler and Python's headers"
+            ) from error
         # torch raises this in a signal's handler, so in the middle of other code, which may then
         # raise another error
         died = [str(each) for each in chain_of(error) if "DataLoader worker" in str(each)]

@@ -10,7 +10,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.common.messages import UserError, console
@@ -20,6 +20,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
+from diffusion_lab.training.module import VOTES
 
 TRAINER = {
     "trainer.max_steps": whole(1),
@@ -83,26 +84,40 @@ def build_trainer(
         "logger": False,
         "callbacks": [*callbacks, Resumption(), progress],
     }
+    if limit := cfg.trainer.max_time:
+        defaults |= {"max_time": None}
+        defaults["callbacks"] = [
+            *defaults["callbacks"],
+            TimeLimit(limit if isinstance(limit, str) else {**limit}),
+        ]
     try:
         with quiet_lightning():
-            return instantiate(cfg, "trainer", **(defaults | instead))
+            trainer = instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
+    # else all ranks wait for one another at each micro-batch, to hear of a signal that does not
+    # come: `Interruption` has taken the place of Lightning's handler
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
+
+
+class TimeLimit(Timer):
+    """Lightning's timer, which compares the ranks' clocks at the steps at which they vote alone."""
+
+    @property
+    def state_key(self) -> str:
+        return Timer.__qualname__
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.world_size == 1 or trainer.global_step % VOTES == 0:
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 def check_followed(cfg: DictConfig) -> None:
-    """Raises UserError for a key that a run sets itself, or a fused optimiser in float16.
-
-    The latter undoes the scaling of gradients only after their norm is taken.
-    """
+    """Raises UserError for a key that a run sets itself."""
     for key in cfg.trainer.keys() & OWN.keys():
         other = OWN[key] and f", or write {OWN[key]}"
         raise UserError(f"trainer.{key} is set by the run itself; leave it out{other}")
-    if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused"):
-        raise UserError(
-            "trainer.precision=16-mixed scales gradients, whose norm a fused optimiser would not "
-            "know; write optimizer.fused=false"
-        )
 
 
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:

@@ -18,6 +18,7 @@ class SlurmConf(SlurmQueueConf):
 
     _target_: str = "hydra_plugins.diffusion_lab_slurm._launcher.SlurmLauncher"
     wait: bool = True
+    gpus_per_node: Any = "auto"
 
 
 ConfigStore.instance().store(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_a_single_job_and_jobs_without_a_study_are_left_as_well(lab, fake_slurm)
     (sweep,) = Path("outputs/multirun").iterdir()
     record = sweep_record.read(sweep / "sweep.json")
     assert [(job.slurm, job.folder) for job in record.jobs] == [("17", None)]
+
+
+@pytest.mark.parametrize(("resources", "asked"), [("(null)", None), ("gpu:a100:4(S:0-1)", "2")])
+def test_gpus_are_requested_where_the_cluster_has_some(lab, fake_slurm, resources, asked):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    fake_slurm.program("sinfo", f"echo '{resources}'")
+    code, _, err = lab("train", *QUICK, "name=x", *LEAVE, "hydra.launcher.tasks_per_node=2")
+    assert code == 0, err
+    found = re.search(r"--gpus-per-node=(\d+)", fake_slurm.script)
+    assert (found and found[1]) == asked
 
 
 def test_a_search_cannot_be_left(refusal, fake_slurm):

@@ -1,5 +1,6 @@
 """Decoded images in a mapped file: the same images, order and resume, whatever happens to it."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ from helpers.paths import ROOT
 from helpers.picture_files import archive, folder, numbered, png
 from helpers.refusals import refused
 
+from diffusion_lab.common.files import UNFINISHED
 from diffusion_lab.data import DataError, store
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.data.source import ImageFolder, ImageZip, image_files
@@ -104,6 +106,23 @@ class TestStored:
 
         monkeypatch.setattr(store, "one_at_a_time", forbidden)
         assert torch.equal(stored(tmp_path, "values", KEY, never).values, VALUES)
+
+    @pytest.mark.parametrize("locks", [True, False])
+    def test_partial_files_of_others_are_left_where_they_may_be_writing(
+        self, tmp_path, monkeypatch, locks
+    ):
+        def no_locks(*_):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        if not locks:
+            monkeypatch.setattr("fcntl.flock", no_locks)
+        stored(tmp_path, "values", KEY, computed)
+        path = only(tmp_path)
+        other = path.with_name(f".{path.name}.other{UNFINISHED}")
+        other.touch()
+        path.unlink()
+        assert torch.equal(stored(tmp_path, "values", KEY, computed).values, VALUES)
+        assert other.exists() != locks
 
     def test_a_process_that_is_killed_leaves_nothing_that_counts(self, tmp_path):
         def slow(allocate):

@@ -33,6 +33,11 @@ class FakeSlurm:
         self.program("squeue", "echo slurm_load_jobs error: Unable to contact >&2; exit 1")
 
     @property
+    def script(self) -> str:
+        """The script of the last job that was submitted."""
+        return Path((self.folder / "submitted").read_text().splitlines()[-1]).read_text()
+
+    @property
     def submissions(self) -> int:
         """How often sbatch was called."""
         file = self.folder / "submitted"

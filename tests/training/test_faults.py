@@ -14,6 +14,7 @@ import wandb
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
+from torch._inductor.exc import InvalidCxxCompiler
 
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.runs import checkpoints
@@ -74,6 +75,19 @@ def test_a_data_process_that_dies_in_the_midst_of_other_work_is_told_as_one(last
             raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
         finally:
             raise last
+
+
+def test_a_full_device_is_told_with_what_helps(tmp_path):
+    with refused("micro_batch_size", "activation"), explaining_failures("train", tmp_path):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_missing_compiler_is_told_with_what_helps(tmp_path):
+    with refused("compile=false", "g++"), explaining_failures("train", tmp_path):
+        try:
+            raise InvalidCxxCompiler("g++")
+        except InvalidCxxCompiler as error:
+            raise RuntimeError("the backend failed") from error
 
 
 def test_a_w_and_b_that_cannot_be_opened_is_left_alone(lab, tmp_path, monkeypatch):

@@ -11,11 +11,13 @@ from helpers.pairs import first_fast
 from helpers.paths import CONF
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 from hydra import compose, initialize_config_dir
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from diffusion_lab.assembly.parameter_groups import GroupSettings, OptimizerFactory, matrices
 from diffusion_lab.compute.sharding import shared_as, whole
+from diffusion_lab.training.module import unfuse
 from diffusion_lab.training.optimizer import Muon
 from diffusion_lab.training.task import build_task
 
@@ -405,6 +407,19 @@ def test_wrong_settings_are_refused_by_their_keys(refusal, tmp_path, arguments, 
     sentence = refusal("train", *QUICK, *arguments, "run_dir=run")
     assert all(each in sentence for each in said), sentence
     assert not (tmp_path / "run").exists()
+
+
+def test_the_gradients_of_float16_are_scaled_back_before_their_norm_is_taken():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    unfuse(optimizer)
+    scaler.scale(weight.sum()).backward()
+    assert not _optimizer_handles_unscaling(optimizer)  # as Lightning asks
+    scaler.unscale_(optimizer)
+    assert weight.grad.tolist() == [1.0, 1.0, 1.0]
+    scaler.step(optimizer)
+    assert weight.tolist() == pytest.approx([0.9, 0.9, 0.9], abs=2e-3)
 
 
 def test_a_gradient_scaler_skips_steps_of_muon():

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute import slurm
 from diffusion_lab.training.callbacks.periodic import stepped, validates
+from diffusion_lab.training.module import VOTES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch: USR1, submitit: USR2
-STEPS_BETWEEN_VOTES = 10
 SECONDS_BETWEEN_VOTES = 10.0  # if so many steps take longer, the ranks vote after each
 
 
@@ -95,7 +95,7 @@ class Interruption(Callback):
         """Whether the ranks vote after this step, which makes GPUs wait; all ranks agree on it."""
         if trainer.world_size == 1:
             return True
-        if trainer.global_step % STEPS_BETWEEN_VOTES:
+        if trainer.global_step % VOTES:
             return self._slow
         before, self._since = self._since, time.monotonic()
         long = self._since - before > SECONDS_BETWEEN_VOTES
