@@ -26,9 +26,14 @@ UNET = [
 ON = [*TINY, TRAINER, *LEARNS]
 
 
+def loss_by_step(folder: Path, name: str = "train/loss") -> dict[int, float]:
+    """The logged losses of the steps that were taken."""
+    return {step: row[name] for step, row in by_step(folder).items() if name in row}
+
+
 def losses(folder: Path, name: str = "train/loss") -> list[float]:
     """The logged losses, by step."""
-    return [row[name] for row in by_step(folder).values() if name in row]
+    return list(loss_by_step(folder, name).values())
 
 
 def checkpoint(folder: Path) -> dict:
@@ -48,7 +53,11 @@ def trained(lab, folder: str, *arguments: str) -> Path:
 def test_half_precisions_train_as_float32_does(lab, network, precision, tolerance):
     whole = trained(lab, "whole", *network, *QUIET, "trainer.precision=32-true")
     half = trained(lab, "half", *network, *QUIET, f"trainer.precision={precision}")
-    assert losses(whole) == pytest.approx(losses(half), rel=tolerance)
+    # float16's scaler may skip a step, from which on the weights differ
+    skipped = loss_by_step(whole).keys() - loss_by_step(half)
+    same = min(skipped, default=9) - 1
+    assert same >= 5
+    assert losses(whole)[:same] == pytest.approx(losses(half)[:same], rel=tolerance)
     assert losses(whole) != losses(half)
     dtypes = {weight.dtype for weight in checkpoint(half)["state_dict"].values()}
     assert torch.float32 in dtypes
