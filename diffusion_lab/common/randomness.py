@@ -19,6 +19,19 @@ def mix_seed(*parts: int) -> int:
     return state >> 1
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seeds the generators of the CPU and of a device, as torch.manual_seed does for all devices.
+
+    That one formats a stack trace for each kind of device, which takes longer than a small step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        own = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[own].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class SampleNoise:
     """Unit Gaussian noise for a batch of samples, each from its own generator.
 

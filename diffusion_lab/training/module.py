@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer
-from diffusion_lab.common.randomness import mix_seed
+from diffusion_lab.common.randomness import mix_seed, seed_device
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.runs import migrate
@@ -66,6 +66,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step = -1
         self.bad_steps = BadSteps()
         self.gradient_norm = 0.0  # of the last step, before clipping
+        self._players: list[list[nn.Parameter]] | None = None  # that are clipped, from step 1 on
         self._spent: float | None = None  # the share of a time limit, as the ranks know it
 
     @abstractmethod
@@ -126,7 +127,8 @@ class TrainedModule(lightning.LightningModule, ABC):
         trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
         shares = accumulate * trainer.world_size
         share = batch_idx % accumulate * trainer.world_size + trainer.global_rank
-        torch.manual_seed(mix_seed(self.seed, TRAINING, trainer.global_step * shares + share))
+        seed = mix_seed(self.seed, TRAINING, trainer.global_step * shares + share)
+        seed_device(seed, self.device)
         return share, shares
 
     @abstractmethod
@@ -189,8 +191,9 @@ class TrainedModule(lightning.LightningModule, ABC):
         """Clips the gradient's norm over all parameters, and skips the step if it is bad."""
         largest = gradient_clip_val or math.inf
         # over all shards; a scaler of float16 has been undone before
-        players = [each for each in self.players() if each]
-        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in players]
+        if self._players is None:  # walking over all modules takes longer than a small step
+            self._players = [each for each in self.players() if each]
+        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self._players]
         # the norm of no gradients is on the CPU
         norm = torch.stack([each.to(self.device) for each in norms]).norm()
         self.gradient_norm = norm.item()  # waits for a GPU, once per step

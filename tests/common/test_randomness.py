@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lab.common.randomness import SampleNoise, mix_seed
+from diffusion_lab.common.randomness import SampleNoise, mix_seed, seed_device
 
 
 def test_a_sample_is_the_same_in_any_batch():
@@ -34,3 +34,11 @@ def test_mixed_seeds_do_not_collide_and_stay_the_same():
     assert mix_seed(1, 2) != mix_seed(2, 1)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert mix_seed(0, 0) == 2547805098422156800  # a stored run must mean the same tomorrow
+
+
+def test_a_device_is_seeded_as_torch_seeds_all():
+    torch.manual_seed(2**40 + 7)
+    expected = torch.rand(5)
+    torch.rand(3)
+    seed_device(2**40 + 7, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)

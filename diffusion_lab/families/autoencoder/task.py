@@ -71,7 +71,6 @@ class AutoencoderModule(TrainedModule):
         with self.kept_buffers():
             outputs, bottleneck = self.autoencoder(images)
             loss, parts = self.loss(images, outputs, bottleneck, weight, step)
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
     def backward(self, loss: Tensor) -> None:

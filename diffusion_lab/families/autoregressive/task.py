@@ -72,7 +72,6 @@ class AutoregressiveModule(OneNumberModule):
         self.seed_share(batch_idx)
         codes = self.codes(batch.encoded(self.first_stage))
         loss = self.objective(self.model, codes, batch.labels)
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:

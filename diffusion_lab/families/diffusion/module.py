@@ -114,7 +114,6 @@ class DiffusionModule(TrainedModule):
             images_seen=self.images_seen,
         )
         loss = losses.minimised.mean()
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         parts = {"loss": loss}
         if self.alignment is not None:
             parts = self.aligned(loss, clean.x0 if clean.images is None else to_float(clean.images))

@@ -68,7 +68,6 @@ class GANModule(OneNumberModule):
         noise = torch.randn(len(real), self.model.latent_size, device=self.device)
         fake = self.model(noise, batch.labels)
         loss, parts = self.objective(real, fake, batch.labels)
-        self.log("train/loss", loss, prog_bar=True, logger=False)  # for the progress bar
         logged = {f"train/{name}": value.detach() for name, value in parts.items()}
         return {"loss": loss, DIVERSITY: diversity(fake.detach(), real, batch.labels), **logged}
 

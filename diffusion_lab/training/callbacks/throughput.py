@@ -1,5 +1,6 @@
 """Logs the loss, gradient norm, learning rates and speed of training."""
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -207,8 +208,23 @@ def operators(recorded: profile, on_gpu: bool, steps: int) -> list[list[str]]:
 SECONDS_BETWEEN_LINES = 30.0
 
 
+SECONDS_BETWEEN_LOSSES = 1.0  # in the bar: reading one waits for a GPU
+
+
+def loss_of(trainer: lightning.Trainer, outputs: dict[str, torch.Tensor]) -> float:
+    """The loss of a micro-batch, of which a step returns its share."""
+    return float(outputs["loss"]) * trainer.accumulate_grad_batches
+
+
 class ProgressBar(RichProgressBar):
     """Lightning's bar, without the epoch: a run here is a number of steps."""
+
+    _read, _loss = -math.inf, math.nan  # when a loss was read, and what it was
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if time.monotonic() - self._read > SECONDS_BETWEEN_LOSSES:
+            self._read, self._loss = time.monotonic(), loss_of(trainer, outputs)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
@@ -216,7 +232,7 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return metrics
+        return {"train/loss": self._loss} | metrics
 
 
 class ProgressLines(Callback):
@@ -234,5 +250,5 @@ class ProgressLines(Callback):
             self._said = now
             say(
                 f"step {trainer.global_step}/{trainer.max_steps}  {now - self._started:.0f} s  "
-                f"loss {float(trainer.callback_metrics['train/loss']):.4f}"
+                f"loss {loss_of(trainer, outputs):.4f}"
             )
