@@ -27,7 +27,10 @@ def seed_device(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         own = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[own].manual_seed(seed)
+        if own < len(torch.cuda.default_generators):  # none before CUDA is used
+            torch.cuda.default_generators[own].manual_seed(seed)
+        else:
+            torch.cuda.manual_seed(seed)
     elif device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
