@@ -77,23 +77,25 @@ class Collection:
 
     def ends(self, way: str | None = None) -> pd.DataFrame:
         """The numbers at the end of runs by a sampling, that which is compared by default."""
-        return self._by_way[way or self.ways[0]]
+        return self.frame[self.frame.at_end & self.frame.sampling.isin(["", way or self.ways[0]])]
 
     @cached_property
-    def _by_way(self) -> dict[str, pd.DataFrame]:
-        ends = self.frame[self.frame.at_end]
-        return {way: ends[ends.sampling.isin(["", way])] for way in self.ways}
-
-    @cached_property
-    def _real(self) -> dict[str, float]:
-        real = self.frame[self.frame.metric.str.endswith(REAL)]
-        return real.groupby("metric").value.first().to_dict()
+    def _values(self) -> dict[tuple[str, str], pd.DataFrame]:
+        keys = ["metric", "arm", "data", "seed"]
+        return {
+            (way, str(metric)): own.drop(columns="metric")
+            for way in self.ways
+            for metric, own in self.ends(way)
+            .groupby(keys, sort=False)
+            .value.mean()
+            .reset_index()
+            .groupby("metric")
+        }
 
     def values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The value of each run, by arm and seed: the mean over its sampling seeds."""
-        ends = self.ends(way)
-        keys = ["arm", "data", "seed"]
-        return ends[ends.metric == metric].groupby(keys, sort=False).value.mean().reset_index()
+        none = pd.DataFrame(columns=["arm", "data", "seed", "value"])
+        return self._values.get((way or self.ways[0], metric), none)
 
     def judged_values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The values by which a metric is judged: of the protocol's seeds, if it is its metric.
@@ -109,7 +111,8 @@ class Collection:
 
     def real(self, metric: str) -> float | None:
         """The value of a metric for real images in place of samples; None if not measured."""
-        return self._real.get(f"{metric}{REAL}")
+        found = self.values(f"{metric}{REAL}").value
+        return None if found.empty else float(found.iloc[0])
 
     @cached_property
     def judged(self) -> list[Quantity]:
