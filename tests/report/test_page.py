@@ -9,8 +9,8 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from PIL import Image
 
 from diffusion_lab.report.arms import COLOUR_OF
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.figures import COLOURS
+from diffusion_lab.report.page import compare
 
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
