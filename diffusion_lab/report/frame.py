@@ -157,8 +157,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     if int(protocol["num_samples"]) < FEWEST and names.pop(INFINITY, ""):
         omitted.append(Fact("few_for_infinity", samples=protocol["num_samples"], fewest=FEWEST))
     arms, repeated = grouped(runs)
-    ways = [sampling, *_other_ways(runs, protocol, sampling)]
-    labels = {_label(way, ways): _seeds(runs, protocol, way, study) for way in ways}
+    labels = _samplings(runs, protocol, sampling, study)
     rows: list[tuple] = []
     for arm in arms:
         for run in arm.runs:
@@ -295,33 +294,32 @@ def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
     return [run if run.drawn_elsewhere else run.drawn_in(ways[run.family]) for run in runs]
 
 
-def _seeds(
-    runs: Sequence[Run], protocol: Protocol, way: Sampling, study: Mapping[str, Any]
-) -> list[Sampling]:
-    """The sampling by each of the protocol's sampling seeds, if all runs have each; else itself."""
-    seeds = [way | {"seed": seed} for seed in study.get("sampling_seeds") or []]
-    every = all(metrics_by(run.kept, protocol, each) for run in runs for each in seeds)
-    return seeds if seeds and every else [way]
+def _samplings(
+    runs: Sequence[Run], protocol: Protocol, sampling: Sampling, study: Mapping[str, Any]
+) -> dict[str, list[Sampling]]:
+    """The samplings by which all runs were measured, `sampling` first, by what differs in them.
 
+    Each stands for that by every sampling seed of the protocol, if all runs have each.
+    """
 
-def _other_ways(runs: Sequence[Run], protocol: Protocol, sampling: Sampling) -> list[Sampling]:
-    """The samplings, beside `sampling`, by which all runs were measured."""
+    def by_all(way: Sampling) -> bool:
+        return all(metrics_by(run.kept, protocol, way) for run in runs)
+
     alike = [record for run in runs for record in run.kept if record["protocol"] == protocol]
-    ways = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
-    return [
+    known = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
+    ways = [
         way
-        for way in map(json.loads, sorted(ways))
-        if way != sampling
-        and way["seed"] == sampling["seed"]
-        and all(metrics_by(run.kept, protocol, way) for run in runs)
+        for way in map(json.loads, sorted(known))
+        if way != sampling and way["seed"] == sampling["seed"] and by_all(way)
     ]
-
-
-def _label(way: Sampling, ways: Sequence[Sampling]) -> str:
-    """The settings in which a sampling differs from the others; in words if there is no other."""
-    own, others = flat(way), [flat(other) for other in ways if other != way]
-    keys = dict.fromkeys(key for other in others for key in differing(own, other))
-    return " ".join(f"{key}={own.get(key)}" for key in sorted(keys)) or way_in(way)
+    found = {}
+    for way in (sampling, *ways):
+        own, others = flat(way), [flat(other) for other in (sampling, *ways)]
+        keys = sorted({key for other in others for key in differing(own, other)})
+        label = " ".join(f"{key}={own.get(key)}" for key in keys) or way_in(way)
+        seeds: list[Sampling] = [way | {"seed": n} for n in study.get("sampling_seeds") or []]
+        found[label] = seeds if seeds and all(map(by_all, seeds)) else [way]
+    return found
 
 
 def losses_compare(runs: Iterable[Run]) -> bool:
