@@ -12,7 +12,7 @@ from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, optional
-from diffusion_lab.report.command import compare
+from diffusion_lab.report.page import compare
 from diffusion_lab.runs.files import load_record
 
 PROJECT = Range(

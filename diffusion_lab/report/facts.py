@@ -112,8 +112,7 @@ def _of_budgets(arms: Sequence[Arm]) -> Iterator[Fact]:
         if len(known) < 2 or not min(spent) or unequal(spent):
             yield Fact("budgets_unequal", images=images)
             return
-        kind = "flops_equal" if len(known) == len(arms) else "known_flops_equal"
-        yield Fact(kind, images=images, share=max(spent) / min(spent) - 1)
+        yield Fact("flops_equal", images=images, share=max(spent) / min(spent) - 1)
         return
     yield Fact("images", images=images)
     per_image = [each for arm in arms if (each := arm.runs[0].summary.flops(1))]

@@ -77,23 +77,25 @@ class Collection:
 
     def ends(self, way: str | None = None) -> pd.DataFrame:
         """The numbers at the end of runs by a sampling, that which is compared by default."""
-        return self._by_way[way or self.ways[0]]
+        return self.frame[self.frame.at_end & self.frame.sampling.isin(["", way or self.ways[0]])]
 
     @cached_property
-    def _by_way(self) -> dict[str, pd.DataFrame]:
-        ends = self.frame[self.frame.at_end]
-        return {way: ends[ends.sampling.isin(["", way])] for way in self.ways}
-
-    @cached_property
-    def _real(self) -> dict[str, float]:
-        real = self.frame[self.frame.metric.str.endswith(REAL)]
-        return real.groupby("metric").value.first().to_dict()
+    def _values(self) -> dict[tuple[str, str], pd.DataFrame]:
+        keys = ["metric", "arm", "data", "seed"]
+        return {
+            (way, str(metric)): own.drop(columns="metric")
+            for way in self.ways
+            for metric, own in self.ends(way)
+            .groupby(keys, sort=False)
+            .value.mean()
+            .reset_index()
+            .groupby("metric")
+        }
 
     def values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The value of each run, by arm and seed: the mean over its sampling seeds."""
-        ends = self.ends(way)
-        keys = ["arm", "data", "seed"]
-        return ends[ends.metric == metric].groupby(keys, sort=False).value.mean().reset_index()
+        none = pd.DataFrame(columns=["arm", "data", "seed", "value"])
+        return self._values.get((way or self.ways[0], metric), none)
 
     def judged_values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The values by which a metric is judged: of the protocol's seeds, if it is its metric.
@@ -109,7 +111,8 @@ class Collection:
 
     def real(self, metric: str) -> float | None:
         """The value of a metric for real images in place of samples; None if not measured."""
-        return self._real.get(f"{metric}{REAL}")
+        found = self.values(f"{metric}{REAL}").value
+        return None if found.empty else float(found.iloc[0])
 
     @cached_property
     def judged(self) -> list[Quantity]:
@@ -154,8 +157,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
     if int(protocol["num_samples"]) < FEWEST and names.pop(INFINITY, ""):
         omitted.append(Fact("few_for_infinity", samples=protocol["num_samples"], fewest=FEWEST))
     arms, repeated = grouped(runs)
-    ways = [sampling, *_other_ways(runs, protocol, sampling)]
-    labels = {_label(way, ways): _seeds(runs, protocol, way, study) for way in ways}
+    labels = _samplings(runs, protocol, sampling, study)
     rows: list[tuple] = []
     for arm in arms:
         for run in arm.runs:
@@ -292,33 +294,32 @@ def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
     return [run if run.drawn_elsewhere else run.drawn_in(ways[run.family]) for run in runs]
 
 
-def _seeds(
-    runs: Sequence[Run], protocol: Protocol, way: Sampling, study: Mapping[str, Any]
-) -> list[Sampling]:
-    """The sampling by each of the protocol's sampling seeds, if all runs have each; else itself."""
-    seeds = [way | {"seed": seed} for seed in study.get("sampling_seeds") or []]
-    every = all(metrics_by(run.kept, protocol, each) for run in runs for each in seeds)
-    return seeds if seeds and every else [way]
+def _samplings(
+    runs: Sequence[Run], protocol: Protocol, sampling: Sampling, study: Mapping[str, Any]
+) -> dict[str, list[Sampling]]:
+    """The samplings by which all runs were measured, `sampling` first, by what differs in them.
 
+    Each stands for that by every sampling seed of the protocol, if all runs have each.
+    """
 
-def _other_ways(runs: Sequence[Run], protocol: Protocol, sampling: Sampling) -> list[Sampling]:
-    """The samplings, beside `sampling`, by which all runs were measured."""
+    def by_all(way: Sampling) -> bool:
+        return all(metrics_by(run.kept, protocol, way) for run in runs)
+
     alike = [record for run in runs for record in run.kept if record["protocol"] == protocol]
-    ways = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
-    return [
+    known = {json.dumps(way, sort_keys=True) for record in alike for way in samplings_of(record)}
+    ways = [
         way
-        for way in map(json.loads, sorted(ways))
-        if way != sampling
-        and way["seed"] == sampling["seed"]
-        and all(metrics_by(run.kept, protocol, way) for run in runs)
+        for way in map(json.loads, sorted(known))
+        if way != sampling and way["seed"] == sampling["seed"] and by_all(way)
     ]
-
-
-def _label(way: Sampling, ways: Sequence[Sampling]) -> str:
-    """The settings in which a sampling differs from the others; in words if there is no other."""
-    own, others = flat(way), [flat(other) for other in ways if other != way]
-    keys = dict.fromkeys(key for other in others for key in differing(own, other))
-    return " ".join(f"{key}={own.get(key)}" for key in sorted(keys)) or way_in(way)
+    found = {}
+    for way in (sampling, *ways):
+        own, others = flat(way), [flat(other) for other in (sampling, *ways)]
+        keys = sorted({key for other in others for key in differing(own, other)})
+        label = " ".join(f"{key}={own.get(key)}" for key in keys) or way_in(way)
+        seeds: list[Sampling] = [way | {"seed": n} for n in study.get("sampling_seeds") or []]
+        found[label] = seeds if seeds and all(map(by_all, seeds)) else [way]
+    return found
 
 
 def losses_compare(runs: Iterable[Run]) -> bool:

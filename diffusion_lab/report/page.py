@@ -1,4 +1,4 @@
-"""The comparison as one self-contained HTML file, made of page.html, page.css and page.js."""
+"""A comparison as a folder: a self-contained page, made of page.html, tables and figures."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,23 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from diffusion_lab.assembly.config_keys import CLASS
+from diffusion_lab.common.files import require_own, write_atomically
+from diffusion_lab.common.formats import literal
+from diffusion_lab.common.messages import say
+from diffusion_lab.metrics.quantity import VALIDATION_LOSS
 from diffusion_lab.report import verdicts
 from diffusion_lab.report.arms import Arm, runs_of
 from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.facts import machine, setting
 from diffusion_lab.report.figures import COLOURS, MARKERS, marker
+from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import AUTOENCODER, Run
-from diffusion_lab.report.tables import NONE, Column
+from diffusion_lab.report.scaling import scaling_csv
+from diffusion_lab.report.tables import NONE, Column, pairs_csv, samplings_csv
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs.files import SAMPLES
 
-PARTS = Path(__file__).parent
+PARTS, PLOTS = Path(__file__).parent, "plots"
 GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote
 HEADLINE = ("fid", "kid", "classifier_fid", "accuracy", "recall", "copy_ratio", "test_loss")
 MAIN = 6  # most columns of numbers in the first table
@@ -35,6 +42,75 @@ ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the pag
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
 SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
 WHITE = OPAQUE = 255
+
+
+def compare(paths: Sequence[str], output: str) -> dict[str, object]:
+    """Compares the run folders at or below `paths`; writes the folder `output`.
+
+    Raises UserError, before anything is written, if there is no run, if the runs were measured in
+    different ways, or if `output` contains other files.
+    """
+    folder = Path(output)
+    require_own(folder, is_ours)
+    found = collect(paths)
+    report = Report(found)
+    write(folder, report)
+    left_out = [str(fact) for fact in found.left_out]
+    for sentence in (*left_out, report.answer):
+        say(ended(sentence))
+    for sentence in report.sentences:
+        say(f"  {ended(sentence)}")
+    say(f"Page, tables and figures: {folder / 'index.html'}")
+    return {
+        "folder": str(folder),
+        "verdict": report.answers,
+        "compositions": {arm.name: [str(run.folder) for run in arm.runs] for arm in found.arms},
+        "left_out": left_out,
+    }
+
+
+def write(folder: Path, report: Report) -> None:
+    """Writes every file, and deletes the figures of an earlier comparison.
+
+    The page is the first, as it marks the folder as one that a later comparison may replace.
+    """
+    text = render(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "index.html", text)
+    (folder / PLOTS).mkdir(exist_ok=True)
+    drawings = [*report.figures, *report.laws, *chain(*report.folded.values())]
+    kinds = ("tuning", *report.found.metrics, VALIDATION_LOSS.name)
+    names = [f"{drawing.name}.svg" for drawing in drawings]
+    for old in (folder / PLOTS).glob("*.svg"):
+        if old.name not in names and old.name.startswith(kinds):
+            old.unlink()
+    files = {
+        "table.md": in_markdown(report),
+        "table.csv": report.table.csv(),
+        "table.tex": report.table.latex(),
+        "runs.csv": report.table.runs_csv(),
+        "pairs.csv": pairs_csv(report.panels, [*chain(*report.others.values())]),
+        "samplings.csv": samplings_csv(report.found) if report.by_sampling else None,
+        "scaling.csv": scaling_csv(report.scaling) if report.scaling else None,
+        **{f"{PLOTS}/{drawing.name}.svg": drawing.file for drawing in drawings},
+    }
+    for name, content in files.items():
+        if content is None:  # not in this comparison, but maybe in an earlier one
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_atomically(folder / name, content)
+
+
+def in_markdown(report: Report) -> str:
+    """The table and every sentence."""
+    said = [*report.sentences, *report.notes, *map(str, report.found.left_out)]
+    question = report.found.study.get("question")
+    parts = [f"**{literal(question)}**"] if question else []
+    parts += [literal(setting(report.found)), report.table.markdown()]
+    parts += [literal(ended(report.answer))]
+    parts += [f"With {table.way}:\n\n{table.markdown()}" for table in report.by_sampling]
+    parts += ["\n".join(f"* {literal(ended(sentence))}" for sentence in said)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,8 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
             if reason := unfit(folder, config, summary):
                 left_out.append(reason)
                 continue
-            rows, present = rows_of(folder), CurrentWeights(folder)
+            rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
+            rows = [row for row in rows if all(isinstance(v, int | float) for v in row.values())]
             found = evaluations_of(folder, config.seed, present)
             if not present.known and any((folder / EVALUATIONS).glob("*.json")):
                 left_out.append(Fact("weights_gone", run=folder))
@@ -210,12 +211,6 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
         except UserError as error:  # report a damaged run, and compare the others
             left_out.append(Fact("said", text=str(error)))
     return runs, left_out
-
-
-def rows_of(folder: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, without those that are not of numbers."""
-    rows = read_rows(folder / METRICS)
-    return [row for row in rows if all(isinstance(value, int | float) for value in row.values())]
 
 
 def unfit(folder: Path, config: DictConfig, summary: Summary) -> Fact | None:

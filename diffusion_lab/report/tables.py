@@ -1,6 +1,5 @@
 """Tables of a comparison, for people (Markdown, LaTeX) and programs (CSV)."""
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from diffusion_lab.metrics.quantity import REAL, Quantity
 from diffusion_lab.report.arms import Arm
 from diffusion_lab.report.facts import classifier_of
 from diffusion_lab.report.frame import Collection
-from diffusion_lab.report.tests import Panel, half_width
+from diffusion_lab.report.tests import Panel, half_width, means
 
 NONE = "\N{EN DASH}"
 SIZE = "training_images"
@@ -186,21 +185,20 @@ class ArmTable:
 
     def csv(self) -> str:
         """Means, bounds of intervals and numbers of seeds, in base units, without rounding."""
-        rows = []
-        for arm in self.found.arms:
-            row = {"composition": arm.name, **arm.settings, "seeds": len(arm.runs)}
-            for column in self.columns:
-                kind, values = column.kind, self.values(arm, column.kind)
-                row[kind] = mean = statistics.mean(values) if values else None
-                if column.judges:
-                    half = half_width(values) if len(values) > 1 else math.nan
-                    low, high = (None if mean is None else mean + side for side in (-half, half))
-                    row |= {f"{kind}_low": low, f"{kind}_high": high}
-                    row[f"{kind}_real"] = next(iter(self.values(arm, kind + REAL)), None)
-            rows.append(row)
-        classifier = classifier_of(self.found.names)
-        whole = pd.DataFrame(rows).assign(**({"classifier": classifier} if classifier else {}))
-        return whole.convert_dtypes().to_csv(index=False)
+        arms = self.found.arms
+        rows = [{"composition": a.name, **a.settings, "seeds": len(a.runs)} for a in arms]
+        found = pd.DataFrame(rows).set_index("composition")
+        for column in self.columns:
+            kind = column.kind
+            known = means(self.found.values(kind, self.way))
+            found[kind] = known["mean"]
+            if column.judges:
+                real = self.found.values(kind + REAL, self.way).groupby("arm").value.first()
+                found[[f"{kind}_low", f"{kind}_high"]] = known[["low", "high"]]
+                found[f"{kind}_real"] = real
+        if classifier := classifier_of(self.found.names):
+            found["classifier"] = classifier
+        return found.convert_dtypes().to_csv()
 
     def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
         """A row for each run: costs by short names and metrics by full names, without rounding.

@@ -160,8 +160,8 @@ def contrasts(
             sides = {arm: {seed: own[seed] for seed in both} for arm, own in sides.items()}
         if min(map(len, sides.values())) >= ENOUGH:
             rows.append(_row(sides, by, noise, higher_is_better, floor))
-    found = pd.DataFrame(rows, columns=COLUMNS).assign(test=by)
-    return _corrected(found, noise)
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+    return pd.DataFrame({**columns, **_corrected(columns, noise), "test": by})
 
 
 def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
@@ -244,12 +244,12 @@ def _error(
     return math.sqrt(total), float(total**2 / sum(part**2 / n for part, n in parts))
 
 
-def _corrected(found: pd.DataFrame, noise: Noise | None) -> pd.DataFrame:
-    """Adds p, its correction over all rows, intervals, and the gap of 80 % power."""
-    error, degrees, gap = found[["error", "degrees", "gap"]].to_numpy(float).T
+def _corrected(found: dict[str, list], noise: Noise | None) -> dict[str, Any]:
+    """The columns p, its correction over all rows, intervals, and the gap of 80 % power."""
+    error, degrees, gap = (np.array(found[name], float) for name in ("error", "degrees", "gap"))
     size = np.abs(gap) / error
     p = 2 * special.stdtr(degrees, -size)
-    arms, tests = len({*found.ahead, *found.behind}), int((~np.isnan(p)).sum())
+    arms, tests = len({*found["ahead"], *found["behind"]}), int((~np.isnan(p)).sum())
     if noise and arms > 2 and tests == arms * (arms - 1) / 2:
         from scipy.stats import studentized_range  # late, as it takes a second
 
@@ -269,7 +269,7 @@ def _corrected(found: pd.DataFrame, noise: Noise | None) -> pd.DataFrame:
     numbers = {"p": p, "corrected": after, "correction": correction, "tests": tests}
     numbers |= {"low": gap - own, "high": gap + own, "least": gap - every, "most": gap + every}
     numbers |= {"significant": after < LEVEL, "detectable": power}
-    return found.assign(**numbers, detectable_low=low, detectable_high=high)
+    return numbers | {"detectable_low": low, "detectable_high": high}
 
 
 def holm(p: Sequence[float] | NDArray) -> NDArray:

@@ -150,10 +150,7 @@ SENTENCES: dict[str, Any] = {
     "images": "Every run saw {images:between} images",
     "budgets_unequal": "Budgets are unequal: runs saw {images:amounts} images",
     "flops_equal": "Images are unequal, but training FLOPs, with those of teachers and of initial "
-    "weights, are equal within {share:percent}: runs saw {images:amounts} images",
-    "known_flops_equal": "Images are unequal, but training FLOPs, with those of teachers, are "
-    "equal within {share:percent}, without those of some initial weights: runs saw "
-    "{images:amounts} images",
+    "weights as far as known, are equal within {share:percent}: runs saw {images:amounts} images",
     "operations_unequal": "Operations are unequal: arms take {least:amount} to {most:amount} FLOPs "
     "to train on an image, at equal numbers of images",
     "parameters_unequal": "Parameters are unequal: arms have {least:amount} to {most:amount}",

@@ -19,7 +19,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.report.command import compare
+from diffusion_lab.report.page import compare
 from diffusion_lab.runs.current import CHECKPOINT, identify
 from diffusion_lab.runs.folder import load_config, save_config
 from diffusion_lab.runs.results import require_evaluations, save_evaluation

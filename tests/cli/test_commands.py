@@ -20,7 +20,7 @@ from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.metrics import PreparedMetrics
-from diffusion_lab.report import command as comparing
+from diffusion_lab.report import page as comparing
 from diffusion_lab.runs.opened import OpenRun
 
 FAST = ["sampler.steps=3", "device=cpu"]

@@ -20,11 +20,10 @@ from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import with_fingerprint
-from diffusion_lab.report import command
+from diffusion_lab.report import page
 from diffusion_lab.report.arms import names_of, varying, without_data
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
-from diffusion_lab.report.page import cells_of, data_uri, side_by_side
+from diffusion_lab.report.page import cells_of, compare, data_uri, side_by_side
 from diffusion_lab.report.records import run_folders
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, sha256_of
@@ -88,7 +87,7 @@ def test_a_comparison_that_a_full_disk_cut_short_is_repeated(runs, tmp_path, mon
 
     fake_group(runs, "dit", [100.0, 110.0])
     with monkeypatch.context() as patch:
-        patch.setattr(command, "write_atomically", fail)
+        patch.setattr(page, "write_atomically", fail)
         with pytest.raises(OSError, match=r"pairs\.csv"):
             compared(tmp_path)
     compared(tmp_path)

@@ -8,8 +8,8 @@ from helpers.fake_runs import UNET, fake_group, fake_images, fake_run
 from helpers.refusals import refused
 
 from diffusion_lab.analysis.publishing import publish
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
+from diffusion_lab.report.page import compare
 
 
 def others(root, name, fids, **more):

@@ -9,9 +9,8 @@ from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 from diffusion_lab.metrics.quantity import with_fingerprint
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
-from diffusion_lab.report.page import samples
+from diffusion_lab.report.page import compare, samples
 from diffusion_lab.runs.current import identify
 from diffusion_lab.runs.results import save_evaluation
 

@@ -9,8 +9,8 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from PIL import Image
 
 from diffusion_lab.report.arms import COLOUR_OF
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.figures import COLOURS
+from diffusion_lab.report.page import compare
 
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
@@ -31,13 +31,13 @@ def page(tmp_path_factory):
 
 def test_the_question_of_a_study_is_the_title(tmp_path):
     for name, config in (("dit", {}), ("unet", UNET)):
-        fake_group(
-            tmp_path / "runs", name, [1.0, 2.0], config=config | {"protocol": STUDY_PROTOCOL}
-        )
+        protocol = STUDY_PROTOCOL | {"stop": "are three seeds enough?"}
+        fake_group(tmp_path / "runs", name, [1.0, 2.0], config=config | {"protocol": protocol})
     compare([str(tmp_path / "runs")], str(tmp_path / "out"))
     text = (tmp_path / "out/index.html").read_text()
     for tag in ("title", "h1"):
         assert f"<{tag}>{STUDY_PROTOCOL['question']}</{tag}>" in text
+    assert "are three seeds enough?</li>" in text  # without a full stop
 
 
 @pytest.mark.usefixtures("real_plots")

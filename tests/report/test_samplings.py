@@ -6,7 +6,7 @@ import pytest
 from helpers.fake_runs import GUIDANCE, NAME, SAMPLER, STUDY_PROTOCOL, UNET, fake_run
 from omegaconf import OmegaConf
 
-from diffusion_lab.report.command import compare
+from diffusion_lab.report.page import compare
 from diffusion_lab.runs.current import identify
 from diffusion_lab.runs.results import save_evaluation
 from diffusion_lab.runs.summary import load_summary

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from helpers.fake_runs import fake_group
 
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
+from diffusion_lab.report.page import compare
 from diffusion_lab.report.power_laws import PowerLaw
 from diffusion_lab.report.scaling import SCALED, distinct, scaling, size_series
 

@@ -9,8 +9,8 @@ from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 
 import diffusion_lab
 from diffusion_lab.common.formats import with_spread
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import COLUMNS, collect
+from diffusion_lab.report.page import compare
 from diffusion_lab.report.tables import NONE, ArmTable, column_of
 
 
@@ -45,7 +45,7 @@ def test_reading_runs_imports_neither_torch_nor_lightning(runs, tmp_path):
     for checkpoint in runs.rglob("*.ckpt"):  # published runs have none
         checkpoint.unlink()
     program = (
-        "import sys; from diffusion_lab.report.command import compare; "
+        "import sys; from diffusion_lab.report.page import compare; "
         f"compare([{str(runs)!r}], {str(tmp_path / 'out')!r}); "
         "sys.exit(len({'torch', 'lightning', 'wandb'} & sys.modules.keys()))"
     )

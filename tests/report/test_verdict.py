@@ -10,6 +10,7 @@ from helpers.pairs import first_fast
 
 from diffusion_lab.metrics.quantity import Quantity
 from diffusion_lab.report.comparison import Report, judge
+from diffusion_lab.report.figures import along
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
 from diffusion_lab.report.words import TESTS
@@ -229,6 +230,8 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
     values = found.ends()[found.ends().metric == "fid"]
     assert {*values.sampling_seed} == {0, 1}
     assert list(judge(found, "fid")[0].means["mean"]) == [209.0, 259.0]
+    drawn = along(found, found.metrics["fid"], "fid", "images")
+    assert "At the end: DiT 209; UNet 259" in drawn.words
     text = said(tmp_path)[1]
     assert "97 % is due to training" in text
     assert re.search(r"To find a gap of 5 % .* takes \d+ runs", text)

@@ -12,8 +12,8 @@ from helpers.refusals import refused
 
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.quantity import with_fingerprint
-from diffusion_lab.report.command import compare
 from diffusion_lab.report.frame import collect
+from diffusion_lab.report.page import compare
 from diffusion_lab.report.tables import ArmTable
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import (
