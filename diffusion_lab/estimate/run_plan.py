@@ -33,15 +33,7 @@ from diffusion_lab.data.source import Absent
 from diffusion_lab.diffusion.objective.teacher import TeacherModel
 from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.gpu import GPU
-from diffusion_lab.estimate.run_cost import (
-    checkpoint_bytes,
-    checkpoints_at_once,
-    duration_of,
-    features_bytes,
-    kept_steps,
-    memory_of,
-    snapshot_bytes,
-)
+from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.training.train import ALLOWED
@@ -224,15 +216,9 @@ class RunPlan:
     @property
     def disk(self) -> dict[str, int | None]:
         """Bytes by what they are for; None if they depend on an unknown number of images."""
-        task, steps = self.task, self.duration.steps
-        checkpoint = checkpoint_bytes(task)
-        return {
-            "checkpoint": checkpoint,
-            "checkpoints": checkpoints_at_once(task, steps) * checkpoint,
-            "kept": kept_steps(task, steps),  # of these, checkpoints of single steps
-            "snapshots": snapshot_bytes(task),
-            "latents": self.stored_bytes() if task.module.first_stage.cache else 0,
-            "features": features_bytes(task.metrics, self.cfg.num_images),
+        return disk_of(self.task, self.duration.steps) | {
+            "latents": self.stored_bytes() if self.task.module.first_stage.cache else 0,
+            "features": features_bytes(self.task.metrics, self.cfg.num_images),
         }
 
     def as_dict(self) -> dict[str, Any]:
