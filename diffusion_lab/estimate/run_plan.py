@@ -128,6 +128,9 @@ class RunPlan:
         call = counts.flops() / flops_per_second / self.batch.world
         self.cost = replace(counts, memory=self.memory, step=self.step.seconds, call=call)
         self.duration = duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
+        self.usable = (1 - cfg.reserve) * self.gpu.memory  # bytes of a GPU
+        self.fits = self.memory.total <= self.usable  # a micro-batch into a GPU
+        self.images_per_second = self.batch.batch_size / self.step.seconds  # of all GPUs
 
     def refuse_second_networks(self) -> None:
         """Raises UserError for a network that steps ask beside the one that is trained."""
@@ -191,16 +194,6 @@ class RunPlan:
         )
 
     @property
-    def usable(self) -> float:
-        """The bytes of a GPU without the reserve."""
-        return (1 - self.cfg.reserve) * self.gpu.memory
-
-    @property
-    def fits(self) -> bool:
-        """Whether a micro-batch fits into a GPU."""
-        return self.memory.total <= self.usable
-
-    @property
     def largest_micro_batch(self) -> int:
         """The most images that fit into a GPU at once."""
         rest = self.usable - (self.memory.total - self.memory.activations)
@@ -248,11 +241,6 @@ class RunPlan:
             "disk": self.disk,
             "guesses": {key: self.cfg[key] for key in GUESSES},
         }
-
-    @property
-    def images_per_second(self) -> float:
-        """The training images of all GPUs in a second."""
-        return self.batch.batch_size / self.step.seconds
 
 
 def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:
