@@ -20,12 +20,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.data.rows import Rows
-from diffusion_lab.estimate.run_cost import (
-    Duration,
-    checkpoint_bytes,
-    checkpoints_at_once,
-    snapshot_bytes,
-)
+from diffusion_lab.estimate.run_cost import Duration, disk_of
 from diffusion_lab.families.diffusion.task import DiffusionTask
 
 NARROW = 128  # grey values: images that span fewer have lost a bit, or were scaled twice
@@ -229,10 +224,10 @@ def disk(cfg: DictConfig, task: DiffusionTask, steps: int) -> Iterator[Remark]:
         )
         return
     try:
-        checkpoints = checkpoints_at_once(task, steps) * checkpoint_bytes(task)
+        taken = disk_of(task, steps)
     except UserError:  # an optimiser whose state cannot be counted without its numbers
         return
-    snapshots = snapshot_bytes(task)
+    checkpoints, snapshots = taken["checkpoints"], taken["snapshots"]
     # an upper bound, as PNG compresses
     grids = task.grid_images(steps) * math.prod(task.datamodule.image_shape) * ENLARGED**2
     needed, free = checkpoints + snapshots + grids, shutil.disk_usage(place).free

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import counted, image_facts
+from diffusion_lab.assembly.costs import ImageFacts, counted, image_facts
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
@@ -73,10 +73,21 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     if cfg.by == "step_time" and cfg.device == "meta":
         raise UserError("by=step_time cannot be measured with device=meta; write device=auto")
-    reference = parse_reference(cfg, overrides)
-    meter = CostMeter(cfg, reference)
-    size, agrees = Sizes(cfg, name, meter.cost).solve(meter.target, cfg.tolerance)
-    difference = size.cost / meter.target - 1
+    measured_on(cfg)  # raises UserError for a wrong device or precision
+    reference, facts = parse_reference(cfg, overrides), image_facts(cfg)
+    costs_of(cfg, facts)  # fails here: a search takes any refusal for a wrong size
+    try:
+        theirs = costs_of(reference, facts)
+    except UserError as error:
+        raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
+    times = StepTimes(cfg, facts, reference) if cfg.by == "step_time" else None
+
+    def cost(each: DictConfig) -> float:
+        return times.seconds(each) if times else costs_of(each, facts)[cfg.by]
+
+    target = times.reference_seconds if times else theirs[cfg.by]
+    size, agrees = Sizes(cfg, name, cost).solve(target, cfg.tolerance)
+    difference = size.cost / target - 1
     solved = {f"backbone.{key}": value for key, value in size.settings.items()}
     own = [o for o in overrides if key_of(o).startswith("backbone.") and key_of(o) not in solved]
     found = [f"backbone={name}", *own, *(f"{key}={value}" for key, value in solved.items())]
@@ -88,11 +99,11 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
     matched = resized(cfg, size.settings)
-    costs = meter.summary(reference), meter.summary(matched)
-    if cfg.by == "step_time":
-        difference = meter.confirm(matched, cfg.tolerance, " ".join(found))
-        costs[0]["step_time"], costs[1]["step_time"] = meter.target, meter.target * (1 + difference)
-    result = Match(found, cfg.by, difference, *costs)
+    ours = costs_of(matched, facts)
+    if times is not None:
+        difference = times.confirmed(matched, cfg.tolerance, " ".join(found))
+        theirs["step_time"], ours["step_time"] = target, target * (1 + difference)
+    result = Match(found, cfg.by, difference, theirs, ours)
     show(result, str(cfg.reference), name)
     return result
 
@@ -170,52 +181,49 @@ def show(found: Match, reference: str, name: str) -> None:
     console.print(table)
 
 
-class CostMeter:
-    """Measures the cost of configurations in the unit `cfg.by`; `target` is the reference's cost.
+def costs_of(cfg: DictConfig, facts: ImageFacts) -> dict[str, float]:
+    """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
+    cost = counted(cfg, facts)
+    return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
 
-    Steps are timed in turns with the reference's. Raises UserError for what cannot be built, and
-    ValueError, which begins with `reference`, if that is the reference.
+
+class StepTimes:
+    """Measures training steps of configurations, in turns with those of a reference.
+
+    `reference_seconds` are the median seconds of its step.
     """
 
-    def __init__(self, cfg: DictConfig, reference: DictConfig):
-        self.by = cfg.by
-        self.facts = image_facts(cfg)
-        self.device, self.precision = measured_on(cfg)
-        self.timed_steps = cfg.timed_steps
-        self.summary(cfg)  # fails here: a search takes any refusal for a wrong size
-        try:
-            self.summary(reference)
-        except UserError as error:
-            raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
-        self.bench: Bench | None = None
-        if cfg.by == "step_time":
-            self.bench = self.prepare(reference)
-            (self.target,) = median_seconds([self.bench.train], self.timed_steps)
-        else:
-            self.target = self.cost(reference)
+    def __init__(self, cfg: DictConfig, facts: ImageFacts, reference: DictConfig):
+        self.facts, self.timed_steps = facts, cfg.timed_steps
+        self.device_and_precision = measured_on(cfg)
+        self.reference = self.prepared(reference)
+        (self.reference_seconds,) = median_seconds([self.reference.train], self.timed_steps)
 
-    def cost(self, cfg: DictConfig) -> float:
-        """The cost of a configuration in the unit `by`."""
-        if self.bench is not None:
-            ratio = self.ratio(self.bench, self.prepare(cfg))
-            parameters = amount(counted(cfg, self.facts).parameters)
-            say(f"{parameters} parameters: {ratio:.3f} of the reference's time")
-            return ratio * self.target
-        return self.summary(cfg)[self.by]
+    def prepared(self, cfg: DictConfig) -> Bench:
+        """Builds and compiles a model, ready to be timed."""
+        bench = Bench(cfg, self.facts, *self.device_and_precision)
+        bench.compile(cfg.compile)
+        return bench
 
-    def summary(self, cfg: DictConfig) -> dict[str, float]:
-        """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
-        cost = counted(cfg, self.facts)
-        return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
+    def ratio(self, bench: Bench) -> float:
+        """The time of a training step relative to the reference's."""
+        theirs, ours = median_seconds([self.reference.train, bench.train], self.timed_steps)
+        return ours / theirs
 
-    def confirm(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
+    def seconds(self, cfg: DictConfig) -> float:
+        """The seconds of a step of a configuration."""
+        ratio = self.ratio(self.prepared(cfg))
+        parameters = amount(counted(cfg, self.facts).parameters)
+        say(f"{parameters} parameters: {ratio:.3f} of the reference's time")
+        return ratio * self.reference_seconds
+
+    def confirmed(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
         """Measures the relative difference in time again, as a search picks the luckiest of many.
 
         Raises UserError if the difference is above the tolerance.
         """
-        assert self.bench is not None, "only times need to be confirmed"
-        bench = self.prepare(cfg)
-        ratios = sorted(self.ratio(self.bench, bench) for _ in range(CONFIRMATIONS))
+        bench = self.prepared(cfg)
+        ratios = sorted(self.ratio(bench) for _ in range(CONFIRMATIONS))
         ratio, spread = ratios[CONFIRMATIONS // 2], f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
         say(f"Measured again: {ratio:.3f} of the reference's time {spread}")
         if abs(ratio - 1) > tolerance:
@@ -225,17 +233,6 @@ class CostMeter:
                 f"timed_steps={4 * self.timed_steps}, on an otherwise idle machine"
             )
         return ratio - 1
-
-    def prepare(self, cfg: DictConfig) -> Bench:
-        """Builds and compiles a model, ready to be timed."""
-        bench = Bench(cfg, self.facts, self.device, self.precision)
-        bench.compile(cfg.compile)
-        return bench
-
-    def ratio(self, reference: Bench, bench: Bench) -> float:
-        """The time of a training step relative to the reference's."""
-        theirs, ours = median_seconds([reference.train, bench.train], self.timed_steps)
-        return ours / theirs
 
 
 @dataclass(frozen=True)

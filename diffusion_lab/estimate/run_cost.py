@@ -95,24 +95,25 @@ def gathered_bytes(module: DiffusionModule) -> int:
     return 2 * (outside + 2 * max(sizes, default=0))
 
 
-def checkpoint_bytes(task: DiffusionTask) -> int:
-    """The bytes of a checkpoint: weights, their averages, and the optimiser's state."""
+def disk_of(task: DiffusionTask, steps: int) -> dict[str, int]:
+    """Bytes of the disk that a run of `steps` steps takes: `checkpoints` at most, and `snapshots`.
+
+    A `checkpoint` has weights, their averages and the optimiser's state. `kept` is the number of
+    checkpoints of single steps beside the last. Raises UserError for an optimiser that cannot be
+    counted.
+    """
+    saving, kept = task.callback(Checkpoint), 0
+    if saving is not None:
+        every = saving.keep_every_n_steps
+        kept = ((steps - 1) // every if every else 0) + (saving.top_k if saving.best else 0)
     weights = shares(task.module.state_dict().values(), 1)
-    return weights + averages_bytes(task, 1) + optimizer_bytes(task.module, 1)
-
-
-def checkpoints_at_once(task: DiffusionTask, steps: int) -> int:
-    """The most checkpoints that are on disk at once in a run of `steps` steps."""
-    return IN_PLACE + kept_steps(task, steps) if task.callback(Checkpoint) else 0
-
-
-def kept_steps(task: DiffusionTask, steps: int) -> int:
-    """The number of checkpoints of single steps that a run keeps beside the last."""
-    saving = task.callback(Checkpoint)
-    if saving is None:
-        return 0
-    every = saving.keep_every_n_steps
-    return ((steps - 1) // every if every else 0) + (saving.top_k if saving.best else 0)
+    checkpoint = weights + averages_bytes(task, 1) + optimizer_bytes(task.module, 1)
+    return {
+        "checkpoint": checkpoint,
+        "checkpoints": (IN_PLACE + kept) * checkpoint if saving else 0,
+        "kept": kept,
+        "snapshots": snapshot_bytes(task),
+    }
 
 
 def snapshot_bytes(task: DiffusionTask) -> int:

@@ -32,15 +32,7 @@ from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
 from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.gpu import GPU
-from diffusion_lab.estimate.run_cost import (
-    checkpoint_bytes,
-    checkpoints_at_once,
-    duration_of,
-    features_bytes,
-    kept_steps,
-    memory_of,
-    snapshot_bytes,
-)
+from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.training.train import ALLOWED
@@ -135,6 +127,9 @@ class RunPlan:
         call = counts.flops() / flops_per_second / self.batch.world
         self.cost = replace(counts, memory=self.memory, step=self.step.seconds, call=call)
         self.duration = duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
+        self.usable = (1 - cfg.reserve) * self.gpu.memory  # bytes of a GPU
+        self.fits = self.memory.total <= self.usable  # a micro-batch into a GPU
+        self.images_per_second = self.batch.batch_size / self.step.seconds  # of all GPUs
 
     def refuse_second_networks(self) -> None:
         """Raises UserError for a network that steps ask beside the one that is trained."""
@@ -199,16 +194,6 @@ class RunPlan:
         )
 
     @property
-    def usable(self) -> float:
-        """The bytes of a GPU without the reserve."""
-        return (1 - self.cfg.reserve) * self.gpu.memory
-
-    @property
-    def fits(self) -> bool:
-        """Whether a micro-batch fits into a GPU."""
-        return self.memory.total <= self.usable
-
-    @property
     def largest_micro_batch(self) -> int:
         """The most images that fit into a GPU at once."""
         rest = self.usable - (self.memory.total - self.memory.activations)
@@ -224,15 +209,9 @@ class RunPlan:
     @property
     def disk(self) -> dict[str, int | None]:
         """Bytes by what they are for; None if they depend on an unknown number of images."""
-        task, steps = self.task, self.duration.steps
-        checkpoint = checkpoint_bytes(task)
-        return {
-            "checkpoint": checkpoint,
-            "checkpoints": checkpoints_at_once(task, steps) * checkpoint,
-            "kept": kept_steps(task, steps),  # of these, checkpoints of single steps
-            "snapshots": snapshot_bytes(task),
-            "latents": self.stored_bytes() if task.module.first_stage.cache else 0,
-            "features": features_bytes(task.metrics, self.cfg.num_images),
+        return disk_of(self.task, self.duration.steps) | {
+            "latents": self.stored_bytes() if self.task.module.first_stage.cache else 0,
+            "features": features_bytes(self.task.metrics, self.cfg.num_images),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -262,11 +241,6 @@ class RunPlan:
             "disk": self.disk,
             "guesses": {key: self.cfg[key] for key in GUESSES},
         }
-
-    @property
-    def images_per_second(self) -> float:
-        """The training images of all GPUs in a second."""
-        return self.batch.batch_size / self.step.seconds
 
 
 def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:

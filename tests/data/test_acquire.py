@@ -25,7 +25,7 @@ from helpers.refusals import refused
 from torchvision import datasets
 
 from diffusion_lab.data import DataError
-from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, cifar10_zip, verified_files
+from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, known_sets, verified_files
 from diffusion_lab.data.source.verified_files import SourceUnavailable
 
 
@@ -455,17 +455,17 @@ def repository(tmp_path, monkeypatch) -> Iterator[Path]:
     with zipfile.ZipFile(path) as archive:
         for split in ("train", "test"):
             name = f"cifar10-{split}.zip"
-            cifar10_zip.pack(archive, split, tmp_path / name)
+            known_sets.pack(archive, split, tmp_path / name)
             packed[name] = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar10_zip, "ZIPS", packed)
+    monkeypatch.setattr(known_sets, "ZIPS", packed)
     with serving(path.parent) as address:
-        monkeypatch.setattr(cifar10_zip, "ARCHIVE", f"{address}{path.name}")
+        monkeypatch.setattr(known_sets, "ARCHIVE", f"{address}{path.name}")
         yield path
 
 
 def test_cifar_zips_are_packed_in_the_order_of_a_hash_of_their_names(repository, tmp_path):
     root = tmp_path / "root"
-    assert cifar10_zip.zips(root) == root
+    assert known_sets.zips(root) == root
     assert everything_under(root) == {"cifar10-train.zip", "cifar10-test.zip"}
     with zipfile.ZipFile(root / "cifar10-test.zip") as packed:
         names = ["test/airplane/0000.jpg", "test/airplane/0001.jpg"]
@@ -481,13 +481,13 @@ def test_cifar_zips_are_packed_in_the_order_of_a_hash_of_their_names(repository,
             assert packed.read(member).decode() == f"{split} {kind} {int(number)}"
         assert {info.date_time for info in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     repository.unlink()
-    cifar10_zip.zips(root)  # needs nothing more
+    known_sets.zips(root)  # needs nothing more
 
 
 def test_cifar_zips_out_of_reach_and_damaged_ones_are_named(repository, tmp_path):
     repository.unlink()
     with refused("cifar10-train.zip and cifar10-test.zip", tmp_path, by=DataError):
-        cifar10_zip.zips(tmp_path / "root")
+        known_sets.zips(tmp_path / "root")
     spoil(tmp_path / "cifar10-test.zip", "changed")
     with refused("cifar10-test.zip", "delete it", by=DataError):
-        cifar10_zip.zips(tmp_path)
+        known_sets.zips(tmp_path)

@@ -26,7 +26,7 @@ from diffusion_lab.data import DataError, DataSource, ImageDataModule, Split
 from diffusion_lab.data.loader import PassLoader, TensorLoader
 from diffusion_lab.data.source import CIFAR10, FashionMNIST
 from diffusion_lab.data.source import acquire as sources
-from diffusion_lab.data.source.torchvision_sets import FashionMNISTShades, shaded
+from diffusion_lab.data.source.known_sets import FashionMNISTShades, shaded
 
 COUNT = 50
 

@@ -21,7 +21,7 @@ from PIL import features
 
 from diffusion_lab import runs
 from diffusion_lab.common import hashing
-from diffusion_lab.data.source import ImageZip, cifar10_zip
+from diffusion_lab.data.source import ImageZip, known_sets
 from diffusion_lab.data.source.decoding import decode
 
 PAGE = (ROOT / "docs/pages/own-data.md").read_text()
@@ -181,7 +181,7 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         labels = [[name, i % 10] for i, name in enumerate(names)]
         archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
     zips = (tmp_path / "zips").iterdir()
-    monkeypatch.setattr(cifar10_zip, "ZIPS", {p.name: hashing.of_file(p) for p in zips})
+    monkeypatch.setattr(known_sets, "ZIPS", {p.name: hashing.of_file(p) for p in zips})
     code, _, err = lab(
         "train",
         "experiment=cifar10/unet",

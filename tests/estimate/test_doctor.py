@@ -420,11 +420,6 @@ def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
     assert "parameters" not in facts
 
 
-def test_one_run_may_have_several_faults(examine):
-    said, _ = examine(*QUICK, data("Copies"), "optimizer.lr=1", "sampler.steps=2")
-    assert set(said["warning"]) == {"duplicates", "overlap", "learning_rate", "sampling"}
-
-
 def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
     limits = ["trainer.max_time='00:00:00:05'", "trainer.max_steps=10_000_000"]
     said, facts = examine("callbacks.evaluation=null", *limits)

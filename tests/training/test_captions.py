@@ -14,7 +14,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab import runs
 from diffusion_lab.backbone.conditioning import CaptionLabel
 from diffusion_lab.common.labels import LONGEST, Captions
-from diffusion_lab.data.source.torchvision_sets import FashionMNIST
+from diffusion_lab.data.source.known_sets import FashionMNIST
 from diffusion_lab.diffusion.estimate import Given
 
 NAMES = FashionMNIST.class_names

@@ -159,6 +159,7 @@ def test_doctor_times_the_steps_of_a_student_and_its_teacher(lab, teacher, tmp_p
     assert code in (0, 1), err
     result = json.loads(out.splitlines()[-1])
     assert result["facts"]["training_seconds"] > 0
+    assert result["facts"]["memory_bytes"] > 0
     said = {check["name"]: check["message"] for check in result["checks"]}
     assert "sampler.steps" not in said["sampling"], "two steps are what such a model is for"
     assert not (tmp_path / "student").exists()
