@@ -9,7 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 LAB := $(BIN)/diffusion-lab
 # where training runs, studies too: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
 ELSEWHERE := $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
-TRAIN := $(LAB) train $(ELSEWHERE)
+# with files for `make dashboard`
+TRAIN := $(LAB) train $(ELSEWHERE) 'logger=[wandb,tensorboard]'
 FIRST ?= outputs/fashion_mnist_kl/first
 NAME :=  # a file of conf/study; not that of the environment, which may name the machine
 JOBS ?= 2

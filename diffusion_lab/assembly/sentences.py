@@ -25,6 +25,24 @@ MOVED = {  # keys of earlier versions, and what took their place
     "objective.jump_loss": "objective.loss",
     "objective.score_loss": "objective.loss",
 }
+MEANT = {  # words for keys that have longer names here
+    "batch": "batch_size",
+    "devices": "trainer.devices",
+    "ema": "callbacks.weight_averaging",
+    "epochs": "trainer.max_steps",
+    "gpus": "trainer.devices",
+    "images": "budget.images, with budget=images",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "max_steps": "trainer.max_steps",
+    "max_time": "trainer.max_time",
+    "precision": "trainer.precision",
+    "scale": "guidance.scale",
+    "steps": "sampler.steps, or trainer.max_steps of a training",
+    "weight_decay": "optimizer.weight_decay",
+    "width": "backbone.width",
+}
+ADDED = ("debug",)  # groups that are written +group=option
 IN_FOLDERS = "experiment/"  # the group whose options are in folders, too
 MANY = 30  # options that a sentence lists
 # option of a Hydra plugin -> the extra of this package that installs the plugin
@@ -48,6 +66,8 @@ def sentence(error: BaseException) -> str:
         return (
             f"{error.override!r} is not an override; write key=value, and quote special characters"
         )
+    if match := re.search(r"Ambiguous value for argument '(.+?)'", text):
+        return f"{match[1]} has several values, for a run each; write -m in front of it"
     if match := re.search(r"Could not override '(.+?)'", text):  # the error has no key
         return _unknown(match[1])
     if match := re.search(r"Error merging override (.+)", text):
@@ -68,8 +88,12 @@ def _missing(name: str, options: list[str]) -> str:
         options = _in_folders(group)
     if not options:
         return f"{name} does not exist in the configuration folder; see --help for the groups"
-    near = did_you_mean(option, options)
-    return f"{group}={option} does not exist; {near}the options are {_listed(options)}"
+    below = [each for each in options if each.startswith((f"{option}/", f"{option}_"))]
+    if len(below) > 1:
+        return f"{group}={option} does not exist; write {group}= and one of {', '.join(below)}"
+    near = did_you_mean(option, below or options)
+    other = ", and of PyTorch optimizer=any optimizer._target_=..." * (group == "optimizer")
+    return f"{group}={option} does not exist; {near}the options are {_listed(options)}{other}"
 
 
 def _in_folders(group: str) -> list[str]:
@@ -96,8 +120,12 @@ def _unknown(key: str) -> str:
     if "/" in key and (conf_dir() / key).is_dir():
         group = key.rpartition("/")[0]
         return f"the {group} that is chosen has no {key}; leave it out, or choose another {group}"
+    if key in ADDED:
+        return f"{key} is added to a command; write +{key}=..."
     if (conf_dir() / key).is_dir():
         return f"{key} is not part of this command; see --help for its groups"
+    if key in MEANT:
+        return f"there is no key {key} to override; did you mean {MEANT[key]}?"
     texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))
     known = {name for text in texts for name in re.findall(r"^\s*(\w+):", text, re.MULTILINE)}
     near = did_you_mean(key.rpartition(".")[2], sorted(known))

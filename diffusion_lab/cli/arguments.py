@@ -16,6 +16,8 @@ WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
 # Hydra's flags for something to do, of which it takes one
 DEEDS = (*MULTIRUN, "--run", "-r", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
+FLAGS = (*DEEDS, *WITH_A_VALUE, "--help", "-h", "--hydra-help", "--resolve", "--version")
+
 
 def prepare(command: Command, arguments: list[str]) -> list[str]:
     """Rewrites the arguments of a command for Hydra; raises UserError for wrong ones."""
@@ -26,8 +28,7 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
     if command.combines:
         flags, overrides = apart(arguments)
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
-    if command.takes_paths:
-        arguments = gather_paths(arguments)
+    arguments = gather_paths(arguments) if command.takes_paths else with_run(arguments)
     check_options(apart(arguments)[1])
     resumes = any(argument.startswith("resume=") for argument in arguments)
     groups = (*command.run_groups, "data") if resumes else command.run_groups
@@ -51,6 +52,9 @@ def flags_in(arguments: list[str]) -> set[str]:
 def check_flags(arguments: list[str]) -> None:
     """Raises UserError for Hydra's flags that do not go together."""
     flags = flags_in(arguments)
+    for flag in sorted(flags - {*FLAGS}):
+        name = flag.lstrip("-").replace("-", "_")
+        raise UserError(f"there is no flag {flag}; keys are written without dashes: {name}=...")
     if len(deeds := sorted(flags & set(DEEDS))) > 1:
         raise UserError(f"{' and '.join(deeds)} cannot be combined; leave all but one out")
     if "--resolve" in flags and not flags & {"--cfg", "-c", "--help", "-h"}:
@@ -116,6 +120,29 @@ def gather_paths(arguments: list[str]) -> list[str]:
         (paths if is_path else rest).append(argument)
         is_value = argument in WITH_A_VALUE
     return [*rest, f"paths={_quoted(paths)}"] if paths else rest
+
+
+def with_run(arguments: list[str]) -> list[str]:
+    """Writes a path without a key as run=..., and the run that a path means in place of others."""
+    found, follows = [], ""
+    for argument in arguments:
+        key, given, path = argument.partition("=")
+        bare = not given and follows not in WITH_A_VALUE and Path(argument).exists()
+        if bare or (key in ("run", "resume") and Path(path).exists()):
+            argument = f"{'run' if bare else key}={_run_at(Path(argument if bare else path))}"
+        found.append(argument)
+        follows = argument
+    return found
+
+
+def _run_at(path: Path) -> Path:
+    """The run of a checkpoint, or the only run in a folder; else the path itself."""
+    from diffusion_lab.runs.files import CONFIG  # late: --help need not wait for it
+
+    if path.suffix == ".ckpt":
+        return path.parent.parent
+    inside = [each.parent for each in path.glob(f"*/{CONFIG}")]
+    return inside[0] if len(inside) == 1 and not (path / CONFIG).exists() else path
 
 
 def apart(arguments: list[str]) -> tuple[list[str], list[str]]:

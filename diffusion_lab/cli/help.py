@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from diffusion_lab.assembly.sentences import conf_dir
+from diffusion_lab.assembly.sentences import ADDED, conf_dir
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.common.messages import UserError
 
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # groups of options of many groups
-ADDED = ("debug",)  # groups that are written +group=option
 HIDDEN = ("_partial_", "_convert_", "_recursive_")  # keys for Hydra alone
 WIDTH, NAMES = 110, 33  # of a line, and of the column of keys
 KEY = re.compile(r"^(?P<indent> *)(?P<name>[\w/@.]+):(?P<value>.*)$")

@@ -96,10 +96,16 @@ class Classes(Labels):
         return cls(list(map(str, range(count))))
 
     def parse(self, given: Sequence[Any]) -> Tensor:
-        last = self.classes - 1
-        if not given or any(type(each) is not int or not 0 <= each <= last for each in given):
-            raise ValueError(f"must be classes between 0 and {last}")
-        return self.tensor(given)
+        """Classes by their numbers, or by their names in capitals or not."""
+        last, known = self.classes - 1, [name.lower() for name in self.names]
+        numbers = [
+            known.index(each.lower()) if isinstance(each, str) and each.lower() in known else each
+            for each in given
+        ]
+        if not numbers or any(type(each) is not int or not 0 <= each <= last for each in numbers):
+            some = f", or names such as {self.names[0]}" if self.names else ""
+            raise ValueError(f"must be classes between 0 and {last}{some}")
+        return self.tensor(numbers)
 
     def caption(self, label: Tensor) -> str:
         return self.names[int(label)]

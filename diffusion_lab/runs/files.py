@@ -103,7 +103,8 @@ def load_record(folder: str | Path) -> DictConfig:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        known = sorted(str(path.parent) for path in OUTPUTS.glob(f"*/*/{CONFIG}"))
+        inside = [*folder.glob(f"*/{CONFIG}")] or OUTPUTS.glob(f"*/*/{CONFIG}")
+        known = sorted(str(path.parent) for path in inside)
         hint = f", such as {known[-1]}" if known else ""
         raise UserError(
             f"{folder} is not a run folder, as it has no {CONFIG}; give the folder of a run{hint}"

@@ -122,3 +122,6 @@ def say_result(task: Task) -> None:
     if context.latest_grid:
         say(f"Samples: {context.latest_grid}")
     say(f"Summary: {context.folder / SUMMARY}")
+    if task.pipeline is not None:
+        say(f"Next: diffusion-lab sample run={context.folder}")
+        say(f"      diffusion-lab compare {context.folder} OTHER_RUN")

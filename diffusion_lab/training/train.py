@@ -266,6 +266,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         counts = map(len, (data.train_labels(), data.validation_labels(), data.test_labels()))
         say("Images: {:,} for training, {:,} for validation, {:,} for tests".format(*counts))
         say(f"Batch: {prepared.layout}")
+        say(f"Network: {network_and_length(prepared)}")
         for line in task.advice():
             say(f"Advice: {line}")
         run_training(prepared, folder, checkpoint)
@@ -278,6 +279,16 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         say("Resume with:")
         say(f"  {resume_command(task.command, folder)}")
         return Outcome.STOPPED
+
+
+def network_and_length(prepared: Prepared) -> str:
+    """How many parameters are trained, where, in which precision, and for how long."""
+    trainer, limit = prepared.trainer, prepared.cfg.trainer.max_time
+    count = sum(parameter.numel() for parameter in prepared.task.module.network.parameters())
+    endless = not 0 < trainer.max_steps < 10**9  # a time ends the run
+    ends = [] if endless else [f"{trainer.max_steps:,} steps"]
+    ends += [f"{limit} (days, hours, minutes, seconds)"] if limit else []
+    return f"{count:,} parameters on {prepared.device} in {trainer.precision}; {' or '.join(ends)}"
 
 
 def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:

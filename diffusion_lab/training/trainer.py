@@ -1,6 +1,7 @@
 """Lightning's Trainer as every run configures it."""
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,11 @@ TRAINER = {
     "trainer.max_steps": whole(1),
     "trainer.max_time": Range(
         "DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
-        lambda value: value is None or isinstance(value, str | DictConfig),
+        lambda value: (
+            value is None
+            or isinstance(value, DictConfig)
+            or (isinstance(value, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)))
+        ),
     ),
     "trainer.log_every_n_steps": whole(1),
     "trainer.gradient_clip_val": optional(at_least(0)),

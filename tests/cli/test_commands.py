@@ -18,7 +18,9 @@ from PIL import Image
 
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli import main
+from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.report import page as comparing
 from diffusion_lab.runs.opened import OpenRun
@@ -226,3 +228,20 @@ def test_every_command_has_a_function_and_a_configuration():
     for name, command in COMMANDS.items():
         assert callable(pkgutil.resolve_name(f"diffusion_lab.{command.function}"))
         assert (conf_dir() / f"{name.replace('-', '_')}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", ["runs", "runs/one", "runs/one/checkpoints/last.ckpt"])
+@pytest.mark.parametrize("key", ["", "run="])
+def test_a_run_is_its_folder_its_checkpoint_or_alone_in_a_folder(tmp_path, monkeypatch, path, key):
+    monkeypatch.chdir(tmp_path)
+    for file in ("config.yaml", "checkpoints/last.ckpt"):
+        (tmp_path / "runs/one" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs/one" / file).touch()
+    assert prepare(COMMANDS["sample"], [f"{key}{path}", "seed=1"]) == ["run=runs/one", "seed=1"]
+
+
+def test_classes_are_asked_for_by_number_or_name():
+    labels = Classes(("T-shirt", "Boot"))
+    assert labels.parse([1, "boot", "T-SHIRT"]).tolist() == [1, 1, 0]
+    with pytest.raises(ValueError, match="T-shirt"):
+        labels.parse(["Sock"])
