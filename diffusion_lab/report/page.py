@@ -178,8 +178,9 @@ def render(report: Report) -> str:
         ended=ended,
         columns=main_columns(report),
         strip={
-            panels[0].metric.title: agreement(report, name)
+            panels[0].metric.title: cells
             for name, panels in report.others.items()
+            if (cells := agreement(report, name))
         },
         setting=setting(found),
         alike=len(noises) == 1 and None not in noises,
