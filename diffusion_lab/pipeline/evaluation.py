@@ -1,6 +1,7 @@
 """The evaluation of samples: drawn, observed by an extractor, and measured."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,10 @@ from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.pipeline.generator import Generator, draw
+
+
+class EvaluationStopped(Exception):
+    """Raised on all ranks by an evaluation that was asked to stop."""
 
 
 class Evaluated(NamedTuple):
@@ -28,16 +33,21 @@ def evaluate(
     datamodule: ImageDataModule,
     batch_size: int,
     seed: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluated:
     """Draws the samples that the metrics need, a share on each rank, and measures them.
 
     The caller sets autocast. Samples depend on `seed` and id alone, so any number of ranks and any
-    batch size gives the same results, up to the network's rounding.
+    batch size gives the same results, up to the network's rounding. All ranks call `stop` after
+    each batch that all have, and agree on its answer: if it is true, EvaluationStopped is raised.
     """
     observe, count = prepared.metrics.observer, prepared.metrics.num_samples
-    ids = shard(count, *rank_and_world())
+    rank, world = rank_and_world()
+    ids, common = shard(count, rank, world), -(-(count // world) // batch_size)
     observed, drawn, clock = [], [], Stopwatch()
-    for images in draw(pipeline, ids, batch_size, seed):
+    for number, images in enumerate(draw(pipeline, ids, batch_size, seed)):
+        if number < common and stop():
+            raise EvaluationStopped
         if images.is_cuda:  # else the time of samples counts as features
             torch.cuda.synchronize(images.device)
         drawn.append((clock.lap("samples"), len(images)))

@@ -26,7 +26,7 @@ from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import is_locked, locked
 from diffusion_lab.runs.summary import Summary, load_summary
-from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.callbacks import Interruption, SampleGrid
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import JSONLines
 
@@ -378,3 +378,28 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
     sentence = refusal("train", *QUIET, f"run_dir={place}")
     assert place.removesuffix("/run") in sentence
     assert "run_dir=..." in sentence
+
+
+def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
+    line = [*TINY, "callbacks.sample_grid=null", "logger=none", "trainer.max_steps=6"]
+    line += ["callbacks.evaluation.every_n_steps=3", "callbacks.evaluation.batch_size=4"]
+    assert lab("train", *line, "run_dir=whole")[0] == 0
+    asked = Interruption.asked
+
+    def in_the_second_batch(self, trainer):
+        self.votes = getattr(self, "votes", 0) + (trainer.global_step == 3)
+        self.requested |= self.votes == 2
+        return asked(self, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "asked", in_the_second_batch)
+        code, _, err = lab("train", *line, "run_dir=parts")
+    assert code == 130, err
+    assert not any("fid" in name for row in rows(tmp_path / "parts") for name in row)
+    assert lab("train", "resume=parts")[0] == 0
+    measured = [
+        {row["step"]: row for row in rows(tmp_path / run) if any("fid" in name for name in row)}
+        for run in ("whole", "parts")
+    ]
+    assert measured[0].keys() == {3, 6}
+    assert measured[0] == measured[1]

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import lightning
@@ -27,8 +28,16 @@ from diffusion_lab.compute.distributed import failing_together, rank_and_world, 
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.pipeline import Evaluated, Generator, draw_rows, evaluate, with_steps
+from diffusion_lab.pipeline import (
+    Evaluated,
+    EvaluationStopped,
+    Generator,
+    draw_rows,
+    evaluate,
+    with_steps,
+)
 from diffusion_lab.runs.files import SAMPLES
+from diffusion_lab.training.callbacks.interruption import Interruption
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import RunLogger, WandB, chosen
@@ -53,12 +62,26 @@ def going_on_without(what: str) -> Iterator[None]:
 class Evaluation(Periodic):
     """Measures metrics every `every_n_steps` steps (null: never) and at the end of a run.
 
-    Images are generated or reconstructed `batch_size` at a time.
+    Images are generated or reconstructed `batch_size` at a time. If the run is asked to stop in the
+    meantime, its metrics of this step are measured when it is resumed.
     """
 
     at_end = True
     every_n_steps: Interval = None
     batch_size: Count = 256
+
+    def __post_init__(self) -> None:
+        self._left: int | None = None  # the step whose metrics are still to be measured
+
+    def state_dict(self) -> dict[str, int | None]:
+        return {"left": self._left}
+
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        self._left = state_dict["left"]
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if self._left == trainer.global_step:
+            self.timed_run(trainer)
 
     @abstractmethod
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
@@ -66,8 +89,14 @@ class Evaluation(Periodic):
 
     def run(self, trainer: lightning.Trainer) -> None:
         results: dict[str, float] = {}
-        with going_on_without(f"metrics of step {trainer.global_step}"), averaged_weights(trainer):
-            results = self.measure(trainer)
+        self._left = None
+        try:
+            step = f"metrics of step {trainer.global_step}"
+            with going_on_without(step), averaged_weights(trainer):
+                results = self.measure(trainer)
+        except EvaluationStopped:
+            self._left = trainer.global_step
+            return
         context = module_of(trainer).context
         context.results, context.measured_by = results, self
         context.measured_at = trainer.global_step
@@ -92,7 +121,9 @@ class SampleEvaluation(Evaluation):
     def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> Evaluated:
         """The metrics of the samples of a pipeline, and their seconds."""
         prepared = module_of(trainer).context.measuring()
-        return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed)
+        own = [each for each in trainer.callbacks if isinstance(each, Interruption)]
+        stop = partial(own[0].asked, trainer) if own else (lambda: False)
+        return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed, stop)
 
     def at_the_end(self, trainer: lightning.Trainer) -> None:
         super().at_the_end(trainer)

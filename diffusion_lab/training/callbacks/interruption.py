@@ -82,14 +82,18 @@ class Interruption(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if stepped(trainer, batch_idx) and self._due(trainer):
-            vote = trainer.strategy.reduce_boolean_decision
-            self.requested = vote(self.requested, all=False)
+            self.requested = self.asked(trainer)
             if self.requested:
+                vote = trainer.strategy.reduce_boolean_decision
                 self.requeue = vote(self.requeue, all=False)
                 trainer.should_stop = True
                 if not validates(trainer):
                     # if asked to stop, Lightning would validate first, before anything is saved
                     trainer.limit_val_batches = 0
+
+    def asked(self, trainer: lightning.Trainer) -> bool:
+        """Whether any rank is asked to stop; all ranks must call it."""
+        return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
 
     def _due(self, trainer: lightning.Trainer) -> bool:
         """Whether the ranks vote after this step, which makes GPUs wait; all ranks agree on it."""
