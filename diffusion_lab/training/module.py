@@ -54,6 +54,8 @@ class TrainedModule(lightning.LightningModule, ABC):
     shown: ClassVar[str]  # the validation metric in the progress bar, without val/
     returns: ClassVar[frozenset[str]] = frozenset()  # what steps return, by name, for callbacks
     context: RunContext
+    _players: list[list[nn.Parameter]] | None = None  # that are clipped, from step 1 on
+    _spent: float | None = None  # the share of a time limit, as the ranks know it
 
     def __init__(self, optimization: Optimization):
         super().__init__()
@@ -66,8 +68,6 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step = -1
         self.bad_steps = BadSteps()
         self.gradient_norm = 0.0  # of the last step, before clipping
-        self._players: list[list[nn.Parameter]] | None = None  # that are clipped, from step 1 on
-        self._spent: float | None = None  # the share of a time limit, as the ranks know it
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
