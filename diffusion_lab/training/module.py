@@ -195,7 +195,7 @@ class TrainedModule(lightning.LightningModule, ABC):
             self._players = [each for each in self.players() if each]
         norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self._players]
         # the norm of no gradients is on the CPU
-        norm = torch.stack([each.to(self.device) for each in norms]).norm()
+        norm = torch.stack([each.to(norms[0].device) for each in norms]).norm()
         self.gradient_norm = norm.item()  # waits for a GPU, once per step
         has_scaler = self.trainer.scaler is not None
         self.bad_steps.settle(self, self.gradient_norm, has_scaler)

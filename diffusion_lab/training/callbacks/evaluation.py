@@ -121,7 +121,8 @@ class SampleEvaluation(Evaluation):
     def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> Evaluated:
         """The metrics of the samples of a pipeline, and their seconds."""
         prepared = module_of(trainer).context.measuring()
-        own = [each for each in trainer.callbacks if isinstance(each, Interruption)]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        own = [each for each in callbacks if isinstance(each, Interruption)]
         stop = partial(own[0].asked, trainer) if own else (lambda: False)
         return evaluate(pipeline, prepared, data_of(trainer), self.batch_size, self.seed, stop)
 
