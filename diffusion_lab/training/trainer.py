@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Timer
 from omegaconf import DictConfig, ListConfig
 
-from diffusion_lab.assembly.instantiate import instantiate
+from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError, console
 from diffusion_lab.common.ranges import Range, at_least, one_of, optional, whole
 from diffusion_lab.compute import launch
@@ -89,14 +89,11 @@ def build_trainer(
         "logger": False,
         "callbacks": [*callbacks, Resumption(), progress],
     }
-    if limit := cfg.trainer.max_time:
-        defaults |= {"max_time": None}
-        defaults["callbacks"] = [
-            *defaults["callbacks"],
-            TimeLimit(limit if isinstance(limit, str) else {**limit}),
-        ]
     try:
-        with quiet_lightning():
+        with quiet_lightning(), errors_at(cfg, "trainer"):
+            if limit := cfg.trainer.max_time:  # Lightning would make a timer of its own
+                timer = TimeLimit(limit if isinstance(limit, str) else {**limit})
+                defaults |= {"max_time": None, "callbacks": [*defaults["callbacks"], timer]}
             trainer = instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error

@@ -54,8 +54,8 @@ class Teacher:
                 f"{name} has other weights than this run was trained with: their sha256 begins "
                 f"with {sha256[:12]}, not with {settings.sha256[:12]}; restore them"
             )
-        part = next((key for key in ("fraction", "per_class") if cfg.data.get(key)), None)
-        rules.check(teacher=settings, part=part)
+        parts = (key for key in ("fraction", "per_class") if cfg.data.get(key) is not None)
+        rules.check(teacher=settings, part=next(parts, None))
         if theirs.guidance.get("classifier"):
             raise UserError(
                 f"{name} is guided by a classifier, which no student can ask; give a run that "
