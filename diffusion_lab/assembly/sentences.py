@@ -132,6 +132,13 @@ def _unknown(key: str) -> str:
     return f"there is no key {key} to override; {near}--cfg job lists all keys"
 
 
+def instead(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a word that is not known."""
+    names = list(map(str, known))
+    near = difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(names)}"
+
+
 def did_you_mean(word: str, words: list[str]) -> str:
     """Asks whether another of the words was meant, if one is close; the start of a sentence."""
     close = difflib.get_close_matches(word, words, n=1)

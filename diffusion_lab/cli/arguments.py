@@ -1,6 +1,7 @@
 """Prepares the command line for Hydra: paths, values to combine, keys of a run's own options."""
 
 import shutil
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -15,8 +16,10 @@ PLACES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 WITH_A_VALUE = (*PLACES, "--cfg", "-c", "--package", "-p", "--info", "-i")
 # Hydra's flags for something to do, of which it takes one
 DEEDS = (*MULTIRUN, "--run", "-r", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-
-FLAGS = (*DEEDS, *WITH_A_VALUE, "--help", "-h", "--hydra-help", "--resolve", "--version")
+FLAGS = (  # all of Hydra's flags
+    *(*DEEDS, *WITH_A_VALUE, "--help", "-h", "--hydra-help", "--resolve", "--version"),
+    "--experimental-rerun",
+)
 
 
 def prepare(command: Command, arguments: list[str]) -> list[str]:
@@ -109,29 +112,41 @@ def gather(overrides: list[str]) -> list[str]:
     return [*single, f"combinations={_quoted(several)}"] if several else single
 
 
+def flagged(arguments: list[str]) -> Iterator[tuple[str, bool]]:
+    """Yields each argument, and whether it is one of Hydra's flags or the value of one."""
+    is_value = False
+    for argument in arguments:
+        yield argument, is_value or argument.startswith("-")
+        is_value = argument in WITH_A_VALUE
+
+
+def config_dir(flags: list[str]) -> str | None:
+    """The folder of a person's own options, as --config-dir gives it; the last one counts."""
+    found = None
+    for place, flag in enumerate(flags):
+        name, given, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = value if given else next(iter(flags[place + 1 :]), None)
+    return found
+
+
 def gather_paths(arguments: list[str]) -> list[str]:
     """Moves all arguments that are not overrides into one override, paths=[...]."""
     paths: list[str] = []
     rest: list[str] = []
-    is_value = False
-    for argument in arguments:
-        named = is_value or argument.startswith("-")
-        is_path = not named and ("=" not in argument or Path(argument).exists())
+    for argument, of_flag in flagged(arguments):
+        is_path = not of_flag and ("=" not in argument or Path(argument).exists())
         (paths if is_path else rest).append(argument)
-        is_value = argument in WITH_A_VALUE
     return [*rest, f"paths={_quoted(paths)}"] if paths else rest
 
 
 def with_run(arguments: list[str]) -> list[str]:
     """Writes a path without a key as run=..., and the run that a path means in place of others."""
-    found, follows = [], ""
-    for argument in arguments:
-        key, given, path = argument.partition("=")
-        bare = not given and follows not in WITH_A_VALUE and Path(argument).exists()
-        if bare or (key in ("run", "resume") and Path(path).exists()):
-            argument = f"{'run' if bare else key}={_run_at(Path(argument if bare else path))}"
-        found.append(argument)
-        follows = argument
+    found = []
+    for argument, of_flag in flagged(arguments):
+        key, _, path = argument.partition("=") if "=" in argument else ("run", "", argument)
+        meant = key in ("run", "resume") and path and not of_flag and Path(path).exists()
+        found.append(f"{key}={_run_at(Path(path))}" if meant else argument)
     return found
 
 

@@ -6,14 +6,14 @@ All is read from the files in conf/ and their comments, which Hydra would take s
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import yaml
 
-from diffusion_lab.assembly.sentences import ADDED, conf_dir
+from diffusion_lab.assembly.sentences import ADDED, conf_dir, instead
+from diffusion_lab.cli.arguments import config_dir
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.common.messages import UserError
 
@@ -121,7 +121,8 @@ def command_help(name: str, command: Command, own: str | None) -> str:
     for key in keys.values():
         lines.append(_row(f"{key.name}={key.default}", key.comment, width))
     callbacks = [key.partition("@")[2] for key in chosen if key.startswith("callbacks@")]
-    plain = {key: each for key, each in chosen.items() if key in options.groups}
+    known = options.groups
+    plain = {key: each for key, each in chosen.items() if key in known}
     if plain:
         lines += ["", "Groups (group=option), with the option that is taken if none is given:"]
     for group, default in plain.items():
@@ -202,9 +203,7 @@ def _files(options: Options, group: str, name: str) -> Iterator[str]:
 def require(what: str, name: str, known: Sequence[str]) -> None:
     """Raises UserError for a name that is not known."""
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        instead = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-        raise UserError(f"there is no {what} {name!r}; {instead}")
+        raise UserError(f"there is no {what} {name!r}{instead(name, known)}")
 
 
 def help_of(arguments: Sequence[str]) -> str | None:
@@ -212,9 +211,7 @@ def help_of(arguments: Sequence[str]) -> str | None:
     name, *rest = arguments
     if name == "help" and rest:
         name, rest = rest[0], ["--help"]
-    places = [rest[i + 1] for i, word in enumerate(rest[:-1]) if word in ("--config-dir", "-cd")]
-    places += [word.partition("=")[2] for word in rest if word.startswith("--config-dir=")]
-    own = places[-1] if places else None
+    own = config_dir(rest)
     if name == "options":
         words = [word for word in rest if not word.startswith("-") and word != own]
         return options_help(words, own)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.config_keys import leave_out
 from diffusion_lab.assembly.sentences import conf_dir, key_of, parse
-from diffusion_lab.cli.arguments import MULTIRUN, PLACES
+from diffusion_lab.cli.arguments import MULTIRUN, PLACES, config_dir
 from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study
 
@@ -24,8 +24,8 @@ def trains(flags: list[str]) -> bool:
 
 def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     """The configuration of a sweep's first job, with Hydra's own."""
-    places = [flags[i + 1] for i, flag in enumerate(flags) if flag in ("--config-dir", "-cd")]
-    searched = [f"hydra.searchpath=[file://{Path(places[-1]).resolve()}]"] if places else []
+    own = config_dir(flags)
+    searched = [f"hydra.searchpath=[file://{Path(own).resolve()}]"] if own else []
     first = [*first_values(overrides), *searched]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)

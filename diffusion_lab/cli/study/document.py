@@ -7,7 +7,6 @@ combination of values on its axes: arms, seeds, axes of the study, or any key wi
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from diffusion_lab.assembly.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir, instead
 from diffusion_lab.common.messages import UserError
 
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
@@ -111,7 +110,7 @@ def load(name: str, overrides: Mapping[str, Any], config_dir: str | None) -> Stu
     """
     files = find(config_dir)
     if name not in files:
-        raise UserError(f"there is no study {name!r}{_instead(name, files)}")
+        raise UserError(f"there is no study {name!r}{instead(name, files)}")
     return _Reader(files[name], _plain(files[name], files, overrides)).study()
 
 
@@ -129,7 +128,7 @@ def _plain(path: Path, files: Mapping[str, Path], overrides: Mapping[str, Any]) 
     plain: Settings = {str(key): value for key, value in found.items()}
     if base := plain.get("base"):
         if base not in files or files[base] == path:
-            raise UserError(f"{path}: base={base} is no other study{_instead(str(base), files)}")
+            raise UserError(f"{path}: base={base} is no other study{instead(str(base), files)}")
         plain = _merged(_plain(files[base], files, {}), plain)
     plain = {"name": path.stem} | plain
     for key, value in overrides.items():
@@ -167,13 +166,6 @@ def _set(plain: Settings, key: str, value: object) -> None:
     where[last] = value
 
 
-def _instead(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word."""
-    names = list(map(str, known))
-    near = get_close_matches(word, names, 1)
-    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(names)}"
-
-
 class _Reader:
     """Turns plain values of a file into a study; each error names the file and the key."""
 
@@ -187,7 +179,7 @@ class _Reader:
     def require(self, key: str, what: str, name: object, known: Iterable[str]) -> None:
         """Refuses a name that is not known; `what` says what it should be one of."""
         if name not in (names := list(known)):
-            raise self.refuse(key, f"{name!r} is no {what}{_instead(str(name), names)}")
+            raise self.refuse(key, f"{name!r} is no {what}{instead(str(name), names)}")
 
     def mapping(self, key: str, value: object, known: Sequence[str] | None = None) -> Settings:
         """A mapping, with the known keys alone; null is an empty one."""

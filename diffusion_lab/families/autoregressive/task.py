@@ -71,8 +71,7 @@ class AutoregressiveModule(OneNumberModule):
         """Returns the mean loss of a code, (), for b images, or for their moments."""
         self.seed_share(batch_idx)
         codes = self.codes(batch.encoded(self.first_stage))
-        loss = self.objective(self.model, codes, batch.labels)
-        return loss
+        return self.objective(self.model, codes, batch.labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Adds up the negative log-likelihoods of the codes of validation or test images."""
