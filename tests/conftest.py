@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from helpers.commands import command_line, prepare_for_commands, run_alone
@@ -14,7 +15,6 @@ from helpers.fake_slurm import FakeSlurm
 from helpers.faults import no_file_above
 from helpers.gpu import DEVICE
 from helpers.processes import SRUN, TORCHRUN
-from helpers.quick_hydra import compose_quickly
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY
 
@@ -22,7 +22,9 @@ from diffusion_lab.compute import slurm
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-if not os.environ.get("PLAIN_HYDRA"):
+if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
+    from helpers.quick_hydra import compose_quickly
+
     compose_quickly()
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
+from warnings import catch_warnings, filterwarnings
 
 import hydra.utils
 from hydra.errors import InstantiationException
@@ -165,7 +166,10 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
 def target_of(node: DictConfig, key: str) -> partial:
     """Looks up the class that the node at `key` names; raises UserError if Hydra refuses it."""
     try:
-        return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
+        with catch_warnings():
+            # Hydra 1.4 asks for a list of all classes that may be named
+            filterwarnings("ignore", "hydra.utils.instantiate", UserWarning)
+            return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}._target_={node['_target_']} cannot be used: {reason}") from error

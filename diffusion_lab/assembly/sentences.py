@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +18,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import diffusion_lab
 from diffusion_lab.common.messages import UserError
 
+# arguments of compositions: Hydra 1.3 needs one that 1.4 deprecates
+HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
 MOVED = {  # keys of earlier versions, and what took their place
     "objective.weighting": "objective.loss.weighting",

@@ -14,7 +14,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab.assembly.config_keys import check_boxes, leave_out, paths_as_text
-from diffusion_lab.assembly.sentences import MISTAKES, Combination, conf_dir, sentence
+from diffusion_lab.assembly.sentences import (
+    HYDRA_VERSION,
+    MISTAKES,
+    Combination,
+    conf_dir,
+    sentence,
+)
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
 from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
@@ -45,7 +51,7 @@ def run(name: str, arguments: list[str]) -> None:
             raise  # Hydra raises it at the sweep's end, after the other jobs
 
     sys.argv = [f"diffusion-lab {name}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job)()
+    hydra.main(**HYDRA_VERSION, config_path=str(conf_dir()), config_name=config)(job)()
 
 
 def call(command: Command, config: str, cfg: DictConfig) -> float | None:

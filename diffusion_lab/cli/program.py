@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 import diffusion_lab
-from diffusion_lab.assembly.sentences import MISTAKES, conf_dir, sentence
+from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
 from diffusion_lab.cli.commands import COMMANDS, command_named
 from diffusion_lab.cli.ending import STOPPED, fail
@@ -111,7 +111,7 @@ def command(name: str, *arguments: str) -> Any:
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         raise UserError(f"{flags[0]} is a flag of the command line; write overrides alone here")
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
             overrides = prepare(chosen, list(arguments))
             whole = compose(config, overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(whole)

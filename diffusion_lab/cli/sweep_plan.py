@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.config_keys import leave_out
-from diffusion_lab.assembly.sentences import conf_dir, key_of, parse
+from diffusion_lab.assembly.sentences import HYDRA_VERSION, conf_dir, key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES, config_dir
 from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study
@@ -27,7 +27,7 @@ def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     own = config_dir(flags)
     searched = [f"hydra.searchpath=[file://{Path(own).resolve()}]"] if own else []
     first = [*first_values(overrides), *searched]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
         cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
     leave_out(cfg, cfg.hydra.runtime.choices, first)
     return cfg

@@ -1,14 +1,11 @@
 """The files of a run folder, and the reading of its configuration, which does not need torch."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_yaml_loader
-from yaml.constructor import SafeConstructor
-from yaml.cyaml import CParser
-from yaml.resolver import Resolver
 
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import CLASS, KEYS, verbatim
@@ -71,13 +68,26 @@ WRITTEN_BY = "written_by"  # the key of the format and the version, before the c
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
 
 
-class Loader(CParser, get_yaml_loader()):  # type: ignore[misc]
-    """OmegaConf's loader on the parser in C, which is seven times as fast."""
+class Loader(yaml.CSafeLoader):
+    """Reads YAML as OmegaConf 2.3 does, on the parser in C, which is seven times as fast.
 
-    def __init__(self, stream: str):
-        CParser.__init__(self, stream)
-        SafeConstructor.__init__(self)
-        Resolver.__init__(self)
+    A date is a text, 1e-3 is a number, and a key may not stand twice in a mapping.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's way
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if len(set(names)) < len(names):
+            raise ValueError("a key stands twice in a mapping")
+        return super().construct_mapping(node, deep)
+
+
+EXPONENTIAL = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENTIAL, list("-+0123456789"))
 
 
 def read_config(folder: Path) -> DictConfig:
