@@ -27,6 +27,8 @@ HOMES = {  # public name -> its module
     "Sampler": "diffusion_lab.diffusion.sampler",
     "TimeGrid": "diffusion_lab.diffusion.sampler.time_grid",
     "TimeSampler": "diffusion_lab.diffusion.objective",
+    "build": "diffusion_lab.families.diffusion.model",
+    "load": "diffusion_lab.families.diffusion.model",
     "add_noise": "diffusion_lab.diffusion.noise",
     "command": "diffusion_lab.cli",
     "image_grid": "diffusion_lab.common.images",

@@ -1,0 +1,151 @@
+"""A diffusion model for a training loop of one's own, from the options of the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from diffusion_lab.assembly.config_keys import leave_out
+from diffusion_lab.assembly.model import Model
+from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
+from diffusion_lab.common.labels import Classes, Labels
+from diffusion_lab.common.messages import UserError
+from diffusion_lab.data.augmentation import augment
+from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.pipeline import draw
+from diffusion_lab.runs.opened import load_diffusion_config
+from diffusion_lab.runs.weights import WeightsChoice, load_into, load_weights
+
+BATCH = 100  # samples that are drawn at once
+Label = int | str  # a class, by its number or its name
+
+
+class DiffusionModel(nn.Module):
+    """A network, the objective that trains it, and the sampler that draws from it.
+
+    `build` and `load` make one. Its parameters are those to train, in a loop of one's own.
+    """
+
+    def __init__(self, cfg: DictConfig, parts: Model, labels: Labels):
+        super().__init__()
+        self.cfg = cfg  # of a training; its sampler and guidance draw, if `sample` is given none
+        self.parts = parts
+        self.kind = labels
+        self.denoiser, self.objective = parts.denoiser, parts.objective
+
+    def loss(self, images: Tensor, labels: Tensor | None = None, images_seen: int = 0) -> Tensor:
+        """The mean loss, (), of images (B, C, H, W), uint8 or float in [-1, 1].
+
+        `labels` (B,) int64 are those of the images; without them the model is told none.
+        `images_seen` are the training images before these, for losses that change during training.
+        Raises ValueError for images of another shape, or float images of a latent model.
+        """
+        stage = self.parts.first_stage
+        if tuple(images.shape[1:]) != stage.image_shape:
+            raise ValueError(
+                f"images are {tuple(images.shape[1:])}, but the model is for {stage.image_shape}"
+            )
+        augmented = None
+        if not images.is_floating_point():
+            images, augmented = augment(self.parts.augmentation, images)
+            x0 = stage.draw(stage.moments(images))
+        elif stage.of_pixels and self.parts.augmentation is None:
+            x0 = images
+        else:
+            raise ValueError("images must be uint8: they are augmented or encoded")
+        given = Given(labels, augmentation=augmented)
+        return self.objective(self.denoiser, x0, given, images_seen=images_seen).minimised.mean()
+
+    def sample(
+        self,
+        count: int,
+        labels: Label | Sequence[Label] | Tensor | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Draws images, uint8 (count, C, H, W), each fixed by the seed and its place.
+
+        `labels` is a class, or one for each image; without it, classes take turns. `sampler` is an
+        option of that group, such as "heun", and `guidance` the scale of classifier-free guidance;
+        without them, and without `steps`, those of the configuration draw. Raises UserError.
+        """
+        if count < 1:
+            raise UserError(f"count={count} must be at least 1")
+        cfg = self.cfg.copy()
+        if sampler is not None:
+            cfg.sampler = composed(f"sampler={sampler}").sampler
+        if steps is not None:
+            cfg.sampler.steps = steps
+        if guidance is not None:
+            cfg.guidance = composed("guidance=classifier_free").guidance
+            cfg.guidance.scale = guidance
+        pipeline = build_pipeline(cfg, self.parts, self.kind)
+        chosen = None if labels is None else self.chosen(labels, count)
+        training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            return torch.cat([*draw(pipeline, range(count), BATCH, seed, chosen)])
+        finally:
+            self.denoiser.train(training)
+
+    def chosen(self, labels: Label | Sequence[Label] | Tensor, count: int) -> Tensor:
+        """Labels of `count` images, (count,) int64, from one for all or one for each."""
+        if isinstance(labels, int | str):
+            labels = [labels] * count
+        given = labels.tolist() if isinstance(labels, Tensor) else [*labels]
+        if len(given) != count:
+            raise UserError(f"{len(given)} labels are given for {count} images; give one for each")
+        try:
+            return self.kind.parse(given)
+        except ValueError as error:
+            raise UserError(f"labels {error}") from error
+
+
+def build(
+    *overrides: str, image_shape: tuple[int, int, int], num_classes: int = 0
+) -> DiffusionModel:
+    """Builds the model that `diffusion-lab train` would train with these overrides.
+
+    It is for images of `image_shape` (C, H, W), with `num_classes` classes; with none it is
+    unconditional. Raises UserError with the sentence that the command line would print.
+
+        build("backbone=dit", "backbone.width=64", image_shape=(1, 28, 28), num_classes=10)
+    """
+    unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
+    cfg, labels = composed(*unconditional, *overrides), Classes.numbered(num_classes)
+    return DiffusionModel(cfg, build_model(cfg, image_shape, labels), labels)
+
+
+def load(run: str | Path, average: str | None = None) -> DiffusionModel:
+    """Opens the diffusion model of a trained run or an export, with its averaged weights.
+
+    `average` names another average of the weights. Raises UserError.
+    """
+    saved = load_diffusion_config(str(run))
+    data = build_datamodule(saved)
+    model = DiffusionModel(saved, build_model(saved, data.image_shape, data.labels), data.labels)
+    load_into(model.denoiser, load_weights(WeightsChoice(Path(run), average))[0], run)
+    return model
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a training; raises UserError for a wrong override."""
+    before = HydraConfig.instance().cfg
+    try:
+        with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
+            cfg: Any = compose("train", [*overrides], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            leave_out(cfg, cfg.hydra.runtime.choices, overrides)
+            return cfg
+    except MISTAKES as error:
+        raise UserError(sentence(error)) from error
+    finally:
+        HydraConfig.instance().cfg = before
