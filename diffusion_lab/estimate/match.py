@@ -22,13 +22,11 @@ from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import inside, one_of
-from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 BOTH_SIDES = ("data", "image_shape", "num_classes")  # keys that a reference must not set
-UNITS = ("params", "macs", "step_time")
-CONFIRMATIONS = 3  # repeated measurements of the time that was found
+UNITS = ("params", "macs")
 # keys that set the size of a backbone, if it has them, and the steps in which they are tried
 WIDTHS = {"width": 4, "channels": 4}
 DEPTHS = ("depth", "blocks")
@@ -70,23 +68,17 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     has its own backbone, and all else of `cfg`. Raises UserError if no size agrees, and ValueError
     for a wrong reference.
     """
-    check_keys(cfg, ALLOWED | {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
-    if cfg.by == "step_time" and cfg.device == "meta":
-        raise UserError("by=step_time cannot be measured with device=meta; write device=auto")
-    measured_on(cfg)  # raises UserError for a wrong device or precision
+    check_keys(cfg, {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     reference, facts = parse_reference(cfg, overrides), image_facts(cfg)
     costs_of(cfg, facts)  # fails here: a search takes any refusal for a wrong size
     try:
         theirs = costs_of(reference, facts)
     except UserError as error:
         raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
-    times = StepTimes(cfg, facts, reference) if cfg.by == "step_time" else None
-
-    def cost(each: DictConfig) -> float:
-        return times.seconds(each) if times else costs_of(each, facts)[cfg.by]
-
-    target = times.reference_seconds if times else theirs[cfg.by]
-    size, agrees = Sizes(cfg, name, cost).solve(target, cfg.tolerance)
+    target = theirs[cfg.by]
+    size, agrees = Sizes(cfg, name, lambda each: costs_of(each, facts)[cfg.by]).solve(
+        target, cfg.tolerance
+    )
     difference = size.cost / target - 1
     solved = {f"backbone.{key}": value for key, value in size.settings.items()}
     own = [o for o in overrides if key_of(o).startswith("backbone.") and key_of(o) not in solved]
@@ -98,11 +90,7 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
             f"no size of backbone={name} has the {cfg.by} of {cfg.reference} within "
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
-    matched = resized(cfg, size.settings)
-    ours = costs_of(matched, facts)
-    if times is not None:
-        difference = times.confirmed(matched, cfg.tolerance, " ".join(found))
-        theirs["step_time"], ours["step_time"] = target, target * (1 + difference)
+    ours = costs_of(resized(cfg, size.settings), facts)
     result = Match(found, cfg.by, difference, theirs, ours)
     show(result, str(cfg.reference), name)
     return result
@@ -185,54 +173,6 @@ def costs_of(cfg: DictConfig, facts: ImageFacts) -> dict[str, float]:
     """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
     cost = counted(cfg, facts)
     return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
-
-
-class StepTimes:
-    """Measures training steps of configurations, in turns with those of a reference.
-
-    `reference_seconds` are the median seconds of its step.
-    """
-
-    def __init__(self, cfg: DictConfig, facts: ImageFacts, reference: DictConfig):
-        self.facts, self.timed_steps = facts, cfg.timed_steps
-        self.device_and_precision = measured_on(cfg)
-        self.reference = self.prepared(reference)
-        (self.reference_seconds,) = median_seconds([self.reference.train], self.timed_steps)
-
-    def prepared(self, cfg: DictConfig) -> Bench:
-        """Builds and compiles a model, ready to be timed."""
-        bench = Bench(cfg, self.facts, *self.device_and_precision)
-        bench.compile(cfg.compile)
-        return bench
-
-    def ratio(self, bench: Bench) -> float:
-        """The time of a training step relative to the reference's."""
-        theirs, ours = median_seconds([self.reference.train, bench.train], self.timed_steps)
-        return ours / theirs
-
-    def seconds(self, cfg: DictConfig) -> float:
-        """The seconds of a step of a configuration."""
-        ratio = self.ratio(self.prepared(cfg))
-        parameters = amount(counted(cfg, self.facts).parameters)
-        say(f"{parameters} parameters: {ratio:.3f} of the reference's time")
-        return ratio * self.reference_seconds
-
-    def confirmed(self, cfg: DictConfig, tolerance: float, overrides: str) -> float:
-        """Measures the relative difference in time again, as a search picks the luckiest of many.
-
-        Raises UserError if the difference is above the tolerance.
-        """
-        bench = self.prepared(cfg)
-        ratios = sorted(self.ratio(bench) for _ in range(CONFIRMATIONS))
-        ratio, spread = ratios[CONFIRMATIONS // 2], f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        say(f"Measured again: {ratio:.3f} of the reference's time {spread}")
-        if abs(ratio - 1) > tolerance:
-            raise UserError(
-                f"{overrides} was nearest, but takes {ratio:.3f} of the reference's time {spread} "
-                "when measured again; time more steps with "
-                f"timed_steps={4 * self.timed_steps}, on an otherwise idle machine"
-            )
-        return ratio - 1
 
 
 @dataclass(frozen=True)

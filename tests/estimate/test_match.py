@@ -134,17 +134,6 @@ def test_an_experiments_values_of_the_backbone_are_not_the_references(lab, refer
 
 
 @pytest.mark.slow
-def test_step_time_is_measured(lab):
-    small = ["image_shape=[1,8,8]", "num_classes=4", "backbone=mlp", "batch_size=2"]
-    code, out, err = lab(
-        "match", *small, "reference=mlp", "by=step_time", "tolerance=0.5", "device=cpu", "json=true"
-    )
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
-    assert result["match"]["step_time"] == pytest.approx(result["reference"]["step_time"], rel=0.5)
-
-
-@pytest.mark.slow
 def test_a_reference_may_be_a_composition_with_another_block(lab):
     wanted = ["backbone=dit", "backbone.width=96", "backbone.heads=2", "backbone/block=adaln"]
     code, out, err = lab(
