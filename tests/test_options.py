@@ -1,12 +1,17 @@
 """Every setting in conf/ has a declared range, or is known to be free."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 
+import pytest
+from helpers.compositions import node
 from helpers.paths import CONF
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+
+from diffusion_lab.assembly.instantiate import instantiate
 
 FREE = {  # texts, and paths and names that are looked up before anything is written
     *("CIFAR10.root", "FashionMNIST.root", "ImageFolder.path", "ImageFolder.test_path"),
@@ -63,3 +68,33 @@ def test_every_setting_has_a_range_or_is_known_to_be_free():
         if setting not in declared(name)
     }
     assert without == FREE
+
+
+@pytest.mark.parametrize("option", ["dit", "unet", "mamba", "edm2", "mlp"])
+def test_a_network_without_arguments_is_the_option(option):
+    cfg = OmegaConf.create({"backbone": node("backbone", option)})
+    if "bandwidth" in cfg.backbone:
+        cfg.backbone.bandwidth = 1.0  # of log sigma, for which it is `auto`
+    size = (1, 2, (28, 28))
+    configured = instantiate(cfg, "backbone")(*size)
+    ours = get_class(cfg.backbone._target_)(*size)
+    assert repr(ours) == repr(configured)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("annealed_langevin", "ddpm", "deis", "dpm_solver", "dpm_solver_2s_ancestral", "euler"),
+        *("few_step", "flow_map", "heun", "ipndm", "predictor_corrector", "restart"),
+        *("reverse_sde", "runge_kutta", "unipc"),
+    ],
+)
+def test_a_sampler_without_arguments_is_the_option(option):
+    def facts(sampler):
+        grid = sampler.time_grid
+        kept = {key: value for key, value in vars(sampler).items() if key != "time_grid"}
+        return json.dumps([kept, type(grid).__name__, vars(grid)])  # tuples are as lists
+
+    cfg = OmegaConf.create({"sampler": node("sampler", option)})
+    configured = instantiate(cfg, "sampler")
+    assert facts(type(configured)()) == facts(configured)

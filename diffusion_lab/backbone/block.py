@@ -73,7 +73,7 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
         self,
         width: int,
         mixer: Callable[[], nn.Module],
-        mlp_ratio: float,
+        mlp_ratio: float = 4.0,
         # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU
         activation: Activation = "gelu",
         norm: Norm = "layer",

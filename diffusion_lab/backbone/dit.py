@@ -7,7 +7,7 @@ from typing import Annotated
 from torch import Tensor
 
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
-from diffusion_lab.backbone.block import Block
+from diffusion_lab.backbone.block import AdaLNZero, Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, whole
@@ -34,15 +34,15 @@ class DiT(PatchNetwork):
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        patch: Count,
-        width: Count,
-        depth: Count,
-        heads: Count,
-        positions: Annotated[str, one_of("sincos", "sines_first", "learned", "rotary")],
-        qk_norm: Flag,
-        window: Annotated[int | None, optional(whole(1))],
-        long_skips: Flag,
-        block: Callable[..., Block],
+        patch: Count = 4,
+        width: Count = 384,
+        depth: Count = 3,
+        heads: Count = 6,
+        positions: Annotated[str, one_of("sincos", "sines_first", "learned", "rotary")] = "sincos",
+        qk_norm: Flag = False,
+        window: Annotated[int | None, optional(whole(1))] = None,
+        long_skips: Flag = False,
+        block: Callable[..., Block] = AdaLNZero,
         overlap: Flag = False,
         smooth: Flag = False,
         registers: Annotated[int, whole(0)] = 0,

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.block import Block
+from diffusion_lab.backbone.block import AdaLNZero, Block
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
+from diffusion_lab.backbone.state_space import S6
 from diffusion_lab.common.ranges import Count, Flag, one_of, ranges, whole
+
+GATED = partial(AdaLNZero, mlp_ratio=0.0)  # the gate of a mixer takes the place of an MLP
 
 
 def zigzag_paths(rows: int, columns: int) -> list[Tensor]:
@@ -121,16 +124,16 @@ class Mamba(PatchNetwork):
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        patch: Count,
-        width: Count,
-        depth: Count,
-        expand: Count,
-        conv: Count,
-        path: Annotated[str, one_of("zigzag", "bidirectional", "raster")],
-        positions: Annotated[str, one_of("sincos", "learned", "none")],
-        long_skips: Flag,
-        state_space: Callable[[int], nn.Module],
-        block: Callable[..., Block],
+        patch: Count = 4,
+        width: Count = 384,
+        depth: Count = 5,
+        expand: Count = 2,
+        conv: Count = 4,
+        path: Annotated[str, one_of("zigzag", "bidirectional", "raster")] = "zigzag",
+        positions: Annotated[str, one_of("sincos", "learned", "none")] = "sincos",
+        long_skips: Flag = False,
+        state_space: Callable[[int], nn.Module] = S6,
+        block: Callable[..., Block] = GATED,
         overlap: Flag = False,
         smooth: Flag = False,
         registers: Annotated[int, whole(0)] = 0,

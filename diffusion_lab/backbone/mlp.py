@@ -34,8 +34,8 @@ class MLP(nn.Module):
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        width: int,
-        depth: int,
+        width: int = 128,
+        depth: int = 4,
     ):
         super().__init__()
         height, columns = image_size

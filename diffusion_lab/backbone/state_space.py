@@ -31,7 +31,7 @@ class S6(nn.Module):
     """A state of S numbers for each channel, each with its own decay (arXiv:2312.00752)."""
 
     @ranges(state=whole(1))
-    def __init__(self, channels: int, state: int):
+    def __init__(self, channels: int, state: int = 16):
         super().__init__()
         self.state = state
         self.rank = math.ceil(channels / RANK_DIVISOR)
@@ -69,7 +69,7 @@ class SSD(nn.Module):
     """
 
     @ranges(state=whole(1), head_channels=whole(1))
-    def __init__(self, channels: int, state: int, head_channels: int):
+    def __init__(self, channels: int, state: int = 64, head_channels: int = 64):
         super().__init__()
         if channels % head_channels:
             raise ValueError(

@@ -18,9 +18,11 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.patches import patch_grid
-from diffusion_lab.backbone.resample import Resampling, downsample_filtered
+from diffusion_lab.backbone.resample import ConvResampling, Resampling, downsample_filtered
 from diffusion_lab.backbone.stage import Stage
 from diffusion_lab.common.ranges import Count, Flag, ranges, whole_list
+
+PLAIN, BY_CONVOLUTION = partial(Stage, head_channels=32), ConvResampling()
 
 
 class UpLevel(nn.Module):
@@ -60,14 +62,14 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         image_size: tuple[int, int],
-        channels: Count,
-        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)],
-        blocks: Count,
-        attention: Annotated[Sequence[int], whole_list(0)],
-        attend_once: Flag,
-        patch: Count,
-        stage: Callable[..., Stage],
-        resample: Resampling,
+        channels: Count = 32,
+        multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)] = (1, 2, 2),
+        blocks: Count = 2,
+        attention: Annotated[Sequence[int], whole_list(0)] = (2,),
+        attend_once: Flag = False,
+        patch: Count = 1,
+        stage: Callable[..., Stage] = PLAIN,
+        resample: Resampling = BY_CONVOLUTION,
         pyramid: Flag = False,
         embedding: Callable[..., UNetEmbedding] = UNetEmbedding,
         norm: Callable[..., GroupNorm] = GroupNorm,

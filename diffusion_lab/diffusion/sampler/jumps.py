@@ -2,15 +2,21 @@
 
 from itertools import pairwise
 
+from diffusion_lab.common.ranges import Count, settings
 from diffusion_lab.diffusion.noise import add_noise, jump
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_T, TimeGrid
 
 
+@settings
 class FlowMap(Sampler):
     """Jumps along the exact path from each level of the grid to the next, one call a jump.
 
     For models that are told where a jump goes (arXiv:2410.12557, 2505.13447).
     """
+
+    steps: Count = 2
+    time_grid: TimeGrid = EVEN_T
 
     jumps = True
 
@@ -20,11 +26,15 @@ class FlowMap(Sampler):
             yield x
 
 
+@settings
 class FewStep(Sampler):
     """Jumps to clean data from each level of the grid, and back to the next with fresh noise.
 
     Multistep consistency sampling (arXiv:2303.01469, algorithm 1).
     """
+
+    steps: Count = 2
+    time_grid: TimeGrid = EVEN_T
 
     needs_consistency = True
 

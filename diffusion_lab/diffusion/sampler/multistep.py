@@ -12,9 +12,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Fraction, settings, whole
+from diffusion_lab.common.ranges import Count, Fraction, settings, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.time_grid import BY_RHO, EVEN_T, TimeGrid
 
 # Adams and Bashforth's weights for equal steps, newest first
 ADAMS = (
@@ -67,6 +68,9 @@ class DPMSolver(Sampler):
     with 1 is it of third.
     """
 
+    steps: Count = 20
+    time_grid: TimeGrid = EVEN_T
+
     order: Annotated[int, whole(1, 3)] = 2
     eta: Fraction = 0.0
     curvature: Fraction = 0.5
@@ -110,6 +114,9 @@ class UniPC(Sampler):
     Each network call first corrects the state that it was made at, and then predicts the next; so
     the order of convergence is one more than `order`, at one call a step.
     """
+
+    steps: Count = 20
+    time_grid: TimeGrid = EVEN_T
 
     order: Annotated[int, whole(1, 3)] = 2
 
@@ -158,6 +165,9 @@ class DEIS(Sampler):
     with k. The polynomial is in the logarithm, as in diffusers; the paper's tAB is one in t.
     """
 
+    steps: Count = 10
+    time_grid: TimeGrid = EVEN_T
+
     order: Annotated[int, whole(1, 3)] = 3
 
     def walk(self, denoise, x, levels, schedule, randn_like):
@@ -185,6 +195,9 @@ class IPNDM(Sampler):
     As no grid in use is uniform in sigma / alpha, its order of convergence is 2 for `order` 2 to 4,
     yet it is often the most accurate at 5 to 10 steps. Its order grows from 1.
     """
+
+    steps: Count = 10
+    time_grid: TimeGrid = BY_RHO
 
     order: Annotated[int, whole(1, 4)] = 4
 

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import torch
 
-from diffusion_lab.common.ranges import Positive, Range, settings
+from diffusion_lab.common.ranges import Count, Positive, Range, settings
 from diffusion_lab.diffusion.noise import NoiseLevel, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.single_step import trapezoid
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_T, TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 RHO = 7  # spacing of the way back, as in EDM's grid
@@ -43,6 +44,9 @@ class Restart(Sampler):
     Network calls: 2 (steps + the sum of their steps x times) - 1. The authors' N_restart, which
     counts levels, is one more than the steps here.
     """
+
+    steps: Count = 18
+    time_grid: TimeGrid = EVEN_T
 
     restarts: Annotated[Sequence[Sequence[float]], RESTARTS] = ((0.06, 0.3, 2, 2),)
     noise_scale: Positive = 1.0

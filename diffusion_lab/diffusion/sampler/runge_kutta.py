@@ -15,6 +15,7 @@ from diffusion_lab.common.ranges import Positive, settings, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_LOGSNR, TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 # Dormand and Prince's pair of orders 5 and 4 (J. Comp. Appl. Math. 6, 1980)
@@ -144,7 +145,8 @@ class AdaptiveRungeKutta(Sampler):
 
     adaptive = True
 
-    steps: Annotated[int, whole(2).as_in(200)]
+    steps: Annotated[int, whole(2).as_in(200)] = 200
+    time_grid: TimeGrid = EVEN_LOGSNR
     tolerance: Positive = 1e-3
 
     def walk(self, denoise, x, levels, schedule, randn_like):

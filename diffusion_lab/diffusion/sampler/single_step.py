@@ -7,21 +7,26 @@ from typing import Annotated
 
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Fraction, Positive, Range, at_least, one_of, settings
+from diffusion_lab.common.ranges import Count, Fraction, Positive, Range, at_least, one_of, settings
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, lowered, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_T, TimeGrid
 
 Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
 UNLIMITED = Range("at least 0, or inf", lambda v: v == math.inf or at_least(0).allows(v))
 MAX_RAISE = math.sqrt(2) - 1  # no more new noise in a step than there is already
 
 
+@settings
 class Euler(Sampler):
     """The left-point rule, of first order; under every schedule DDIM at eta = 0 (arXiv:2010.02502).
 
     With alpha = 1 - t it is Euler's method for rectified flow, and with alpha = 1 EDM's.
     """
+
+    steps: Count = 50
+    time_grid: TimeGrid = EVEN_T
 
     one_jump = True
 
@@ -54,6 +59,9 @@ class Heun(Sampler):
     is in [churn_min, churn_max]; the noise for that has standard deviation `noise_scale`. Beyond
     the schedule's noisiest level there is nothing to raise to, so its first step has no churn.
     """
+
+    steps: Count = 18
+    time_grid: TimeGrid = EVEN_T
 
     churn: Annotated[float, at_least(0)] = 0.0
     churn_min: Annotated[float, at_least(0)] = 0.0
@@ -115,6 +123,9 @@ class Ancestral(Sampler):
     network's, which lies between the two (improved DDPM).
     """
 
+    steps: Count = 250
+    time_grid: TimeGrid = EVEN_T
+
     one_jump = True
 
     eta: Fraction = 1.0
@@ -136,6 +147,9 @@ class AncestralDPMSolver(Sampler):
     whose logSNR is infinite, is where alpha / sigma is half of its end's. A step to no noise of its
     own, as every one to clean data is, takes the first x0, and one network call.
     """
+
+    steps: Count = 20
+    time_grid: TimeGrid = EVEN_T
 
     eta: Fraction = 1.0
 

@@ -12,6 +12,7 @@ from diffusion_lab.common.ranges import Count, above, at_least, inside, one_of, 
 from diffusion_lab.diffusion.noise import NoiseLevel, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
 from diffusion_lab.diffusion.sampler.single_step import Variance, ancestral_step
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_LOGSNR, TimeGrid
 
 
 @settings
@@ -26,6 +27,9 @@ class ReverseSDE(Sampler):
     The error is of first order. At eta = 0 this is `Euler`, and at eta = 1 `Ancestral` with the
     small variance, which is SDE-DPM-Solver++ of order 1 (arXiv:2211.01095).
     """
+
+    steps: Count = 250
+    time_grid: TimeGrid = EVEN_LOGSNR
 
     one_jump = True
 
@@ -59,6 +63,9 @@ class AnnealedLangevin(Sampler):
     Network calls: steps corrections + 1.
     """
 
+    steps: Count = 232
+    time_grid: TimeGrid = EVEN_LOGSNR
+
     corrections: Count = 5
     step_size: Annotated[float, inside(0, 2)] = 0.062
 
@@ -88,6 +95,9 @@ class PredictorCorrector(Sampler):
     On a variance-exploding schedule variance=fixed_large is the paper's reverse diffusion predictor
     and fixed_small its ancestral one. Network calls: steps (corrections + 1).
     """
+
+    steps: Count = 250
+    time_grid: TimeGrid = EVEN_LOGSNR
 
     snr: Annotated[float, above(0).as_in(0.16)] = 0.16
     corrections: Annotated[int, whole(0)] = 1

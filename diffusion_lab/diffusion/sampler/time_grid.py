@@ -194,3 +194,7 @@ class Quadratic(TableGrid):
         root = order * (end / max(steps - 1, 1))
         root[-1] = end  # exact: a rounding error below a whole number would be cut to the one below
         return ((root.square().floor() - order).cummax(0).values + order).flip(0)
+
+
+# the grids of samplers that are given none
+EVEN_T, EVEN_LOGSNR, BY_RHO = UniformGrid(sigma_min=0.1), UniformLogSNR(), Karras()
