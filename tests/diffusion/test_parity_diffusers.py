@@ -125,7 +125,7 @@ def learned_variance(x, x0):
         ("learned", "learned_range"),
     ],
 )
-@pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 1000), (Linspace(), 60)])
+@pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 250), (Linspace(), 60)])
 def test_ddpm(grid, steps, variance, kind):
     """Compares with DDPMScheduler: eps prediction, the same noise, three variances.
 

@@ -160,15 +160,3 @@ def test_only_the_variance_learns_from_the_bound(prediction):
     assert none == 0
     assert torch.equal(simple, hybrid)
     assert variance.abs() > 0
-
-
-def test_a_variance_learns_the_posterior_s_own_from_a_perfect_mean():
-    """With x0 known the divergence is least at the small variance, so the weight falls to 0."""
-    _, level, x0, x, _, _ = example([2, 3, 5, 20, 60, 99])
-    fraction = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([fraction], lr=0.02)
-    for _ in range(200):
-        optimizer.zero_grad()
-        bound_term(x, x0, x0, fraction.expand_as(x), level, SCHEDULE).mean().backward()
-        optimizer.step()
-    assert fraction.abs().item() < 0.05
