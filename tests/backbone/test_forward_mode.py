@@ -5,8 +5,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
+from helpers.compositions import composed
 from hydra.utils import instantiate
 from torch import nn
 
@@ -64,8 +63,7 @@ each = pytest.mark.parametrize("name", NETWORKS)
 @cache
 def asked(name: str):
     """A random network as a function of image and noise label, a point, and a direction from it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=NETWORKS[name])
+    cfg = composed("train", *NETWORKS[name])
     generator = torch.Generator().manual_seed(0)
     network = instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
     conditioning = ClassLabel(labels=Classes.numbered(3), width=network.condition_width)

@@ -1,13 +1,11 @@
 """The fast scans against the recurrences that they stand for, and against mambapy."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.backbone import scan
-from diffusion_lab.backbone.scan import dual_macs, recurrence_, selective_scan, state_space_dual
+from diffusion_lab.backbone.scan import dual_macs, selective_scan, state_space_dual
 
 LENGTHS = [1, 2, 3, 7, 49, 51, 64, 66, 130]
 
@@ -37,20 +35,6 @@ def arguments(length: int, batch: int = 2, channels: int = 6, states: int = 3):
         draw(batch, length, states),
     ]
     return [leaf.requires_grad_() for leaf in leaves]
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_recurrence_is_its_definition(length, backwards):
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(length, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    expected = b.clone()
-    order = range(length)[::-1] if backwards else range(length)
-    for before, t in pairwise(order):
-        expected[t] += a[t] * expected[before]
-    place = b.clone()
-    assert recurrence_(a.clone(), place, backwards) is place
-    torch.testing.assert_close(place, expected)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
