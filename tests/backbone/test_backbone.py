@@ -91,16 +91,16 @@ def build(name: str):
 each = pytest.mark.parametrize("name", CONFIGURED)
 
 
-def denoiser(name, conditioning=ClassLabel, jumps=False) -> Denoiser:
+def denoiser(name, conditioning=ClassLabel, **settings) -> Denoiser:
     torch.manual_seed(0)
     return Denoiser(
-        build(name), conditioning, Flow(), (1, 8, 8), labels=Classes.numbered(3), jumps=jumps
+        build(name), conditioning, Flow(), (1, 8, 8), labels=Classes.numbered(3), **settings
     )
 
 
-def opened(name: str, conditioning=ClassLabel, jumps=False) -> Denoiser:
+def opened(name: str, conditioning=ClassLabel, **settings) -> Denoiser:
     """A denoiser of random weights, none of which is 0."""
-    model = denoiser(name, conditioning, jumps)
+    model = denoiser(name, conditioning, **settings)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model
@@ -154,6 +154,33 @@ def test_every_network_can_be_told_where_a_step_goes(name):
     assert torch.equal(*before)
     changed = (after[0] - after[1]).abs().amax((1, 2, 3))
     assert (changed > 1e-4).all()
+
+
+@each
+@pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])
+def test_every_network_hears_what_was_done_to_an_image(name, conditioning):
+    model = opened(name, conditioning, augmentation_labels=9).eval()
+    x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+    told = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    nothing = model(x, level, Given(labels)).output
+    zeros = torch.zeros_like(told)
+    assert torch.equal(model(x, level, Given(labels, augmentation=zeros)).output, nothing)
+    output = model(x, level, Given(labels, augmentation=told)).output
+    assert (output - nothing).flatten(1).abs().amax(1).min() > 1e-6
+    output.square().sum().backward()
+    assert model.augmentation.weight.grad.any(0).all(), "each of the nine values"
+
+
+@pytest.mark.parametrize("name", ["dit_in_context", "dit_cross_attention", "mamba_in_context"])
+def test_blocks_that_read_tokens_hear_it_through_them(name):
+    model = denoiser(name, augmentation_labels=9).eval()
+    nn.init.normal_(model.backbone.out.weight)
+    assert not model.backbone.modulation[1].weight.any(), "the vector is not heard"
+    x, level = inputs()
+    told = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    difference = model(x, level, Given(augmentation=told)).output - model(x, level).output
+    assert difference.flatten(1).abs().amax(1).min() > 1e-4
 
 
 @each

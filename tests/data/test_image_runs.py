@@ -130,12 +130,6 @@ def test_the_commands_of_the_page_train(lab, tmp_path, line):
     assert code == 0, err
 
 
-def test_one_class_is_a_condition(lab, tmp_path):
-    folder(tmp_path / "one", numbered(40, "cat/{:02}.png"))
-    code, _, err = lab("train", "data=image_folder", "data.source.path=one", *QUICK)
-    assert code == 0, err
-
-
 def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
     photos(tmp_path)
     (tmp_path / "photos/dog/07.png").write_bytes(b"")
