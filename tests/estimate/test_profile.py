@@ -106,11 +106,10 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert tensors.bytes(network.parameters()) == kept
 
 
-@pytest.mark.parametrize("recipe", ["toy/two_moons", "toy/score_matching"])
-def test_an_energy_is_measured(lab, recipe):
+def test_an_energy_is_measured(lab):
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
     small = ["backbone=energy", "backbone.network.width=16", "sampler.steps=2"]
-    result = profiled(lab, f"experiment={recipe}", *small, *fast, "json=true")
+    result = profiled(lab, "experiment=toy/score_matching", *small, *fast, "json=true")
     # what the blocks' second layers are given and its gradient, 4 x 16 numbers each, in float32
     assert result["activation_bytes"] > 2 * 3 * 4 * 4 * 16
     assert result["training_images_per_second"] > 0
@@ -122,14 +121,6 @@ def test_steps_take_turns():
     seconds = median_seconds(steps, 3)
     assert order == ["a", "b"] * 5
     assert all(0 < taken < 0.1 for taken in seconds)
-
-
-def test_published_sizes(lab):
-    result = profiled(lab, "backbone=unet_ddpm", "data=cifar10", "conditioning=none", *META)
-    assert result["params"] == pytest.approx(35.7e6, rel=0.005)
-    assert result["macs"] == pytest.approx(6.22e9, rel=0.005)
-    assert result["flops"] == 2 * result["macs"]
-    assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
 
 
 @pytest.mark.slow
