@@ -108,17 +108,6 @@ def test_without_a_weighting_it_is_the_squared_error_of_the_output():
     torch.testing.assert_close(losses, expected)
 
 
-def test_edm_preset_has_the_published_weight():
-    objective, std = PRESETS["edm"](), 0.5
-    level, eps = level_and_noise(objective.schedule)
-    denoiser, x0 = Linear(objective.prediction), batch()
-    error = denoiser(add_noise(x0, eps, level), level).x0 - x0
-    weight = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
-    expected = weight * error.double().square().mean((1, 2, 3))
-    losses = loss_at(objective, denoiser, x0, eps, level)
-    torch.testing.assert_close(losses.double(), expected, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("c", [0.00054, 0.03, 10.0])
 def test_pseudo_huber_is_the_papers(c):
     """Compares with section 3.3 of arXiv:2310.14189, where the norm is that of a whole sample."""

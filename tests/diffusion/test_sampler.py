@@ -201,22 +201,6 @@ def test_euler_is_ddim_without_noise(schedule):
     torch.testing.assert_close(x, euler, atol=1e-13, rtol=0)
 
 
-def test_euler_and_heun_are_the_textbook_ones_on_the_straight_path():
-    levels, x = Rectified()(torch.tensor([0.8, 0.5])), unit_noise(20, 1)
-
-    def velocity(x, level):
-        x0 = MIXTURE.denoise(x, level).x0
-        return (x - x0) / level.t  # eps - x0
-
-    slope = velocity(x, levels[0])
-    guess = x - 0.3 * slope
-    euler = run(Euler(1, UniformGrid()), MIXTURE.denoise, x, levels)
-    torch.testing.assert_close(euler, guess, atol=1e-7, rtol=0)
-    heun = run(Heun(1, UniformGrid()), MIXTURE.denoise, x, levels)
-    average = (slope + velocity(guess, levels[1])) / 2
-    torch.testing.assert_close(heun, x - 0.3 * average, atol=1e-7, rtol=0)
-
-
 @every_sampler_on_a_schedule
 @pytest.mark.parametrize("grid", [UniformGrid(), Karras(), UniformLogSNR()])
 def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule):

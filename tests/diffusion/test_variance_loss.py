@@ -97,20 +97,6 @@ def test_float32_is_enough(index):
     torch.testing.assert_close(single.double(), exact, rtol=2e-3, atol=1e-4)
 
 
-def test_the_divergence_is_zero_at_the_posterior_and_by_hand_elsewhere():
-    _, level, x0, x, _, fraction = example(40)
-    none = bound_term(x, x0, x0, torch.zeros_like(x), level, SCHEDULE)
-    torch.testing.assert_close(none, torch.zeros_like(none), atol=1e-12, rtol=0)
-    there = SCHEDULE(torch.tensor(0.40, dtype=torch.float64))
-    here = level[0]
-    beta = 1 - (here.alpha / there.alpha) ** 2
-    small = beta * there.sigma**2 / here.sigma**2
-    learned = torch.exp(fraction * beta.log() + (1 - fraction) * small.log())
-    by_hand = 0.5 * (learned / small).log() - 0.5 + small / (2 * learned)
-    bits = bound_term(x, x0, x0, fraction, level, SCHEDULE)
-    torch.testing.assert_close(bits, by_hand.mean((1, 2, 3)) / math.log(2))
-
-
 def test_the_likelihoods_of_all_bins_add_up_to_one():
     bins = torch.arange(256).double() / 127.5 - 1
     for mean in (-1.2, 0.013, 0.97):

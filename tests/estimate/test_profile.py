@@ -1,5 +1,6 @@
 """The costs of a composition agree with counts by hand, by PyTorch, and as published."""
 
+import copy
 import json
 import shutil
 
@@ -7,11 +8,9 @@ import pytest
 import torch
 from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from diffusion_lab.assembly.costs import ImageFacts, counted
-from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
@@ -198,10 +197,8 @@ def test_a_train_composition_and_hydras_flags_are_taken(lab):
 
 
 def test_a_timed_call_is_without_dropout():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(
-            "profile", ["backbone=unet_small", "backbone.stage.dropout=0.9", "batch_size=2"]
-        )
+    network = ("backbone=unet_small", "backbone.stage.dropout=0.9")
+    cfg = copy.deepcopy(composed("profile", *network, "batch_size=2"))
     bench = Bench(cfg, ImageFacts((1, 8, 8), Classes.numbered(10)), torch.device("cpu"), "32-true")
     modes = []
     bench.model.denoiser.backbone.register_forward_pre_hook(
