@@ -141,14 +141,6 @@ def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
     assert "dog/07.png" in err
 
 
-@pytest.mark.parametrize("wrong", ["data.source.image_size=[1,2,3]", "data.per_class=100"])
-def test_what_is_wrong_is_said_in_one_sentence(refusal, tmp_path, wrong):
-    photos(tmp_path)
-    arguments = ["data=image_folder", "data.source.path=photos", *QUICK]
-    assert wrong.replace(",", ", ") in refusal("train", *arguments, wrong)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
     code, _, err = lab(
