@@ -15,7 +15,6 @@ from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_angles
-from diffusion_lab.backbone.patches import patchify, unpatchify
 from diffusion_lab.common.labels import Classes
 
 small = small_dit(
@@ -76,29 +75,6 @@ def test_positions_are_fixed_and_not_saved():
     assert "positions" not in network.state_dict()
     assert network.positions.shape == (24, 32)
     assert not network.positions.requires_grad
-
-
-def test_positions_are_what_tells_the_patches_apart():
-    torch.manual_seed(0)
-    network = small(image_size=(8, 8), patch=4)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    image = torch.randn(1, 1, 8, 8)
-    flipped = torch.cat(image.split(4, dim=2)[::-1], dim=2)  # swaps the rows of patches
-    call = partial(network, noise=torch.zeros(1), condition=Condition())
-    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
-    assert not torch.allclose(unflip, call(image), atol=1e-3)
-    network.positions.zero_()
-    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
-    torch.testing.assert_close(unflip, call(image))
-
-
-def test_patches_are_blocks_of_pixels_row_by_row():
-    image = torch.arange(2 * 3 * 8 * 12).float().view(2, 3, 8, 12)
-    patches = patchify(image, 4)
-    assert patches.shape == (2, 6, 48)
-    assert torch.equal(patches[1, 4], image[1, :, 4:8, 4:8].flatten())
-    assert torch.equal(unpatchify(patches, 4, rows=2), image)
 
 
 def test_learned_positions_are_trained_and_saved():
