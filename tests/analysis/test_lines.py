@@ -32,6 +32,7 @@ def test_a_line_has_the_means_over_seeds_and_half_their_interval(file):
     lines["draw"](axes, rows, "scale", "accuracy", "network", ["DiT", "UNet"])
     dit, unet = axes.containers
     assert (dit.get_label(), unet.get_label()) == ("DiT", "UNet")
+    assert (unet[0].get_color(), dit[0].get_color()) == COLOURS[:2]  # as in every figure
     assert list(dit[0].get_ydata()) == [40]  # %
     assert list(unet[0].get_ydata()) == pytest.approx([60, 80])
     low, high = unet[2][0].get_segments()[0][:, 1]
@@ -49,14 +50,6 @@ def test_a_panel_is_drawn_for_each_network_and_column(file, tmp_path, monkeypatc
         with Image.open(picture) as image:
             widths.append(image.width)
     assert widths == [744, 1104, 1104]  # of two networks by seed, too; a single one has more room
-
-
-def test_a_network_has_the_colour_that_it_has_in_every_figure(file):
-    axes = Figure().subplots()
-    rows = lines["rows_of"](file, "sweep=guidance")
-    lines["draw"](axes, rows, "scale", "fid", "network", ["DiT", "UNet"])
-    dit, unet = (container[0].get_color() for container in axes.containers)
-    assert (unet, dit) == COLOURS[:2]
 
 
 @pytest.mark.parametrize(

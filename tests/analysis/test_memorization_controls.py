@@ -346,14 +346,6 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_controls_can_be_left_out(lab, run_folder):
-    for off in (["positive_at=null", "grain=null"], ["positive_at=[]", "grain=[]"]):
-        code, out, err = lab("memorization", "run=run", "num_samples=4", *off, "json=true")
-        assert code == 0, err
-        assert json.loads(out.splitlines()[-1])["controls"] == {}
-
-
-@pytest.mark.slow
 def test_controls_change_neither_the_count_nor_its_protocol(lab, pair):
     reports = []
     for arguments in (pair, [*pair[:2], *pair[3:], "positive_at=null", "grain=null"]):

@@ -108,17 +108,22 @@ def test_the_published_folder_gives_the_same_comparison_without_the_original(
     (row, *_) = rows_of(Path("after"), "runs.csv")
     assert float(row[f"fid/{NAME}"]) == 50  # of the later evaluation, though its weights are gone
     assert "copy_ratio" in row
+    found = require_evaluations(elsewhere / "runs/unet_0")  # to be compared against
+    assert [record["metrics"][f"fid/{NAME}"] for record in found] == [150, 75]
     assert (Path("after") / "index.html").is_file()
 
 
 def test_the_folder_has_the_records_and_nothing_large(study):
+    sweep = study / "dit_0/sweeps/steps"
+    sweep.mkdir(parents=True)
+    (sweep / "results.csv").write_text("steps,fid\n10,120.0\n")
     publish([str(study)], "published")
     run = Path("published/runs/dit_0")
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     (evaluation,) = (path.name for path in (study / "dit_0/evaluations").iterdir())
     assert files == {
         *("config.yaml", "metrics.jsonl", "summary.json", "published.json"),
-        *(f"evaluations/{evaluation}", "memorization/report.json"),
+        *(f"evaluations/{evaluation}", "memorization/report.json", "sweeps/steps/results.csv"),
     }
     rows = rows_of(Path("published"), "runs.csv")
     assert [row["folder"] for row in rows] == [
@@ -212,15 +217,6 @@ def test_the_card_names_the_networks_that_jump(tmp_path, monkeypatch):
     assert "told where a step goes: UNet." in Path("published/card.md").read_text()
 
 
-def test_samplings_in_other_ways_are_published(study):
-    sweep = Path(study) / "dit_0/sweeps/steps"
-    sweep.mkdir(parents=True)
-    (sweep / "results.csv").write_text("steps,fid\n10,120.0\n")
-    publish([str(study)], "published")
-    copy = Path("published/runs/dit_0/sweeps/steps/results.csv")
-    assert copy.read_text() == "steps,fid\n10,120.0\n"
-
-
 def test_older_summaries_lack_facts_and_are_published_all_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_group(Path("old"), "dit", [100.0, 110.0])
@@ -239,12 +235,6 @@ def test_evaluations_of_other_weights_are_not_published(study):
     (run / "evaluations/stale.json").write_text(json.dumps(record))
     publish([str(study)], "published")
     assert [p.name for p in Path("published/runs/dit_0/evaluations").iterdir()] == [path.name]
-
-
-def test_a_published_run_can_be_compared_against(study):
-    publish([str(study)], "published")
-    run = Path("published/runs/unet_0")
-    assert [r["metrics"][f"fid/{NAME}"] for r in require_evaluations(run)] == [150, 75]
 
 
 def test_without_the_checksum_of_weights_later_evaluations_do_not_count(study):
@@ -335,11 +325,6 @@ def test_runs_of_several_studies_are_in_folders_of_their_own(study):
         publish([str(study), "outputs/deeper/mine"], "published")
 
 
-def test_single_runs_are_named_by_their_folders(study):
-    publish([str(study / "dit_0"), str(study / "unet_0")], "published")
-    assert {path.name for path in Path("published/runs").iterdir()} == {"dit_0", "unet_0"}
-
-
 def test_a_published_copy_inside_a_study_is_not_compared_with_its_runs(study):
     (study / "train").mkdir()
     for run in [*study.glob("dit_*"), *study.glob("unet_*")]:
@@ -359,6 +344,8 @@ def test_one_study_may_be_given_by_several_paths(study):
     for paths in (["link/dit_0", str(study)], [str(study), str(study.resolve()), "link"]):
         publish(paths, "published")
         assert [row["folder"] for row in rows_of(Path("published"), "runs.csv")] == whole
+    publish([str(study / "dit_0"), str(study / "unet_0")], "published")
+    assert {path.name for path in Path("published/runs").iterdir()} == {"dit_0", "unet_0"}
 
 
 class TestTuning:
@@ -369,7 +356,7 @@ class TestTuning:
         fake_run(Path("outputs/tune/lr-4"), 80.0, 100, summary={"finished": False})
         return study
 
-    def test_tuning_is_published_and_counted_but_not_compared(self, tuned, same_comparison):
+    def test_tuning_is_published_and_counted_but_not_compared(self, tuned):
         found = publish([str(tuned)], "published")
         assert_names(" ".join(found["left_out"]), "outputs/tune/lr-4")
         folder, card = Path("published/tuning"), card_of()
@@ -381,7 +368,8 @@ class TestTuning:
         hours = card["hours"]
         assert [hours[kind]["runs"] for kind in ("runs", "tuning", "total")] == [4, 2, 6]
         assert card["chosen"]["tuning/tuning.json"] == {"DiT": {"optimizer.lr": 2}}
-        same_comparison(tuned, Path("published"))
+        compared = compare(["published"], "after")["compositions"]
+        assert [len(runs) for runs in compared.values()] == [2, 2]
         compare(["published/tuning"], "tuning_runs")  # is compared by itself if it is asked for
 
     def test_tuning_is_found_where_the_study_was_moved_to(self, tuned, monkeypatch):
@@ -454,13 +442,12 @@ class TestClassifier:
         text = (Path("published") / "card.md").read_text()
         assert_names(text, facts["file"], facts["sha256_of_original"])
 
-    def test_one_that_is_gone_or_replaced_is_named(self, original, same_comparison):
+    def test_one_that_is_gone_or_replaced_is_named(self, original):
         for change in (lambda path: path.write_bytes(b"other"), Path.unlink):
             change(Path("classifier.safetensors"))
             found = publish(["judged"], "published")
             assert found["missing_classifiers"] == [original]
             assert card_of()["classifiers"][0]["file"] is None
-        same_comparison(Path("judged"), Path("published"))
 
 
 class TestThinning:

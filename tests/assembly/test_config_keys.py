@@ -1,8 +1,10 @@
 """The table of configuration keys knows every key of a training run."""
 
+import copy
+
 import pytest
+from helpers.compositions import composed
 from helpers.refusals import refused
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import (
@@ -33,9 +35,7 @@ COMMANDS = {
 
 
 def keys(command: str, overrides: list[str]) -> list[str]:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(command, [*overrides, "name=x"])
-    return list(flat(OmegaConf.to_container(cfg)))
+    return list(flat(OmegaConf.to_container(composed(command, *overrides, "name=x"))))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -91,8 +91,7 @@ def test_a_folder_of_digits_is_a_path():
 
 
 def test_values_for_a_callback_that_an_experiment_leaves_out_are_left_out():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", ["experiment=toy/two_moons", "+debug=fast"])
+    cfg = copy.deepcopy(composed("train", "experiment=toy/two_moons", "+debug=fast"))
     leave_out(cfg, {}, [])
     assert cfg.callbacks.evaluation is None
     assert cfg.callbacks.sample_grid.columns == 2

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
-from helpers.paths import CONF
 from helpers.refusals import refused
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.objects import build_model
@@ -36,8 +35,7 @@ BACKBONES = {
 
 
 def configured(*overrides: str):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=["name=x", *overrides])
+    return composed("train", "name=x", *overrides)
 
 
 def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], int]:

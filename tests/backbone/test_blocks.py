@@ -178,13 +178,6 @@ def test_one_layer_makes_the_modulation_of_all_blocks():
         torch.testing.assert_close(given.modulation, shared(single.noise(noise)))
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_the_last_norm_is_the_blocks(norm):
-    last = network(partial(InContext, norm=norm)).norm
-    assert type(last) is {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[norm]
-    assert last.weight is None
-
-
 @pytest.mark.parametrize("block_class", [AdaLNZero, InContext])
 def test_registers_go_before_all_other_tokens_and_are_left_out_of_the_image(block_class):
     dit, (_, condition) = network(block_class, registers=3), inputs()

@@ -4,9 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.paths import CONF
+from helpers.compositions import composed
 from helpers.small_networks import small_dit
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +15,6 @@ from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_angles
-from diffusion_lab.backbone.patches import patchify, unpatchify
 from diffusion_lab.common.labels import Classes
 
 small = small_dit(
@@ -45,8 +43,7 @@ small = small_dit(
 def test_published_sizes_have_their_parameters_and_macs(
     name, block, shape, classes, parameters, macs
 ):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(overrides=[f"+backbone={name}", f"backbone/block={block}"])
+    cfg = composed(None, f"+backbone={name}", f"backbone/block={block}")
     with torch.device("meta"):
         facts = {"in_channels": shape[0], "out_channels": shape[0], "image_size": shape[1:]}
         network = instantiate(cfg.backbone)(**facts)
@@ -73,54 +70,11 @@ def test_initial_weights_are_the_published_ones():
     assert not any(m.bias.any() for m in network.modules() if isinstance(m, nn.Linear))
 
 
-def test_a_new_block_is_the_identity():
-    x = torch.randn(2, 5, 32)
-    condition = Condition(vector=torch.randn(2, 32))
-    for block in small().blocks:
-        assert torch.equal(block(x, condition), x)
-
-
-@pytest.mark.parametrize("branch", [0, 1], ids=["mixer", "mlp"])
-def test_an_opened_gate_lets_its_modulated_branch_through(branch):
-    block = small().blocks[0]
-    x = torch.randn(2, 5, 32)
-    with torch.no_grad():  # shift 1, scale 2, gate 3
-        bias = block.modulation[1].bias.view(2, 3, 32)[branch]
-        bias.copy_(torch.tensor([1.0, 2.0, 3.0])[:, None].expand(3, 32))
-    module = (block.mixer, block.mlp)[branch]
-    torch.testing.assert_close(
-        block(x, Condition(vector=torch.ones(2, 32))), x + 3 * module(3 * block.norm(x) + 1)
-    )
-
-
 def test_positions_are_fixed_and_not_saved():
     network = small()
     assert "positions" not in network.state_dict()
     assert network.positions.shape == (24, 32)
     assert not network.positions.requires_grad
-
-
-def test_positions_are_what_tells_the_patches_apart():
-    torch.manual_seed(0)
-    network = small(image_size=(8, 8), patch=4)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    image = torch.randn(1, 1, 8, 8)
-    flipped = torch.cat(image.split(4, dim=2)[::-1], dim=2)  # swaps the rows of patches
-    call = partial(network, noise=torch.zeros(1), condition=Condition())
-    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
-    assert not torch.allclose(unflip, call(image), atol=1e-3)
-    network.positions.zero_()
-    unflip = torch.cat(call(flipped).split(4, dim=2)[::-1], dim=2)
-    torch.testing.assert_close(unflip, call(image))
-
-
-def test_patches_are_blocks_of_pixels_row_by_row():
-    image = torch.arange(2 * 3 * 8 * 12).float().view(2, 3, 8, 12)
-    patches = patchify(image, 4)
-    assert patches.shape == (2, 6, 48)
-    assert torch.equal(patches[1, 4], image[1, :, 4:8, 4:8].flatten())
-    assert torch.equal(unpatchify(patches, 4, rows=2), image)
 
 
 def test_learned_positions_are_trained_and_saved():

@@ -5,67 +5,32 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
+from helpers.compositions import composed
 from hydra.utils import instantiate
+from test_backbone import CONFIGURED
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.common.forward_mode import derivative, is_taken, plain_operations
 from diffusion_lab.common.labels import Classes
 
-TOKENS = ["backbone.width=32", "backbone.depth=2"]
-DIT = ["backbone=dit", *TOKENS, "backbone.heads=2", "backbone.patch=2"]
-UNET = [
-    "backbone=unet",
-    "backbone.channels=16",
-    "backbone.blocks=1",
-    "backbone.multipliers=[1,2]",
-    "backbone.attention=[1]",
-    "backbone.stage.head_channels=16",
-]
+UNET = CONFIGURED["unet"]
 NETWORKS = {
-    "unet": UNET,
     "unet_fir": [*UNET, "backbone/resample=fir"],
-    "unet_ldm": ["backbone/stage=ldm", *UNET[:-1], "backbone.stage.head_channels=16"],
-    "unet_adm": ["backbone/stage=adm", *UNET],
-    "dit": DIT,
-    "dit_cross_attention": [*DIT, "backbone/block=cross_attention"],
-    "dit_in_context": [*DIT, "backbone/block=in_context", "backbone.window=2"],
-    "mamba": ["backbone=mamba", *TOKENS, "backbone.patch=2", "backbone.state_space.state=4"],
-    "mamba2": [
-        "backbone=mamba2",
-        *TOKENS,
-        "backbone.patch=2",
-        "backbone.state_space.state=4",
-        "backbone.state_space.head_channels=16",
-    ],
-    "dit_modern": [*DIT, "backbone=dit_modern"],
-    "mamba2_modern": [
-        "backbone=mamba2_modern",
-        *TOKENS,
-        "backbone.patch=2",
-        "backbone.state_space.state=4",
-        "backbone.state_space.head_channels=16",
-    ],
-    "edm2": [
-        "backbone=edm2",
-        "backbone.channels=16",
-        "backbone.multipliers=[1,2]",
-        "backbone.attention=[1]",
-        "backbone.head_channels=16",
-        "backbone.bandwidth=0.0025",
-    ],
-    "mlp": ["backbone=mlp", *TOKENS],
+    "unet_ldm": [*UNET, "backbone/stage=ldm"],
+    "unet_adm": [*UNET, "backbone/stage=adm"],
+    "mlp": ["backbone=mlp", "backbone.width=32", "backbone.depth=2"],
 }
+KINDS = ["unet", "dit_adaln_zero", "dit_cross_attention", "dit_in_context_rotary_window"]
+KINDS += ["mamba_adaln_zero", "mamba2", "dit_modern", "mamba2_modern", "edm2"]
+NETWORKS |= {name: CONFIGURED[name] for name in KINDS}
 each = pytest.mark.parametrize("name", NETWORKS)
 
 
 @cache
 def asked(name: str):
     """A random network as a function of image and noise label, a point, and a direction from it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=NETWORKS[name])
+    cfg = composed("train", *NETWORKS[name])
     generator = torch.Generator().manual_seed(0)
     network = instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
     conditioning = ClassLabel(labels=Classes.numbered(3), width=network.condition_width)
@@ -117,7 +82,7 @@ def test_the_derivative_under_bf16_is_that_of_float32(name):
     assert relative(found, expected) < 0.1
 
 
-@pytest.mark.parametrize("name", ["unet", "dit", "mamba2"])
+@pytest.mark.parametrize("name", ["unet", "dit_adaln_zero", "mamba2"])
 def test_the_derivative_keeps_the_graph_of_the_value(name):
     function, at, along = asked(name)
     value, _ = derivative(function, at, along)

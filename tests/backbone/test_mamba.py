@@ -6,14 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
+from helpers.compositions import composed
 from hydra.utils import instantiate
 from torch import nn
 
 from diffusion_lab.backbone import state_space
-from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.backbone.mamba import CausalConv, MambaMixer, zigzag_paths
+from diffusion_lab.backbone.mamba import MambaMixer, zigzag_paths
 from diffusion_lab.backbone.patches import PatchNetwork
 from diffusion_lab.backbone.state_space import S6, SSD
 
@@ -22,9 +20,8 @@ each_scan = pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS)
 
 
 def network(*overrides: str) -> PatchNetwork:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=list(overrides))
-    return instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
+    backbone = composed("train", *overrides).backbone
+    return instantiate(backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
 
 
 def initialised(module: nn.Module) -> nn.Module:
@@ -50,15 +47,6 @@ def test_a_path_and_the_next_go_along_both_axes_and_start_in_opposite_corners():
     assert paths[1].tolist() == [11, 7, 3, 2, 6, 10, 9, 5, 1, 0, 4, 8]
     corners = [0, 11, 8, 3, 11, 0, 3, 8]
     assert [path[0].item() for path in paths] == corners
-
-
-def test_the_convolution_is_causal_depthwise_and_followed_by_silu():
-    torch.manual_seed(0)
-    module, x = CausalConv(6, 4), torch.randn(2, 9, 6)
-    weight = module.weight.T[:, None]  # (E, 1, 4)
-    padded = nn.functional.pad(x.mT, (3, 0))
-    expected = nn.functional.conv1d(padded, weight, module.bias, groups=6).mT
-    torch.testing.assert_close(module(x), nn.functional.silu(expected))
 
 
 @each_scan
@@ -148,13 +136,6 @@ def test_layers_follow_the_eight_paths_in_turn():
     assert not any("path" in name for name in blocks.state_dict())
 
 
-def test_a_raster_and_a_bidirectional_network_have_no_path():
-    for path, ways in (("raster", 1), ("bidirectional", 2)):
-        mixer = network("backbone=mamba", f"backbone.path={path}").blocks[0].mixer
-        assert mixer.path is None
-        assert (mixer.backward_scan is not None) == (ways == 2)
-
-
 @pytest.mark.parametrize(
     ("module", "function"), [(S6(32, 4), "selective_scan"), (SSD(32, 4, 8), "state_space_dual")]
 )
@@ -173,22 +154,3 @@ def test_states_are_float32_under_autocast_and_float64_where_asked(monkeypatch, 
     seen.clear()
     assert deepcopy(module).double()(x.double()).dtype == torch.float64
     assert set(seen) == {torch.float64}
-
-
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "mamba_s_2"])
-def test_the_condition_is_optional(name):
-    with torch.device("meta"):
-        small = network(f"backbone={name}")
-        assert small(torch.zeros(2, 1, 8, 8), torch.zeros(2), Condition()).shape == (2, 1, 8, 8)
-
-
-def test_overlapping_patches_and_a_last_convolution_are_chosen_apart():
-    with torch.device("meta"):
-        plain, overlapping, smooth = (
-            network("backbone=mamba2", "backbone.patch=2", *own)
-            for own in ([], ["backbone.overlap=true"], ["backbone.smooth=true"])
-        )
-    assert (overlapping.embed.kernel_size, overlapping.embed.stride) == ((4, 4), (2, 2))
-    assert smooth.smooth.kernel_size == (3, 3)
-    assert plain.smooth is overlapping.smooth is None
-    assert type(smooth.embed) is type(plain.embed) is not type(overlapping.embed)

@@ -1,12 +1,12 @@
 """The U-Nets: their sizes, their blocks, their resampling and the effect of each option."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
+from helpers.compositions import composed
 from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,11 +21,7 @@ from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import (
     BlockResampling,
     ConvResampling,
-    FilterDouble,
-    FilterHalve,
     FilterResampling,
-    Unconditioned,
-    Upsample,
 )
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
 from diffusion_lab.common.labels import Classes
@@ -33,8 +29,6 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
 from diffusion_lab.diffusion.objective.loss import Denoising
 from diffusion_lab.diffusion.schedule import Rectified
-
-RESAMPLING = {"conv": ConvResampling, "block": BlockResampling, "fir": FilterResampling}
 
 
 def small(resample=None, attend_once=False, **settings) -> UNet:
@@ -88,9 +82,8 @@ OPTIONS = {
 
 def configured(name: str, shape: tuple[int, int, int], outputs: int, **overrides):
     """Builds the network of a configuration for images of this shape."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        changes = [f"backbone.{key}={value}" for key, value in overrides.items()]
-        cfg = compose(overrides=[f"+backbone={name}", *changes])
+    changes = [f"backbone.{key}={value}" for key, value in overrides.items()]
+    cfg = copy.deepcopy(composed(None, f"+backbone={name}", *changes))
     backbone = with_bandwidths(cfg, "log_sigma").backbone
     return instantiate(backbone)(shape[0], outputs, shape[1:])
 
@@ -182,114 +175,6 @@ def test_attention_starts_as_nothing_added():
     assert torch.equal(block(x), x)
 
 
-def test_upsampling_repeats_pixels_before_it_convolves():
-    up = Upsample(2)
-    with torch.no_grad():
-        up.weight.zero_()
-        up.weight[[0, 1], [0, 1], 1, 1] = 1  # makes the convolution the identity
-    x = torch.randn(1, 2, 3, 4)
-    expected = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    torch.testing.assert_close(up(x), expected + up.bias[:, None, None])
-
-
-@pytest.mark.parametrize(
-    ("resample", "halve", "double"),
-    [
-        (BlockResampling(), nn.AvgPool2d, nn.Upsample),
-        (FilterResampling(), FilterHalve, FilterDouble),
-    ],
-)
-def test_stages_resample_as_they_are_told(resample, halve, double):
-    network = small(resample=resample)
-    down = [type(stage.residual.resample) for stage in network.down]
-    up = [type(level.upsample.residual.resample) for level in network.up if level.upsample]
-    assert [kind for kind in down if kind is not nn.Identity] == [halve] * 2
-    assert up == [double] * 2
-    assert not any(isinstance(module, Unconditioned) for module in network.modules())
-
-
-def test_block_resampling_averages_and_repeats_pixels():
-    x = torch.randn(1, 2, 4, 6)
-    rows = (x[:, :, ::2] + x[:, :, 1::2]) / 2
-    expected = (rows[..., ::2] + rows[..., 1::2]) / 2
-    torch.testing.assert_close(BlockResampling.halving()(x), expected)
-    expected = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    assert torch.equal(BlockResampling.doubling()(x), expected)
-
-
-def test_the_filter_is_1_3_3_1_along_both_sides():
-    def along(length: int) -> torch.Tensor:
-        """Returns the filter at every second pixel as a matrix (length / 2, length)."""
-        matrix = torch.zeros(length // 2, length + 2)  # a pixel of padding at both ends
-        for row in range(length // 2):
-            matrix[row, 2 * row : 2 * row + 4] = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        return matrix[:, 1:-1]
-
-    x = torch.randn(2, 3, 8, 12)
-    torch.testing.assert_close(FilterHalve()(x), along(8) @ x @ along(12).T)
-    torch.testing.assert_close(FilterDouble()(x), 4 * along(16).T @ x @ along(24))
-
-
-def test_the_filter_keeps_a_constant_and_spreads_a_point():
-    constant = torch.full((1, 2, 8, 8), 3.0)
-    for resample in (FilterHalve(), FilterDouble()):
-        inner = resample(constant)[..., 1:-1, 1:-1]  # beyond the border there are zeros
-        torch.testing.assert_close(inner, torch.full_like(inner, 3.0))
-    point = torch.zeros(1, 1, 5, 5)
-    point[..., 2, 2] = 1
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
-    torch.testing.assert_close(FilterDouble()(point)[0, 0, 3:7, 3:7], torch.outer(taps, taps))
-    assert FilterDouble()(point).count_nonzero() == 16
-
-
-@pytest.mark.parametrize("project", [False, True])
-@pytest.mark.parametrize("choice", ["halving", "doubling"])
-@pytest.mark.parametrize("resampling", [BlockResampling, FilterResampling])
-def test_a_residual_block_resamples_both_branches(resampling, choice, project):
-    resample = getattr(resampling, choice)()
-    block = randomised(PixelResidual(16, 16, 8, 0.0, resample=resample, project=project))
-    x, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
-    h = block.conv1(
-        resample(F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-6)))
-    )
-    h = block.conv2(block.norm2(h + block.embedding(embedding)[:, :, None, None]))
-    skip = resample(x)
-    if project:
-        skip = F.conv2d(skip, block.skip.weight, block.skip.bias)
-    torch.testing.assert_close(block(x, embedding), skip + h)
-
-
-def test_the_embedding_scales_and_shifts_the_second_norm():
-    block = randomised(PixelResidual(16, 32, 8, 0.0, scale_shift=True))
-    x, embedding = torch.randn(2, 16, 8, 8), torch.randn(2, 8)
-    scale, shift = (embedding @ block.embedding.weight.T + block.embedding.bias).split(32, dim=1)
-    h = F.group_norm(block.conv1(block.norm1(x)), 8, block.norm2.weight, block.norm2.bias, 1e-6)
-    h = F.silu(h * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
-    torch.testing.assert_close(block(x, embedding), block.skip(x) + block.conv2(h))
-
-
-@pytest.mark.parametrize(
-    ("build", "extra"),
-    [
-        (partial(PixelResidual, 16, 32, 8, 0.0), torch.randn(2, 8)),
-        (partial(PixelAttention, 16, 8), None),
-        (partial(PixelAttention, 16, 8, context_width=12), torch.randn(2, 3, 12)),
-    ],
-    ids=["residual", "attention", "cross"],
-)
-def test_the_skip_scale_multiplies_the_output_of_a_block(build, extra):
-    plain, halved = randomised(build()), randomised(build(skip_scale=0.5))
-    inputs = [torch.randn(2, 16, 8, 8), *([] if extra is None else [extra])]
-    assert torch.equal(halved(*inputs), 0.5 * plain(*inputs))
-
-
-def test_a_unet_gives_its_skip_scale_to_all_its_blocks():
-    network = small(skip_scale=0.5, resample=BlockResampling(), cross_attention=True)
-    scales = [module.skip_scale for module in network.modules() if hasattr(module, "skip_scale")]
-    assert set(scales) == {0.5}
-    assert len(scales) == 3 + 2 + 6 + 4 + 8  # residual: down, middle, up, resampling; attention
-
-
 def test_cross_attention_without_tokens_to_choose_from_is_refused():
     with pytest.raises(ValueError, match="condition_first=false"):
         small(cross_attention=True, embedding=partial(UNetEmbedding, condition_first=True))
@@ -311,54 +196,6 @@ def test_a_norm_that_takes_an_added_embedding_away_is_not_trained(scale_shift):
         check_network(denoiser, objective)
 
 
-def test_normalised_queries_and_keys_of_a_unet_do_not_depend_on_their_scale():
-    network = randomised(small(qk_norm=True))
-    attention = [module for module in network.modules() if isinstance(module, PixelAttention)]
-    inputs = torch.randn(2, 1, 16, 16), torch.zeros(2), Condition()
-    before = network(*inputs)
-    with torch.no_grad():
-        for module in attention:
-            module.attention.qkv.weight[: 2 * module.attention.out.in_features] *= 50
-            module.attention.qkv.bias[: 2 * module.attention.out.in_features] *= 50
-    assert len(attention) == 4
-    torch.testing.assert_close(network(*inputs), before, rtol=1e-3, atol=1e-3)
-
-
-def test_cross_attention_is_softmax_over_the_tokens():
-    block = randomised(PixelAttention(16, 8, context_width=12))
-    x, tokens = torch.randn(1, 16, 2, 3), torch.randn(1, 5, 12)
-    module = block.attention
-    pixels = block.norm(x).flatten(2).mT  # (1, 6, 16)
-    heads = []
-    for q, k, v in zip(
-        module.q(pixels).split(8, 2),
-        module.kv(tokens)[..., :16].split(8, 2),
-        module.kv(tokens)[..., 16:].split(8, 2),
-        strict=True,
-    ):
-        heads.append((q @ k.mT / 8**0.5).softmax(2) @ v)
-    expected = x + module.out(torch.cat(heads, 2)).mT.unflatten(2, (2, 3))
-    torch.testing.assert_close(block(x, tokens), expected)
-
-
-def test_cross_attention_hears_every_token_and_starts_as_nothing():
-    network = small(cross_attention=True)
-    condition = conditions(network.condition_width)
-    noise = torch.zeros(2)
-    x = torch.randn(2, 1, 28, 28)
-    nn.init.normal_(network.out.weight, std=0.1)
-    before = network(x, noise, condition)
-    assert torch.equal(before, network(x, noise, Condition(condition.vector)))
-    randomised(network)
-    before = network(x, noise, condition)
-    for token in range(3):
-        tokens = condition.tokens.clone()
-        tokens[0, token] += 1
-        after = network(x, noise, Condition(condition.vector, tokens))
-        assert (after - before)[0].abs().mean() > 1e-3
-        torch.testing.assert_close(after[1], before[1])
-
-
 def test_cross_attention_looks_at_the_noise_level_and_then_the_tokens():
     network = small(cross_attention=True)
     condition, noise = conditions(network.condition_width), torch.tensor([3.0, 700.0])
@@ -374,53 +211,6 @@ def test_cross_attention_looks_at_the_noise_level_and_then_the_tokens():
         torch.testing.assert_close(context, torch.cat([embedded, condition.tokens], dim=1))
     for context in seen[len(seen) // 2 :]:
         torch.testing.assert_close(context, embedded)
-
-
-@pytest.mark.parametrize(
-    ("settings", "heads"),
-    [
-        ({"head_channels": None}, [1, 1]),
-        ({"head_channels": None, "heads": 2}, [2, 2]),
-        ({"head_channels": 16, "heads": 2}, [1, 2]),
-    ],
-)
-def test_heads_are_given_by_their_number_or_by_their_channels(settings, heads):
-    network = small(multipliers=[1, 2], attention=[0, 1], attend_once=True, **settings)
-    found = {m.attention.out.in_features: m.attention.heads for m in attentions(network)}
-    assert found == dict(zip([16, 32], heads, strict=True))
-
-
-def test_the_condition_is_added_before_or_after_the_mlp_of_the_embedding():
-    condition, noise = conditions(16), torch.tensor([3.0, 700.0])
-    network = randomised(small(embedding=partial(UNetEmbedding, condition_first=True)))
-    seen = []
-    network.down[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[1:]))
-    network(torch.randn(2, 1, 28, 28), noise, condition)
-    first, _, second = network.noise
-    expected = second(F.silu(first(network.noise.waves(noise) + condition.vector)))
-    torch.testing.assert_close(seen[0][0], F.silu(expected))
-    torch.testing.assert_close(seen[0][1], expected[:, None])
-    assert network.condition_width == 16
-
-
-def test_a_pyramid_adds_the_halved_image_at_each_level():
-    network = randomised(small(pyramid=True, image_size=(16, 16)))
-    seen = {}
-
-    def see(name: str, _, inputs: tuple, output: torch.Tensor) -> None:
-        seen[name] = inputs[0], output
-
-    parts = [*network.pyramid.items(), *((f"down {i}", m) for i, m in enumerate(network.down))]
-    for name, part in parts:
-        part.register_forward_hook(partial(see, name))
-    x = torch.randn(2, 1, 16, 16)
-    network(x, torch.zeros(2), Condition())
-    assert [*network.pyramid] == ["1", "3"]
-    assert torch.equal(seen["1"][0], x)
-    joined = (seen["down 1"][1] + seen["1"][1]) * 0.5**0.5
-    torch.testing.assert_close(seen["down 2"][0], joined)
-    torch.testing.assert_close(seen["3"][0], joined)  # it is halved again a level further down
-    assert seen["3"][1].shape[2:] == (4, 4)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

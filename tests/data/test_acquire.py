@@ -112,18 +112,6 @@ def test_complete_files_are_used_without_a_word(root, monkeypatch):
     assert acquire.fashion_mnist(root) == root / "FashionMNIST" / "raw"
 
 
-def test_the_chain_goes_root_debian_mirror_apt(root, monkeypatch):
-    said = []
-    monkeypatch.setattr(acquire, "say", said.append)
-    with pytest.raises(DataError):
-        acquire.fashion_mnist(root)
-    looked = [line for line in said if "looking in" in line]
-    assert str(root) in looked[0]
-    assert str(acquire.DEBIAN_FOLDER) in looked[1]
-    assert "mirror" in looked[2]
-    assert "package" in looked[3]
-
-
 @pytest.mark.parametrize("first", ["debian folder", "mirror", "apt"])
 def test_the_first_source_that_can_serve_does(root, monkeypatch, first):
     served = []

@@ -1,12 +1,14 @@
-"""Optimal-transport pairs: exact, within a class, of straighter paths, the same on resuming."""
+"""Optimal-transport pairs: exact, within a class, and of straighter paths."""
 
 from itertools import permutations
 
 import pytest
 import torch
+from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
 from torch import nn
 
+from diffusion_lab.assembly import rules
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.coupling import OptimalTransport
@@ -170,16 +172,6 @@ def gap(ours, theirs):
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-def test_a_resumed_run_pairs_as_an_unbroken_one(lab, tmp_path):
-    for folder, steps in (("whole", 4), ("parts", 2)):
-        code, _, err = lab("train", *COUPLED, f"run_dir={folder}", f"trainer.max_steps={steps}")
-        assert code == 0, err
-    code, _, err = lab("train", "resume=parts", "trainer.max_steps=4")
-    assert code == 0, err
-    whole, parts = (weights_of(tmp_path / folder) for folder in ("whole", "parts"))
-    assert gap(whole, parts) == 0
-
-
 @pytest.mark.slow
 def test_pairs_are_within_a_micro_batch_of_one_rank(lab, tmp_path):
     """Two ranks of four images pair as two micro-batches of four, whose draws are the same."""
@@ -198,20 +190,9 @@ def test_pairs_are_within_a_micro_batch_of_one_rank(lab, tmp_path):
     assert gap(ranks, free) > 1e-6  # averaged weights, of four steps
 
 
-def test_a_coupled_run_is_warned_of_pairs_across_labels(lab):
-    code, _, err = lab(
-        "train", *COUPLED, "coupling.per_class=false", "trainer.max_steps=1", "run_dir=run"
-    )
-    assert code == 0, err
-    assert "coupling.per_class=false" in err
-    code, _, err = lab(
-        "train",
-        *COUPLED,
-        "coupling.per_class=false",
-        "conditioning=none",
-        "guidance=none",
-        "trainer.max_steps=1",
-        "run_dir=other",
-    )
-    assert code == 0, err
-    assert "coupling.per_class=false" not in err
+def test_pairs_across_labels_are_advised_against_where_labels_are_seen():
+    across = OptimalTransport(per_class=False)
+    (said,) = rules.warned(coupling=across, conditional=True)
+    assert_names(said, "coupling.per_class=false")
+    for coupling, conditional in ((across, False), (OptimalTransport(), True), (None, True)):
+        assert list(rules.warned(coupling=coupling, conditional=conditional)) == []

@@ -233,10 +233,6 @@ class TestImages:
         photos(tmp_path, "auto").prepare_data()
         assert len(list((tmp_path / "decoded").glob("*.bin"))) == files
 
-    def test_small_sets_stay_in_memory(self, tmp_path):
-        photos(tmp_path, "auto").setup("fit")
-        assert not (tmp_path / "decoded").exists()
-
     def test_a_folder_that_cannot_take_them_is_one_sentence(self, tmp_path, monkeypatch):
         (tmp_path / "decoded").write_text("a file")
         with refused("store_dir=", "store=false", by=DataError):

@@ -83,11 +83,6 @@ def test_validation_images_do_not_depend_on_what_is_trained_on(settings, trained
     assert everything <= digests(data.reference_images())
 
 
-def test_a_subset_larger_than_what_remains_is_refused():
-    with refused("per_class=17", "at most 16", by=ValueError):
-        tiny_data(per_class=17).setup("fit")
-
-
 def test_the_loss_is_measured_on_as_many_of_each_class():
     data = tiny_data(validate_on=8, pad=10)
     rows, labels = data.validated_on()

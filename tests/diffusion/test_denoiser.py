@@ -5,7 +5,7 @@ import torch
 from helpers.measured import loss_at
 from torch import nn
 
-from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
+from diffusion_lab.backbone.conditioning import Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -132,21 +132,12 @@ def test_the_score_is_tweedies_for_every_prediction(prediction, schedule):
         torch.testing.assert_close(score, expected)
 
 
-def test_the_score_takes_labels():
-    model = denoiser(conditioning=ClassLabel)
-    x, level, _ = inputs()
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    torch.testing.assert_close(
-        model.score(x, level, Given(labels)), model.score(x, level)
-    )  # a Recorder
-
-
 def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gradient():
     model = denoiser(self_conditioning=True)
     objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
     generator, informed = torch.Generator().manual_seed(0), 0
     x0 = inputs()[2]
-    for _ in range(400):
+    for _ in range(100):
         model.backbone.seen.clear()
         objective(model, x0, generator=generator)
         *before, (last, gradient) = model.backbone.seen
@@ -160,7 +151,7 @@ def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gr
         assert (first[:, 2:] == 0).all()
         assert torch.equal(first[:, :2], last[:, :2]), "the same noisy image"
         assert last[:, 2:].abs().sum() > 0
-    assert informed == pytest.approx(200, abs=35)
+    assert informed == pytest.approx(50, abs=17)
 
 
 def test_no_coin_is_drawn_where_it_decides_nothing():

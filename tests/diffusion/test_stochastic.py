@@ -319,15 +319,3 @@ def test_a_correction_is_shorter_by_the_beta_of_its_step(t, corrector):
     if corrector == "langevin":
         e = e / sigma**2 * (z.norm(dim=1) / score.norm(dim=1))[:, None] ** 2
     torch.testing.assert_close(seen[1], x + e * score + (2 * e).sqrt() * z, atol=1e-12, rtol=0)
-
-
-def test_defaults_are_the_published_constants():
-    grid = UniformGrid()
-    assert PredictorCorrector(9, grid).snr == 0.16
-    assert PredictorCorrector(9, grid).corrections == 1
-    assert PredictorCorrector(9, grid).corrector == "langevin"
-    assert PredictorCorrector(9, grid).variance == "fixed_large"
-    assert AnnealedLangevin(9, grid).corrections == 5
-    assert ReverseSDE(9, grid).eta == 1
-    heun = Heun(9, grid)
-    assert (heun.churn, heun.churn_min, heun.churn_max, heun.noise_scale) == (0, 0, math.inf, 1)

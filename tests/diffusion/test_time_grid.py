@@ -122,30 +122,13 @@ def test_a_grid_stops_where_the_schedule_does():
     assert ratio(levels)[-2] == pytest.approx(0.1)
 
 
-def test_leading_and_linspace():
-    assert index(Leading(), 4) == [750, 500, 250, 0]
-    assert index(Leading(), 3) == [666, 333, 0]  # 1000 / 3, rounded down
-    assert index(Linspace(), 4) == [999, 666, 333, 0]
-    assert index(Linspace(), 3) == [999, 500, 0]  # 499.5 to the even neighbour
-    assert index(Leading(), 1000) == index(Linspace(), 1000) == list(range(999, -1, -1))
-
-
-def test_trailing_and_quadratic():
-    assert index(Trailing(), 4) == index(UniformGrid(), 4) == [999, 749, 499, 249]
-    assert index(Trailing(), 3) == [999, 666, 332]  # 1000, 666.7 and 333.3, rounded
-    assert index(Trailing(), 16)[:3] == [999, 937, 874]  # 937.5 and 875: to the even neighbour
-    assert index(Quadratic(), 5) == [800, 450, 200, 50, 0]
-    assert index(Quadratic(), 4) == [800, 355, 88, 0]  # 355.6 and 88.9, cut
-    assert index(Quadratic(), 1) == [800]  # linspace gives its other end, which is no noise
-    assert index(Trailing(), 1000) == list(range(999, -1, -1))
-
-
 def test_points_never_coincide():
     # DDIM's own 50 points begin 0, 0, 1, 2, 5: coinciding ones are moved to the next point
     assert index(Quadratic(), 50)[::-1][:6] == [0, 1, 2, 3, 5, 8]
     assert index(Quadratic(), 50)[::-1][10:] == [
         int(x) for x in (torch.linspace(0, math.sqrt(800), 50, dtype=torch.float64) ** 2)[10:]
     ]
+    assert index(Quadratic(), 1) == [800]  # linspace gives its other end, which is no noise
     with refused("steps=801", 800, by=ValueError):
         Quadratic()(DDPMLinear(), 801)
     for steps in (29, 30, 100, 800):

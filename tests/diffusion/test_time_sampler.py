@@ -61,18 +61,6 @@ def test_distribution(build, to_uniform, stratified, schedule):
     assert distance < (1e-4 if stratified else 1.95 / math.sqrt(N))
 
 
-def test_moments():
-    t = UniformTime()(N, Rectified(), seeded())[0].t
-    assert t.mean() == pytest.approx(0.5, abs=0.01)
-    assert t.std() == pytest.approx(12**-0.5, abs=0.01)
-    level = LogNormal()(N, VarianceExploding(), seeded())[0]
-    assert level.sigma.log().mean() == pytest.approx(-1.2, abs=0.03)  # EDM's P_mean
-    assert level.sigma.log().std() == pytest.approx(1.2, abs=0.03)  # and P_std
-    logit = LogitNormal()(N, Rectified(), seeded())[0].t.logit()
-    assert logit.mean() == pytest.approx(0, abs=0.03)
-    assert logit.std() == pytest.approx(1, abs=0.03)
-
-
 @pytest.mark.parametrize("n", [1, 7, 64])
 @pytest.mark.parametrize(("build", "to_uniform"), CASES)
 def test_every_stratum_is_hit_once_and_in_random_order(build, to_uniform, n):
@@ -135,12 +123,6 @@ def test_density():
     # log(sigma / alpha) = logit(t) on the straight path
     edm = LogNormal(-1.2, 1.2).density(t, Rectified())
     torch.testing.assert_close(edm, logit_normal_density(t, -1.2, 1.2), **close)
-
-
-def test_a_uniform_share_of_one_is_uniform():
-    u = torch.linspace(0.001, 1, 50, dtype=torch.float64)
-    t = LogitNormal(uniform=1.0).quantile(u, Rectified())
-    torch.testing.assert_close(t, u, rtol=0, atol=1e-12)
 
 
 def test_the_generator_decides():

@@ -17,8 +17,33 @@ from diffusion_lab.estimate.doctor import diagnose
 from diffusion_lab.estimate.run_cost import Duration
 
 
+def with_blanks(images, labels):
+    blank = torch.arange(100)[:, None, None, None].expand(-1, 1, 8, 8)
+    return torch.cat([blank, images[100:]]), labels
+
+
+def with_copies(images, labels):
+    return torch.cat([images[:100], images[:100], images[200:]]), labels
+
+
+FAULTS = {  # of a training split
+    "binary": lambda images, labels: (images > 90, labels),
+    "constant": lambda images, labels: (torch.full_like(images, 17), labels),
+    "dim": lambda images, labels: (images // 4 + 90, labels),
+    "blank": with_blanks,
+    "from_one": lambda images, labels: (images, labels + 1),
+    "missing": lambda images, labels: (images, labels.clamp(max=2)),
+    "uneven": lambda images, labels: (images, labels * (torch.arange(3000) < 1000)),
+    "copies": with_copies,
+}
+
+
 class Clean(TinyData):
-    """Sound data of enough images: bars by class, 3000 for training and 1500 for tests."""
+    """Bars by class, 3000 for training and 1500 for tests, sound but for a `fault`."""
+
+    def __init__(self, root: str = "data", fault: str | None = None):
+        super().__init__(root)
+        self.fault = fault
 
     def load(self):
         def split(count: int, seed: int) -> Split:
@@ -28,39 +53,11 @@ class Clean(TinyData):
             images += 180 * (labels[:, None, None, None] == torch.arange(8) // 2)
             return Split(images.to(torch.uint8), labels)
 
-        return split(3000, 0), split(1500, 1)
-
-
-class Spoilt(Clean):
-    """Data whose training split `spoil` makes faulty."""
-
-    def load(self):
-        train, test = super().load()
-        return self.spoil(train), test
-
-    def spoil(self, train: Split) -> Split:
-        raise NotImplementedError
-
-
-class Floats(Spoilt):
-    def spoil(self, train):
-        return Split((train.images > 90).to(torch.uint8), train.labels)
-
-
-class Constant(Spoilt):
-    def spoil(self, train):
-        return Split(torch.full_like(train.images, 17), train.labels)
-
-
-class Dim(Spoilt):
-    def spoil(self, train):
-        return Split(train.images // 4 + 90, train.labels)
-
-
-class Blank(Spoilt):
-    def spoil(self, train):
-        train.images[:100] = torch.arange(100, dtype=torch.uint8)[:, None, None, None]
-        return train
+        train, test = split(3000, 0), split(1500, 1)
+        if self.fault:
+            images, labels = FAULTS[self.fault](*train)
+            train = Split(images.to(torch.uint8), labels)
+        return train, test
 
 
 class GreyColour(Clean):
@@ -70,28 +67,6 @@ class GreyColour(Clean):
         return [
             Split(images[:, :1].repeat(1, 3, 1, 1), labels) for images, labels in super().load()
         ]
-
-
-class FromOne(Spoilt):
-    def spoil(self, train):
-        return Split(train.images, train.labels + 1)
-
-
-class Missing(Spoilt):
-    def spoil(self, train):
-        return Split(train.images, train.labels.clamp(max=2))
-
-
-class Uneven(Spoilt):
-    def spoil(self, train):
-        labels = torch.where(torch.arange(3000) < 1000, train.labels, 0)
-        return Split(train.images, labels)
-
-
-class Copies(Spoilt):
-    def spoil(self, train):
-        train.images[100:200] = train.images[:100]
-        return train
 
 
 class Leaky(Clean):
@@ -108,9 +83,10 @@ class OneClass(Clean):
         return [Split(images, torch.zeros_like(labels)) for images, labels in super().load()]
 
 
-class NoBytes(Spoilt):
-    def spoil(self, train):
-        return Split(train.images.float(), train.labels)
+class NoBytes(Clean):
+    def load(self):
+        train, test = super().load()
+        return Split(train.images.float(), train.labels), test
 
 
 SOUND = [
@@ -133,6 +109,9 @@ QUICK = ["callbacks.evaluation=null", "speed=false"]
 
 
 def data(name: str) -> str:
+    """The override of a class of data, or of clean data with a fault."""
+    if name in FAULTS:
+        return f"+data.source.fault={name}"
     return f"data.source._target_=test_doctor.{name}"
 
 
@@ -177,14 +156,14 @@ def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
 # overrides, and checks with what they say; faults that do not touch stand together
 SPOILT = [
     (
-        [data("Floats"), "objective/prediction=eps"],
+        [data("binary"), "objective/prediction=eps"],
         [
             ("grey_values", "error", "0, 1", "cast to bytes"),
             ("composition", "error", "objective/prediction=v, flow"),
         ],
     ),
     (
-        [data("Constant"), "logger.wandb.mode=foo", "trainer.accelerator=gpu"],
+        [data("constant"), "logger.wandb.mode=foo", "trainer.accelerator=gpu"],
         [
             ("grey_values", "error", "every pixel has the grey value 17"),
             ("settings", "error", "auto, online, offline"),
@@ -192,7 +171,7 @@ SPOILT = [
         ],
     ),
     (
-        [data("Dim"), "schedule=edm", "objective=edm", "objective/loss/weighting=edm"],
+        [data("dim"), "schedule=edm", "objective=edm", "objective/loss/weighting=edm"],
         [
             ("grey_values", "warning", "between 90 and 15", "stretch them"),
             (
@@ -205,7 +184,7 @@ SPOILT = [
     ),
     (
         [
-            *(data("Blank"), "sampler.steps=3", "guidance.scale=9", "optimizer.lr=0.1"),
+            *(data("blank"), "sampler.steps=3", "guidance.scale=9", "optimizer.lr=0.1"),
             *("lr_schedule.warmup_images=9_600", "callbacks.weight_averaging.ramp=null"),
             "validate_every_n_steps=900",
         ],
@@ -236,28 +215,28 @@ SPOILT = [
         ],
     ),
     (
-        [data("FromOne"), "backbone.patch=3"],
+        [data("from_one"), "backbone.patch=3"],
         [
             ("classes", "error", "from 1 to 4", "number the labels from 0"),
             ("composition", "error", "backbone.patch"),
         ],
     ),
     (
-        [data("Missing"), "batch_size=4000"],
+        [data("missing"), "batch_size=4000"],
         [
             ("classes", "warning", "fourth has no training images"),
             ("batch", "warning", "2700 training images", "batch_size=2048"),
         ],
     ),
     (
-        [data("Uneven"), "schedule=ve", "schedule.sigma_max=2"],
+        [data("uneven"), "schedule=ve", "schedule.sigma_max=2"],
         [
             ("classes", "warning", "a factor of 9.0", "data.per_class=225"),
             ("largest_noise", "warning", "does not cover"),
         ],
     ),
     (
-        [data("Copies"), "schedule=ve"],
+        [data("copies"), "schedule=ve"],
         [
             ("duplicates", "warning", "82 of 2700"),
             ("overlap", "warning", "300 validation images"),
@@ -412,7 +391,7 @@ def test_all_rules_that_are_broken_are_listed_once(examine):
 
 @pytest.mark.parametrize("refused", ["batch_size=abc", "objective/prediction=eps", "seed=-1"])
 def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
-    said, facts = examine(*QUICK, data("Copies"), refused)
+    said, facts = examine(*QUICK, data("copies"), refused)
     assert len(said["error"]) == 1
     assert "82 of 2700" in said["warning"]["duplicates"]
     assert "tokens" in said["skipped"]
@@ -464,13 +443,11 @@ def test_a_full_disk_and_a_folder_that_cannot_be_made(examine, monkeypatch, tmp_
 
 
 def test_people_read_facts_and_the_worst_first(lab):
-    code, out, err = lab("doctor", *SOUND, *QUICK, data("FromOne"), "optimizer.lr=1")
+    code, out, err = lab("doctor", *SOUND, *QUICK, data("from_one"), "optimizer.lr=1")
     assert code == 1
     assert out == ""
     lines = err.splitlines()
-    assert lines[0].startswith(
-        "Data: FromOne, 2,700 training, 300 validation and 1,500 test images"
-    )
+    assert lines[0].startswith("Data: Clean, 2,700 training, 300 validation and 1,500 test images")
     assert [line.split()[0] for line in lines if "  " in line][:3] == ["error", "warning", "advice"]
     assert lines[-1] == "1 error, 1 warning, 1 piece of advice"
 

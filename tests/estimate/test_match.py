@@ -100,17 +100,6 @@ def test_heads_keep_about_their_width():
 
 
 @pytest.mark.slow
-def test_a_run_is_a_reference_with_all_that_it_chose(lab, run_folder):
-    arguments = ["backbone=mlp", "reference=run", "tolerance=0.1", "json=true"]
-    code, out, err = lab("match", *arguments)
-    assert code == 0, err
-    summary = json.loads((run_folder / "summary.json").read_text())
-    result = json.loads(out.splitlines()[-1])
-    assert result["reference"]["params"] == summary["parameters"]
-    assert result["match"]["params"] == pytest.approx(summary["parameters"], rel=0.1)
-
-
-@pytest.mark.slow
 def test_what_is_written_beside_a_run_is_not_the_runs(lab, run_folder):
     here = ["data=cifar10", "conditioning=none"]
     expected = counts(lab, "profile", "run=run", *here, "device=meta")

@@ -1,5 +1,6 @@
 """The costs of a composition agree with counts by hand, by PyTorch, and as published."""
 
+import copy
 import json
 import shutil
 
@@ -7,11 +8,9 @@ import pytest
 import torch
 from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
-from hydra import compose, initialize_config_dir
 from torch import nn
 
 from diffusion_lab.assembly.costs import ImageFacts, counted
-from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
@@ -62,7 +61,8 @@ def test_pytorch_sees_neither_a_recurrence_nor_attention_on_a_cpu():
 
 
 def test_few_macs_of_no_layer_are_counted_too(lab):
-    result = profiled(lab, "backbone=diffusers_unet", "image_shape=[1,28,28]", *META)
+    small = ["backbone=diffusers_unet", "backbone.channels=32", "backbone.blocks=1"]
+    result = profiled(lab, *small, "image_shape=[1,8,8]", *META)
     assert 2 * result["macs"] == result["flop_counter"]
 
 
@@ -106,11 +106,10 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert tensors.bytes(network.parameters()) == kept
 
 
-@pytest.mark.parametrize("recipe", ["toy/two_moons", "toy/score_matching"])
-def test_an_energy_is_measured(lab, recipe):
+def test_an_energy_is_measured(lab):
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
     small = ["backbone=energy", "backbone.network.width=16", "sampler.steps=2"]
-    result = profiled(lab, f"experiment={recipe}", *small, *fast, "json=true")
+    result = profiled(lab, "experiment=toy/score_matching", *small, *fast, "json=true")
     # what the blocks' second layers are given and its gradient, 4 x 16 numbers each, in float32
     assert result["activation_bytes"] > 2 * 3 * 4 * 4 * 16
     assert result["training_images_per_second"] > 0
@@ -122,14 +121,6 @@ def test_steps_take_turns():
     seconds = median_seconds(steps, 3)
     assert order == ["a", "b"] * 5
     assert all(0 < taken < 0.1 for taken in seconds)
-
-
-def test_published_sizes(lab):
-    result = profiled(lab, "backbone=unet_ddpm", "data=cifar10", "conditioning=none", *META)
-    assert result["params"] == pytest.approx(35.7e6, rel=0.005)
-    assert result["macs"] == pytest.approx(6.22e9, rel=0.005)
-    assert result["flops"] == 2 * result["macs"]
-    assert result["flop_counter"] == pytest.approx(result["flops"], rel=0.01)
 
 
 @pytest.mark.slow
@@ -207,10 +198,8 @@ def test_a_train_composition_and_hydras_flags_are_taken(lab):
 
 
 def test_a_timed_call_is_without_dropout():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(
-            "profile", ["backbone=unet_small", "backbone.stage.dropout=0.9", "batch_size=2"]
-        )
+    network = ("backbone=unet_small", "backbone.stage.dropout=0.9")
+    cfg = copy.deepcopy(composed("profile", *network, "batch_size=2"))
     bench = Bench(cfg, ImageFacts((1, 8, 8), Classes.numbered(10)), torch.device("cpu"), "32-true")
     modes = []
     bench.model.denoiser.backbone.register_forward_pre_hook(

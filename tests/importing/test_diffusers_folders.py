@@ -4,16 +4,19 @@ import json
 import os
 import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_vae import save_vae
 
 from diffusion_lab import runs
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import prediction
 from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.importing.command import read
+from diffusion_lab.importing.kind import DiffusersFolders
 
 diffusers = pytest.importorskip("diffusers")
 UNET = {
@@ -207,25 +210,6 @@ def test_an_imported_dit_is_exported_with_its_autoencoder(lab, tmp_path):
     assert images.shape == (2, 3, 64, 64)
 
 
-SCHEDULERS = {
-    "linear": {"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03},
-    "scaled": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    "zero": {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
-}
-
-
-@pytest.mark.parametrize("settings", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_a_scheduler_becomes_its_schedule(lab, settings):
-    network = randomised(diffusers.UNet2DModel(**UNET))
-    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **settings)
-    diffusers.DDIMPipeline(network, scheduler).save_pretrained("pipeline")
-    model = imported(lab, "pipeline")
-    levels = model.schedule(torch.arange(1, 1001) / 1000)
-    expected = scheduler.alphas_cumprod
-    torch.testing.assert_close(levels.alpha.float() ** 2, expected, rtol=1e-4, atol=1e-7)
-    assert isinstance(model.denoiser.prediction, prediction.V)
-
-
 def test_flow_matching_becomes_the_straight_path(lab):
     network = randomised(diffusers.UNet2DModel(**UNET))
     network.save_pretrained("pipeline/unet")
@@ -239,67 +223,73 @@ def test_flow_matching_becomes_the_straight_path(lab):
         torch.testing.assert_close(output, network(x, 1000 * sigma).sample, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "{}"])
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A pipeline of a U-Net and a scheduler, which no test may change."""
+    folder = tmp_path_factory.mktemp("diffusers")
+    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained(folder / "unet")
+    diffusers.DDPMScheduler().save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture
+def spoilt(pipeline, tmp_path) -> Path:
+    """A copy of the pipeline."""
+    return Path(shutil.copytree(pipeline, tmp_path / "pipeline"))
+
+
+def refuse(path: Path, *named: object) -> None:
+    """Asserts that reading a folder is refused in a sentence that has all of `named`."""
+    with refused(*named):
+        read(DiffusersFolders(), path)
+
+
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "unet/config.json"])
-def test_a_damaged_file_of_settings_is_named(refusal, tmp_path, name, content):
-    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("pipeline/unet")
-    diffusers.DDPMScheduler().save_pretrained("pipeline/scheduler")
-    (tmp_path / "pipeline" / name).write_text(content)
+def test_a_damaged_file_of_settings_is_named(refusal, spoilt, tmp_path, name):
+    for content in ("", "{", "[1]", "{}"):
+        (spoilt / name).write_text(content)
+        refuse(spoilt, name)
     assert_names(refusal("import", "pipeline", "kind=diffusers", "output=net"), name)
     assert not (tmp_path / "net").exists()
 
 
 @pytest.mark.parametrize("kind", ["timestep", "identity"])
-def test_a_network_whose_labels_are_no_classes_is_refused(refusal, tmp_path, kind):
-    randomised(diffusers.UNet2DModel(**UNET, class_embed_type=kind)).save_pretrained("network")
-    sentence = refusal("import", "network", "kind=diffusers", "output=net")
-    assert_names(sentence, f"class_embed_type={kind}")
+def test_a_network_whose_labels_are_no_classes_is_refused(tmp_path, kind):
+    randomised(diffusers.UNet2DModel(**UNET, class_embed_type=kind)).save_pretrained(tmp_path)
+    refuse(tmp_path, f"class_embed_type={kind}")
 
 
-def test_weights_that_would_run_code_are_refused(refusal, tmp_path):
-    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("network")
-    (tmp_path / "network/diffusion_pytorch_model.safetensors").unlink()
+def test_weights_that_would_run_code_are_refused(spoilt, tmp_path):
+    (spoilt / "unet/diffusion_pytorch_model.safetensors").unlink()
     content = {"conv_in.weight": Mkdir(tmp_path / "executed")}
-    torch.save(content, tmp_path / "network/diffusion_pytorch_model.bin")
-    refusal("import", "network", "kind=diffusers", "output=net")
+    torch.save(content, spoilt / "unet/diffusion_pytorch_model.bin")
+    refuse(spoilt)
     assert not (tmp_path / "executed").exists()
-    assert not (tmp_path / "net").exists()
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+@pytest.mark.parametrize("key", ["act_fn", "attn_norm_num_groups", "beta_start"])
+def test_settings_that_name_code_are_refused(spoilt, tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    name = "scheduler/scheduler_config.json" if key == "beta_start" else "unet/config.json"
+    given = json.loads((spoilt / name).read_text())
+    for value in (
         {"_target_": "os.mkdir", "path": "executed"},
         ["silu", {"_target_": "os.mkdir", "path": "executed"}],
         "${oc.env:HOME}",
         "{_target_:os.mkdir,path:executed}",
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("key", ["act_fn", "attn_norm_num_groups", "beta_start"])
-def test_settings_that_name_code_are_refused(refusal, tmp_path, key, value):
-    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("pipeline/unet")
-    diffusers.DDPMScheduler().save_pretrained("pipeline/scheduler")
-    name = "scheduler/scheduler_config.json" if key == "beta_start" else "unet/config.json"
-    path = tmp_path / "pipeline" / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    refusal("import", "pipeline", "kind=diffusers", "output=net")
+    ):
+        (spoilt / name).write_text(json.dumps(given | {key: value}))
+        refuse(spoilt)
     assert not (tmp_path / "executed").exists()
-    assert not (tmp_path / "net").exists()
 
 
-def test_other_folders_are_refused(refusal, tmp_path):
-    for name in ("empty", "other"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "other/config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    (tmp_path / "lacking").mkdir()
-    randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("lacking")
-    (tmp_path / "lacking/diffusion_pytorch_model.safetensors").unlink()
-    for name in ("empty", "other", "lacking"):
-        assert_names(refusal("import", name, "kind=diffusers", "output=net"), name)
-    save = randomised(diffusers.UNet2DModel(**UNET)).save_pretrained
-    save("wider")
-    config = json.loads((tmp_path / "wider/config.json").read_text())
-    config["block_out_channels"] = [16, 48]
-    (tmp_path / "wider/config.json").write_text(json.dumps(config))
-    assert_names(refusal("import", "wider", "kind=diffusers", "output=net"), "wider")
+def test_other_folders_are_refused(spoilt, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", "empty")
+    config = spoilt / "unet/config.json"
+    given = json.loads(config.read_text())
+    for wrong in ({"_class_name": "AutoencoderKL"}, {"block_out_channels": [16, 48]}):
+        config.write_text(json.dumps(given | wrong))
+        refuse(spoilt, "unet")
+    (spoilt / "unet/diffusion_pytorch_model.safetensors").unlink()
+    refuse(spoilt, "unet")

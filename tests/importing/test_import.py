@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.commands import run_alone
 from helpers.reference_networks import Reference
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
 from helpers.tiny_vae import save_vae
 from safetensors import safe_open
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_lab import runs
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.importing.command import read
+from diffusion_lab.importing.kind import ADMFiles, DiTFiles
 
 TRAINED = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 
@@ -154,8 +156,6 @@ def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["kind=adm"], ["edm.safetensors"]),
-        (["kind=dit"], ["edm.safetensors"]),
         (["kind=diffusers"], ["edm.safetensors"]),
         (["kind=edm", "data=cifar10"], ["(3, 32, 32)"]),
         (
@@ -178,6 +178,12 @@ def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):
 def test_a_wrong_request_is_refused_and_leaves_nothing(refusal, tmp_path, edm, arguments, named):
     assert_names(refusal("import", edm, *arguments, "output=net"), *named)
     assert {path.name for path in tmp_path.iterdir()} <= {edm, "data"}
+
+
+@pytest.mark.parametrize("kind", [ADMFiles, DiTFiles])
+def test_weights_of_another_kind_are_refused(tmp_path, edm, kind):
+    with refused(edm):
+        read(kind(), tmp_path / edm)
 
 
 def test_nothing_is_written_over(refusal, tmp_path, edm):

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from helpers.compositions import composed
 from helpers.refusals import refused
 
+from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.importing.scheduler import scheduler_overrides
 
 
@@ -55,3 +58,23 @@ def test_a_shift_of_the_steps_is_named(tmp_path, capfd):
         assert "schedule=rectified" in scheduler_overrides(tmp_path, in_latents=True)
         said.append("shift=3.0" in capfd.readouterr().err)
     assert said == [True, False]
+
+
+SCHEDULERS = {
+    "linear": {"beta_schedule": "linear", "beta_start": 0.0002, "beta_end": 0.03},
+    "scaled": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "zero": {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
+}
+
+
+@pytest.mark.parametrize("settings", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_scheduler_becomes_its_schedule(tmp_path, settings):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **settings)
+    scheduler.save_pretrained(tmp_path)
+    found = scheduler_overrides(tmp_path, in_latents=False)
+    assert "objective/prediction=v" in found
+    cfg = composed("train", "name=x", *(each for each in found if each.startswith("schedule")))
+    levels = instantiate(cfg, "schedule")(torch.arange(1, 1001) / 1000)
+    expected = scheduler.alphas_cumprod
+    torch.testing.assert_close(levels.alpha.float() ** 2, expected, rtol=1e-4, atol=1e-7)

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.compositions import composed
 from helpers.fake_metrics import FakeExtractor, FakeSource, generated, prepared
-from helpers.paths import ROOT
 from helpers.refusals import refused
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffusion_lab.common.randomness import random_places
@@ -178,15 +177,6 @@ def test_the_real_value_of_a_class_with_few_test_images_says_so(tmp_path):
     assert " at " not in lines[0]
     assert "FID of class 1 (odd)" in lines[1]
     assert "at 20 images) [fid_class1/fake/train1k-50]" in lines[1]
-
-
-def test_a_second_evaluation_by_class_reads_what_the_first_wrote(tmp_path):
-    first, values = per_class_values(tmp_path, None, 101)
-    # most test images serve both kinds of metrics
-    assert first.metrics.extractor.images_seen < 2000 + 101 + 101 + 101
-    second, again = per_class_values(tmp_path, None, 101)
-    assert second.metrics.extractor.images_seen == 101
-    assert again == values
 
 
 def test_short_count():
@@ -450,11 +440,8 @@ def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
     ("choice", "extractor"), [("efficientnet_lite0", EfficientNetLite0), ("inception", Inception)]
 )
 def test_configurations_build(choice, extractor):
-    conf = ROOT / "conf"
-    with initialize_config_dir(str(conf), version_base=None):
-        cfg = compose(overrides=[f"+metrics={choice}", "+data.source.root=/data"])
-        metrics = instantiate(cfg.metrics)
-        other = compose(overrides=[f"+metrics={choice}", "metrics/extractor=inception"])
+    metrics = instantiate(composed(None, f"+metrics={choice}", "+data.source.root=/data").metrics)
+    other = composed(None, f"+metrics={choice}", "metrics/extractor=inception")
     assert isinstance(metrics.extractor, extractor)
     assert metrics.cache_dir == "/data/reference"
     assert metrics.reference_size is None

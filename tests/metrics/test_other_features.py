@@ -120,14 +120,6 @@ def test_features_are_those_without_the_map(prepared):
     torch.testing.assert_close(extractor.outputs(images())[FEATURES], whole, atol=1e-5, rtol=1e-4)
 
 
-def test_the_spatial_fid_grows_when_things_move(prepared):
-    prepared, data, _ = prepared
-    tests = data.test_images()[:SAMPLES]
-    name = f"spatial_fid/efficientnet_lite0-96/train{len(data.reference_images())}-{SAMPLES}"
-    still, moved = (measured(prepared, each)[name] for each in (tests, tests.roll(3, dims=3)))
-    assert moved > still
-
-
 def test_patches_as_large_as_the_images_are_refused(tmp_path):
     metrics = GenerativeMetrics(EfficientNetLite0(), None, SAMPLES, str(tmp_path), patch=8)
     with refused("patch", by=ValueError):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny_runs import TINY
+from helpers.fake_metrics import FakeSource, generated, prepared
 
 from diffusion_lab.metrics.real_or_drawn import told_apart
 
@@ -37,8 +37,8 @@ def test_the_answer_is_the_same_again_and_leaves_the_generator_alone():
     assert told_apart(*pairs, CPU) == first
 
 
-def test_a_run_is_measured_by_it_beside_test_images(lab, tmp_path):
-    code, _, err = lab("train", *TINY, "run_dir=run", "metrics.real_or_drawn=true")
-    assert code == 0, err
-    assert "real_or_drawn/cnn/" in err
-    assert "real_or_drawn_real" in (tmp_path / "run/summary.json").read_text()
+def test_it_is_measured_on_request_beside_test_images(tmp_path):
+    metrics = prepared(tmp_path, FakeSource(train=200, test=60), real_or_drawn=True)
+    values = metrics.compute(metrics.metrics.observer(generated()), None)
+    kinds = [name.partition("/cnn/")[0] for name in values if "/cnn/" in name]
+    assert kinds == ["real_or_drawn", "real_or_drawn_real"]

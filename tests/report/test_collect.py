@@ -12,7 +12,6 @@ import pytest
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 from helpers.refusals import refused
 from helpers.tiny_runs import TINY
-from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.cli.arguments import gather_paths
@@ -345,10 +344,9 @@ def test_paths_are_told_from_overrides(tmp_path, monkeypatch):
 
 
 def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
-    for arguments in (["run_dir=other", "seed=1"], ["run_dir=wide", "backbone.width=48"]):
-        code, _, err = lab("train", *TINY, *arguments, "logger=none")
-        assert code == 0, err
-    code, out, err = lab("compare", "run", "other", "wide", "json=true")
+    code, _, err = lab("train", *TINY, "run_dir=wide", "backbone.width=48", "logger=none")
+    assert code == 0, err
+    code, out, err = lab("compare", "run", "wide", "json=true")
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert set(result["compositions"]) == {"width=32", "width=48"}
@@ -357,11 +355,3 @@ def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
     assert all(float(row["macs"]) > 0 and float(row["peak_memory"]) > 1e6 for row in rows)
     page = (tmp_path / "comparison/index.html").read_text()
     assert page.count("data:image/png") == 4  # a strip and a grid of each run
-
-
-def test_the_macs_of_a_summary_are_those_of_profile(lab, run_folder):
-    summary = json.loads((run_folder / "summary.json").read_text())
-    code, out, err = lab("profile", "run=run", "device=meta", "json=true")
-    assert code == 0, err
-    assert summary["macs"] == json.loads(out.splitlines()[-1])["macs"] > 0
-    assert OmegaConf.load(run_folder / "config.yaml").backbone.width == 32

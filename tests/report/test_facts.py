@@ -12,7 +12,6 @@ from diffusion_lab.report.records import spike_in
 
 FIDS = [100.0, 101.0, 99.0]
 MACS = 2_000_000  # of a fake run, which sees 6,400 images
-MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
 BY_CLOCK = {"trainer": {"max_steps": 10**6, "max_time": "00:00:10:00"}}
 PROTOCOL = {"protocol": STUDY_PROTOCOL}
 

@@ -134,9 +134,12 @@ def test_a_vae_follows_the_protocol_of_the_others(tmp_path):
 KINDS = ("init_sha256", "objective.teacher.sha256")
 
 
-@pytest.mark.parametrize("kinds", [KINDS[:1], KINDS[1:], KINDS])
 @pytest.mark.parametrize(
-    ("weights", "compositions"), [("ab", 2), ("aa", 2), ("aabb", 3), ("abcd", 2)]
+    ("kinds", "weights", "compositions"),
+    [
+        *((KINDS, weights, count) for weights, count in (("ab", 2), ("aa", 2), ("abcd", 2))),
+        *((kinds, "aabb", 3) for kinds in (KINDS[:1], KINDS[1:], KINDS)),
+    ],
 )
 def test_weights_to_start_from_are_a_composition_unless_each_seed_has_its_own(
     tmp_path, kinds, weights, compositions

@@ -40,22 +40,15 @@ def two_ways(tmp_path):
     return tmp_path
 
 
-def test_each_is_judged_by_itself(two_ways):
-    for said in compared(two_ways):
-        assert "With sampler.steps=50: UNet is better than DiT: FID 147" in said
-
-
-def test_every_metric_stands_in_a_table(two_ways):
+def test_each_is_judged_by_itself_and_every_metric_and_run_is_listed(two_ways):
     text, page = compared(two_ways)
+    for said in (text, page):
+        assert "With sampler.steps=50: UNet is better than DiT: FID 147" in said
     head, _, *rows = text[text.index("With sampler.steps=50:") :].splitlines()[2:]
     assert head == "| composition | seeds | FID | Accuracy |"  # a loss depends on no sampler
     cells = [[cell.split(" (")[0] for cell in row.strip("| ").split(" | ")] for row in rows[:2]]
     assert cells == [["DiT", "3", "199", "80.0 %"], ["UNet", "3", "147", "80.0 %"]]
     assert page.count(">With sampler.steps=50</caption>") == 1
-
-
-def test_every_run_is_in_a_file(two_ways):
-    compared(two_ways)
     rows = list(csv.DictReader((two_ways / "out/samplings.csv").open()))
     assert len(rows) == 12
     assert [*rows[0]] == [

@@ -3,10 +3,8 @@
 import re
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, said
-from helpers.pairs import first_fast
 
 from diffusion_lab.metrics.quantity import Quantity
 from diffusion_lab.report.comparison import Report, judge
@@ -18,7 +16,6 @@ from diffusion_lab.training.study import TESTS as OF_PROTOCOLS
 
 BETTER, WORSE, WORST = [100.0, 101.0, 99.0], [150.0, 152.0, 151.0], [171.0, 171.0, 172.0]
 MAMBA = {"backbone": {"_target_": "diffusion_lab.backbone.Mamba2"}}
-MOST_WORDS = 60
 
 
 def panel_of(root, metric="fid"):
@@ -248,35 +245,3 @@ def again(folder, fid: float, sampling_seed: int) -> None:
     cfg.seed = sampling_seed
     summary = load_summary(folder)
     save_evaluation(folder, {f"fid/{NAME}": fid}, summary.protocol, cfg, identify(folder))
-
-
-@pytest.mark.parametrize(
-    "facts",
-    first_fast(
-        [
-            {"arms": 6, "seeds": 1},
-            {"arms": 3, "seeds": 3},
-            {"arms": 4, "seeds": 3, "protocol": STUDY_PROTOCOL},
-            {"arms": 6, "seeds": 3, "spread": 20.0},
-            {"arms": 3, "seeds": 2, "sizes": (0.01, 0.1, 1.0), "spread": 50.0},
-        ],
-        3,
-    ),
-)
-def test_no_sentence_is_long(tmp_path, facts):
-    study(tmp_path, **facts)
-    report = Report(collect([tmp_path]))
-    sentences = [*report.answers.values(), *report.sentences, *report.notes]
-    parts = [part for each in sentences for part in re.split("; (?!f)", each)]
-    assert [each for each in parts if len(each.split()) > MOST_WORDS] == []
-
-
-def study(root, arms: int, seeds: int, sizes=(1.0,), spread: float = 1.0, **config):
-    rng = np.random.default_rng(arms + seeds)
-    for width in range(arms):
-        for size in sizes:
-            own = {"backbone": {"width": 8 * (width + 1)}, "data": {"fraction": size}} | config
-            facts = {"training_images": int(60_000 * size), "parameters": 10**6 * (width + 1)}
-            for seed in range(seeds):
-                fid = 100.0 + 5 * width + spread * rng.normal()
-                fake_run(root / f"w{width}_{size}_{seed}", fid, seed, own, summary=facts)
