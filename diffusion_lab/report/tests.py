@@ -10,7 +10,7 @@ several ways are paired, or where a protocol asks for it.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -168,8 +168,9 @@ def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """The tests of pairs with p_joint, p_welch and p_paired, what each says after correction."""
     pairs = [*zip(found.ahead, found.behind, strict=True)]
     for test in (JOINT, WELCH, PAIRED):
-        others = contrasts(values, test, pairs).itertuples()
-        p = {frozenset((o.ahead, o.behind)): o.corrected for o in others if o.test == test}
+        others = found if {*found.test} == {test} else contrasts(values, test, pairs)
+        p = {frozenset((o.ahead, o.behind)): o.corrected for o in others.itertuples()}
+        p = p if {*others.test} == {test} else {}
         found = found.assign(**{f"p_{test}": [p.get(frozenset(pair), math.nan) for pair in pairs]})
     return found
 
@@ -253,9 +254,9 @@ def _corrected(found: dict[str, list], noise: Noise | None) -> dict[str, Any]:
     if noise and arms > 2 and tests == arms * (arms - 1) / 2:
         from scipy.stats import studentized_range  # late, as it takes a second
 
-        range_of = studentized_range(arms, noise.degrees)
-        correction, after = "Tukey", np.clip(range_of.sf(math.sqrt(2) * size), p, 1)
-        threshold = range_of.isf(LEVEL) / math.sqrt(2)
+        tails = studentized_range.sf(math.sqrt(2) * size, arms, noise.degrees)
+        correction, after = "Tukey", np.clip(tails, p, 1)
+        threshold = widest(arms, noise.degrees)
     else:
         correction, after = "Holm" if tests > 1 else "", holm(p)
         threshold = t_of(LEVEL / 2 / max(1, tests), degrees)
@@ -270,6 +271,14 @@ def _corrected(found: dict[str, list], noise: Noise | None) -> dict[str, Any]:
     numbers |= {"low": gap - own, "high": gap + own, "least": gap - every, "most": gap + every}
     numbers |= {"significant": after < LEVEL, "detectable": power}
     return numbers | {"detectable_low": low, "detectable_high": high}
+
+
+@cache  # it is found by integrals, in a second
+def widest(arms: int, degrees: int) -> float:
+    """Tukey's critical value, in standard errors of a gap."""
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.isf(LEVEL, arms, degrees)) / math.sqrt(2)
 
 
 def holm(p: Sequence[float] | NDArray) -> NDArray:
