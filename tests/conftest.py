@@ -1,6 +1,7 @@
 """Shared fixtures: the command line in this process, in an empty folder, on tiny data."""
 
 import gc
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,11 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from helpers.commands import command_line, prepare_for_commands, run_alone
 from helpers.fake_slurm import FakeSlurm
-from helpers.faults import no_file_above
+from helpers.faults import Killed, at_step, die, no_file_above
 from helpers.gpu import DEVICE
 from helpers.processes import SRUN, TORCHRUN
 from helpers.refusals import sentence_of
@@ -44,18 +46,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="there are too few CUDA devices"))
 
 
-@pytest.fixture
-def lab(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """A function: lab("train", ...) -> (exit code, stdout, stderr), run in tmp_path."""
-    prepare_for_commands(monkeypatch, tmp_path)
+class Lab:
+    """The command line of this process: lab("train", ...) -> (exit code, stdout, stderr)."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()  # discards earlier output, as of fixtures
-        code = command_line(monkeypatch, *arguments)
-        out, err = capfd.readouterr()
+    def __init__(self, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture):
+        self.patch, self.captured = patch, captured
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.captured.readouterr()  # discards earlier output, as of fixtures
+        code = command_line(self.patch, *arguments)
+        out, err = self.captured.readouterr()
         return code, out, err
 
-    return run
+    def done(self, *arguments: str, code: int = 0) -> str:
+        """Returns the standard error of a command, which must end with this exit code."""
+        ended, _, err = self(*arguments)
+        assert ended == code, err
+        return err
+
+    def result(self, *arguments: str) -> dict:
+        """The result that a command prints with json=true."""
+        code, out, err = self(*arguments, "json=true")
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    def drawn(self, *arguments: str) -> dict[str, np.ndarray]:
+        """The arrays that `sample` writes with these arguments."""
+        with np.load(self.result("sample", "save=npz", *arguments)["array"]) as arrays:
+            return dict(arrays)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch, capfd) -> Lab:
+    """The command line, in an empty folder."""
+    prepare_for_commands(monkeypatch, tmp_path)
+    return Lab(monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -66,6 +91,19 @@ def refusal(lab) -> Callable[..., str]:
         code, _, err = lab(*arguments)
         assert code == 2, err
         return sentence_of(err)
+
+    return run
+
+
+@pytest.fixture
+def killed_at_step(lab, monkeypatch) -> Callable[..., None]:
+    """A function: killed_at_step(5, "train", ...) runs a command that dies as that step begins."""
+
+    def run(step: int, *arguments: str) -> None:
+        with monkeypatch.context() as patch:
+            at_step(patch, step, die)
+            with pytest.raises(Killed):
+                lab(*arguments)
 
     return run
 

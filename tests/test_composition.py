@@ -1,21 +1,19 @@
 """All parts compose: each pair trains and samples, or is refused with the reason."""
 
-import copy
 import re
 from dataclasses import replace
-from functools import cache
 from itertools import product
 
 import pytest
 import torch
+from helpers.compositions import TINY_NETWORK, assembled, composed, node
 from helpers.measured import loss_at
 from helpers.pairs import each_once
 from helpers.paths import CONF
 from helpers.refusals import refused
-from helpers.tiny_runs import TINY, tiny_first_stage
-from hydra import compose, initialize_config_dir
+from helpers.tiny_runs import tiny_first_stage
 from hydra.utils import instantiate
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline, with_data_std
 from diffusion_lab.common.labels import Captions, Classes, Numbers
@@ -52,26 +50,9 @@ EXPERIMENTS = sorted(
 )
 
 
-@pytest.fixture(scope="module")
-def configure():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides: compose("train", overrides=["name=x", *overrides])
-
-
-TINY_NETWORK = ["backbone=dit", "backbone.width=16", "backbone.heads=2", "backbone.depth=1"]
-
-
-def tiny(configure, *overrides: str):
-    cfg = configure(*TINY_NETWORK, *overrides)
-    return cfg, build_model(cfg, SHAPE, Classes.numbered(CLASSES))
-
-
-@cache
-def node(group: str, option: str):
-    """The configuration that an option puts into its group; composed once, as Hydra is slow."""
-    return OmegaConf.select(
-        compose(overrides=[f"+{group}={option}"]), group.replace("/", "."), default=None
-    )
+def tiny(*overrides: str):
+    cfg = composed("train", "name=x", *TINY_NETWORK, *overrides).copy()
+    return cfg, model_of(cfg)
 
 
 def objective_part(kind: str, option: str):
@@ -82,18 +63,9 @@ def objective_part(kind: str, option: str):
     return instantiate(OmegaConf.select(with_data_std(cfg, Pixels.data_std), key))
 
 
-@cache
-def base():
-    return compose("train", overrides=["name=x", *TINY_NETWORK, "guidance.scale=2"])
-
-
-def assembled(**options: str):
-    """A tiny model's configuration with these options; a__b stands for the group a/b."""
-    cfg = copy.deepcopy(base())
-    with open_dict(cfg):
-        for name, option in options.items():
-            key, group = name.replace("__", "."), name.replace("__", "/")
-            OmegaConf.update(cfg, key, node(group, option), merge=False)
+def sampled(*overrides: str):
+    """A tiny model's configuration with these options, whose sampler takes few steps."""
+    cfg = assembled("guidance.scale=2", *overrides)
     if "tolerance" in cfg.sampler:
         cfg.sampler.tolerance = 0.1
     else:  # a restart needs a level that is clean enough
@@ -131,8 +103,8 @@ def losses(model):
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), pairs("schedule", "objective/prediction"))
-def test_each_schedule_trains_with_each_prediction_or_says_why_not(configure, schedule, prediction):
-    cfg = assembled(schedule=schedule, objective__prediction=prediction)
+def test_each_schedule_trains_with_each_prediction_or_says_why_not(schedule, prediction):
+    cfg = sampled(f"schedule={schedule}", f"objective/prediction={prediction}")
     if says_nothing_on_pure_noise(schedule, prediction):
         with refused(f"objective/prediction={prediction}"):
             model_of(cfg)
@@ -145,7 +117,7 @@ def test_each_schedule_trains_with_each_prediction_or_says_why_not(configure, sc
     assert draw(cfg, model).shape == (4, *SHAPE)
 
 
-def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configure, tmp_path):
+def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(tmp_path):
     edm = ["schedule=edm", "objective=edm", "objective/loss/weighting=edm"]
     kl = ["first_stage=kl", f"first_stage.run={tiny_first_stage(tmp_path / 'first')}"]
     own = ["objective.prediction.data_std=0.2", "denoiser.input_std=0.3"]
@@ -154,28 +126,29 @@ def test_the_deviation_that_is_scaled_by_is_that_of_pixels_or_of_latents(configu
         (kl, (1.0, 1.0, 1.0)),
         ([*kl, *own], (0.3, 0.2, 1.0)),
     ):
-        cfg, model = tiny(configure, "backbone.patch=2", *edm, *overrides)
+        cfg, model = tiny("backbone.patch=2", *edm, *overrides)
         objective = model.objective
         found = (objective.prediction.data_std, objective.loss.weighting.data_std)
         assert (model.denoiser.input_std, *found) == expected
         assert cfg.objective.loss.weighting.data_std == "auto"
 
 
-def test_some_pairs_are_refused_and_most_are_not(configure):
+def test_some_pairs_are_refused_and_most_are_not():
     every = [*product(options("schedule"), options("objective/prediction"))]
     senseless = {pair for pair in every if says_nothing_on_pure_noise(*pair)}
     assert {("rectified", "eps"), ("zero_terminal_snr", "score")} <= senseless
     assert len(senseless) < len(every) / 4
     for schedule, prediction in senseless:
         with refused(f"objective/prediction={prediction}"):
-            model_of(assembled(schedule=schedule, objective__prediction=prediction))
+            model_of(sampled(f"schedule={schedule}", f"objective/prediction={prediction}"))
 
 
 @pytest.mark.parametrize(("sampler", "schedule"), pairs("sampler", "schedule"))
-def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
+def test_each_sampler_draws_under_each_schedule(sampler, schedule):
     jumps = sampler in ("few_step", "flow_map")
-    loss = {"objective__loss": "mean_flow"} if jumps else {}
-    cfg = assembled(schedule=schedule, objective="v_prediction", sampler=sampler, **loss)
+    loss = ["objective/loss=mean_flow"] if jumps else []
+    chosen = [f"schedule={schedule}", "objective=v_prediction", f"sampler={sampler}"]
+    cfg = sampled(*chosen, *loss)
     if jumps and instantiate(cfg.schedule).discrete_steps:
         with pytest.raises(UserError, match="continuous schedule"):
             model_of(cfg)
@@ -187,8 +160,9 @@ def test_each_sampler_draws_under_each_schedule(configure, sampler, schedule):
 
 
 @pytest.mark.parametrize(("schedule", "grid"), pairs("schedule", "sampler/time_grid"))
-def test_each_time_grid_fits_each_schedule_or_says_why_not(configure, schedule, grid):
-    cfg = assembled(schedule=schedule, objective="v_prediction", sampler__time_grid=grid)
+def test_each_time_grid_fits_each_schedule_or_says_why_not(schedule, grid):
+    chosen = [f"schedule={schedule}", "objective=v_prediction", f"sampler/time_grid={grid}"]
+    cfg = sampled(*chosen)
     cfg.sampler.steps = 4
     model = model_of(cfg)
     on_table = isinstance(
@@ -202,16 +176,15 @@ def test_each_time_grid_fits_each_schedule_or_says_why_not(configure, schedule, 
 
 
 @pytest.mark.parametrize(("schedule", "time_sampler"), pairs("schedule", "objective/time_sampler"))
-def test_each_time_sampler_fits_each_schedule(configure, schedule, time_sampler):
-    parts = {"objective__time_sampler": time_sampler, "objective__loss__uncertainty": "learned"}
-    assert losses(model_of(assembled(schedule=schedule, **parts))).isfinite().all()
+def test_each_time_sampler_fits_each_schedule(schedule, time_sampler):
+    parts = [f"objective/time_sampler={time_sampler}", "objective/loss/uncertainty=learned"]
+    assert losses(model_of(sampled(f"schedule={schedule}", *parts))).isfinite().all()
 
 
 @pytest.mark.parametrize("schedule", options("schedule"))
-def test_learned_variance_fits_each_table_or_says_why_not(configure, schedule):
-    cfg = assembled(schedule=schedule, objective="v_prediction", sampler="ddpm")
-    cfg.objective.loss.variance = node("objective/loss/variance", "hybrid")
-    cfg.sampler.variance = "learned"
+def test_learned_variance_fits_each_table_or_says_why_not(schedule):
+    chosen = ["objective=v_prediction", "objective/loss/variance=hybrid", "sampler=ddpm"]
+    cfg = sampled(f"schedule={schedule}", *chosen, "sampler.variance=learned")
     if instantiate(cfg.schedule).discrete_steps is None:
         with refused("objective/loss/variance=none"):
             model_of(cfg)
@@ -222,21 +195,21 @@ def test_learned_variance_fits_each_table_or_says_why_not(configure, schedule):
 
 
 @pytest.mark.parametrize("objective", options("objective"))
-def test_each_preset_trains_on_its_own_schedule(configure, objective):
-    cfg = configure(f"objective={objective}")
+def test_each_preset_trains_on_its_own_schedule(objective):
+    cfg = composed("train", "name=x", f"objective={objective}")
     few_steps = not cfg.objective.loss._target_.endswith("Denoising")
     continuous = objective == "flow_matching" or few_steps
     schedule = "rectified" if continuous else "ddpm_linear"
     taught = ["objective.teacher.run=nowhere"] if cfg.objective.teacher else []
-    _, model = tiny(configure, f"objective={objective}", f"schedule={schedule}", *taught)
+    _, model = tiny(f"objective={objective}", f"schedule={schedule}", *taught)
     if model.objective.teacher and model.objective.teacher.asked:
         model.objective.teacher.open(lambda labels: model.denoiser)
     assert losses(model).isfinite().all()
 
 
-def test_jit_learns_the_clean_image_by_the_error_of_its_velocity(configure):
+def test_jit_learns_the_clean_image_by_the_error_of_its_velocity():
     """Compares with arXiv:2511.13720, whose time is 1 - t: its logit has mean -0.8 and std 0.8."""
-    _, model = tiny(configure, "objective=jit")
+    _, model = tiny("objective=jit")
     level, _ = model.objective.time_sampler(4000, Rectified())
     logit = level.t.logit()
     assert (logit.mean().item(), logit.std().item()) == pytest.approx((0.8, 0.8), abs=0.02)
@@ -259,10 +232,10 @@ ALONE = [name for name in options("guidance") if name not in ("autoguidance", "c
 
 @pytest.mark.parametrize("guidance", ALONE)
 @pytest.mark.parametrize("self_conditioning", [False, True])
-def test_each_guidance_draws(configure, guidance, self_conditioning):
+def test_each_guidance_draws(guidance, self_conditioning):
     overrides = [f"guidance={guidance}", f"denoiser.self_conditioning={self_conditioning}"]
     sampler = "ddim" if guidance == "cfg_plus_plus" else "dpm_solver"
-    cfg, model = tiny(configure, *overrides, f"sampler={sampler}", "sampler.steps=3")
+    cfg, model = tiny(*overrides, f"sampler={sampler}", "sampler.steps=3")
     assert losses(model).isfinite().all()
     assert draw(cfg, model).shape == (4, *SHAPE)
 
@@ -274,10 +247,11 @@ def test_each_guidance_draws(configure, guidance, self_conditioning):
         {name: name for name in options("conditioning")},
     ),
 )
-def test_each_backbone_takes_each_conditioning(configure, backbone, conditioning):
+def test_each_backbone_takes_each_conditioning(backbone, conditioning):
     others = {"numeric_label": Numbers(2), "caption": Captions()}
     labels = others.get(conditioning, Classes.numbered(CLASSES))
-    cfg = configure(f"backbone={backbone}", f"conditioning={conditioning}")
+    chosen = [f"backbone={backbone}", f"conditioning={conditioning}"]
+    cfg = composed("train", "name=x", *chosen).copy()
     if conditioning == "raw_labels":  # of networks that embed labels, and no basic one does
         with refused("conditioning=raw_labels", "conditioning=class_label"):
             build_model(cfg, (1, 16, 16), labels)
@@ -314,7 +288,7 @@ def test_every_experiment_runs(lab, tmp_path, request, experiment):
     taught = "objective.teacher.run=" in text
     teacher = [f"objective.teacher.run={request.getfixturevalue('finished_run')}"] if taught else []
     teacher += ["objective.teacher.count=8", "objective.teacher.cache_dir=pairs"] if taught else []
-    code, _, err = lab(
+    lab.done(
         command,
         f"experiment={experiment}",
         *([] if generated else ["data.source._target_=helpers.tiny_data.TinyData"]),
@@ -327,27 +301,4 @@ def test_every_experiment_runs(lab, tmp_path, request, experiment):
         "logger=none",
         "run_dir=run",
     )
-    assert code == 0, err
     assert list((tmp_path / "run/samples").glob("*.png"))
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_its_jobs_as_one_group(lab, tmp_path):
-    arguments = [a for a in TINY if a not in ("backbone=dit", "backbone.heads=2")]
-    arguments = [a for a in arguments if not a.startswith("backbone.")]
-    code, _, err = lab(
-        "train", "-m", "backbone=unet_small,dit", *arguments, "callbacks.evaluation=null"
-    )
-    assert code == 0, err
-    configs = sorted(tmp_path.glob("outputs/*/*/config.yaml"))
-    assert [path.parent.parent.name for path in configs] == [
-        "fashion_mnist_dit",
-        "fashion_mnist_unet_small",
-    ]
-    groups = {
-        line for path in configs for line in path.read_text().splitlines() if "group:" in line
-    }
-    assert len(groups) == 1
-    assert "null" not in groups.pop()
-    for path in configs:
-        assert list(path.parent.glob("wandb/offline-run-*/*.wandb")), err

@@ -67,10 +67,8 @@ def losses(folder: Path) -> list[float]:
 
 def measured(lab, name: str, folder: Path) -> dict[str, object]:
     """Trains a composition; returns losses, FID, and mean and standard deviation of pixels."""
-    code, _, err = lab("train", *COMPOSITIONS[name], *SHARED, f"run_dir={folder}")
-    assert code == 0, err
-    code, _, err = lab("sample", f"run={folder}", "num_samples=16", "output=drawn", "save=npz")
-    assert code == 0, err
+    lab.done("train", *COMPOSITIONS[name], *SHARED, f"run_dir={folder}")
+    lab.done("sample", f"run={folder}", "num_samples=16", "output=drawn", "save=npz")
     pixels = numpy.load("drawn.npz")["images"].astype(float)
     metrics = json.loads((folder / "summary.json").read_text())["metrics"]
     fids = [value for key, value in metrics.items() if key.startswith("fid/")]
@@ -84,8 +82,7 @@ def test_losses_samples_and_fid_are_the_stored_ones(name, lab, tmp_path):
     except DataError as error:
         pytest.skip(f"FashionMNIST is not here and cannot be fetched: {error}")
     if name == "latent":
-        code, _, err = lab("train-autoencoder", *AUTOENCODER)
-        assert code == 0, err
+        lab.done("train-autoencoder", *AUTOENCODER)
     found = measured(lab, name, tmp_path / "run")
     assert len(found["losses"]) == 20
     if os.environ.get("STORE_GOLDEN"):

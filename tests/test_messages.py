@@ -1,10 +1,11 @@
 """Bad input is answered in one sentence: golden/messages.txt has all of them, no other file does.
 
 An entry of that file is a prompt and the message that answers it. A prompt is a shell command
-(`$ sample run=nowhere` of `diffusion-lab`; TINY and TINY_AUTOENCODER are the overrides of tiny
-runs, and run/ is a finished run), Python (`>>> Euler(0, Uniform())`) or `build`, which builds the
-training objects of a configuration. To add an entry, write its prompt; new and changed messages
-are written into the file by
+(`$ sample run=nowhere` of `diffusion-lab`), a training (`train TINY seed=-1`, whose function is
+called without the command), `build`, which builds the training objects of a configuration, or
+Python (`>>> Euler(0, Uniform())`). Words in capitals are the overrides of tiny runs; run/ is a
+finished run, and stage/ a first stage of codes. To add an entry, write its prompt; new and changed
+messages are written into the file by
 
     STORE_MESSAGES=1 python -m pytest tests/test_messages.py
 """
@@ -13,15 +14,16 @@ import math
 import os
 import re
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers.compositions import assembled
+from helpers.compositions import assembled, composed
 from helpers.pages import WRITTEN
 from helpers.paths import TESTS
 from helpers.refusals import sentence_of
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER
+from helpers.tiny_runs import FAMILIES, PLAIN, TINY, TINY_AUTOENCODER, tiny_first_stage
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.backbone.attention import SelfAttention
@@ -36,9 +38,10 @@ from diffusion_lab.estimate.budget import Budget
 from diffusion_lab.first_stage.autoencoder import FSQAutoencoder, KLAutoencoder, VQAutoencoder
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss, discriminator, perceptual
 from diffusion_lab.training.lr_schedule import ConstantRate
+from diffusion_lab.training.train import train
 
 FILE = TESTS / "golden/messages.txt"
-PROMPTS = ("$ ", ">>> ", "build ")
+PROMPTS = ("$ ", ">>> ", "build ", "train ")
 
 
 def entries(text: str) -> dict[str, str]:
@@ -56,7 +59,8 @@ def entries(text: str) -> dict[str, str]:
 
 def store(prompt: str, message: str) -> None:
     """Writes the message of a prompt into the file."""
-    entry = re.compile(rf"^{re.escape(prompt)}\n(?:(?!# |\$ |>>> |build ).+\n)?", re.MULTILINE)
+    other = "|".join(map(re.escape, ("# ", *PROMPTS)))
+    entry = re.compile(rf"^{re.escape(prompt)}\n(?:(?!{other}).+\n)?", re.MULTILINE)
     FILE.write_text(entry.sub(lambda _: f"{prompt}\n{message}\n", FILE.read_text()))
 
 
@@ -71,7 +75,13 @@ NO_BUDGET = {
     "seconds": None,
     "flops": None,
 }
-SHORT = {"TINY": TINY, "TINY_AUTOENCODER": TINY_AUTOENCODER}
+SHORT = {
+    "TINY": TINY,
+    "TINY_AUTOENCODER": TINY_AUTOENCODER,
+    "GAN": [*PLAIN, *FAMILIES["gan"]],
+    "CODES": [*PLAIN, *FAMILIES["autoregressive"]],
+    "PLAIN": PLAIN,
+}
 NAMES = {  # the names that Python prompts may use
     "Classes": Classes,
     **vars(objective),
@@ -131,18 +141,45 @@ def files() -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, finished_run) -> Path:
+    """A folder with a run and a first stage, shared by all prompts, as they may write nothing."""
+    folder = shutil.copytree(finished_run.parent, tmp_path_factory.mktemp("place") / "x")
+    tiny_first_stage(folder / "stage", "vq")
+    return folder
+
+
+def words_of(prompt: str) -> list[str]:
+    """The arguments of a prompt of a command."""
+    words = shlex.split(prompt.removeprefix("$ "))
+    return [each for word in words for each in SHORT.get(word, [word])]
+
+
 @starting("$ ")
-def test_a_wrong_command_is_answered_in_one_sentence_and_writes_nothing(lab, run_folder, prompt):
+def test_a_wrong_command_is_answered_in_one_sentence_and_writes_nothing(
+    lab, place, monkeypatch, prompt
+):
+    monkeypatch.chdir(place)
     before = files()
     if "hparams_search=optuna" in prompt:
         # its log goes to the standard error of the first test that loads it
         pytest.importorskip("optuna").logging.disable_default_handler()
-    words = shlex.split(prompt.removeprefix("$ "))
-    arguments = [each for word in words for each in SHORT.get(word, [word])]
-    code, _, err = lab(*arguments)
-    assert code == 2, err
+    err = lab.done(*words_of(prompt), code=2)
     assert files() == before
     check(prompt, sentence_of(err).replace(str(Path.cwd()), "HERE"))
+
+
+@starting("train ")
+def test_a_training_that_makes_no_sense_is_answered_in_one_sentence_and_writes_nothing(
+    lab, place, monkeypatch, prompt
+):
+    monkeypatch.chdir(place)
+    before = files()
+    cfg = composed("train", "name=x", *words_of(prompt)[1:]).copy()
+    with pytest.raises(UserError) as error:
+        train(cfg, [])
+    assert files() == before
+    check(prompt, str(error.value))
 
 
 @starting("build ")

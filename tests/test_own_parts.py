@@ -14,11 +14,12 @@ from helpers.compositions import assembled
 from helpers.exact_denoiser import GaussianMixture
 from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
 from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.assembly import families
 from diffusion_lab.diffusion.sampler.time_grid import UniformGrid
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.estimate.budget import images_for
@@ -123,8 +124,7 @@ def train_with(lab, write, kept):
     def leave_run(part: str) -> None:
         arguments = write(part)
         if not (kept / part).exists():
-            code, _, err = lab("train", *arguments)
-            assert code == 0, err
+            lab.done("train", *arguments)
             shutil.copytree("run", kept / part)
         else:
             shutil.copytree(kept / part, "run")
@@ -135,8 +135,7 @@ def train_with(lab, write, kept):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_ones_own_is_two_files(lab, train_with, part):
     train_with(part)
-    code, _, err = lab("sample", "run=run", "num_samples=4")
-    assert code == 0, err
+    lab.done("sample", "run=run", "num_samples=4")
     assert f"my_{part}s" in Path("run/config.yaml").read_text()
 
 
@@ -145,16 +144,14 @@ def test_a_family_of_ones_own_is_measured_and_exported(lab, train_with):
     metrics = json.loads(Path("run/summary.json").read_text())["metrics"]
     assert {"val/nats", "test/nats"} <= metrics.keys()
     for command in ("evaluate run=run", "export run=run output=exported", "sample run=exported"):
-        code, _, err = lab(*command.split())
-        assert code == 0, err
+        lab.done(*command.split())
     named = dict(folder.targets(OmegaConf.load("exported/config.yaml")))
     assert named["family"].startswith("my_models"), "a stranger's code is named"
 
 
-def test_a_family_that_is_nowhere_is_refused(lab):
-    code, _, err = lab("train", *TINY, "++family=nowhere.at_all")
-    assert code == 2
-    assert_names(err, "family=nowhere.at_all")
+def test_a_family_that_is_nowhere_is_refused():
+    with refused("family=nowhere.at_all"):
+        families.part(OmegaConf.create({"family": "nowhere.at_all"}), "task")
 
 
 def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
@@ -163,9 +160,8 @@ def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
     for name in ("mean_gap", "mean_gap_real", "fid"):
         (value,) = (metrics[key] for key in metrics if key.startswith(f"{name}/"))
         assert value >= 0
-    code, out, err = lab("evaluate", "run=run", "json=true")
-    assert code == 0, err
-    assert any(key.startswith("mean_gap/") for key in json.loads(out.splitlines()[-1]))
+    result = lab.result("evaluate", "run=run")
+    assert any(key.startswith("mean_gap/") for key in result)
 
 
 def test_a_callback_is_called_every_so_many_steps(train_with):
@@ -181,12 +177,10 @@ def test_the_images_of_a_source_are_learned_from(train_with):
 
 def test_samples_of_a_kind_of_labels_are_asked_for(lab, train_with):
     train_with("hour")
-    code, _, err = lab("sample", "run=run", "labels=[6,18]", "num_samples=2", "save=npz")
-    assert code == 0, err
+    lab.done("sample", "run=run", "labels=[6,18]", "num_samples=2", "save=npz")
     (path,) = Path("run/samples").glob("*n2.npz")
     assert np.load(path)["labels"].tolist() == [6, 18]
-    code, _, err = lab("sample", "run=run", "labels=[24]")
-    assert code == 2
+    err = lab.done("sample", "run=run", "labels=[24]", code=2)
     assert_names(err, "labels=[24]", "hours")
 
 
@@ -194,8 +188,7 @@ def test_the_sampler_is_chosen_for_a_trained_run(lab, write, run_folder):
     write("sampler")
     _, *chosen = command_with("sample --config-dir my_conf")
     arguments = ["--config-dir", "my_conf", "run=run", *chosen, "num_samples=4"]
-    code, _, err = lab("sample", *arguments)
-    assert code == 0, err
+    lab.done("sample", *arguments)
     assert list((run_folder / "samples").glob("midpoint*.png"))
 
 
@@ -204,8 +197,7 @@ def test_the_network_borrows_the_keys_of_another(lab, write):
     target = "backbone._target_=my_networks.Convolutions"
     assert f"diffusion-lab train backbone=mlp {target} backbone.width=64" in commands_of(OWN_PARTS)
     arguments = ["backbone=mlp", target, "backbone.width=64", *without("backbone")]
-    code, _, err = lab("train", *arguments)
-    assert code == 0, err
+    lab.done("train", *arguments)
 
 
 def test_a_run_is_not_opened_where_its_part_is_missing(lab, train_with, tmp_path, monkeypatch):
@@ -214,8 +206,7 @@ def test_a_run_is_not_opened_where_its_part_is_missing(lab, train_with, tmp_path
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
     sys.modules.pop("my_networks", None)
-    code, _, err = lab("sample", "run=../run", "num_samples=4")
-    assert code == 2
+    err = lab.done("sample", "run=../run", "num_samples=4", code=2)
     warning, sentence = err.strip().splitlines()
     assert warning.startswith("Warning: ")
     for name in ("my_networks.Convolutions", "helpers.tiny_data.TinyData"):
@@ -239,11 +230,8 @@ def test_a_network_that_reads_its_tensors_is_counted_all_the_same(lab, write, tm
     (tmp_path / "my_networks.py").write_text(code)
     counted = []
     for command, more in (("profile", "speed=false"), ("plan", "devices=1")):
-        code, out, err = lab(
-            command, "--config-dir", "my_conf", "backbone=convolutions", more, "json=true"
-        )
-        assert code == 0, err
-        counted.append(json.loads(out.splitlines()[-1]))
+        result = lab.result(command, "--config-dir", "my_conf", "backbone=convolutions", more)
+        counted.append(result)
     assert counted[0]["macs"] == counted[1]["macs"] > 0
     assert counted[1]["memory"]["activations"] > 0
 
@@ -266,8 +254,7 @@ def test_a_run_is_sampled_without_the_class_of_its_loss(lab, train_with):
     train_with("objective")
     Path("my_objectives.py").unlink()
     sys.modules.pop("my_objectives", None)
-    code, _, err = lab("sample", "run=run", "num_samples=4")
-    assert code == 0, err
+    lab.done("sample", "run=run", "num_samples=4")
 
 
 def test_the_readmes_parts_are_those_of_the_pages():

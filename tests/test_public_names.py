@@ -16,13 +16,6 @@ def test_a_public_name_is_found_and_listed(name):
     assert name in dir(diffusion_lab)
 
 
-def test_what_people_extend_is_public():
-    wanted = {"NoiseSchedule", "Sampler", "Guidance", "Prediction", "Block", "FirstStage"}
-    assert wanted | {"DataSource", "ImageDataModule", "Metric", "runs"} <= set(
-        diffusion_lab.__all__
-    )
-
-
 def test_an_unknown_name_is_an_attribute_error():
     with refused("Sampelr", by=AttributeError):
         _ = diffusion_lab.Sampelr

@@ -1,13 +1,11 @@
 """Guidance by a classifier, from the command line: also of runs without labels."""
 
-import json
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from helpers.tiny_data import TinyData, tiny_data
-from helpers.tiny_runs import TINY, tiny_first_stage
+from helpers.tiny_runs import TINY, summary_of, tiny_first_stage
 
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
@@ -37,15 +35,13 @@ def write(lab, tmp_path):
 
 
 def drawn(lab, *arguments: str) -> dict:
-    code, _, err = lab("sample", "run=run", "num_samples=8", "output=x", "save=npz", *arguments)
-    assert code == 0, err
-    return dict(numpy.load("x.npz"))
+    return lab.drawn("run=run", "num_samples=8", "output=x", *arguments)
 
 
 @pytest.mark.slow
 def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, write):
     write("guide", 0)
-    assert lab("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")[0] == 0
+    lab.done("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")
     free = drawn(lab)
     assert "labels" not in free
     off = drawn(lab, *CLASSIFIER, "guidance.scale=0")
@@ -63,12 +59,10 @@ def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, writ
 def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refusal, write):
     write("guide", 0)
     write("judge", 1)
-    assert lab("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")[0] == 0
+    lab.done("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")
     asked = ["sample-sweep", "run=run", "steps=2", "batch_size=16", *CLASSIFIER]
     judged = [*asked, "metrics.classifier=judge.safetensors", "guidance.scale=0,1"]
-    code, out, err = lab(*judged, "json=true")
-    assert code == 0, err
-    rows = json.loads(out.splitlines()[-1])["rows"]
+    rows = lab.result(*judged)["rows"]
     assert [row["calls"] for row in rows] == [2, 2]  # and a backward pass, which is not counted
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     assert "guide.safetensors" in refusal(*asked, "metrics.classifier=guide.safetensors")
@@ -82,14 +76,14 @@ def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refus
     (kept,) = Path("run").glob("sweeps/*/results.jsonl")
     assert len(read_rows(kept)) == 2
     write("guide", 2)  # another file at the same path
-    assert lab(*judged)[0] == 0
+    lab.done(*judged)
     assert len(read_rows(kept)) == 4
 
 
 def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(lab, write, tmp_path):
     write("guide", 0)
     write("judge", 1)
-    code, _, err = lab(
+    lab.done(
         "train",
         *TINY,
         *CLASSIFIER,
@@ -98,8 +92,7 @@ def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(la
         "logger=none",
         "run_dir=run",
     )
-    assert code == 0, err
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert any(name.startswith("accuracy/") for name in summary["metrics"])
 
 

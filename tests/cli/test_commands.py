@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.sentences import conf_dir
@@ -39,18 +39,13 @@ def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch, capsys):
 
 
 def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
-    code, out, _ = lab("sample", "run=run", "num_samples=6", "save=npz", "json=true", *FAST)
-    assert code == 0
-    result = json.loads(out.splitlines()[-1])
-    with np.load(result["array"], allow_pickle=False) as arrays:
-        assert arrays["images"].shape == (6, 8, 8, 1)
-        assert arrays["images"].dtype == np.uint8
-        assert arrays["labels"].tolist() == [0, 1, 2, 3, 0, 1]
-        first = arrays["images"][:, :, :, 0]
-    named = ["save=png", "output=mine.png", "json=true"]
-    code, out, _ = lab("sample", "run=run", "num_samples=6", *named, *FAST)
-    assert code == 0
-    result = json.loads(out.splitlines()[-1])
+    arrays = lab.drawn("run=run", "num_samples=6", "labels=[2,0]", *FAST)
+    assert arrays["images"].shape == (6, 8, 8, 1)
+    assert arrays["images"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [2, 0, 2, 0, 2, 0]
+    first = arrays["images"][:, :, :, 0]
+    named = ["save=png", "output=mine.png", "labels=[2,0]"]
+    result = lab.result("sample", "run=run", "num_samples=6", *named, *FAST)
     folder = result["images"]
     assert (result["grid"], folder) == ("mine.png", "mine")
     for index in range(6):
@@ -74,9 +69,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(
 
 def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
     def draw(*more):
-        code, out, _ = lab("sample", "run=run", "save=npz", "json=true", *FAST, *more)
-        assert code == 0
-        return np.load(json.loads(out.splitlines()[-1])["array"])["images"].astype(int)
+        return lab.drawn("run=run", *FAST, *more)["images"].astype(int)
 
     eight = draw("num_samples=8", "batch_size=8")
     # the noise is bit-identical, but the rounding of matrix products depends on the batch size
@@ -84,26 +77,11 @@ def test_a_sample_depends_on_its_seed_alone(lab, run_folder):
     assert abs(draw("num_samples=8", "seed=1") - eight).max() > 5
 
 
-def test_labels_are_kept(lab, run_folder):
-    code, out, _ = lab(
-        "sample", "run=run", "num_samples=3", "labels=[2,0]", "save=npz", "json=true", *FAST
-    )
-    assert code == 0
-    assert np.load(json.loads(out.splitlines()[-1])["array"])["labels"].tolist() == [2, 0, 2]
-
-
 def test_evaluate_gives_the_metrics_of_the_run(lab, run_folder):
-    trained = json.loads((run_folder / "summary.json").read_text())
-    code, out, err = lab(
-        "evaluate",
-        "run=run",
-        f"precision={trained['precision']}",
-        "batch_size=16",
-        "device=cpu",
-        "json=true",
+    trained = summary_of(run_folder)
+    results = lab.result(
+        "evaluate", "run=run", f"precision={trained['precision']}", "batch_size=16", "device=cpu"
     )
-    assert code == 0, err
-    results = json.loads(out.splitlines()[-1])
     name = "fid/efficientnet_lite0-96/train64-16"
     assert results[name] == pytest.approx(trained["metrics"][name], rel=1e-6)
 
@@ -133,19 +111,6 @@ def test_what_other_packages_refuse_is_one_sentence(refusal, tmp_path, monkeypat
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["-m", "--cfg", "job"], "-m"),
-        (["--info", "all", "--cfg=job"], "--cfg"),
-        (["--resolve"], "--cfg"),
-    ],
-)
-def test_flags_of_hydra_that_do_not_go_together_are_refused(refusal, tmp_path, flags, named):
-    assert named in refusal("train", *TINY, *flags)
-    assert not (tmp_path / "outputs").exists()
-
-
 def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
     path = tmp_path / "data/FashionMNIST/raw/train-images-idx3-ubyte"
     path.parent.mkdir(parents=True)
@@ -156,20 +121,16 @@ def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
 
 
 def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_folder, monkeypatch):
-    summary = json.loads((run_folder / "summary.json").read_text())
+    summary = summary_of(run_folder)
     assert summary["training_images"] == 64
-    code, _, err = lab("train", *TINY, "run_dir=2024", "seed=1")  # Hydra reads a number
-    assert code == 0, err
-    code, out, err = lab("evaluate", "run=run", "against=2024", "json=true")
-    assert code == 0, err
-    metrics = json.loads(out.splitlines()[-1])
+    lab.done("train", *TINY, "run_dir=2024", "seed=1")
+    metrics = lab.result("evaluate", "run=run", "against=2024")
     (path,) = (run_folder / "evaluations").glob("*.json")
     kept = json.loads(path.read_text())
     assert kept["metrics"] == metrics
     assert kept["protocol"] == summary["protocol"]
     for arguments in (["run=2024"], ["run=run", "against=2024"]):
-        code, _, err = lab("evaluate", *arguments, "metrics.per_class=true")
-        assert code == 0, err
+        err = lab.done("evaluate", *arguments, "metrics.per_class=true")
     table = [line for line in err.splitlines() if "│" in line]
     assert sum(" fid/" in line for line in table) == 1
     assert sum("fid_class" in line for line in table) == 4

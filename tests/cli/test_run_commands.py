@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_data import TinyData
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK, TINY
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -95,30 +94,22 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
 
 
 def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
-    code, out, _ = lab(
-        "evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16", "json=true"
-    )
-    assert code == 0
-    expected = json.loads(out.splitlines()[-1])
-    code, out, _ = lab(
-        "sample-sweep", "run=run", "sampler=heun", "steps=3", "batch_size=16", "json=true"
-    )
-    assert code == 0
-    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    expected = lab.result("evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16")
+    (row,) = lab.result("sample-sweep", "run=run", "sampler=heun", "steps=3", "batch_size=16")[
+        "rows"
+    ]
     assert row["fid"] == pytest.approx(expected[f"fid/{row['protocol']}"], rel=1e-6)
     # a sweep that varies other keys recognises the setting and reuses its result
-    code, out, err = lab(
-        "sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16", "json=true"
-    )
-    assert code == 0, err
-    rows = json.loads(out.splitlines()[-1])["rows"]
+    rows = lab.result("sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16")[
+        "rows"
+    ]
     assert len(read_rows(next(run_folder.glob("sweeps/*/results.jsonl")))) == 2
     assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
 
 
 @pytest.mark.slow
 def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
-    assert lab("train", *TINY, "backbone.width=16", "run_dir=weak")[0] == 0
+    lab.done("train", *TINY, "backbone.width=16", "run_dir=weak")
     arguments = ["sample-sweep", "run=run", "steps=2", "batch_size=16", "json=true"]
     code, out, err = lab(*arguments, "guidance=classifier_free", "guidance.scale=0,1,2")
     assert code == 0, err
@@ -143,12 +134,9 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
     )
     asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
-    code, out, err = lab("sample-sweep", *asked, "batch_size=16")
-    assert code == 0, err
+    lab.done("sample-sweep", *asked, "batch_size=16")
     asked.append("metrics.classifier=run/classifier.safetensors")
-    code, out, err = lab("sample-sweep", *asked, "batch_size=16", "json=true")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result("sample-sweep", *asked, "batch_size=16")
     folder = Path(result["folder"])
     with (folder / "results.csv").open() as rows:
         table = list(csv.DictReader(rows))
@@ -165,55 +153,50 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
         assert picture.size[0] > 1000  # two panels
 
 
-def test_a_weak_run_of_another_family_is_refused(refusal, run_folder):
-    weak = Path(shutil.copytree(run_folder, "weak"))
-    saved = OmegaConf.load(weak / "config.yaml")
-    saved.family, saved.schedule = "gan", None
-    OmegaConf.save(saved, weak / "config.yaml")
-    asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
-    assert_names(refusal(*asked), "guidance.weak_run=weak", "diffusion model")
+LOSS = "diffusion_lab.diffusion.objective.loss."
 
 
 @pytest.mark.parametrize(
-    "change",
-    first_fast(
-        [
-            "schedule=cosine",
-            "conditioning=none",
-            "data.source._target_=helpers.other_tiny.OtherTiny",
-        ]
-    ),
+    ("change", "named"),
+    [
+        ({"family": "gan", "schedule": None}, "diffusion model"),
+        ({"objective.loss": {"_target_": f"{LOSS}Consistency"}}, "objective/loss"),
+        ({"schedule": {"_target_": "diffusion_lab.diffusion.schedule.Cosine"}}, ""),
+    ],
+    ids=["family", "loss", "schedule"],
 )
-def test_a_weak_run_of_another_kind_is_refused(lab, refusal, run_folder, change):
-    arguments = [change if change.startswith(a.split("=")[0]) else a for a in TINY]
-    extra = [] if change in arguments else [change]
-    code, _, err = lab("train", *arguments, *extra, "run_dir=weak", "objective=v_prediction")
-    assert code == 0, err
+def test_a_weak_run_of_another_kind_is_refused(refusal, run_folder, change, named):
+    shutil.copytree(run_folder, "weak")
+    saved = OmegaConf.load("weak/config.yaml")
+    for key, value in change.items():
+        above, _, name = key.rpartition(".")
+        (OmegaConf.select(saved, above) if above else saved)[name] = value
+    OmegaConf.save(saved, "weak/config.yaml")
+    asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
+    assert_names(refusal(*asked), "guidance.weak_run=weak", named)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change", ["conditioning=none", "data.source._target_=helpers.other_tiny.OtherTiny"]
+)
+def test_a_weak_run_of_other_labels_is_refused(lab, refusal, run_folder, change):
+    key = change.partition("=")[0]
+    others = [each for each in QUICK if not each.startswith(f"{key}=")]
+    lab.done("train", *others, change, "trainer.max_steps=1", "run_dir=weak")
     asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
     assert "guidance.weak_run=weak" in refusal(*asked)
 
 
-def test_a_weak_run_that_answers_jumps_otherwise_is_refused(refusal, run_folder):
-    shutil.copytree(run_folder, "weak")
-    saved = OmegaConf.load("weak/config.yaml")
-    target = "diffusion_lab.diffusion.objective.loss.Consistency"
-    saved.objective.loss = {"_target_": target}
-    OmegaConf.save(saved, "weak/config.yaml")
-    asked = ["sample", "run=run", "guidance=autoguidance", "guidance.weak_run=weak"]
-    assert_names(refusal(*asked), "guidance.weak_run=weak", "objective/loss")
-
-
 def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab, monkeypatch):
-    code, _, err = lab("train", *TINY, "data.pad=12", "trainer.max_steps=1", "run_dir=padded")
-    assert code == 0, err
+    lab.done("train", *TINY, "data.pad=12", "trainer.max_steps=1", "run_dir=padded")
     nats = torch.tensor([-100.0, -200.0])
     monkeypatch.setattr(on_test_images, "log_likelihood", lambda denoise, x0, *_: nats[: len(x0)])
-    code, out, err = lab("likelihood", "run=padded", "num_images=2", "device=cpu", "json=true")
-    assert code == 0, err
+    result = lab.result("likelihood", "run=padded", "num_images=2", "device=cpu")
     # all 12 x 12 numbers are dequantised, and their bits belong to an image of 8 x 8
     bits = -nats / math.log(2) - 12 * 12 * math.log2(2 / 255)
     expected = bits.mean().item() / (8 * 8)
-    assert json.loads(out.splitlines()[-1])["bits_per_dim"] == pytest.approx(expected)
+    assert result["bits_per_dim"] == pytest.approx(expected)
 
 
 def test_likelihood_of_a_barely_trained_model(lab, run_folder):
@@ -235,20 +218,15 @@ def test_likelihood_of_a_barely_trained_model(lab, run_folder):
 
 
 def test_encode_goes_there_and_back(lab, run_folder):
-    code, out, err = lab("encode", "run=run", "num_images=5", "columns=3", "json=true")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result("encode", "run=run", "num_images=5", "columns=3")
     assert result["psnr"] > 40
     with Image.open(result["picture"]) as picture:
         assert picture.size == (2 * (3 * 10 + 2), 2 * (6 * 10 + 2))  # two blocks of three rows
 
 
 def test_inpaint_keeps_what_is_known(lab, run_folder):
-    code, out, err = lab(
-        "inpaint", "run=run", "num_images=2", "variants=3", "region=left", "json=true"
-    )
-    assert code == 0, err
-    with Image.open(json.loads(out.splitlines()[-1])["picture"]) as picture:
+    result = lab.result("inpaint", "run=run", "num_images=2", "variants=3", "region=left")
+    with Image.open(result["picture"]) as picture:
         pixels = np.asarray(picture)[::2, ::2]
     tiles = [[pixels[2 + 10 * i :, 2 + 10 * j :][:8, :8] for j in range(5)] for i in range(2)]
     for image, known, *variants in tiles:
@@ -271,16 +249,9 @@ def test_regions_cover_what_their_names_say():
 @pytest.mark.slow
 def test_a_key_of_the_runs_own_sampler_can_be_changed(lab, tmp_path):
     arguments = [a for a in TINY if not a.startswith("sampler")]
-    code, _, err = lab("train", *arguments, "sampler=annealed_langevin", "sampler.steps=3")
-    assert code == 0, err
+    lab.done("train", *arguments, "sampler=annealed_langevin", "sampler.steps=3")
     run = next(tmp_path.glob("outputs/*/*"))
-    code, out, err = lab(
-        "sample-sweep",
-        f"run={run}",
-        "sampler.corrections=1,2",
-        "sampler.step_size=0.1",
-        "json=true",
-    )
-    assert code == 0, err
-    rows = json.loads(out.splitlines()[-1])["rows"]
+    rows = lab.result(
+        "sample-sweep", f"run={run}", "sampler.corrections=1,2", "sampler.step_size=0.1"
+    )["rows"]
     assert [row["calls"] for row in rows] == [4, 7]

@@ -1,6 +1,5 @@
 """Two processes on the CPU train, sample and measure as one process does."""
 
-import json
 import multiprocessing
 import os
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.refusals import refused
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, checkpoint_of, summary_of
 
 from diffusion_lab.common.images import NotFinite
 from diffusion_lab.compute import distributed
@@ -84,33 +83,13 @@ def test_the_others_wait_longer_for_what_the_first_computes_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_train_sample_and_measure_as_one(lab, tmp_path, strategy):
-    exact = ["trainer.accelerator=cpu", "trainer.precision=32-true", f"trainer={strategy}"]
-    two = ["callbacks.evaluation.batch_size=8", "run_dir=two", "trainer.devices=2"]
-    code, _, err = lab("train", *TINY, *exact, *two)
-    assert code == 0, err
-    summary = json.loads((tmp_path / "two/summary.json").read_text())
-    assert (summary["steps"], summary["ranks"]) == (4, 2)
-    evaluate = ["evaluate", "run=two", "batch_size=8", "precision=32-true", "device=cpu"]
-    for devices in (1, 2):
-        code, out, err = lab(*evaluate, f"devices={devices}", "json=true")
-        assert code == 0, err
-        measured = json.loads(out.splitlines()[-1])
-        assert measured
-        for name, value in measured.items():
-            assert value == pytest.approx(summary["metrics"][name], rel=1e-6), name
-
-
-@pytest.mark.slow
 def test_noise_levels_are_spread_over_a_global_batch_and_their_losses_seen_by_all(lab, tmp_path):
     spread = ["objective/time_sampler=second_moment", "objective.time_sampler.stratified=true"]
     parts = ["objective.time_sampler.bins=8", "micro_batch_size=2", "trainer.devices=2"]
-    code, _, err = lab("train", *TINY, *spread, *parts, "run_dir=two", "callbacks.evaluation=null")
-    assert code == 0, err
-    summary = json.loads((tmp_path / "two/summary.json").read_text())
+    lab.done("train", *TINY, *spread, *parts, "run_dir=two", "callbacks.evaluation=null")
+    summary = summary_of(tmp_path / "two")
     assert (summary["ranks"], summary["images_seen"]) == (2, 4 * 8)
-    state = torch.load(tmp_path / "two/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    state = checkpoint_of(tmp_path / "two")["state_dict"]
     (seen,) = (value for name, value in state.items() if name.endswith("time_sampler.count"))
     # 4 steps with one of the 8 images in each eighth of the noise levels
     assert seen.tolist() == [4] * 8
@@ -128,17 +107,15 @@ ADVERSARIAL = [
 @pytest.mark.parametrize("extra", [ADVERSARIAL, ["autoencoder=vq", "autoencoder.codes=8"]])
 def test_two_ranks_train_and_measure_an_autoencoder_as_one(lab, tmp_path, extra):
     exact = ["trainer.precision=32-true", "trainer.devices=2", "run_dir=two"]
-    code, _, err = lab("train-autoencoder", *TINY_AUTOENCODER, *extra, *exact)
-    assert code == 0, err
-    two = json.loads((tmp_path / "two/summary.json").read_text())
+    lab.done("train-autoencoder", *TINY_AUTOENCODER, *extra, *exact)
+    two = summary_of(tmp_path / "two")
     assert (two["steps"], two["ranks"]) == (4, 2)
     _, facts, _ = saving.load_autoencoder(tmp_path / "two" / saving.FIRST_STAGE_FILE)
     assert facts.metrics == two["metrics"]
 
     (tmp_path / "two" / saving.FIRST_STAGE_FILE).unlink()  # so that it is measured anew
-    code, _, err = lab("train-autoencoder", "resume=two", "trainer.devices=1")
-    assert code == 0, err
-    one = json.loads((tmp_path / "two/summary.json").read_text())
+    lab.done("train-autoencoder", "resume=two", "trainer.devices=1")
+    one = summary_of(tmp_path / "two")
     assert one["ranks"] == 1
     assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr"} <= set(one["metrics"])
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-5, abs=1e-6)

@@ -1,6 +1,5 @@
 """Launchers of sweeps: joblib runs jobs at once, SLURM's may leave them, a missing one is named."""
 
-import json
 import os
 import re
 import sys
@@ -8,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK, TINY, summary_of
 
 from diffusion_lab.runs import sweep_record
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 STUDY = ["train", "-m", *QUICK, "study_name=mine", "seed=0,1"]
 LEAVE = ["hydra/launcher=slurm", "hydra.launcher.wait=false"]
 
@@ -20,12 +18,11 @@ LEAVE = ["hydra/launcher=slurm", "hydra.launcher.wait=false"]
 @pytest.mark.slow
 def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch, joblib):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code, _, err = lab("train", *TINY, *joblib, "seed=0,1", "name=x", "callbacks.evaluation=null")
-    assert code == 0, err
+    lab.done("train", *TINY, *joblib, "seed=0,1", "name=x", "callbacks.evaluation=null")
     runs = sorted(Path("outputs/x").iterdir())
     assert len(runs) == 2
     for run in runs:
-        summary = json.loads((run / "summary.json").read_text())
+        summary = summary_of(run)
         assert (summary["finished"], summary["steps"]) == (True, 4)
         assert summary["threads"] == max(1, os.cpu_count() // 2)
     groups = {
@@ -61,8 +58,7 @@ def test_a_launcher_has_a_sweep_wherever_configurations_are(lab, monkeypatch):
 @pytest.mark.slow
 def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slurm):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    code, _, err = lab(*STUDY, *LEAVE)
-    assert code == 0, err
+    err = lab.done(*STUDY, *LEAVE)
     assert "diffusion-lab status outputs/mine" in err
     assert fake_slurm.submissions == 1  # an array
     (record,) = sweep_record.of_study(Path("outputs/mine"))
@@ -77,18 +73,16 @@ def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slur
     assert fake_slurm.submissions == 2
 
     fake_slurm.says()
-    code, _, err = lab(*STUDY)  # here, in place of SLURM's nodes
-    assert code == 0, err
+    lab.done(*STUDY)
     for record, trained in zip(sweep_record.of_study(Path("outputs/mine")), (2, 0, 2), strict=True):
         assert sum((job.folder / "config.yaml").is_file() for job in record.jobs) == trained
-    assert lab(*STUDY, *LEAVE)[0] == 0
+    lab.done(*STUDY, *LEAVE)
     assert fake_slurm.submissions == 2
 
 
 def test_a_single_job_and_jobs_without_a_study_are_left_as_well(lab, fake_slurm):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    code, _, err = lab("train", *QUICK, "name=x", *LEAVE)
-    assert code == 0, err
+    lab.done("train", *QUICK, "name=x", *LEAVE)
     (sweep,) = Path("outputs/multirun").iterdir()
     record = sweep_record.read(sweep / "sweep.json")
     assert [(job.slurm, job.folder) for job in record.jobs] == [("17", None)]
@@ -98,8 +92,7 @@ def test_a_single_job_and_jobs_without_a_study_are_left_as_well(lab, fake_slurm)
 def test_gpus_are_requested_where_the_cluster_has_some(lab, fake_slurm, resources, asked):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     fake_slurm.program("sinfo", f"echo '{resources}'")
-    code, _, err = lab("train", *QUICK, "name=x", *LEAVE, "hydra.launcher.tasks_per_node=2")
-    assert code == 0, err
+    lab.done("train", *QUICK, "name=x", *LEAVE, "hydra.launcher.tasks_per_node=2")
     found = re.search(r"--gpus-per-node=(\d+)", fake_slurm.script)
     assert (found and found[1]) == asked
 

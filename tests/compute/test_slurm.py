@@ -14,7 +14,7 @@ import pytest
 import yaml
 from helpers.paths import ROOT, TESTS
 from helpers.refusals import sentence_of
-from helpers.tiny_runs import TINY, rows, wandb_runs
+from helpers.tiny_runs import TINY, rows, summary_of, wandb_runs
 from helpers.tiny_study import STUDY
 
 pytestmark = [
@@ -130,10 +130,6 @@ def runs() -> list[Path]:
     return sorted(path.parent for path in Path("outputs/x").glob("*/config.yaml"))
 
 
-def summary(run: Path) -> dict:
-    return json.loads((run / "summary.json").read_text())
-
-
 def status(path: str) -> list[dict]:
     """The rows that `diffusion-lab status` shows."""
     shown = called(sys.executable, "-m", "diffusion_lab", "status", path, "json=true")
@@ -168,7 +164,7 @@ def restart_now(job: str) -> None:
 
 def assert_whole(run: Path, steps: int) -> None:
     assert runs() == [run]
-    assert (summary(run)["finished"], summary(run)["steps"]) == (True, steps)
+    assert (summary_of(run)["finished"], summary_of(run)["steps"]) == (True, steps)
     assert losses(run) == list(range(1, steps + 1))
     assert len(wandb_runs(run)) == 1
 
@@ -177,7 +173,7 @@ def test_a_job_of_two_tasks_trains_one_model(submit):
     finish(submit("hydra.launcher.tasks_per_node=2"))
     (run,) = runs()
     assert_whole(run, 4)
-    assert summary(run)["ranks"] == 2
+    assert summary_of(run)["ranks"] == 2
     assert "micro-batch 4 x 1 accumulated x 2 ranks" in logs()
 
 
@@ -207,7 +203,7 @@ def test_tasks_of_srun_measure_as_one_process(submit, lab, refusal, run_folder):
 
 def test_a_sweep_is_an_array_of_jobs_with_a_folder_each(submit):
     finish(submit("seed=0,1"))
-    assert [summary(run)["finished"] for run in runs()] == [True, True]
+    assert [summary_of(run)["finished"] for run in runs()] == [True, True]
     configs = [(run / "config.yaml").read_text() for run in runs()]
     assert sorted("seed: 1\n" in config for config in configs) == [False, True]
     groups = {line for config in configs for line in config.splitlines() if "  group: " in line}
@@ -258,7 +254,7 @@ def test_a_study_is_submitted_at_once_and_ends_by_itself(submit, kill_node, tmp_
     assert (study / "page/index.html").exists()
     assert (study / "jobs/page.json").exists()  # else it would be submitted again
     trained = sorted(path.parent for path in study.rglob("summary.json"))
-    assert [summary(each)["finished"] for each in trained] == [True] * (2 + 4)
+    assert [summary_of(each)["finished"] for each in trained] == [True] * (2 + 4)
     steps = [losses(each) for each in trained if each.parent.name == "train"]
     assert steps == [list(range(50, 601, 50))] * 4  # each is trained once
 
@@ -268,11 +264,11 @@ def test_a_job_whose_time_is_up_saves_requeues_itself_and_goes_on(submit):
     job, run = training("two", 15)
     called("scancel", "--signal=USR2", job)  # as SLURM does before a job's end
     restart_now(job)
-    stopped = summary(run)["steps"]
+    stopped = summary_of(run)["steps"]
     assert 15 <= stopped < 600
     finish(launcher)
     assert_whole(run, 600)
-    assert summary(run)["ranks"] == 2
+    assert summary_of(run)["ranks"] == 2
     assert "Restarts=1" in called("scontrol", "show", "job", job)
     assert f"Stopped at step {stopped}; everything is saved." in logs()
     assert "The job was requeued" in logs()
@@ -283,7 +279,7 @@ def test_a_job_that_makes_room_for_a_more_urgent_one_goes_on_after_it(submit):
     job, run = training("patient", 15)
     called("sbatch", "--wait", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
     restart_now(job)
-    assert 15 <= summary(run)["steps"] < 600
+    assert 15 <= summary_of(run)["steps"] < 600
     finish(launcher)
     assert_whole(run, 600)
 
@@ -323,8 +319,8 @@ def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(submit):
     called("scancel", job)
     wait_for(lambda: not called("squeue", "--noheader", "--name=dropped"), logs)
     assert "The job could not be requeued" in logs()
-    steps = summary(run)["steps"]
-    assert (summary(run)["finished"], steps >= 15) == (False, True)
+    steps = summary_of(run)["steps"]
+    assert (summary_of(run)["finished"], steps >= 15) == (False, True)
     rows = status("outputs/x")
     assert [(row["state"], row["step"]) for row in rows] == [("stopped", steps), ("not started", 0)]
     finish(submit(*study))

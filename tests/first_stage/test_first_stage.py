@@ -12,7 +12,7 @@ import yaml
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import TINY, tiny_classifier, tiny_first_stage
+from helpers.tiny_runs import TINY, checkpoint_of, summary_of, tiny_classifier, tiny_first_stage
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch.optim.swa_utils import AveragedModel
@@ -161,16 +161,15 @@ def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')
     made = OmegaConf.create({"first_stage": {"run": str(tmp_path / "first/averages/0.05_step30")}})
     assert first_stage_seconds(made, tmp_path / "run") == 300.0  # of an average
-    code, _, err = lab(*TRAIN, "data.flip=true")
-    assert code == 0, err
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    lab.done(*TRAIN, "data.flip=true")
+    summary = summary_of(tmp_path / "run")
     assert summary["first_stage_seconds"] == 300.0
     assert summary["metrics"]["rfid/efficientnet_lite0-96/train64-16"] == 12.5
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     content = (tmp_path / "first" / saving.FIRST_STAGE_FILE).read_bytes()
     assert (tmp_path / "run" / saving.FIRST_STAGE_FILE).read_bytes() == content
     assert len(config["first_stage"]["sha256"]) == 64
-    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint = checkpoint_of(tmp_path / "run")
     for part in ("state_dict", "current_model_state"):
         assert not [name for name in checkpoint[part] if not name.startswith("denoiser.")]
 
@@ -178,18 +177,12 @@ def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "elsewhere/moved")
     moved = "elsewhere/moved"
     for command in (["sample", "num_samples=4"], ["inpaint", "num_images=2", "variants=1"]):
-        code, _, err = lab(*command, f"run={moved}")
-        assert code == 0, err
-    code, _, err = lab("evaluate", f"run={moved}")
-    assert code == 0, err
+        lab.done(*command, f"run={moved}")
+    err = lab.done("evaluate", f"run={moved}")
     assert "12.5" in err
-    code, _, err = lab("train", f"resume={moved}", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", f"resume={moved}", "trainer.max_steps=6")
     assert runs.load_summary(tmp_path / moved).first_stage_seconds == 300.0
-    code, _, err = lab(
-        "sample", f"run={moved}", "guidance=autoguidance", f"guidance.weak_run={moved}"
-    )
-    assert code == 0, err
+    lab.done("sample", f"run={moved}", "guidance=autoguidance", f"guidance.weak_run={moved}")
     for command in ("likelihood", "encode"):
         assert "latents" in refusal(command, f"run={moved}")
 
@@ -201,6 +194,7 @@ def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     assert_names(sentence, moved, config["first_stage"]["sha256"][:12])
 
 
+@pytest.mark.slow
 def test_caching_changes_no_step(lab, tmp_path):
     tiny_first_stage(tmp_path / "first")
     states = []
@@ -210,8 +204,7 @@ def test_caching_changes_no_step(lab, tmp_path):
             "callbacks.evaluation=null",
             f"run_dir=cache_{cache}",
         ]
-        code, _, err = lab(*TRAIN, *options, "trainer.precision=32-true", "batch_size=64")
-        assert code == 0, err
+        lab.done(*TRAIN, *options, "trainer.precision=32-true", "batch_size=64")
         states.append(runs.load(tmp_path / f"cache_{cache}")[1].denoiser.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], atol=1e-6, rtol=0)
@@ -220,10 +213,9 @@ def test_caching_changes_no_step(lab, tmp_path):
 @pytest.mark.slow
 def test_other_data_are_said_and_other_stages_refused(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first", data="of other images")
-    code, _, err = lab(*TRAIN)
-    assert code == 0, err
+    err = lab.done(*TRAIN)
     assert_names(err, "Advice: first")
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert not [name for name in summary["metrics"] if name.startswith("rfid")]
     tiny_first_stage(tmp_path / "vq", "vq")
     tiny_first_stage(tmp_path / "flat", latent_std=[0.0] * 4)
@@ -259,7 +251,7 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
         "+debug=fast",
     ]
     reconstruction = "likelihood" if kind == "vae" else "plain"
-    code, _, err = lab(
+    lab.done(
         "train-autoencoder",
         *arguments,
         f"autoencoder={kind}",
@@ -268,19 +260,14 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
         "logger=none",
         "run_dir=run",
     )
-    assert code == 0, err
     if kind == "vq":
         assert_names(refusal("sample", "run=run"), "first_stage=vq", "first_stage.run=run")
         return
-    code, out, err = lab("sample", "run=run", "num_samples=4", "save=npz", "json=true")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result("sample", "run=run", "num_samples=4", "save=npz")
     assert result["grid"] == "run/samples/prior_seed0_n4.png"
     # its metrics are of reconstructions only
     assert "diffusion-lab evaluate run=run" in refusal("evaluate", "run=run", "against=run")
-    code, out, err = lab("evaluate", "run=run", "json=true")
-    assert code == 0, err
-    metrics = json.loads(out.splitlines()[-1])
+    metrics = lab.result("evaluate", "run=run")
     assert {"fid/efficientnet_lite0-96/train64-16", "rfid/efficientnet_lite0-96/train64-16"} <= set(
         metrics
     )
@@ -293,12 +280,9 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     kinds = {name.split("/")[0] for name in json.loads(out.splitlines()[-1])}
     assert {"fid", "classifier_fid"} <= kinds
     assert "accuracy" not in kinds
-    code, _, err = lab("publish", "run", "output=published")
-    assert code == 0, err
-    code, _, err = lab("compare", "published", "output=compared")
-    assert code == 0, err
-    code, _, err = lab("evaluate", "run=run", "against=run")
-    assert code == 0, err
+    lab.done("publish", "run", "output=published")
+    lab.done("compare", "published", "output=compared")
+    lab.done("evaluate", "run=run", "against=run")
     assert "sampler" in refusal("sample", "run=run", "sampler=heun")
     assert "autoencoder" in refusal("encode", "run=run")
 

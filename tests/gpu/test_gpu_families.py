@@ -27,15 +27,12 @@ def test_a_run_in_bf16_is_resumed_and_drawn(lab, tmp_path, kind):
     common = [*KINDS[kind], "+debug=fast", TRAINER, "trainer.precision=bf16-mixed"]
     common += ["logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
     common = list(dict.fromkeys(common))  # some kinds name +debug=fast, too
-    code, _, err = lab("train", *common, "trainer.max_steps=3", "run_dir=run")
-    assert code == 0, err
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=5")
-    assert code == 0, err
+    lab.done("train", *common, "trainer.max_steps=3", "run_dir=run")
+    lab.done("train", "resume=run", "trainer.max_steps=5")
     losses = [row["train/loss"] for row in by_step(Path("run")).values() if "train/loss" in row]
     assert losses
     assert all(map(math.isfinite, losses))
     kept = torch.load("run/checkpoints/last.ckpt", weights_only=True, map_location="cpu")
     assert kept["global_step"] == 5
-    code, _, err = lab("sample", "run=run", "num_samples=4", "output=drawn")
-    assert code == 0, err
+    lab.done("sample", "run=run", "num_samples=4", "output=drawn")
     assert Path("drawn.png").is_file()

@@ -43,8 +43,7 @@ def checkpoint(folder: Path) -> dict:
 
 def trained(lab, folder: str, *arguments: str) -> Path:
     """The folder of a run, trained on the device."""
-    code, _, err = lab("train", *arguments, f"run_dir={folder}")
-    assert code == 0, err
+    lab.done("train", *arguments, f"run_dir={folder}")
     return Path(folder)
 
 
@@ -69,8 +68,7 @@ def test_the_scaler_of_fp16_is_saved_and_goes_on(lab):
     common = [*ON, *QUIET, "trainer.precision=16-mixed"]
     whole = trained(lab, "whole", *common, "trainer.max_steps=6")
     trained(lab, "parts", *common, "trainer.max_steps=3")
-    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", "resume=parts", "trainer.max_steps=6")
     scalers = [checkpoint(Path(each))["MixedPrecision"] for each in ("whole", "parts")]
     assert scalers[0] == scalers[1]
     assert scalers[0]["scale"] > 1
@@ -82,8 +80,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(lab, precision):
     common = [*UNET, *QUIET, f"trainer.precision={precision}", "trainer.deterministic=true"]
     whole = checkpoint(trained(lab, "whole", *common, "trainer.max_steps=6"))
     trained(lab, "parts", *common, "trainer.max_steps=3")
-    code, _, err = lab("train", "resume=parts", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", "resume=parts", "trainer.max_steps=6")
     parts = checkpoint(Path("parts"))
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, parts["state_dict"][name]), name

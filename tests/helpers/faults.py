@@ -1,5 +1,6 @@
 """Causes faults on purpose: a kill at a step, and a full disk."""
 
+import math
 import os
 import resource
 import signal
@@ -18,18 +19,33 @@ def die() -> None:
     raise Killed
 
 
+def infinite(loss):
+    """An infinite loss whose gradient is finite."""
+    return loss + math.inf
+
+
+def nan(loss):
+    """A loss that is no number."""
+    return loss * math.nan
+
+
+def steep(loss):
+    """A finite loss whose gradient is infinite."""
+    return loss + (loss - loss.detach()).sqrt()
+
+
 def spoil_loss(patch, steps, spoil, module=DiffusionModule):
-    """Replaces the loss of these training steps of a module, from 1, by `spoil` of it."""
+    """Replaces the loss of the first micro-batch of these steps, from 1, by `spoil` of it."""
     original = module.training_step
 
     def training_step(self, batch, batch_idx):
         result = original(self, batch, batch_idx)
-        here = self.trainer.global_step + 1 in steps
-        if not here:
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if not (first and self.trainer.global_step + 1 in steps):
             return result
-        return (
-            result | {"loss": spoil(result["loss"])} if isinstance(result, dict) else spoil(result)
-        )
+        if isinstance(result, dict):
+            return result | {"loss": spoil(result["loss"])}
+        return spoil(result)
 
     patch.setattr(module, "training_step", training_step)
 

@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import OmegaConf
 
 from diffusion_lab.cli.arguments import prepare
 from diffusion_lab.cli.commands import COMMANDS
@@ -12,7 +14,8 @@ from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.command import check, narrowed, read
 from diffusion_lab.cli.study.jobs import Jobs
 from diffusion_lab.cli.sweep_plan import first_values
-from helpers.paths import ROOT
+from helpers.compositions import composed
+from helpers.paths import CONF, ROOT
 
 PAGES = ROOT / "docs/pages"
 WRITTEN = sorted(PAGES.glob("*.md"))  # those in folders are made from conf/ and docstrings
@@ -48,8 +51,21 @@ def check_composes(line: str) -> None:
         overrides = first_values(overrides)
     if command in ("train", "train-autoencoder"):
         overrides.append("name=x")  # the default asks Hydra, which is not running
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        assert compose(command.replace("-", "_"), overrides=overrides)
+    config = command.replace("-", "_")
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    others = sorted(each.input_line for each in parsed if not changes_a_key(each))
+    cfg = composed(config, *others)  # once for all lines that choose the same
+    for key in (each.key_or_group for each in parsed if changes_a_key(each)):
+        above, _, name = key.rpartition(".")
+        if name not in ((OmegaConf.select(cfg, above) if above else cfg) or ()):
+            assert composed(config, *overrides)  # Hydra knows keys of parts that are chosen later
+            return
+
+
+def changes_a_key(override: Override) -> bool:
+    """Whether an override only changes the value of a key; Hydra composes the others once."""
+    key = override.key_or_group
+    return override.type is OverrideType.CHANGE and "@" not in key and not (CONF / key).is_dir()
 
 
 def check_study(arguments: list[str]) -> None:

@@ -23,15 +23,10 @@ TINY = [
     "trainer.accelerator=cpu",
     "+debug=fast",
 ]
-TINY_AUTOENCODER = [
-    "data.source._target_=helpers.tiny_data.TinyData",
-    "data.validation_size=20",
-    "autoencoder.channels=8",
-    "autoencoder.multipliers=[1,1]",
-    "trainer.accelerator=cpu",
-    "logger=none",
-    "+debug=fast",
-]
+ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+QUICK = [*TINY, *ALONE]  # neither measured nor drawn
+PLAIN = [each for each in TINY if not each.startswith("backbone")] + ["logger=none"]
+TINY_AUTOENCODER = [*PLAIN, "autoencoder.channels=8", "autoencoder.multipliers=[1,1]"]
 # small models of the other families; codes are of the first stage in the folder `stage`
 FAMILIES = {
     "autoregressive": [
@@ -88,13 +83,29 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def checkpoint_of(folder: Path, name: str = "last") -> dict:
+    """A checkpoint of a run: `last` or `previous`."""
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def summary_of(folder: Path) -> dict:
+    """The summary of a run."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+def same(first: dict, second: dict) -> bool:
+    """Whether two states have the same names and values, bit for bit."""
+    return first.keys() == second.keys() and all(
+        torch.equal(torch.as_tensor(value), torch.as_tensor(second[name]))
+        for name, value in first.items()
+    )
+
+
 def require_equal_training(one: Path, two: Path) -> None:
     """Fails unless the last checkpoints of two runs have the same weights, averages and moments."""
-    parts = ("current_model_state", "state_dict", "optimizer_states", "lr_schedulers")
-    first, second = (
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (one, two)
-    )
-    for part in parts:
+    first, second = (checkpoint_of(folder) for folder in (one, two))
+    averaged = {"current_model_state"} & first.keys()  # an autoencoder has no average
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", *averaged):
         leaves, others = (dict(tree_flatten_with_path(each[part])[0]) for each in (first, second))
         assert leaves, part
         assert leaves.keys() == others.keys(), part

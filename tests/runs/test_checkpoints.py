@@ -11,13 +11,12 @@ import pytest
 import torch
 from helpers.faults import killed_within
 from helpers.refusals import assert_names, refused, sentence_of
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK
 
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
 from diffusion_lab.runs import checkpoints, current
 from diffusion_lab.training.callbacks import Checkpoint
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 EVERY_STEP = [*QUICK, "callbacks.checkpoint.every_n_steps=1", "run_dir=run"]
 
 
@@ -240,19 +239,17 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path, monke
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(lab, tmp_path):
-    assert lab("train", *EVERY_STEP)[0] == 0
+    lab.done("train", *EVERY_STEP)
     folder = tmp_path / "run"
     whole = torch.load(folder / checkpoints.LAST, weights_only=True)
     assert step_of(folder / checkpoints.PREVIOUS) == 3
     last = folder / checkpoints.LAST
     last.write_bytes(last.read_bytes()[:-1000])
 
-    code, _, err = lab("sample", "run=run", "num_samples=4")
-    assert code == 0, err
+    err = lab.done("sample", "run=run", "num_samples=4")
     assert err.count("last.ckpt") == err.count("previous.ckpt") == 1
     (folder / "summary.json").unlink()  # as after a kill
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
+    err = lab.done("train", "resume=run")
     assert_names(err, "last.ckpt")
     again = torch.load(last, weights_only=True)
     for name, value in whole["current_model_state"].items():
@@ -262,8 +259,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(lab, tmp_path)
 
 
 def test_a_full_disk_is_survived_until_the_end_and_then_said(lab, tmp_path, small_files):
-    code, _, err = lab("train", *EVERY_STEP)
-    assert code == 2
+    err = lab.done("train", *EVERY_STEP, code=2)
     assert_names(sentence_of(err), "step 4")
     assert_names(err, "step 1", "step 2", "step 3", os.strerror(errno.EFBIG))
     assert not list((tmp_path / "run/checkpoints").iterdir())
@@ -288,8 +284,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(lab, tmp_path, mon
     assert step_of(checkpoints.newest_intact(tmp_path / "run")) == 2
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
+    lab.done("train", "resume=run")
     assert step_of(tmp_path / "run" / checkpoints.LAST) == 4
 
 

@@ -1,14 +1,11 @@
 """Run folders of the format before are read as those of today."""
 
-import json
-from pathlib import Path
-
 import numpy
 import pytest
 import torch
 from helpers.compositions import assembled
 from helpers.paths import ROOT
-from helpers.refusals import assert_names
+from helpers.tiny_runs import summary_of
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
@@ -77,20 +74,16 @@ def test_each_part_of_the_loss_has_its_place(parts, option):
     assert (getattr(loss, "uncertainty", None) is not None) == (option == "uncertainty")
 
 
-def drawn(lab, name: str) -> numpy.ndarray:
-    code, _, err = lab("sample", "run=run", "num_samples=4", f"output={name}", "save=npz")
-    assert code == 0, err
-    return numpy.load(f"{name}.npz")["images"]
+DRAW = ["run=run", "num_samples=4"]
 
 
 def test_a_run_draws_and_is_resumed_as_before(lab, run_folder):
-    images = drawn(lab, "today")
+    images = lab.drawn(*DRAW)["images"]
     saved = OmegaConf.load(run_folder / "config.yaml")
     (run_folder / "config.yaml").write_text(OmegaConf.to_yaml(as_before(saved)))
-    assert numpy.array_equal(drawn(lab, "before"), images)
-    steps = json.loads((run_folder / "summary.json").read_text())["steps"]
-    code, _, err = lab("train", "resume=run", f"trainer.max_steps={steps + 1}")
-    assert code == 0, err
+    assert numpy.array_equal(lab.drawn(*DRAW)["images"], images)
+    steps = summary_of(run_folder)["steps"]
+    lab.done("train", "resume=run", f"trainer.max_steps={steps + 1}")
     assert OmegaConf.load(run_folder / "config.yaml").written_by.format == 4
 
 
@@ -108,25 +101,11 @@ def test_learned_weights_of_a_checkpoint_get_their_names():
 
 
 def test_a_loss_whose_name_is_no_longer_there_does_not_keep_a_run_from_drawing(lab, run_folder):
-    images = drawn(lab, "today")
+    images = lab.drawn(*DRAW)["images"]
     saved = OmegaConf.load(run_folder / "config.yaml")
     saved.objective.loss._target_ = f"{PLACE}loss.Gone"
     OmegaConf.save(saved, run_folder / "config.yaml")
-    assert numpy.array_equal(drawn(lab, "gone"), images)
-
-
-@pytest.mark.parametrize(
-    ("before", "today"),
-    [
-        ("objective/weighting=snr", "objective/loss/weighting"),
-        ("objective.huber=0.1", "objective.loss.huber"),
-        ("objective/jump_loss=mean_flow", "objective/loss"),
-        ("objective.jump_loss.guidance=2", "objective.loss.guidance"),
-    ],
-)
-def test_a_key_of_before_is_answered_by_the_one_of_today(refusal, before, today):
-    assert_names(refusal("train", before), before.partition("=")[0], today)
-    assert not Path("outputs").exists()
+    assert numpy.array_equal(lab.drawn(*DRAW)["images"], images)
 
 
 @pytest.mark.parametrize("written_by", [{"format": 3}, {"format": 4}])

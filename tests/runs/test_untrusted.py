@@ -10,10 +10,9 @@ import pytest
 import torch
 import yaml
 from helpers import picture_files
-from helpers.commands import run_alone
 from helpers.paths import CONF
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK
 from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import verbatim
@@ -24,7 +23,6 @@ from diffusion_lab.metrics.extractor import DINOv2
 from diffusion_lab.runs import folder
 from diffusion_lab.runs.folder import load_config, save_config
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]
 
 
@@ -38,15 +36,9 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    run_alone(folder, "train", *QUICK, "run_dir=run")
-    return folder / "run"
-
-
 @pytest.fixture
-def run(trained, tmp_path):
+def run(trained_once, tmp_path):
+    trained = trained_once("train", *QUICK, "run_dir=run") / "run"
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -91,15 +83,13 @@ def test_a_class_named_like_a_variable_keeps_its_name(lab, tmp_path, monkeypatch
     images = ["data=image_folder", "data.source.path=pictures", "data.source.store=false"]
     images += ["data.source.image_size=8", "data.validation_size=2"]
     ours = [each for each in QUICK if not each.startswith("data.")]
-    code, _, err = lab("train", *ours, *images, "run_dir=run")
-    assert code == 0, err
+    lab.done("train", *ours, *images, "run_dir=run")
     for command in (
         ["sample", "run=run", "num_samples=2"],
         ["train", "resume=run", "trainer.max_steps=6"],
         ["sample", "run=run", "num_samples=2", "data_root=."],
     ):
-        code, _, err = lab(*command)
-        assert code == 0, err
+        lab.done(*command)
     assert list(load_config("run").data.source.classes) == [SECRET, "a${b"]
     texts = [path.read_text() for path in tmp_path.rglob("*.yaml")]
     texts += [path.read_text() for path in tmp_path.rglob("*.json")]
@@ -140,10 +130,8 @@ def test_a_run_with_classes_of_other_packages_is_warned_of_before_they_are_used(
 
 
 def test_a_run_of_ours_is_not_warned_of(lab, tmp_path):
-    code, _, err = lab("train", *OURS, "logger=none", "run_dir=run", "trainer.max_steps=1")
-    assert code == 0, err
-    code, _, err = lab("sample", "run=run", "num_samples=4")
-    assert code == 0, err
+    lab.done("train", *OURS, "logger=none", "run_dir=run", "trainer.max_steps=1")
+    err = lab.done("sample", "run=run", "num_samples=4")
     assert "Warning" not in err
 
 
@@ -174,8 +162,7 @@ def test_a_class_that_empties_a_file_is_refused(refusal, tmp_path, run):
 
 def test_a_run_of_ours_with_a_metric_of_torchmetrics_is_not_warned_of(lab, tmp_path):
     own = "++metrics.extra.tv._target_=torchmetrics.image.TotalVariation"
-    code, _, err = lab("train", *OURS, own, "logger=none", "run_dir=run", "trainer.max_steps=1")
-    assert code == 0, err
+    err = lab.done("train", *OURS, own, "logger=none", "run_dir=run", "trainer.max_steps=1")
     load_config("run")
     assert "Warning" not in err
 

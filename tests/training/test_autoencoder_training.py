@@ -1,15 +1,13 @@
 """First stages are trained from the command line to their file; their runs resume."""
 
-import json
 import os
 import shutil
 import signal
 
 import pytest
 import torch
-from helpers.pairs import first_fast
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import TINY_AUTOENCODER, rows
+from helpers.tiny_runs import TINY_AUTOENCODER, checkpoint_of, rows, summary_of
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
@@ -35,28 +33,28 @@ def finished(trained_once):
 def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, monkeypatch):
     averaged = [*TRAIN, *QUIET, "+callbacks@callbacks.weight_averaging=weight_averaging"]
     averaged += ["optimizer.lr=0.1", "trainer.precision=32-true"]
-    code, _, err = lab(*averaged, "run_dir=whole")
-    assert code == 0, err
+    lab.done(*averaged, "run_dir=whole")
     with monkeypatch.context() as patch:
         patch.setattr(
             AutoencoderModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT)
         )
-        assert lab(*averaged, "run_dir=parts")[0] == 130
-    code, _, err = lab("train-autoencoder", "resume=parts")
-    assert code == 0, err
+        err = lab.done(*averaged, "run_dir=parts", code=130)
+    assert "diffusion-lab train-autoencoder resume=parts" in err
+    assert not (tmp_path / "parts" / saving.FIRST_STAGE_FILE).exists()
+    lab.done("train-autoencoder", "resume=parts")
     whole, parts = (
         saving.load_autoencoder(tmp_path / run / saving.FIRST_STAGE_FILE)[0].state_dict()
         for run in ("whole", "parts")
     )
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    trained = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
+    trained = checkpoint_of(tmp_path / "whole")
     trained = trained["current_model_state"]
     assert any(not torch.equal(trained[f"autoencoder.{name}"], whole[name]) for name in whole)
 
 
 def test_a_run_leaves_everything_it_promises(finished):
     folder = finished / "run"
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     assert (summary["finished"], summary["steps"]) == (True, 4)
     metrics = summary["metrics"]
     assert {"rfid/efficientnet_lite0-96/train64-16", "val/psnr", "val/kl"} <= set(metrics)
@@ -96,8 +94,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     ],
 )
 def test_other_kinds_train(lab, tmp_path, extra):  # vq and an adversary are resumed below
-    code, _, err = lab(*TRAIN, "run_dir=run", *QUIET, *extra)
-    assert code == 0, err
+    lab.done(*TRAIN, "run_dir=run", *QUIET, *extra)
     saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
 
 
@@ -107,8 +104,7 @@ def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
     states = []
     for steps in (1, 3):
         length = ["lr_schedule=constant", f"trainer.max_steps={steps}", f"run_dir={steps}"]
-        code, _, err = lab(*TRAIN, *options, *length, *QUIET)
-        assert code == 0, err
+        lab.done(*TRAIN, *options, *length, *QUIET)
         path = tmp_path / f"{steps}/checkpoints/last.ckpt"
         states.append(torch.load(path, weights_only=True)["state_dict"])
     for name, value in states[0].items():
@@ -116,61 +112,10 @@ def test_a_silent_adversary_stays_as_it_was(lab, tmp_path):
             assert torch.equal(value, states[1][name]) == name.startswith("loss."), name
 
 
-VQ = ["autoencoder=vq", "autoencoder.codes=8"]
-
-
-@pytest.mark.parametrize("extra", first_fast([[*ADVERSARIAL, "micro_batch_size=4"], VQ]))
-def test_resuming_equals_never_having_stopped(lab, tmp_path, extra):
-    # a constant rate, as a cosine's depends on the run's length
-    common = [*TRAIN, *extra, *QUIET, "lr_schedule=constant"]
-    assert lab(*common, "run_dir=whole", "trainer.max_steps=6")[0] == 0
-    assert lab(*common, "run_dir=parts", "trainer.max_steps=3")[0] == 0
-    code, _, err = lab("train-autoencoder", "resume=parts", "trainer.max_steps=6")
-    assert code == 0, err
-    whole, parts = (
-        torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
-        for folder in ("whole", "parts")
-    )
-    assert whole["global_step"] == parts["global_step"] == 6
-    assert whole["state_dict"].keys() == parts["state_dict"].keys()
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, parts["state_dict"][name]), name
-    content = [
-        (tmp_path / folder / saving.FIRST_STAGE_FILE).read_bytes() for folder in ("whole", "parts")
-    ]
-    assert content[0] == content[1]
-    saving.load_autoencoder(tmp_path / "parts" / saving.FIRST_STAGE_FILE)
-    logged = rows(tmp_path / "parts")
-    if extra == VQ:
-        assert {"val/codebook_usage", "val/perplexity"} <= set().union(*logged)
-    else:
-        assert [row["step"] for row in logged if "train/discriminator" in row] == [3, 4, 5, 6]
-
-
 @pytest.mark.slow
 def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
-    code, _, err = lab(
-        *TRAIN, *ADVERSARIAL, "compile=true", "callbacks.evaluation=null", "run_dir=run"
-    )
-    assert code == 0, err
+    lab.done(*TRAIN, *ADVERSARIAL, "compile=true", "callbacks.evaluation=null", "run_dir=run")
     assert any("train/adversarial_weight" in row for row in rows(tmp_path / "run"))
-
-
-def test_a_signal_saves_the_run_and_says_how_to_resume(lab, tmp_path, monkeypatch):
-    original = AutoencoderModule.training_step
-
-    def interrupted(self, batch, batch_idx):
-        if self.trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(AutoencoderModule, "training_step", interrupted)
-    code, _, err = lab(*TRAIN, *QUIET, "run_dir=run", "trainer.max_steps=100")
-    assert code == 130
-    assert "diffusion-lab train-autoencoder resume=run" in err
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert (summary["finished"], summary["steps"]) == (False, 3)
-    assert not (tmp_path / "run" / saving.FIRST_STAGE_FILE).exists()
 
 
 def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(
@@ -181,8 +126,7 @@ def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_nam
     content = path.read_bytes()
     assert "trainer.max_steps" in refusal("train-autoencoder", "resume=run")
     path.unlink()
-    code, _, err = lab("train-autoencoder", "resume=run")
-    assert code == 0, err
+    lab.done("train-autoencoder", "resume=run")
     assert path.read_bytes() == content
 
     (tmp_path / "run/checkpoints/last.ckpt").unlink()
@@ -202,9 +146,8 @@ def test_psnr_and_ssim():
 
 def test_padding_is_no_part_of_the_quality(lab, tmp_path):
     options = ["data.pad=16", *QUIET, "trainer.precision=32-true"]
-    code, _, err = lab(*TRAIN, *options, "run_dir=run")
-    assert code == 0, err
-    metrics = json.loads((tmp_path / "run/summary.json").read_text())["metrics"]
+    lab.done(*TRAIN, *options, "run_dir=run")
+    metrics = summary_of(tmp_path / "run")["metrics"]
     autoencoder, _, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
     data = tiny_data(pad=16)
     data.setup("fit")

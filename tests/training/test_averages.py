@@ -5,14 +5,11 @@ import json
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
-from helpers.faults import Killed, at_step, die
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK, checkpoint_of, same
 
-QUIET = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [
-    *QUIET,
+    *QUICK,
     "optimizer.lr=0.1",
     "lr_schedule.warmup_images=0",
     "trainer.max_steps=6",
@@ -23,23 +20,16 @@ HALF_LIFE = "callbacks.weight_averaging.half_life_images="
 TWO = [*RUN, f"{HALF_LIFE}20", "callbacks.weight_averaging.also=[80]"]
 
 
-def checkpoint_of(folder):
-    return torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
 def denoiser(state):
     return {k.removeprefix("denoiser."): v for k, v in state.items() if k.startswith("denoiser.")}
 
 
 @pytest.mark.slow
 def test_two_averages_are_those_of_two_runs(trained_once):
-    both = checkpoint_of(trained_once("train", *TWO))
+    both = checkpoint_of(trained_once("train", *TWO) / "run")
     short, long = (
-        checkpoint_of(trained_once("train", *RUN, f"{HALF_LIFE}{images}")) for images in (20, 80)
+        checkpoint_of(trained_once("train", *RUN, f"{HALF_LIFE}{images}") / "run")
+        for images in (20, 80)
     )
     assert same(both["current_model_state"], long["current_model_state"])
     assert both["averages"].keys() == {"20", "80"}
@@ -56,20 +46,16 @@ def test_the_average_that_is_evaluated_is_stored_once(trained_once):
         (trained_once("train", *run) / "run/checkpoints/last.ckpt").stat().st_size
         for run in ([*RUN, f"{HALF_LIFE}20"], TWO)
     )
-    state = checkpoint_of(trained_once("train", *TWO))["averages"]["80"].values()
+    state = checkpoint_of(trained_once("train", *TWO) / "run")["averages"]["80"].values()
     assert both - one == pytest.approx(sum(value.nbytes for value in state), rel=0.2)
 
 
-def test_all_averages_go_on_when_a_run_is_resumed(lab, tmp_path, trained_once, monkeypatch):
-    whole = checkpoint_of(trained_once("train", *TWO))
-    with monkeypatch.context() as patch:
-        at_step(patch, 6, die)
-        with pytest.raises(Killed):
-            lab("train", *TWO)
-    assert checkpoint_of(tmp_path)["global_step"] == 4
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
-    again = checkpoint_of(tmp_path)
+def test_all_averages_go_on_when_a_run_is_resumed(lab, tmp_path, trained_once, killed_at_step):
+    whole = checkpoint_of(trained_once("train", *TWO) / "run")
+    killed_at_step(6, "train", *TWO)
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 4
+    lab.done("train", "resume=run")
+    again = checkpoint_of(tmp_path / "run")
     for half_life in ("20", "80"):
         assert same(again["averages"][half_life], whole["averages"][half_life])
     assert same(again["state_dict"], whole["state_dict"])
@@ -77,12 +63,13 @@ def test_all_averages_go_on_when_a_run_is_resumed(lab, tmp_path, trained_once, m
 
 @pytest.mark.slow
 def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, trained_once):
-    code, _, err = lab("train", *TWO, "trainer.max_steps=4")
-    assert code == 0, err
+    lab.done("train", *TWO, "trainer.max_steps=4")
     other = [f"{HALF_LIFE}80", "callbacks.weight_averaging.also=[20,40]"]
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=6", *other)
-    assert code == 0, err
-    whole, again = checkpoint_of(trained_once("train", *TWO)), checkpoint_of(tmp_path)
+    lab.done("train", "resume=run", "trainer.max_steps=6", *other)
+    whole, again = (
+        checkpoint_of(trained_once("train", *TWO) / "run"),
+        checkpoint_of(tmp_path / "run"),
+    )
     for half_life in ("20", "80"):
         assert same(again["averages"][half_life], whole["averages"][half_life])
     assert same(again["state_dict"], whole["state_dict"] | whole["averages"]["80"])
@@ -92,21 +79,17 @@ def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, train
 @pytest.mark.slow
 def test_commands_use_the_average_that_is_asked_for(lab, refusal, tmp_path, trained_once):
     run = trained_once("train", *TWO) / "run"
-    checkpoint = checkpoint_of(run.parent)
+    checkpoint = checkpoint_of(run)
     states = {"20": checkpoint["averages"]["20"], "trained": checkpoint["current_model_state"]}
     states["80"] = checkpoint["averages"]["80"]
     images = {}
     for name, state in states.items():
-        code, _, err = lab("export", f"run={run}", f"output={name}", f"average={name}")
-        assert code == 0, err
+        lab.done("export", f"run={run}", f"output={name}", f"average={name}")
         exported = safetensors.torch.load_file(tmp_path / name / "model.safetensors")
         assert same(exported, denoiser(state))
-        draw = [f"run={run}", "save=npz", "num_samples=2", "json=true", f"output={tmp_path}/{name}"]
-        code, out, err = lab("sample", *draw, f"average={name}")
-        assert code == 0, err
-        images[name] = np.load(json.loads(out.splitlines()[-1])["array"])["images"]
-    code, out, _ = lab("sample", *draw)
-    default = np.load(json.loads(out.splitlines()[-1])["array"])["images"]
+        draw = [f"run={run}", "num_samples=2", f"output={tmp_path}/{name}"]
+        images[name] = lab.drawn(*draw, f"average={name}")["images"]
+    default = lab.drawn(*draw)["images"]
     assert np.array_equal(default, images["20"])
     assert not np.array_equal(default, images["80"])
     assert not np.array_equal(default, images["trained"])
@@ -116,8 +99,7 @@ def test_commands_use_the_average_that_is_asked_for(lab, refusal, tmp_path, trai
 
 @pytest.mark.slow
 def test_an_average_is_another_way_to_sample(lab, refusal, run_folder):
-    code, _, err = lab("evaluate", "run=run", "average=trained", "device=cpu")
-    assert code == 0, err
+    lab.done("evaluate", "run=run", "average=trained", "device=cpu")
     (record,) = (run_folder / "evaluations").glob("*.json")
     assert json.loads(record.read_text())["sampling"]["average"] == "trained"
     # metrics of one average are not compared with those of another

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.compositions import assembled
 from helpers.seen_images import seen
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
@@ -75,8 +75,7 @@ def test_a_strip_is_drawn_beside_the_samples(finished_run):
 @pytest.mark.slow
 def test_points_in_the_plane_have_no_strip(lab, tmp_path):
     few = ["trainer.max_steps=2", "batch_size=8", "logger=none", "run_dir=run"]
-    code, _, err = lab("train", "experiment=toy/two_moons", "trainer.accelerator=cpu", *few)
-    assert code == 0, err
+    lab.done("train", "experiment=toy/two_moons", "trainer.accelerator=cpu", *few)
     assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["step_0000002.png"]
 
 
@@ -84,8 +83,7 @@ def test_points_in_the_plane_have_no_strip(lab, tmp_path):
 def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
     profiled = ["+callbacks@callbacks.operator_profile=operator_profile", "micro_batch_size=4"]
     profiled += ["callbacks.operator_profile.skip=1", "callbacks.operator_profile.steps=2"]
-    code, _, err = lab("train", *TINY, *ALONE, *profiled, "run_dir=run")
-    assert code == 0, err
+    err = lab.done("train", *TINY, *ALONE, *profiled, "run_dir=run")
     folder = tmp_path / "run/profile"
     events = json.loads((folder / "trace_rank0.json").read_text())["traceEvents"]
     names = [event["name"] for event in events]
@@ -111,10 +109,8 @@ SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.s
 def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
     common = [*(each for each in TINY if each != "+debug=fast"), *ALONE, "data.flip=true"]
     common += ["+debug=overfit", *SEEN, "data.validate_on=20", "batch_size=8", "micro_batch_size=4"]
-    code, _, err = lab("train", *common, "trainer.max_steps=2", "run_dir=run")
-    assert code == 0, err
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=4")
-    assert code == 0, err
+    lab.done("train", *common, "trainer.max_steps=2", "run_dir=run")
+    lab.done("train", "resume=run", "trainer.max_steps=4")
     steps = seen(tmp_path / "seen")
     assert sorted(steps) == [0, 1, 2, 3]
     assert len(set(steps[0])) == 8
@@ -126,12 +122,8 @@ def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
     common = [each for each in TINY if each != "+debug=fast"]
     common += ["sampler.steps=3", "metrics.num_samples=16", "metrics.reference_size=64"]
     for name in ("profile", "limit"):
-        code, _, err = lab("train", *common, f"+debug={name}", "logger=none", f"run_dir={name}")
-        assert code == 0, err
-    summaries = {
-        name: json.loads((tmp_path / name / "summary.json").read_text())
-        for name in ("profile", "limit")
-    }
+        lab.done("train", *common, f"+debug={name}", "logger=none", f"run_dir={name}")
+    summaries = {name: summary_of(tmp_path / name) for name in ("profile", "limit")}
     assert (tmp_path / "profile/profile/trace_rank0.json").exists()
     assert not any(key.startswith("fid") for key in summaries["profile"]["metrics"])
     assert any(key.startswith("fid/") for key in summaries["limit"]["metrics"])
@@ -147,8 +139,7 @@ def test_the_precision_of_products_is_set_for_a_run_and_kept(lab, tmp_path):
     before = float32_precision()
     for precision in ("medium", "highest", "null"):
         chosen = [f"matmul_precision={precision}", f"run_dir=of_{precision}", "trainer.max_steps=1"]
-        code, _, err = lab("train", *TINY, *ALONE, *chosen)
-        assert code == 0, err
+        lab.done("train", *TINY, *ALONE, *chosen)
         assert float32_precision() == before
         summary = json.loads((tmp_path / f"of_{precision}/summary.json").read_text())
         facts = {key: summary[key] for key in before}

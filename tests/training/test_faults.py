@@ -13,15 +13,13 @@ import torch
 import wandb
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK, summary_of
 from torch._inductor.exc import InvalidCxxCompiler
 
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.train import explaining_failures
-
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 
 
 def run(folder, *arguments):
@@ -47,16 +45,19 @@ def test_a_killed_data_process_ends_the_run_with_a_sentence(refusal, tmp_path):
     assert checkpoints.newest_intact(tmp_path / "run")
 
 
-def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
-    def log(*_, **__):
+@pytest.mark.parametrize(
+    ("owner", "name"), [(wandb.sdk.wandb_run.Run, "log"), (wandb, "init")], ids=["log", "init"]
+)
+def test_a_w_and_b_that_fails_is_left_alone(lab, tmp_path, monkeypatch, owner, name):
+    def fail(*_, **__):
         raise wandb.errors.CommError("the server is gone")
 
-    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", log)
-    arguments = [a for a in QUICK if a != "logger=none"]
-    code, _, err = lab("train", *arguments, "run_dir=run")
-    assert code == 0, err
+    monkeypatch.setattr(owner, name, fail)
+    err = lab.done("train", *QUICK, "logger=wandb", "run_dir=run")
     assert err.count("the server is gone") == 1
-    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is True
+    assert "W&B" in err
+    assert (tmp_path / "run/metrics.jsonl").exists()
+    assert summary_of(tmp_path / "run")["finished"] is True
     assert wandb.run is None  # else the next run of a sweep would write into it
 
 
@@ -88,18 +89,6 @@ def test_a_missing_compiler_is_told_with_what_helps(tmp_path):
             raise InvalidCxxCompiler("g++")
         except InvalidCxxCompiler as error:
             raise RuntimeError("the backend failed") from error
-
-
-def test_a_w_and_b_that_cannot_be_opened_is_left_alone(lab, tmp_path, monkeypatch):
-    def init(**_):
-        raise wandb.errors.CommError("no service")
-
-    monkeypatch.setattr(wandb, "init", init)
-    arguments = [a for a in QUICK if a != "logger=none"]
-    code, _, err = lab("train", *arguments, "run_dir=run")
-    assert code == 0, err
-    assert_names(err, "W&B", "metrics.jsonl")
-    assert (tmp_path / "run/metrics.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -195,7 +184,7 @@ def test_a_signal_to_two_ranks_saves_the_run(tmp_path, number):
     assert process.returncode == 130, err
     assert "diffusion-lab train resume=run" in err
     assert "Traceback" not in err
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert summary["finished"] is False
     saved = torch.load(tmp_path / "run" / checkpoints.LAST, weights_only=True)
     assert saved["global_step"] == summary["steps"]

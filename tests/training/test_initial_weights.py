@@ -1,6 +1,5 @@
 """A run that starts from the weights of another one, of which it takes what fits."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import safetensors.torch
 import torch
 from helpers.fake_runs import fake_group
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK, summary_of
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
@@ -24,7 +23,6 @@ from diffusion_lab.report.frame import collect
 from diffusion_lab.runs import current, weights
 from diffusion_lab.runs.summary import Summary
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "run_dir=run"]
 # a rate so small that float32 weights do not change
 STILL = [*QUICK, "optimizer.lr=1e-30", "callbacks.weight_averaging=null", "run_dir=new"]
@@ -65,8 +63,7 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert before.began_from_images is before.began_from_flops is None
     passes = 2 * before.forward_passes * before.images_seen
     assert summary.began_from_flops == passes * before.macs > 0
-    code, _, err = lab("train", "resume=new", f"trainer.max_steps={summary.steps + 1}")
-    assert code == 0, err
+    lab.done("train", "resume=new", f"trainer.max_steps={summary.steps + 1}")
     resumed = runs.load_summary(tmp_path / "new")
     assert resumed.began_from_images == before.images_seen
     assert resumed.began_from_flops == summary.began_from_flops
@@ -79,8 +76,7 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
 
 @pytest.mark.slow
 def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
-    code, _, err = lab("export", f"run={old}", "output=mine")
-    assert code == 0, err
+    lab.done("export", f"run={old}", "output=mine")
     for source in ("mine", "mine/model.safetensors"):
         started(lab, f"init_from={source}", f"run_dir={source.replace('/', '_')}_new")
     first = state_of(tmp_path / "mine")
@@ -89,23 +85,16 @@ def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
         assert all(torch.equal(first[each], second[each]) for each in first)
 
 
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ("data.source._target_=helpers.other_tiny.OtherTiny", "of another shape there"),
-        ("data.source._target_=helpers.other_tiny.LargeTiny", "of another shape there"),
-        ("backbone.depth=2", "not there"),
-        ("conditioning=none", "only there"),
-    ],
-)
-def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path, changed, reason):
-    said = started(lab, f"init_from={old}", changed)
+def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path):
+    large = "data.source._target_=helpers.other_tiny.LargeTiny"
+    said = started(lab, f"init_from={old}", large, "backbone.depth=2", "conditioning=none")
     first, second = state_of(old), state_of(tmp_path / "new")
     shared = [n for n in first if n in second and first[n].shape == second[n].shape]
     left = {n for n in first.keys() | second.keys() if n not in shared}
     assert shared
     assert all(torch.equal(first[name], second[name]) for name in shared)
-    assert_names(said, f"{len(shared)} of {len(second)}", reason, *sorted(left)[:1])
+    reasons = ("of another shape there", "not there", "only there")
+    assert_names(said, f"{len(shared)} of {len(second)}", *reasons, *sorted(left)[:1])
 
 
 def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_weights_again(
@@ -122,15 +111,12 @@ def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_weights_aga
 
 @pytest.mark.slow
 def test_a_resumed_run_needs_the_other_one_no_longer(lab, old, tmp_path):
-    code, _, err = lab("export", f"run={old}", "output=mine")
-    assert code == 0, err
+    lab.done("export", f"run={old}", "output=mine")
     started(lab, "init_from=mine")
     (tmp_path / "mine/model.safetensors").unlink()
-    code, _, err = lab("train", "resume=new", "trainer.max_steps=30")
-    assert code == 0, err
-    assert json.loads((tmp_path / "new/summary.json").read_text())["steps"] == 30
-    code, _, err = lab("sample", "run=new", "num_samples=2")
-    assert code == 0, err
+    lab.done("train", "resume=new", "trainer.max_steps=30")
+    assert summary_of(tmp_path / "new")["steps"] == 30
+    lab.done("sample", "run=new", "num_samples=2")
 
 
 def test_other_weights_make_another_composition(tmp_path):

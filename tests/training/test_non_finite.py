@@ -1,7 +1,6 @@
 """Steps that are not finite leave no trace, are counted, and end a run or roll it back."""
 
 import errno
-import json
 import math
 import os
 from functools import partial
@@ -10,9 +9,10 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from helpers.faults import infinite, nan, spoil_loss, steep
 from helpers.pairs import each_once
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
+from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of, rows, same, summary_of
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -28,42 +28,7 @@ from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.logger import JSONLines
 from diffusion_lab.training.module import Optimization, TrainedModule
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
-
-
-@pytest.fixture
-def bad_at(monkeypatch):
-    """bad_at({2, 3}, kind) makes the loss of these steps, counted from 1, bad."""
-
-    def spoil(steps, kind="loss", part=0, module=DiffusionModule):
-        original = module.training_step
-
-        def training_step(self, batch, batch_idx):
-            result = original(self, batch, batch_idx)
-            here = batch_idx % self.trainer.accumulate_grad_batches == part
-            if self.trainer.global_step + 1 in steps and here:
-                loss = result["loss"]
-                if kind == "loss":
-                    spoilt = loss + torch.inf  # the loss is infinite, its gradient finite
-                elif kind == "nan":
-                    spoilt = loss * torch.nan
-                else:  # the loss is finite, its gradient infinite
-                    spoilt = loss + (loss - loss.detach()).sqrt()
-                return result | {"loss": spoilt}
-            return result
-
-        monkeypatch.setattr(module, "training_step", training_step)
-
-    return spoil
-
-
-def checkpoint_of(folder, name="last"):
-    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
-
-
-def same(first, second):
-    return all(torch.equal(*map(torch.as_tensor, (first[name], second[name]))) for name in first)
 
 
 SETTINGS = {
@@ -74,15 +39,14 @@ SETTINGS = {
     "unfused": ["optimizer.fused=false"],
     "muon": ["optimizer=muon", "optimizer.weight_decay=0.1"],
 }
-KINDS = {kind: kind for kind in ("loss", "nan", "gradient")}
+KINDS = {kind.__name__: kind for kind in (infinite, nan, steep)}
 
 
 @pytest.mark.parametrize(("extra", "kind"), each_once(SETTINGS, KINDS))
-def test_a_skipped_step_leaves_no_trace(lab, tmp_path, bad_at, kind, extra):
+def test_a_skipped_step_leaves_no_trace(lab, tmp_path, monkeypatch, kind, extra):
     arguments = [*QUICK, *LEARNING, *extra, "callbacks.checkpoint.every_n_steps=1"]
-    bad_at({3}, kind)
-    code, _, err = lab("train", *arguments, "run_dir=run", "trainer.max_steps=3")
-    assert code == 0, err
+    spoil_loss(monkeypatch, {3}, kind)
+    lab.done("train", *arguments, "run_dir=run", "trainer.max_steps=3")
     after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
     assert (before["global_step"], after["global_step"]) == (2, 3)
     for part in ("state_dict", "current_model_state"):
@@ -90,39 +54,28 @@ def test_a_skipped_step_leaves_no_trace(lab, tmp_path, bad_at, kind, extra):
         assert same(after[part], before[part]), part
     for key, state in before["optimizer_states"][0]["state"].items():
         assert same(state, after["optimizer_states"][0]["state"][key])
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert (summary["steps"], summary["skipped_steps"]) == (3, 1)
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found if "train/loss" in row] == [1, 2]
     assert [row["train/skipped_steps"] for row in found if "train/skipped_steps" in row] == [1]
 
 
-def test_a_step_after_a_skipped_one_is_taken(lab, tmp_path, bad_at):
-    bad_at({2})
-    code, _, err = lab("train", *QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
-    assert code == 0, err
+def test_a_step_after_a_skipped_one_is_taken(lab, tmp_path, monkeypatch):
+    spoil_loss(monkeypatch, {2}, infinite)
+    lab.done("train", *QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
     states = checkpoint_of(tmp_path / "run")["optimizer_states"][0]["state"]
     assert {float(state["step"]) for state in states.values()} == {3.0}  # of four
-    assert json.loads((tmp_path / "run/summary.json").read_text())["skipped_steps"] == 1
+    assert summary_of(tmp_path / "run")["skipped_steps"] == 1
 
 
-def test_the_part_of_an_accumulated_step_does_not_matter(lab, tmp_path, bad_at):
-    bad_at({4}, "nan", part=0)
-    arguments = [*QUICK, "micro_batch_size=2", "callbacks.checkpoint.every_n_steps=1"]
-    code, _, err = lab("train", *arguments, "run_dir=run")
-    assert code == 0, err
-    after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
-    assert same(after["current_model_state"], before["current_model_state"])
-
-
-def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, bad_at):
-    bad_at({2}, "nan", module=AutoencoderModule)
+def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, monkeypatch):
+    spoil_loss(monkeypatch, {2}, nan, AutoencoderModule)
     arguments = ["autoencoder=vq", "autoencoder.codes=8", "reconstruction/discriminator=patch"]
     arguments += ["callbacks.evaluation=null", "callbacks.checkpoint.every_n_steps=1"]
-    code, _, err = lab(
+    lab.done(
         "train-autoencoder", *TINY_AUTOENCODER, *arguments, "run_dir=run", "trainer.max_steps=2"
     )
-    assert code == 0, err
     after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
     assert any("quantiser" in name for name in after["state_dict"])
     assert same(after["state_dict"], before["state_dict"])
@@ -189,8 +142,8 @@ def test_before_the_first_checkpoint_there_is_nothing_to_resume_from(
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, bad_at):
-    bad_at({4, 5, 8, 9, 12, 13})
+def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
+    spoil_loss(monkeypatch, {4, 5, 8, 9, 12, 13}, infinite)
     arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
     arguments += ["callbacks.non_finite.max_rollbacks=2", "trainer.max_steps=20", "run_dir=run"]
     assert "step 13" in refusal("train", *QUICK, *arguments)
@@ -201,14 +154,13 @@ def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, bad_at):
     assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
 
 
-def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_at, monkeypatch):
+def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, monkeypatch):
     # steps 1-2 are saved; step 3 changes the weights; 4 and 5 are bad, and 3 is undone
-    bad_at({4, 5})
+    spoil_loss(monkeypatch, {4, 5}, infinite)
     arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
     arguments += ["callbacks.non_finite.max_rollbacks=1", "trainer.max_steps=5", "run_dir=run"]
     arguments.append("validate_every_n_steps=100")
-    code, _, err = lab("train", *QUICK, *arguments)
-    assert code == 0, err
+    lab.done("train", *QUICK, *arguments)
     after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
     assert (before["global_step"], after["global_step"]) == (2, 5)
     for part in ("state_dict", "current_model_state"):
@@ -217,20 +169,12 @@ def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, bad_
     assert counts == {2.0}
 
 
-def test_settings_that_make_no_sense_are_refused(refusal):
-    for key in ("patience=1", "max_rollbacks=-1"):
-        assert f"callbacks.non_finite.{key}" in refusal(
-            "train", *QUICK, f"callbacks.non_finite.{key}"
-        )
-
-
 @pytest.mark.slow
 def test_all_ranks_skip_the_step_that_is_bad_on_one(lab, tmp_path):
     bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
     arguments = [*QUICK, *LEARNING, *bad, "+callbacks.bad.steps=[3]", "trainer.devices=2"]
-    code, _, err = lab("train", *arguments, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
-    assert code == 0, err
-    assert json.loads((tmp_path / "run/summary.json").read_text())["skipped_steps"] == 1
+    lab.done("train", *arguments, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
+    assert summary_of(tmp_path / "run")["skipped_steps"] == 1
     first, second = (torch.load(tmp_path / f"ranks/rank{rank}.pt") for rank in range(2))
     assert same(first, second)
     assert all(value.isfinite().all() for value in first.values())
@@ -243,8 +187,7 @@ def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
     bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
     bad += ["+callbacks.bad.steps=[3,4]", "callbacks.non_finite.patience=2"]
     arguments = [*QUICK, *bad, "trainer.devices=2", "trainer.max_steps=50", "run_dir=run"]
-    code, _, err = lab("train", *arguments, "callbacks.checkpoint.every_n_steps=1")
-    assert code == 2
+    err = lab.done("train", *arguments, "callbacks.checkpoint.every_n_steps=1", code=2)
     assert "Traceback" not in err
     assert err.count("step 4") == 1
     assert {path.name for path in (tmp_path / "run/non_finite").iterdir()} == {
@@ -355,8 +298,8 @@ def test_an_average_begins_with_the_first_step_that_is_taken(tmp_path):
     assert found[3][1] != found[3][0]
 
 
-def test_a_run_whose_every_step_is_skipped_is_not_finished(lab, refusal, tmp_path, bad_at):
-    bad_at(range(1, 9))
+def test_a_run_whose_every_step_is_skipped_is_not_finished(lab, refusal, tmp_path, monkeypatch):
+    spoil_loss(monkeypatch, range(1, 9), infinite)
     assert_names(refusal("train", *QUICK, "run_dir=run"), "optimizer.lr", "4")
     assert not (tmp_path / "run/summary.json").exists()
     assert_names(refusal("train", "resume=run"), "optimizer.lr")

@@ -1,7 +1,6 @@
 """Runs on labels that are numbers: heard by each backbone, guided by, and saved with the run."""
 
 import csv
-import json
 import math
 import shutil
 
@@ -9,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.pairs import first_fast
+from helpers.compositions import assembled
 from helpers.picture_files import archive, folder, numbered
 from helpers.tiny_runs import TINY
 
 from diffusion_lab import runs
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.common.labels import Captions, Numbers
 from diffusion_lab.diffusion.estimate import Given
 
 NETWORK = [*(a for a in TINY if not a.startswith("data.")), "callbacks.evaluation=null"]
@@ -35,18 +36,14 @@ def labelled(root) -> str:
 
 
 def sampled(lab, *arguments) -> np.ndarray:
-    code, out, err = lab("sample", "num_samples=4", "save=npz", "json=true", *arguments)
-    assert code == 0, err
-    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
-        return arrays["labels"]
+    return lab.drawn("num_samples=4", *arguments)["labels"]
 
 
 @pytest.mark.slow
 def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp_path):
     labelled(tmp_path / "photos")
     data = ["data=image_folder", "data.source.path=photos", "data.source.label_file=labels.csv"]
-    code, _, err = lab(*QUICK, *data, "guidance=classifier_free")
-    assert code == 0, err
+    lab.done(*QUICK, *data, "guidance=classifier_free")
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["data"]["source"]["label_size"] == 1
     assert saved["data"]["source"]["classes"] == []
@@ -62,8 +59,7 @@ def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp
     kept = runs.load(tmp_path / "run")[1].denoiser.conditioning.labels
     assert kept.std > 1
     shutil.move(tmp_path / "gone", tmp_path / "photos")
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", "resume=run", "trainer.max_steps=6")
     again = runs.load(tmp_path / "run")[1].denoiser.conditioning.labels
     assert torch.equal(again.examples, kept.examples)
 
@@ -72,8 +68,7 @@ def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp
 def test_vectors_of_a_dataset_json(lab, refusal, tmp_path):
     pairs = [[name, [value / 10, -value]] for name, value in GREYS.items()]
     archive(tmp_path / "a.zip", GREYS, pairs)
-    code, _, err = lab(*QUICK, "data=image_zip", "data.source.path=a.zip")
-    assert code == 0, err
+    lab.done(*QUICK, "data=image_zip", "data.source.path=a.zip")
     assert sampled(lab, "run=run", "labels=[1,-10]").tolist() == [[1, -10]] * 4
     two = sampled(lab, "run=run", "labels=[[1,-10],[2,-20]]")
     assert two.tolist() == [[1, -10], [2, -20]] * 2
@@ -82,45 +77,50 @@ def test_vectors_of_a_dataset_json(lab, refusal, tmp_path):
     assert drawn[:, 1].tolist() == pytest.approx((-10 * drawn[:, 0]).tolist())
 
 
-BACKBONES = {
-    "dit": ["backbone.width=32", "backbone.depth=1", "backbone.heads=2", "backbone.patch=2"],
-    "mlp": ["backbone.width=32"],
-    "unet": ["backbone.channels=32", "backbone.blocks=1"],
-    "mamba": ["backbone.width=32", "backbone.depth=1", "backbone.patch=2"],
+WAYS = {
+    "dit": ["backbone=dit", "backbone.width=32", "backbone.depth=1", "backbone.heads=2"],
     "dit in context": ["backbone/block=in_context"],
     "dit cross": ["backbone/block=cross_attention"],
+    "mlp": ["backbone=mlp", "backbone.width=32"],
+    "unet": ["backbone=unet", "backbone.channels=32", "backbone.blocks=1"],
+    "mamba": ["backbone=mamba", "backbone.width=32", "backbone.depth=1", "backbone.patch=2"],
 }
 
 
-@pytest.mark.parametrize("name", first_fast(BACKBONES, 2))
-def test_every_backbone_hears_them(lab, tmp_path, name):
-    backbone = name.split()[0]
-    sizes = BACKBONES[backbone] + (BACKBONES[name] if name != backbone else [])
-    code, _, err = lab(*SHADES, f"backbone={backbone}", *sizes, "callbacks.evaluation=null")
-    assert code == 0, err
-    model = runs.load(tmp_path / "run")[1]
+def numbers() -> Numbers:
+    labels = Numbers(1)
+    labels.learn(torch.linspace(0, 25, 50)[:, None])
+    return labels
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize(
+    ("conditioning", "kind", "labels"),
+    [
+        ("numeric_label", numbers(), torch.tensor([[5.0], [20.0], [math.nan]])),
+        ("caption", Captions(), Captions().tensor(["a shoe", "a coat", ""])),
+    ],
+)
+def test_every_network_hears_numbers_and_captions(name, conditioning, kind, labels):
     torch.manual_seed(0)
+    model = build_model(assembled(*WAYS[name], f"conditioning={conditioning}"), (1, 8, 8), kind)
     for weight in model.denoiser.parameters():  # outputs of new networks are 0
         torch.nn.init.normal_(weight, std=0.1)
-    x, level = torch.randn(1, 1, 4, 4).expand(3, -1, -1, -1), model.schedule(torch.tensor(0.7))
-    labels = torch.tensor([[5.0], [20.0], [math.nan]])
-    low, high, null = model.denoiser(x, level, Given(labels)).x0
-    assert not torch.allclose(low, high)
-    assert not torch.allclose(low, null)
+    x, level = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1), model.schedule(torch.tensor(0.7))
+    one, other, null = model.denoiser(x, level, Given(labels)).x0
+    assert not torch.allclose(one, other)
+    assert not torch.allclose(one, null)
     torch.testing.assert_close(null, model.denoiser(x[:1], level).x0[0])
 
 
 def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab, tmp_path):
     network = ["backbone=mlp", "backbone.width=32", "callbacks.evaluation=null"]
-    code, _, err = lab(*SHADES, *network)
-    assert code == 0, err
+    lab.done(*SHADES, *network)
     # half as many validation images leave other training images, of another mean
     others = ["init_from=run", "run_dir=new", "data.validation_size=100"]
-    code, _, err = lab(*SHADES, *network, *others)
-    assert code == 0, err
+    lab.done(*SHADES, *network, *others)
     wider = [*others[:1], "run_dir=wide", others[-1], "backbone.width=48"]
-    code, _, err = lab(*SHADES, *network, *wider)
-    assert code == 0, err
+    lab.done(*SHADES, *network, *wider)
     first, second, third = (
         runs.load(tmp_path / name)[1].denoiser.conditioning.labels
         for name in ("run", "new", "wide")
@@ -139,14 +139,11 @@ def test_samples_follow_the_number_that_is_asked_for(lab, tmp_path):
     network = ["backbone=mlp", "backbone.width=128", "backbone.depth=2", "batch_size=64"]
     quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
     steps = ["trainer.max_steps=1500", "optimizer.lr=1e-3"]
-    code, _, err = lab(*settings, *network, *quiet, *steps, "callbacks.denoising=null")
-    assert code == 0, err
+    lab.done(*settings, *network, *quiet, *steps, "callbacks.denoising=null")
     for scale in (1, 1.5):
         guided = "guidance=classifier_free" if scale > 1 else "guidance=none"
-        command = ["sample", "run=run", "num_samples=150", "labels=[6,12,20]", guided]
-        code, out, err = lab(*command, f"guidance.scale={scale}", "save=npz", "json=true")
-        assert code == 0, err
-        with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
-            greys = arrays["images"].mean((1, 2, 3)).reshape(-1, 3)
+        command = ["run=run", "num_samples=150", "labels=[6,12,20]", guided]
+        drawn = lab.drawn(*command, f"guidance.scale={scale}")["images"]
+        greys = drawn.mean((1, 2, 3)).reshape(-1, 3)
         assert greys.mean(0).tolist() == pytest.approx([60, 120, 200], abs=12)
         assert (greys.std(0) < 25).all()

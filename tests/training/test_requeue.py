@@ -1,6 +1,5 @@
 """A simulated SLURM job of one task saves and requeues itself on a signal, then resumes."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ from helpers.faults import Killed, at_step
 from helpers.pairs import first_fast
 from helpers.processes import SRUN
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, rows, wandb_runs
+from helpers.tiny_runs import TINY, rows, summary_of, wandb_runs
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
@@ -66,38 +65,34 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
 ):
     with monkeypatch.context() as patched:
         send(patched, number, step=2)
-        code, _, err = lab("train", *LOGGED, *where)
-    assert code == 0, err
+        lab.done("train", *LOGGED, *where)
     assert job.read_text().split() == ["requeue", "17"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    code, _, err = lab("train", *LOGGED, *where)
-    assert code == 0, err
+    lab.done("train", *LOGGED, *where)
     (folder,) = [Path("mine")] if where else Path("outputs/x").iterdir()
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     assert (summary["finished"], summary["steps"]) == (True, 6)
     finished = written()
     steps = [row["step"] for row in rows(folder) if "train/loss" in row]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert len(wandb_runs(folder)) == 1
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
-    code, _, err = lab("train", *LOGGED, *where)
-    assert (code, job.read_text().split()) == (0, ["requeue", "17"])
+    lab.done("train", *LOGGED, *where)
+    assert job.read_text().split() == ["requeue", "17"]
     assert written() == finished
 
 
 def test_a_signal_in_the_last_evaluation_requeues_the_job(lab, tmp_path, monkeypatch, job):
     with monkeypatch.context() as patched:
         patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-        code, _, err = lab("train", *LOGGED, "logger=none")
-    assert code == 0, err
+        lab.done("train", *LOGGED, "logger=none")
     assert job.read_text().split() == ["requeue", "17"]
 
 
 def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monkeypatch, job):
     (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho CANCELLED\n")
     send(monkeypatch, signal.SIGTERM, step=2)
-    code, _, err = lab("train", *SHORT, "run_dir=run")
-    assert code == 130
+    err = lab.done("train", *SHORT, "run_dir=run", code=130)
     assert_names(err, "CANCELLED", "diffusion-lab train resume=run")
     assert not job.exists()
 
@@ -105,8 +100,7 @@ def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monk
 def test_a_job_that_slurm_will_not_requeue_says_how_to_resume(lab, tmp_path, monkeypatch, job):
     (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Job is no batch job' >&2\nexit 1\n")
     send(monkeypatch, signal.SIGUSR1, step=2)
-    code, _, err = lab("train", *SHORT, "run_dir=run")
-    assert code == 130
+    err = lab.done("train", *SHORT, "run_dir=run", code=130)
     assert_names(err, "Job is no batch job", "diffusion-lab train resume=run")
 
 
@@ -124,8 +118,7 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
     assert rows(folder)
     assert not (folder / "checkpoints").exists()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    code, _, err = lab("train", *SHORT)
-    assert code == 0, err
+    lab.done("train", *SHORT)
     (same,) = Path("outputs/x").iterdir()
     assert same == folder
     assert [r["step"] for r in rows(folder) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
@@ -135,7 +128,7 @@ def seeds() -> list[tuple[int, bool]]:
     """The seeds of the runs, in the order in which they began, and whether they are finished."""
     folders = sorted(Path("outputs/x").iterdir())
     configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    summaries = [summary_of(folder) for folder in folders]
     return [(c["seed"], s["finished"]) for c, s in zip(configs, summaries, strict=True)]
 
 
@@ -149,23 +142,10 @@ def test_each_job_of_a_sweep_in_one_step_is_a_run_and_is_found_again(lab, monkey
     times = []
     for restarts in ("1", "2"):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
-        code, _, err = lab(*sweep)
-        assert code == 0, err
+        lab.done(*sweep)
         assert seeds() == [(0, True), (1, True)]
         times.append(written())
     assert times[0] == times[1]
-
-
-@pytest.mark.slow
-def test_a_run_of_other_overrides_is_a_new_one(lab, refusal, monkeypatch, job):
-    for restarts, seed in (("0", 0), ("1", 1), ("1", 0)):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
-        code, _, err = lab("train", *SHORT, f"seed={seed}")
-        assert code == 0, err
-    assert seeds() == [(0, True), (1, True)]
-    code, _, err = lab("train", *SHORT, "seed=0", "run_dir=mine")
-    assert code == 0, err
-    assert "run_dir=mine" in refusal("train", *SHORT, "seed=1", "run_dir=mine")
 
 
 @pytest.mark.parametrize("variables", [{}, SRUN])

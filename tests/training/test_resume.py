@@ -13,13 +13,13 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from helpers.faults import Killed, at_step, die, killed_within, no_file_above
+from helpers.faults import at_step, killed_within, no_file_above
 from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
 from helpers.tiny_data import TinyData
-from helpers.tiny_runs import TINY, wandb_runs
+from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, summary_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
@@ -30,32 +30,17 @@ from diffusion_lab.training.callbacks import Interruption, SampleGrid
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger import JSONLines
 
-QUICK = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
-QUIET = [*QUICK, "logger=none"]
 SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages"]
 MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal
 
 
-@pytest.fixture
-def killed_at_step(lab, monkeypatch):
-    """killed_at_step(5, "train", ...) runs a command that dies when that step begins."""
-
-    def run(step, *arguments):
-        with monkeypatch.context() as patch:
-            at_step(patch, step, die)
-            with pytest.raises(Killed):
-                lab(*arguments)
-
-    return run
-
-
-def rows(folder):
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]
+def logged(folder):
+    """The rows of a run without the times that were measured."""
+    return [{name: v for name, v in row.items() if name not in MEASURED} for row in rows(folder)]
 
 
 # a row covers three steps; checkpoints are written inside a row and at a validation
-ROWS = [*QUIET, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
+ROWS = [*QUICK, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
 ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 
 
@@ -67,14 +52,10 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
     killed_at_step(step, "train", *ROWS, "run_dir=parts")
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "train/lo')  # cut short
-    code, _, err = lab("train", "resume=parts")
-    assert code == 0, err
-    assert rows(tmp_path / "parts") == rows(whole)
-    assert [row["step"] for row in rows(whole)] == [3, 4, 6, 8, 8]
-    whole, parts = (
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-        for folder in (whole, tmp_path / "parts")
-    )
+    lab.done("train", "resume=parts")
+    assert logged(tmp_path / "parts") == logged(whole)
+    assert [row["step"] for row in logged(whole)] == [3, 4, 6, 8, 8]
+    whole, parts = (checkpoint_of(folder) for folder in (whole, tmp_path / "parts"))
     assert str(whole["optimizer_states"]) == str(parts["optimizer_states"])
     for key in ("lr_schedulers", "callbacks"):
         assert whole[key] == parts[key], key
@@ -84,30 +65,27 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
 def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
     lab, tmp_path, monkeypatch, trained_once, step
 ):
-    common = [*QUIET, "trainer.max_steps=8", "validate_every_n_steps=4"]
+    common = [*QUICK, "trainer.max_steps=8", "validate_every_n_steps=4"]
     whole = trained_once("train", *common, "run_dir=run") / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert lab("train", *common, "run_dir=parts")[0] == 130
-    stopped = [row for row in rows(whole) if row["step"] <= step]
-    assert rows(tmp_path / "parts") == stopped
-    code, _, err = lab("train", "resume=parts")
-    assert code == 0, err
-    assert rows(tmp_path / "parts") == rows(whole)
+    stopped = [row for row in logged(whole) if row["step"] <= step]
+    assert logged(tmp_path / "parts") == stopped
+    lab.done("train", "resume=parts")
+    assert logged(tmp_path / "parts") == logged(whole)
 
 
 @pytest.mark.parametrize("number", first_fast([signal.SIGINT, signal.SIGTERM]))
 def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
-        code, _, err = lab(
-            "train", *TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run"
+        err = lab.done(
+            "train", *TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run", code=130
         )
-    assert code == 130
     assert_names(err, "step 4", "diffusion-lab train resume=run")
-    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"] is False
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
+    assert summary_of(tmp_path / "run")["finished"] is False
+    lab.done("train", "resume=run")
     assert list((tmp_path / "run/samples").glob("*.png"))
 
 
@@ -131,23 +109,21 @@ class Interrupting:
 def test_a_second_ctrl_c_while_a_checkpoint_is_written_says_how_to_go_on(
     lab, tmp_path, monkeypatch, every, said
 ):
-    save, common = torch.save, [*QUIET, f"callbacks.checkpoint.every_n_steps={every}"]
+    save, common = torch.save, [*QUICK, f"callbacks.checkpoint.every_n_steps={every}"]
 
     def interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         monkeypatch.setattr(torch, "save", lambda content, file: save(content, Interrupting(file)))
 
     at_step(monkeypatch, 3, interrupt)
-    code, _, err = lab("train", *common, "run_dir=run")
-    assert code == 130
+    err = lab.done("train", *common, "run_dir=run", code=130)
     assert "Traceback" not in err
     assert said in err.splitlines()[-1]
     assert (tmp_path / "run/checkpoints/last.ckpt").exists() == (every == 2)
 
 
 def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypatch):
-    code, _, err = lab("train", *QUIET, "run_dir=run")
-    assert code == 0, err
+    lab.done("train", *QUICK, "run_dir=run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
     load = TinyData.load
 
@@ -163,7 +139,7 @@ def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypa
 
 
 def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_path, monkeypatch):
-    common = [*QUIET, "trainer.max_steps=6", "optimizer.lr=0.1", "run_dir=run"]
+    common = [*QUICK, "trainer.max_steps=6", "optimizer.lr=0.1", "run_dir=run"]
     with monkeypatch.context() as patch:
         at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert lab("train", *common)[0] == 130
@@ -177,8 +153,7 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionModule, "training_step", look)
-    code, _, err = lab("train", "resume=run", "callbacks.weight_averaging=null")
-    assert code == 0, err
+    lab.done("train", "resume=run", "callbacks.weight_averaging=null")
     assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
@@ -186,37 +161,31 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
 def test_another_micro_batch_sees_the_same_images(
     lab, tmp_path, killed_at_step, trained_once, micro
 ):
-    common = [*QUIET, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
+    common = [*QUICK, *SEEN, "trainer.max_steps=6", "callbacks.checkpoint.every_n_steps=2"]
     whole = seen(trained_once("train", *common, "run_dir=run", "++callbacks.seen.folder=a") / "a")
     before, after = micro
     parts = ["run_dir=parts", "++callbacks.seen.folder=b", f"micro_batch_size={before}"]
     killed_at_step(4, "train", *common, *parts)
     # micro-batches now have another size
-    code, _, err = lab(
-        "train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c"
-    )
-    assert code == 0, err
+    lab.done("train", "resume=parts", f"micro_batch_size={after}", "++callbacks.seen.folder=c")
     first, second = (seen(tmp_path / folder) for folder in "bc")
     assert sorted(second) == [2, 3, 4, 5]
     assert {**first, **second} == whole
-    assert json.loads((tmp_path / "parts/summary.json").read_text())["steps"] == 6
+    assert summary_of(tmp_path / "parts")["steps"] == 6
 
 
 @pytest.mark.slow
 def test_other_numbers_of_ranks_see_the_same_images_in_the_same_order(lab, tmp_path):
-    common = [*QUIET, *SEEN, "trainer.max_steps=9", "callbacks.checkpoint.every_n_steps=3"]
-    code, _, err = lab("train", *common, "run_dir=whole", "++callbacks.seen.folder=whole_seen")
-    assert code == 0, err
+    common = [*QUICK, *SEEN, "trainer.max_steps=9", "callbacks.checkpoint.every_n_steps=3"]
+    lab.done("train", *common, "run_dir=whole", "++callbacks.seen.folder=whole_seen")
     common += ["micro_batch_size=4", "run_dir=parts"]
     first = ["++callbacks.seen.folder=a", "++callbacks.seen.die_at=4", "trainer.devices=2"]
-    code, _, err = lab("train", *common, *first)
-    assert code == 2, err
+    lab.done("train", *common, *first, code=2)
     second = ["++callbacks.seen.folder=b", "++callbacks.seen.die_at=7", "trainer.devices=1"]
     with refused("a test asked for", by=RuntimeError):
         lab("train", "resume=parts", *second)
     third = ["++callbacks.seen.folder=c", "++callbacks.seen.die_at=null", "trainer.devices=2"]
-    code, _, err = lab("train", "resume=parts", *third)
-    assert code == 0, err
+    lab.done("train", "resume=parts", *third)
     whole = seen(tmp_path / "whole_seen")
     parts = [seen(tmp_path / folder) for folder in "abc"]
     assert [sorted(part) for part in parts] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
@@ -224,17 +193,6 @@ def test_other_numbers_of_ranks_see_the_same_images_in_the_same_order(lab, tmp_p
         for step, images in part.items():
             assert images == whole[step], step
     assert len({image for images in whole.values() for image in images}) == 64
-
-
-@pytest.mark.slow
-def test_w_and_b_goes_on_with_the_same_run(lab, tmp_path, killed_at_step):
-    common = [*QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=2"]
-    killed_at_step(4, "train", *common)
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert wandb_runs(tmp_path / "run") == {saved["logger"]["wandb"]["run_id"]}
-    assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 2
 
 
 def test_a_row_cut_short_and_later_ones_are_dropped(tmp_path):
@@ -269,45 +227,38 @@ def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionModule, "training_step", step)
-    code, _, err = lab("train", *QUIET, "run_dir=run")
-    assert code == 0, err
+    err = lab.done("train", *QUICK, "run_dir=run")
     assert_names(err, "metrics.jsonl", os.strerror(errno.EISDIR))
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
-    common = [*QUIET, "name=mine", "callbacks.checkpoint.every_n_steps=2"]
+    common = [*QUICK, "name=mine", "callbacks.checkpoint.every_n_steps=2"]
     killed_at_step(4, "train", *common)
     (folder,) = tmp_path.glob("outputs/mine/*")
     line = f"diffusion-lab train resume={folder.relative_to(tmp_path)}"
     with locked(folder):
-        code, _, err = lab("train", *common)
-        assert code == 0
+        err = lab.done("train", *common)
         assert line not in err
-    code, _, err = lab("train", *common, "run_dir=elsewhere")
-    assert code == 0
+    err = lab.done("train", *common, "run_dir=elsewhere")
     assert line not in err
-    code, _, err = lab("train", *common)
-    assert code == 0
+    err = lab.done("train", *common)
     assert line in err
     assert len(list(tmp_path.glob("outputs/mine/*"))) == 3
     assert not (folder / "summary.json").exists(), "nothing was started there"
-    code, _, err = lab("train", f"resume={folder.relative_to(tmp_path)}")
-    assert code == 0, err
-    code, _, err = lab("train", *common)
-    assert line not in err
+    lab.done("train", f"resume={folder.relative_to(tmp_path)}")
+    assert line not in lab.done("train", *common)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
     lab, tmp_path, killed_at_step, trained_once
 ):
-    shutil.copytree(trained_once("train", *QUIET, "run_dir=run"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(trained_once("train", *QUICK, "run_dir=run"), tmp_path, dirs_exist_ok=True)
     before = load_summary(tmp_path / "run")
     killed_at_step(6, "train", "resume=run", "trainer.max_steps=8")
     assert load_summary(tmp_path / "run") == replace(before, finished=False)
-    code, _, err = lab("train", "resume=run")
-    assert code == 0, err
+    lab.done("train", "resume=run")
     summary = load_summary(tmp_path / "run")
     assert (summary.finished, summary.steps) == (True, 8)
 
@@ -375,7 +326,7 @@ def test_a_run_without_room_for_its_lock_is_refused(tmp_path):
 @pytest.mark.parametrize("place", ["file/run", "/proc/nowhere/run"])
 def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
     (tmp_path / "file").write_text("")
-    sentence = refusal("train", *QUIET, f"run_dir={place}")
+    sentence = refusal("train", *QUICK, f"run_dir={place}")
     assert place.removesuffix("/run") in sentence
     assert "run_dir=..." in sentence
 
@@ -383,7 +334,7 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
 def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
     line = [*TINY, "callbacks.sample_grid=null", "logger=none", "trainer.max_steps=6"]
     line += ["callbacks.evaluation.every_n_steps=3", "callbacks.evaluation.batch_size=4"]
-    assert lab("train", *line, "run_dir=whole")[0] == 0
+    lab.done("train", *line, "run_dir=whole")
     asked = Interruption.asked
 
     def in_the_second_batch(self, trainer):
@@ -393,12 +344,11 @@ def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(Interruption, "asked", in_the_second_batch)
-        code, _, err = lab("train", *line, "run_dir=parts")
-    assert code == 130, err
-    assert not any("fid" in name for row in rows(tmp_path / "parts") for name in row)
-    assert lab("train", "resume=parts")[0] == 0
+        lab.done("train", *line, "run_dir=parts", code=130)
+    assert not any("fid" in name for row in logged(tmp_path / "parts") for name in row)
+    lab.done("train", "resume=parts")
     measured = [
-        {row["step"]: row for row in rows(tmp_path / run) if any("fid" in name for name in row)}
+        {row["step"]: row for row in logged(tmp_path / run) if any("fid" in name for name in row)}
         for run in ("whole", "parts")
     ]
     assert measured[0].keys() == {3, 6}

@@ -1,10 +1,8 @@
 """Any layout of a batch, DDP or FSDP, trains the same model; checkpoints of FSDP are whole."""
 
-import json
-
 import pytest
 import torch
-from helpers.tiny_runs import TINY, rows
+from helpers.tiny_runs import TINY, checkpoint_of, rows, summary_of
 
 from diffusion_lab.runs import snapshots
 
@@ -20,7 +18,7 @@ def curve(folder, name: str) -> list[float]:
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
-    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = checkpoint_of(folder)
     tensors = {f"averaged.{name}": value for name, value in checkpoint["state_dict"].items()}
     tensors |= {f"40.{name}": value for name, value in checkpoint["averages"]["40"].items()}
     tensors |= checkpoint["current_model_state"] | checkpoint["snapshot"]
@@ -48,14 +46,12 @@ def assert_alike(one, other) -> None:
     ],
 )
 def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, optimizer):
-    code, _, err = lab("train", *PLAIN, *EXACT, *optimizer, "run_dir=1x8")
-    assert code == 0, err
+    lab.done("train", *PLAIN, *EXACT, *optimizer, "run_dir=1x8")
     for ranks, accumulated in ((2, 4), (4, 2)):
         name = f"{ranks}x{accumulated}"
         layout = [f"trainer={strategy}", *EXACT, f"trainer.devices={ranks}", f"run_dir={name}"]
-        code, _, err = lab("train", *PLAIN, *optimizer, *layout)
-        assert code == 0, err
-        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        lab.done("train", *PLAIN, *optimizer, *layout)
+        summary = summary_of(tmp_path / name)
         assert (summary["ranks"], summary["images_seen"]) == (ranks, 5 * 16)
         for metric in ("train/loss", "val/loss"):
             expected = curve(tmp_path / "1x8", metric)
@@ -75,15 +71,10 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
     # ranks draw unequal numbers of sample batches, also during training
     often = ["callbacks.evaluation.every_n_steps=2", "metrics.num_samples=17"]
     learned = ["objective/loss/uncertainty=learned"]
-    code, _, err = lab(
-        "train", *PARTS, *run, *often, *learned, "trainer=fsdp", *EXACT, "trainer.devices=2"
-    )
-    assert code == 0, err
-    summary = json.loads((tmp_path / "two/summary.json").read_text())
-    exact = ["precision=32-true", "device=cpu", "json=true"]
-    code, out, err = lab("evaluate", "run=two", *exact)
-    assert code == 0, err
-    for name, value in json.loads(out.splitlines()[-1]).items():
+    lab.done("train", *PARTS, *run, *often, *learned, "trainer=fsdp", *EXACT, "trainer.devices=2")
+    summary = summary_of(tmp_path / "two")
+    exact = ["precision=32-true", "device=cpu"]
+    for name, value in lab.result("evaluate", "run=two", *exact).items():
         assert value == pytest.approx(summary["metrics"][name], rel=1e-4), name
 
 
@@ -91,19 +82,16 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer):
     common = [*PLAIN, f"optimizer={optimizer}"]
-    code, _, err = lab("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
     sharded = [
         "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
         "trainer.devices=2",
     ]
     start = [*common, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
-    code, _, err = lab("train", *start, "trainer.max_steps=2")
-    assert code == 0, err
+    lab.done("train", *start, "trainer.max_steps=2")
     alone = ["trainer.strategy=auto", "trainer.devices=1"]
     for steps, where in ((4, alone), (6, sharded)):
-        code, _, err = lab("train", "resume=parts", f"trainer.max_steps={steps}", *where)
-        assert code == 0, err
+        lab.done("train", "resume=parts", f"trainer.max_steps={steps}", *where)
     assert_alike(tmp_path / "whole", tmp_path / "parts")
     assert curve(tmp_path / "parts", "train/loss") == pytest.approx(
         curve(tmp_path / "whole", "train/loss"), rel=1e-5
@@ -115,14 +103,7 @@ def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimiz
 def test_bf16_and_activation_checkpointing_go_with_several_processes(lab, tmp_path, strategy):
     several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     options = ["trainer.precision=bf16-mixed", "activation_checkpointing=true"]
-    code, _, err = lab("train", *PLAIN, *several, *options, "run_dir=two")
-    assert code == 0, err
-    code, _, err = lab("train", *PLAIN, *EXACT, "run_dir=one")
-    assert code == 0, err
+    lab.done("train", *PLAIN, *several, *options, "run_dir=two")
+    lab.done("train", *PLAIN, *EXACT, "run_dir=one")
     expected = curve(tmp_path / "one", "train/loss")
     assert curve(tmp_path / "two", "train/loss") == pytest.approx(expected, rel=0.02)
-
-
-def test_an_autoencoder_is_not_sharded(refusal, tmp_path):
-    assert "trainer=fsdp" in refusal("train-autoencoder", "trainer=fsdp", "name=x", "run_dir=run")
-    assert not (tmp_path / "run").exists()

@@ -3,22 +3,17 @@
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from helpers.commands import run_alone
-from helpers.picture_files import folder
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, summary_of
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -62,10 +57,6 @@ def run_of(study, **settings):
             found.append(path.parent)
     (folder,) = found
     return folder
-
-
-def summary_of(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def finished_runs() -> int:
@@ -158,8 +149,7 @@ def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_p
     assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
     folders = [run_of("mine", seed=seed) for seed in (0, 1)]
     before = [finished_at(folder) for folder in folders]
-    code, _, err = lab(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
-    assert code == 0, err
+    err = lab.done(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
     assert_names(err, *folders)
     assert finished_runs() == 3
     assert [finished_at(folder) for folder in folders] == before
@@ -170,21 +160,18 @@ def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path, 
     asked = [*WHOLE, "budget=images", "budget.images=40"]
     folders = [run_of("mine", seed=seed) for seed in (0, 1)]
     before = [finished_at(folder) for folder in folders]
-    code, _, err = lab(*asked)
-    assert code == 1
+    err = lab.done(*asked, code=1)
     assert_names(err, *folders, "budget._target_=null", "study_name=mine_2")
     assert [finished_at(folder) for folder in folders] == before
     # another place or speed of training does not make another run
-    code, _, err = lab(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
-    assert code == 0, err
+    lab.done(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
 
 
 def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_is_said(
     lab, tmp_path
 ):
     arguments = [*SWEEP[:-1], "backbone.patch=3,4"]
-    code, _, err = lab(*arguments)
-    assert code == 1
+    err = lab.done(*arguments, code=1)
     assert finished_runs() == 1
     assert_names(err, "backbone.patch=3")
     assert summary_of(run_of("mine", **{"backbone.patch": 4}))["finished"]
@@ -192,8 +179,7 @@ def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_i
     assert line[:2] == ["diffusion-lab", "train"]
     (place,) = [each for each in line if each.startswith("run_dir=outputs/mine/")]
     mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
-    code, _, err = lab(*mended)
-    assert code == 0, err
+    lab.done(*mended)
     assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
 
 
@@ -203,13 +189,11 @@ def test_the_line_of_a_failed_job_names_the_folder_of_configurations(lab, tmp_pa
     mine = "# @package _global_\nname: it's mine\nbackbone:\n  patch: 3\n"
     (tmp_path / "my own/experiment/mine.yaml").write_text(mine)
     flags = ["--config-dir", str(tmp_path / "my own")]
-    code, _, err = lab(*SWEEP[:-1], *flags, "experiment=mine", "logger=none", "seed=0")
-    assert code == 1
+    err = lab.done(*SWEEP[:-1], *flags, "experiment=mine", "logger=none", "seed=0", code=1)
     line = shlex.split(err.strip().splitlines()[-1])
     assert line[:2] == ["diffusion-lab", "train"]
     assert line[2:4] == flags
-    code, _, err = lab(*line[1:], "backbone.patch=4")
-    assert code == 0, err
+    lab.done(*line[1:], "backbone.patch=4")
 
 
 @pytest.mark.slow
@@ -218,16 +202,12 @@ def test_an_error_in_training_is_kept_as_well(lab, tmp_path, monkeypatch):
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(Denoiser, "_ask", fail)
-    code, _, err = lab(*SWEEP[:-1], "seed=0", "backbone.patch=4")
-    assert code == 1
+    err = lab.done(*SWEEP[:-1], "seed=0", "backbone.patch=4", code=1)
     assert finished_runs() == 0
     assert_names(err, "RuntimeError: the disk is on fire")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    code, _, err = lab(
-        *SWEEP[:-1], "seed=0", "backbone.patch=4"
-    )  # without a checkpoint the run starts again
-    assert code == 0, err
+    err = lab.done(*SWEEP[:-1], "seed=0", "backbone.patch=4")
     abandoned = Path("outputs/mine/.abandoned") / run_of("mine", seed=0).name
     assert_names(err, abandoned)
     assert abandoned.is_dir()
@@ -249,12 +229,10 @@ def stop_after(step, monkeypatch):
 def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, trained, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        code, _, err = lab(*SWEEP, "backbone.patch=4")
-    assert code == 130
+        assert lab(*SWEEP, "backbone.patch=4")[0] == 130
     first = run_of("mine", seed=0)
     assert summary_of(first)["finished"] is False
-    code, _, err = lab(*SWEEP, "backbone.patch=4")
-    assert code == 0, err
+    lab.done(*SWEEP, "backbone.patch=4")
     assert finished_runs() == 2
     weights = [
         torch.load(folder / first.name / "checkpoints/last.ckpt")["state_dict"]
@@ -262,30 +240,6 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, trained, 
     ]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
-
-
-@pytest.mark.slow
-def test_a_run_of_a_study_is_of_its_group_with_its_budget(lab, tmp_path):
-    own = ("backbone", "backbone.width", "backbone.heads", "backbone.depth", "logger")
-    asked = [a for a in QUICK if a.split("=")[0] not in own]
-    code, _, err = lab(
-        "train", "-m", "study_name=backbones", *asked, "backbone=mlp", "seed=3", "budget=images",
-        "budget.reference=null", "budget.images=24", "logger.wandb.tags=[own]",
-    )  # fmt: skip
-    assert code == 0, err
-    folder = tmp_path / "outputs/backbones/backbone-mlp_seed-3"
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["study_name"] == "backbones"
-    assert config["logger"]["wandb"]["group"] == "backbones"
-    assert config["logger"]["wandb"]["name"] == "backbone-mlp_seed-3"
-    assert config["logger"]["wandb"]["tags"] == ["own", "backbones", "budget-images"]
-    assert config["budget"]["solved"] == ["trainer.max_steps=3", "trainer.max_time=null"]
-    assert config["trainer"]["max_steps"] == 3
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    (log,) = folder.glob("wandb/offline-run-*")
-    log = subprocess.run([*command, str(log)], capture_output=True, text=True, check=True).stdout
-    assert '"backbones"' in log
-    assert "budget-images" in log
 
 
 SAVED = {
@@ -382,31 +336,6 @@ def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
     assert list(differing(asked(), saved=kept)) == ["first_stage.sha256"]
 
 
-@pytest.mark.slow
-def test_a_study_on_images_of_ones_own_goes_on(lab, tmp_path):
-    pictures = {f"{name}/{i:02}.png": 8 * i for name in ("cat", "dog") for i in range(24)}
-    folder(tmp_path / "photos", pictures)
-    asked = [a for a in QUICK if not a.startswith("data.")]
-    asked += ["data=image_folder", "data.source.path=photos", "backbone.patch=4", "study_name=mine"]
-    times = []
-    for _ in range(2):
-        code, _, err = lab("train", "-m", *asked, "seed=0,1")
-        assert code == 0, err
-        times.append([finished_at(run_of("mine", seed=seed)) for seed in (0, 1)])
-    assert times[0] == times[1]
-
-
-@pytest.mark.slow
-def test_jobs_side_by_side_leave_what_jobs_one_by_one_leave(lab, tmp_path, joblib):
-    times = []
-    for launcher in (joblib, []):
-        assert lab(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,1", *launcher)[0] == 1
-        assert finished_runs() == 2
-        trained = [run_of("mine", seed=seed, **{"backbone.patch": 4}) for seed in (0, 1)]
-        times.append([finished_at(folder) for folder in trained])
-    assert times[0] == times[1]
-
-
 def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     """Data order, noise of training and noise of sampling are the same for two backbones."""
     seen = {}
@@ -422,8 +351,7 @@ def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     monkeypatch.setattr(Denoiser, "_ask", watch)
     arguments = [a for a in QUICK if not a.startswith(("backbone", "callbacks.sample_grid"))]
     for backbone in ("backbone=mlp backbone.width=16", "backbone=unet_small backbone.channels=16"):
-        code, _, err = lab("train", *backbone.split(), *arguments, "seed=5")
-        assert code == 0, err
+        lab.done("train", *backbone.split(), *arguments, "seed=5")
     one, other = seen.values()
     assert len(one[True]) == len(other[True]) == 4  # steps
     for mine, theirs in zip(one[True], other[True], strict=True):
@@ -447,8 +375,7 @@ def test_a_run_is_resumed_with_the_new_logging_and_machine(lab, tmp_path, monkey
     folder = run_of("mine", seed=0)
     new = ["data.source.root=elsewhere", "callbacks.checkpoint.every_n_steps=7", "trainer=cpu"]
     new += ["logger=wandb", "logger.wandb.mode=offline"]  # the run was trained without W&B
-    code, _, err = lab(*SWEEP[:-1], "seed=0", *new)
-    assert code == 0, err
+    lab.done(*SWEEP[:-1], "seed=0", *new)
     assert finished_runs() == 1
     config = OmegaConf.load(folder / "config.yaml")
     assert (config.data.source.root, config.callbacks.checkpoint.every_n_steps) == ("elsewhere", 7)
@@ -487,8 +414,7 @@ def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, finish
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    code, _, err = lab(*WHOLE)
-    assert code == 1
+    err = lab.done(*WHOLE, code=1)
     assert_names(err, folder)
     assert folder.is_dir()
 
@@ -500,8 +426,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished
     folder.mkdir()
     (folder / "config.yaml").write_text("seed: 0\n")  # before its first checkpoint
     with locked(folder):
-        code, _, err = lab(*WHOLE)
-    assert code == 1
+        err = lab.done(*WHOLE, code=1)
     assert_names(err, folder, os.getpid())
     assert finished_runs() == 1
     assert (folder / "config.yaml").read_text() == "seed: 0\n"

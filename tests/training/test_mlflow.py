@@ -1,0 +1,129 @@
+"""MLflow's runs are read back through its client.
+
+MLflow takes seconds to create its tables, so these tests are slow.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.logged_rows import by_step, without_times
+from helpers.paths import ROOT
+from helpers.tiny_runs import TINY, summary_of
+from omegaconf import OmegaConf
+from PIL import Image
+
+from diffusion_lab.training.logger.mlflow_logger import local_store
+
+RESUMED = ["trainer.max_steps=8", "trainer.log_every_n_steps=3", "validate_every_n_steps=4"]
+RESUMED += ["callbacks.checkpoint.every_n_steps=2", "callbacks.sample_grid.every_n_steps=2"]
+COMMAND = ["train", *TINY, *RESUMED, "callbacks.evaluation=null", "run_dir=outputs/net/run"]
+PICTURES = [("denoising", 10), *(("samples", step) for step in (2, 4, 6, 8, 10))]
+
+
+@pytest.fixture(scope="module")
+def mlflow():
+    return pytest.importorskip("mlflow")
+
+
+@pytest.fixture
+def killed_and_resumed(lab, tmp_path, monkeypatch, killed_at_step) -> Callable[..., Path]:
+    """A function of the logger: a run's folder, killed in its sixth step and then resumed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*logger: str) -> Path:
+        killed_at_step(6, *COMMAND, *logger)
+        lab.done("train", "resume=outputs/net/run", "trainer.max_steps=10")
+        return tmp_path / "outputs/net/run"
+
+    return run
+
+
+@pytest.fixture
+def in_mlflow(mlflow, killed_and_resumed) -> Path:
+    return killed_and_resumed("logger=mlflow", "logger.mlflow.tags=[first,cpu]")
+
+
+@pytest.mark.slow
+def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
+    in_mlflow, mlflow, tmp_path
+):
+    client = mlflow.MlflowClient(local_store())
+    (experiment,) = client.search_experiments(filter_string="name = 'diffusion-lab'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    saved = OmegaConf.load(in_mlflow / "config.yaml")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "fashion_mnist_dit/run"
+    assert run.data.tags["diffusion_lab.run_id"] == saved.logger.mlflow.run_id
+    assert run.data.tags["tags"] == "first, cpu"
+    steps: dict[int, dict[str, float]] = {}
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, name):
+            row = steps.setdefault(metric.step, {})
+            assert name not in row, f"{name} is there twice at step {metric.step}"
+            row[name] = metric.value
+    summary = summary_of(in_mlflow)
+    assert steps[10]["summary/parameters"] == summary["parameters"]
+    expected = by_step(in_mlflow)
+    for step, row in steps.items():
+        own = {name: v for name, v in row.items() if not name.startswith("summary/")}
+        # the last step of the first half was logged, but is not in a checkpoint
+        assert without_times(own) == pytest.approx(expected[step], rel=1e-6)
+    assert steps.keys() == expected.keys()
+    parameters = run.data.params
+    assert parameters["backbone.width"] == "32"
+    assert parameters["choices.backbone"] == "dit"
+    assert parameters["trainer.max_steps"] == "8"  # MLflow's parameters cannot change
+    paths = [each.path for each in client.list_artifacts(run.info.run_id, "images")]
+    pictures = [path for path in paths if path.endswith(".png")]
+    drawn = [re.search(r"grids~(\w+)\+step\+(\d+)\+", path).groups() for path in pictures]
+    assert sorted((name, int(step)) for name, step in drawn) == PICTURES
+    (path,) = [path for path in pictures if "+step+6+" in path]
+    local = client.download_artifacts(run.info.run_id, path, str(tmp_path))
+    with (
+        Image.open(local) as logged,
+        Image.open(in_mlflow / "samples/step_0000006.png") as kept,
+    ):
+        assert logged.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_does_not_hold_training_up(lab, tmp_path, mlflow):
+    nowhere = ["logger.mlflow.tracking_uri=http://127.0.0.1:1", "run_dir=run"]
+    err = lab.done("train", *TINY, "callbacks.evaluation=null", "logger=mlflow", *nowhere)
+    assert err.count("no connection to 127.0.0.1") == 1
+    assert (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_several_runs_may_open_a_new_database_at_once(tmp_path, mlflow):
+    code = (
+        "from pathlib import Path\n"
+        "from diffusion_lab.training.clock import Clock\n"
+        "from diffusion_lab.training.logger import MLflow\n"
+        "import sys\n"
+        "logger = MLflow(Path(sys.argv[1]), Clock(8), {'name': 'x'}, 0, run_id=sys.argv[1])\n"
+        "print(logger.start())\n"
+        "logger.log_metrics({'train/loss': 1.0}, 1)\n"
+        "logger.finish({'steps': 1, 'finished': True})\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, name],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("a", "b", "c")
+    ]
+    for run in runs:
+        assert "mlflow server" in run.communicate()[0]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow/mlflow.db")
+    found = client.search_runs(["1"])
+    assert {run.data.tags["diffusion_lab.run_id"] for run in found} == {"a", "b", "c"}
+    assert {run.info.status for run in found} == {"FINISHED"}
