@@ -349,8 +349,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
 def test_controls_change_neither_the_count_nor_its_protocol(lab, pair):
     reports = []
     for arguments in (pair, [*pair[:2], *pair[3:], "positive_at=null", "grain=null"]):
-        code, out, err = lab(*arguments, "json=true")
-        assert code == 0, err
-        reports.append(json.loads(out.splitlines()[-1]))
+        result = lab.result(*arguments)
+        reports.append(result)
     for key in ("neighbours", "protocol", "fid", "sampling"):
         assert reports[0][key] == reports[1][key]

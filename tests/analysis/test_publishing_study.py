@@ -21,8 +21,7 @@ def published(lab, tmp_path) -> Path:
     study = STUDY | {"stages": STUDY["stages"] | record}
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    code, _, err = lab(*TINY)
-    assert code == 0, err
+    lab.done(*TINY)
     shutil.move("outputs/tiny/record", "published")
     shutil.move("outputs/tiny/page", "before")
     shutil.move("outputs", tmp_path / "away")
@@ -35,9 +34,8 @@ def numbers(folder: Path) -> list[dict]:
 
 
 def test_the_records_have_the_tuning_and_give_the_same_comparison(lab, published):
-    code, out, err = lab("compare", "published", "output=after", "json=true")
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["compositions"].keys() == {"Narrow", "Wide"}
+    result = lab.result("compare", "published", "output=after")
+    assert result["compositions"].keys() == {"Narrow", "Wide"}
     before, after = Path("before"), Path("after")
     assert numbers(before) == numbers(after) == numbers(published)
     assert (before / "table.csv").read_text() == (after / "table.csv").read_text()
@@ -57,8 +55,7 @@ def test_the_records_have_the_tuning_and_give_the_same_comparison(lab, published
 def test_a_study_is_resumed_from_what_was_published(lab, published):
     shutil.copytree(published / "runs", "outputs/tiny/train")
     shutil.copytree(published / "tuning", "outputs/tiny/tune")
-    code, _, err = lab(*TINY, "stages=tune,train", "arms=Wide", "protocol.seeds=[0,1,2]")
-    assert code == 0, err
+    lab.done(*TINY, "stages=tune,train", "arms=Wide", "protocol.seeds=[0,1,2]")
     # the tuning and the runs of seeds 0 and 1 have no checkpoints, as they were not trained here
     (trained,) = Path("outputs").rglob("last.ckpt")
     assert trained.parent.parent.name == "Wide_seed-2"

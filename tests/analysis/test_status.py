@@ -233,7 +233,7 @@ def test_watching_ends_when_no_run_is_open(lab, monkeypatch):
                 stack.close()
 
         monkeypatch.setattr(status.time, "sleep", sleep)
-        assert lab("status", "watch=7")[0] == 0
+        lab.done("status", "watch=7")
     assert waited == [7, 7]
 
 
@@ -248,7 +248,6 @@ def test_the_reason_of_a_failure_stays_until_the_run_is_resumed(lab, shown, monk
             lab("train", *quick, "run_dir=outputs/a", "callbacks.checkpoint.every_n_steps=1")
     row = shown()[0]["a"]
     assert (row["state"], row["reason"]) == ("failed", "RuntimeError: out of memory")
-    code, _, err = lab("train", "resume=outputs/a")
-    assert code == 0, err
+    lab.done("train", "resume=outputs/a")
     assert shown()[0]["a"]["state"] == "finished"
     assert not Path("outputs/a/error.txt").exists()

@@ -35,9 +35,7 @@ def planned(lab):
     """Runs `sync dry_run=true` on paths; returns by run id whether each run is uploaded."""
 
     def found(*paths):
-        code, out, err = lab("sync", *paths, "dry_run=true", "json=true")
-        assert code == 0, err
-        listed = json.loads(out.splitlines()[-1])
+        listed = lab.result("sync", *paths, "dry_run=true")
         return {path.rpartition("-")[2]: uploaded for path, uploaded in listed.items()}
 
     return found
@@ -52,18 +50,14 @@ def no_key(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_and_what_it_was_resumed_to_become_one_on_the_server(lab, tmp_path, monkeypatch):
-    code, _, err = lab("train", *TINY, *QUICK, "run_dir=run", "logger.wandb.run_id=tiny")
-    assert code == 0, err
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=6")
-    assert code == 0, err
+    lab.done("train", *TINY, *QUICK, "run_dir=run", "logger.wandb.run_id=tiny")
+    lab.done("train", "resume=run", "trainer.max_steps=6")
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        code, out, err = lab("sync", "run", "json=true")
-        assert code == 0, err
-        assert list(json.loads(out.splitlines()[-1]).values()) == [True, True]
-        code, _, err = lab("sync", "run")  # a second upload repeats no rows
-        assert code == 0, err
+        result = lab.result("sync", "run")
+        assert list(result.values()) == [True, True]
+        lab.done("sync", "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["train/loss"] for row in lines if "train/loss" in row}
     sent = [row for _, row in sorted(server.history["tiny"].items())]
@@ -101,9 +95,8 @@ def test_runs_that_are_abandoned_or_being_trained_are_left_out(planned, tmp_path
 
 def test_nothing_to_upload_is_no_error(lab, tmp_path):
     (tmp_path / "outputs").mkdir()
-    code, out, err = lab("sync", "json=true")
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1]) == {}
+    result = lab.result("sync")
+    assert result == {}
 
 
 def test_what_cannot_be_uploaded_is_said(refusal, offline_run, no_key, monkeypatch):

@@ -131,8 +131,7 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
         monkeypatch.setattr(kind, "url", property(lambda self: f"https://{type(self).__name__}"))
     monkeypatch.setattr(wandb_pages, "why_unreachable", lambda: None)
     shown = ["group_by=objective", f"protocol={PROTOCOL}"]
-    code, _, err = lab("wandb-report", "entity=me", "group=study", *shown)
-    assert code == 0, err
+    err = lab.done("wandb-report", "entity=me", "group=study", *shown)
     assert_names(err, "https://Workspace", "https://Report")
     assert [type(each) for each in saved] == [ws.Workspace, wr.Report]
     assert {each.entity for each in saved} == {"me"}
@@ -140,8 +139,7 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
 
 
 def test_a_dry_run_lists_the_panels(lab, dashboard):
-    code, _, err = lab("wandb-report", "dry_run=true", f"protocol={PROTOCOL}")
-    assert code == 0, err
+    err = lab.done("wandb-report", "dry_run=true", f"protocol={PROTOCOL}")
     for title, panels in dashboard.sections().items():
         assert_names(err, title, *(getattr(panel, "title", None) or "" for panel in panels))
 
@@ -166,8 +164,7 @@ def titled(lab):
     """titled(...) -> the title and the protocol of what wandb-report would save."""
 
     def run(*arguments: str) -> str:
-        code, _, err = lab("wandb-report", *arguments, "dry_run=true")
-        assert code == 0, err
+        err = lab.done("wandb-report", *arguments, "dry_run=true")
         return next(line for line in err.splitlines() if ", FID by " in line)
 
     return run

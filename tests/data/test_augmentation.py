@@ -1,6 +1,5 @@
 """Augmentation: its effect on images, its labels, and where they are used."""
 
-import json
 import math
 
 import pytest
@@ -344,11 +343,9 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
     monkeypatch.setattr(NonLeaky, "__call__", counted)
     common = [*AUGMENTED, "micro_batch_size=4", "data.flip=true"]
     for folder, steps in (("whole", 5), ("parts", 3)):
-        code, _, err = lab("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
-        assert code == 0, err
+        err = lab.done("train", *common, f"run_dir={folder}", f"trainer.max_steps={steps}")
     assert "data.flip=true" in err
-    code, _, err = lab("train", "resume=parts", "trainer.max_steps=5")
-    assert code == 0, err
+    lab.done("train", "resume=parts", "trainer.max_steps=5")
     assert calls == [4] * 2 * (5 + 5), "two micro-batches a step, and no validation image"
     whole, parts = (
         torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
@@ -359,9 +356,8 @@ def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkey
         for name, value in whole[part].items():
             assert torch.equal(value, parts[part][name]), name
 
-    code, out, err = lab("profile", "run=parts", "device=meta", "json=true")
-    assert code == 0, err
-    modules = {module["name"]: module for module in json.loads(out.splitlines()[-1])["modules"]}
+    result = lab.result("profile", "run=parts", "device=meta")
+    modules = {module["name"]: module for module in result["modules"]}
     assert modules["augmentation"]["params"] == modules["augmentation"]["macs"] == 9 * 32
 
 

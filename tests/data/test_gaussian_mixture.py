@@ -52,8 +52,7 @@ def test_the_score_is_learned_and_drawn(lab, tmp_path, monkeypatch):
     quick = ["experiment=toy/score", "trainer=cpu", "trainer.max_steps=60", "logger=none"]
     more_of = {"one": ["schedule.sigma_max=0.011"], "all": [], "energy": ["backbone=energy"]}
     for run, more in more_of.items():
-        code, _, err = lab("train", *quick, *more, f"run_dir={run}")
-        assert code == 0, err
+        lab.done("train", *quick, *more, f"run_dir={run}")
     (tmp_path / "figures").mkdir()
     monkeypatch.setattr(sys, "argv", ["score_figures.py", *more_of, "--output", "figures"])
     runpy.run_path(str(FIGURES), run_name="__main__")

@@ -39,10 +39,7 @@ def photos(root: Path) -> str:
 @pytest.mark.slow
 def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     photos(tmp_path)
-    code, _, err = lab(
-        "train", "data=image_folder", "data.source.path=photos", *NETWORK, "run_dir=run"
-    )
-    assert code == 0, err
+    lab.done("train", "data=image_folder", "data.source.path=photos", *NETWORK, "run_dir=run")
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["source"]
     assert saved["image_size"] == [4, 4]
     assert (saved["channels"], saved["resize"]) == (1, "refuse")
@@ -52,9 +49,8 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
 
     (tmp_path / "2024").mkdir()  # a number to Hydra
     shutil.move(tmp_path / "photos", tmp_path / "2024")
-    code, out, err = lab("sample", "run=run", "num_samples=4", "save=npz", "json=true")
-    assert code == 0, err
-    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+    result = lab.result("sample", "run=run", "num_samples=4", "save=npz")
+    with np.load(result["array"]) as arrays:
         assert arrays["images"].shape == (4, 4, 4, 1)
         assert arrays["labels"].tolist() == [0, 1, 2, 0]
 
@@ -68,8 +64,7 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
 
     resume = ["train", "resume=run", "trainer.max_steps=6"]
     assert "data.source.classes=[x]" in refusal(*resume, "data.source.classes=[x]")
-    code, _, err = lab(*resume, "data.source.path=2024/photos")
-    assert code == 0, err
+    lab.done(*resume, "data.source.path=2024/photos")
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
 
 
@@ -83,8 +78,7 @@ def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_pat
         ["train", *where, *QUICK, "run_dir=file", "data.source.store=true"],
         resume,
     ):
-        code, _, err = lab(*command)
-        assert code == 0, err
+        lab.done(*command)
     assert len(list((tmp_path / "data/decoded").glob("photos-1x4x4-*.bin"))) == 2
     ours, theirs = (
         runs.load(tmp_path / name)[1].denoiser.state_dict() for name in ("memory", "file")
@@ -96,8 +90,7 @@ def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_pat
 @pytest.mark.slow
 def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     photos(tmp_path)
-    code, _, err = lab("train", "data=image_folder", "data.source.path=photos", *QUICK)
-    assert code == 0, err
+    lab.done("train", "data=image_folder", "data.source.path=photos", *QUICK)
     folder(tmp_path / "photos", {"fox/0.png": 0})
     assert "folder fox" in refusal("train", "resume=run", "trainer.max_steps=6")
 
@@ -106,11 +99,9 @@ def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_pat
     folder(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(40)})
     flat = ["data=image_folder", "data.source.path=flat", "data.pad=8"]
     assert "conditioning: " in refusal("train", *flat, *QUICK)
-    code, _, err = lab("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
-    assert code == 0, err
-    code, out, err = lab("sample", "run=run", "num_samples=2", "save=npz", "json=true")
-    assert code == 0, err
-    with np.load(json.loads(out.splitlines()[-1])["array"]) as arrays:
+    lab.done("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
+    result = lab.result("sample", "run=run", "num_samples=2", "save=npz")
+    with np.load(result["array"]) as arrays:
         assert arrays["images"].shape == (2, 4, 4, 3)
 
 
@@ -126,8 +117,7 @@ def test_the_commands_of_the_page_train(lab, tmp_path, line):
     for name in ("train", "test"):
         contents = numbered(10)
         archive(tmp_path / f"{name}.zip", contents, [[file, i % 2] for file, i in contents.items()])
-    code, _, err = lab(*line.split(), *QUICK)
-    assert code == 0, err
+    lab.done(*line.split(), *QUICK)
 
 
 def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
@@ -136,14 +126,13 @@ def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
     command = ["train", "data=image_folder", "data.source.path=photos", *QUICK]
     assert "dog/07.png" in refusal(*command)
     assert not (tmp_path / "run").exists()
-    code, _, err = lab(*command, "data.source.on_bad=skip")
-    assert code == 0, err
+    err = lab.done(*command, "data.source.on_bad=skip")
     assert "dog/07.png" in err
 
 
 @pytest.mark.slow
 def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
-    code, _, err = lab(
+    lab.done(
         "train",
         "experiment=toy/two_moons",
         "+debug=fast",
@@ -153,7 +142,6 @@ def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
         "trainer.max_steps=1",
         "run_dir=run",
     )
-    assert code == 0, err
     assert "data_root=elsewhere" in refusal("sample", "run=run", "data_root=elsewhere")
 
 
@@ -168,7 +156,7 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
     zips = (tmp_path / "zips").iterdir()
     monkeypatch.setattr(known_sets, "ZIPS", {p.name: hashing.of_file(p) for p in zips})
-    code, _, err = lab(
+    lab.done(
         "train",
         "experiment=cifar10/unet",
         "data=cifar10_zip",
@@ -181,7 +169,6 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         "logger=none",
         "run_dir=run",
     )
-    assert code == 0, err
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
     assert saved["flip"] is True
     assert saved["source"]["classes"][9] == "truck"

@@ -44,8 +44,7 @@ def test_a_run_as_reference_is_measured_on_the_data_to_train_on(lab, run_folder)
 @pytest.mark.slow
 def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_path, monkeypatch):
     chosen = ["backbone=dit", "budget=macs", "budget.reference=mlp", "budget.tolerance=0.1"]
-    code, _, err = lab("train", *QUICK, *chosen, "run_dir=run")
-    assert code == 0, err
+    err = lab.done("train", *QUICK, *chosen, "run_dir=run")
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     solved = dict(each.split("=") for each in config["budget"]["solved"])
     assert_names(err, *config["budget"]["solved"])
@@ -53,22 +52,26 @@ def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_pat
         assert config["backbone"][key.removeprefix("backbone.")] == int(value)
     counted = {}
     for name, asked in {"dit": ["run=run"], "mlp": ["backbone=mlp", QUICK[0]]}.items():
-        code, out, err = lab("profile", *asked, "device=meta", "json=true")
-        assert code == 0, err
-        counted[name] = json.loads(out.splitlines()[-1])["macs"]
+        counted[name] = lab.result("profile", *asked, "device=meta")["macs"]
     assert counted["dit"] == pytest.approx(counted["mlp"], rel=0.1)
     monkeypatch.setattr("diffusion_lab.estimate.budget.find_match", None)
-    code, _, err = lab("train", "resume=run", "trainer.max_steps=5")
-    assert code == 0, err
+    lab.done("train", "resume=run", "trainer.max_steps=5")
 
 
 @pytest.mark.slow
 def test_seconds_end_a_run(lab, tmp_path):
     asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20"]
     asked.append("trainer.log_every_n_steps=1")
-    code, _, err = lab("train", *asked, "backbone=mlp", "budget=seconds", "budget.seconds=2",
-                       "batch_size=8", "run_dir=run", "lr_schedule=cosine")  # fmt: skip
-    assert code == 0, err
+    lab.done(
+        "train",
+        *asked,
+        "backbone=mlp",
+        "budget=seconds",
+        "budget.seconds=2",
+        "batch_size=8",
+        "run_dir=run",
+        "lr_schedule=cosine",
+    )
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["finished"]
     assert 1.5 < summary["wall_seconds"] < 10
@@ -79,8 +82,14 @@ def test_seconds_end_a_run(lab, tmp_path):
 
 def test_images_make_steps_of_any_batch(lab, tmp_path):
     for batch, steps in ((8, 4), (16, 2)):
-        code, _, err = lab("train", *QUICK, "backbone=mlp", "budget=images", "budget.images=32",
-                           f"batch_size={batch}", f"run_dir=run{batch}")  # fmt: skip
-        assert code == 0, err
+        lab.done(
+            "train",
+            *QUICK,
+            "backbone=mlp",
+            "budget=images",
+            "budget.images=32",
+            f"batch_size={batch}",
+            f"run_dir=run{batch}",
+        )
         summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
         assert (summary["steps"], summary["images_seen"]) == (steps, 32)

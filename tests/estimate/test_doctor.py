@@ -332,9 +332,7 @@ def test_what_was_spoilt_is_found(examine, overrides, found):
 
 def test_doctor_and_plan_reckon_the_same_memory(lab, examine):
     again = "activation_checkpointing=true"
-    code, out, err = lab("plan", *SOUND, again, "devices=1", "name=x", "json=true")
-    assert code == 0, err
-    planned = json.loads(out.splitlines()[-1])["memory"]["total"]
+    planned = lab.result("plan", *SOUND, again, "devices=1", "name=x")["memory"]["total"]
     assert examine(*QUICK, again)[1]["memory_bytes"] == planned
 
 

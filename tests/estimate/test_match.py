@@ -38,9 +38,7 @@ def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, b
     assert paste.startswith(f"backbone={backbone} ")
     found = {}
     for who, overrides in (("reference", [f"backbone={reference}"]), ("match", paste.split())):
-        code, out, err = lab("profile", *overrides, "data=cifar10", "device=meta", "json=true")
-        assert code == 0, err
-        found[who] = json.loads(out.splitlines()[-1])
+        found[who] = lab.result("profile", *overrides, "data=cifar10", "device=meta")
         for cost in ("params", "macs", "flops"):
             assert found[who][cost] == result[who][cost]
     assert found["match"][by] == pytest.approx(found["reference"][by], rel=0.02)
@@ -49,9 +47,8 @@ def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, b
 
 def counts(lab, *command: str) -> dict[str, object]:
     """The result of a command that must succeed."""
-    code, out, err = lab(*command, "json=true")
-    assert code == 0, err
-    return json.loads(out.splitlines()[-1])
+    result = lab.result(*command)
+    return result
 
 
 def test_the_depth_is_kept_where_a_width_agrees():
@@ -125,12 +122,9 @@ def test_an_experiments_values_of_the_backbone_are_not_the_references(lab, refer
 @pytest.mark.slow
 def test_a_reference_may_be_a_composition_with_another_block(lab):
     wanted = ["backbone=dit", "backbone.width=96", "backbone.heads=2", "backbone/block=adaln"]
-    code, out, err = lab(
-        "match", "backbone=dit", "backbone/block=in_context", "json=true",
-        f'reference="{" ".join(wanted)}"',
-    )  # fmt: skip
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result(
+        "match", "backbone=dit", "backbone/block=in_context", f'reference="{" ".join(wanted)}"'
+    )
     assert "backbone/block=in_context" in result["overrides"]
     for who, overrides in (("reference", wanted), ("match", result["overrides"])):
         code, out, err = lab("profile", *overrides, "device=meta", "json=true")
@@ -141,14 +135,8 @@ def test_a_reference_may_be_a_composition_with_another_block(lab):
 @pytest.mark.slow
 def test_what_no_module_claims_is_matched_too(lab):
     arguments = ["backbone=dit", "backbone.patch=2", "image_shape=[3,32,32]", "device=meta"]
-    code, out, err = lab(
-        "match",
-        *arguments,
-        "reference='backbone=diffusers_dit backbone.patch=2'",
-        "by=macs",
-        "json=true",
+    result = lab.result(
+        "match", *arguments, "reference='backbone=diffusers_dit backbone.patch=2'", "by=macs"
     )
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
     assert "backbone.width=384" in result["overrides"]
     assert result["reference"]["macs"] == pytest.approx(result["match"]["macs"], rel=0.005)

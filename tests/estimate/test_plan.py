@@ -37,8 +37,7 @@ def held_by(rank: int) -> dict[str, int]:
 
 def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
     """Trains, and compares what each rank holds with the plan of the same command line."""
-    code, _, err = lab("train", *PARTS, *overrides, HELD, "logger=none", "run_dir=run")
-    assert code == 0, err
+    lab.done("train", *PARTS, *overrides, HELD, "logger=none", "run_dir=run")
     plan = planned(*PARTS, *overrides)
     for rank in range(ranks):
         for name, size in held_by(rank).items():
@@ -186,8 +185,7 @@ def test_caches_have_the_sizes_of_real_ones(lab, planned, run_folder):
     assert plan["disk"]["features"] == pytest.approx(features.stat().st_size, rel=0.1)
     assert plan["disk"]["latents"] == 0
     stage = ["first_stage=kl", f"first_stage.run={tiny_first_stage(Path('stage'))}"]
-    code, _, err = lab("train", *TINY, *stage, "run_dir=latent", "data.flip=true")
-    assert code == 0, err
+    lab.done("train", *TINY, *stage, "run_dir=latent", "data.flip=true")
     written = sum(path.stat().st_size for path in Path("data/latents").iterdir())
     plan = planned(*TINY, "name=x", "devices=1", *stage, "num_images=64", "data.flip=true")
     assert plan["disk"]["latents"] == pytest.approx(written, rel=0.3)
@@ -217,7 +215,7 @@ def test_what_does_not_fit_is_said_with_what_to_write(lab):
         code, _, err = lab("plan", *run, f"gpu.memory={room / 0.9}")
         assert code == 1
         assert remedy in err
-    assert lab("plan", *run, f"gpu.memory={half / 0.9}", "micro_batch_size=32")[0] == 0
+    lab.done("plan", *run, f"gpu.memory={half / 0.9}", "micro_batch_size=32")
 
 
 @pytest.mark.slow

@@ -63,8 +63,7 @@ def randomised(network):
 
 
 def imported(lab, path, *overrides):
-    code, _, err = lab("import", str(path), "kind=diffusers", *overrides, "output=net")
-    assert code == 0, err
+    lab.done("import", str(path), "kind=diffusers", *overrides, "output=net")
     return runs.load("net")[1]
 
 
@@ -121,8 +120,7 @@ def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
         for _ in range(8)
     ]
     assert all(torch.equal(each, outputs[0]) for each in outputs), "labels are dropped elsewhere"
-    code, _, err = lab("sample", "run=net", "num_samples=2", "sampler.steps=2")
-    assert code == 0, err
+    lab.done("sample", "run=net", "num_samples=2", "sampler.steps=2")
 
 
 def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
@@ -134,8 +132,7 @@ def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
 
 def exported(lab, tmp_path, part):
     """Exports the import in net/ to back/; its network and its scheduler's config.json."""
-    code, _, err = lab("export", "run=net", "format=diffusers", "output=back")
-    assert code == 0, err
+    lab.done("export", "run=net", "format=diffusers", "output=back")
     network = diffusers.AutoModel.from_pretrained("back", subfolder=part)
     return network, json.loads((tmp_path / "back/scheduler/scheduler_config.json").read_text())
 

@@ -18,8 +18,7 @@ from diffusion_lab.importing.names import LABELS
 def imported(lab, tmp_path, kind: str, *settings: str):
     """The configuration of a stored network of this kind, imported to net/."""
     save_file(Reference.stored(kind).state, f"{kind}.safetensors")
-    code, _, err = lab("import", f"{kind}.safetensors", f"kind={kind}", *settings, "output=net")
-    assert code == 0, err
+    lab.done("import", f"{kind}.safetensors", f"kind={kind}", *settings, "output=net")
     return runs.load_config(tmp_path / "net")
 
 

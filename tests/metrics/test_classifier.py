@@ -1,7 +1,5 @@
 """The classifier that metrics use: its training command, its file, and the metrics it gives."""
 
-import json
-
 import pytest
 import torch
 from helpers.refusals import refused
@@ -136,9 +134,7 @@ def test_the_command_trains_one_that_metrics_use(lab, refusal, tmp_path):
         "batch_size=16",
         "output=c/x",
     ]
-    code, out, err = lab("train-extractor", *arguments, "json=true")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result("train-extractor", *arguments)
     assert result["test_accuracy"] == 1  # a bright bar marks the class
     metrics = GenerativeMetrics(
         loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"

@@ -344,11 +344,8 @@ def test_paths_are_told_from_overrides(tmp_path, monkeypatch):
 
 
 def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
-    code, _, err = lab("train", *TINY, "run_dir=wide", "backbone.width=48", "logger=none")
-    assert code == 0, err
-    code, out, err = lab("compare", "run", "wide", "json=true")
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    lab.done("train", *TINY, "run_dir=wide", "backbone.width=48", "logger=none")
+    result = lab.result("compare", "run", "wide")
     assert set(result["compositions"]) == {"width=32", "width=48"}
     rows = list(csv.DictReader((tmp_path / "comparison/table.csv").open()))
     assert {row["backbone.width"] for row in rows} == {"32", "48"}
