@@ -12,11 +12,13 @@ from helpers.refusals import assert_names
 from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of
 from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from timm.optim.muon import muon as timm_muon
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from diffusion_lab.assembly.parameter_groups import GroupSettings, OptimizerFactory, matrices
 from diffusion_lab.compute.sharding import shared_as, whole
+from diffusion_lab.training import optimizer
 from diffusion_lab.training.module import unfuse
 from diffusion_lab.training.optimizer import Muon
 from diffusion_lab.training.task import build_task
@@ -84,6 +86,28 @@ def test_muon_moves_a_matrix_along_the_polar_factor_of_its_momentum(scale, facto
         assert sizes.max() < 1.3
         off = u.T @ moved @ v.T - sizes.diag()
         assert off.abs().max() < 0.05
+
+
+@pytest.mark.parametrize("together", [2**22, 36, 1])  # all that are alike, two by two, one by one
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_matrices_of_one_size_are_moved_as_timm_moves_each_alone(monkeypatch, together, nesterov):
+    monkeypatch.setattr(optimizer, "STACKED", together)
+    torch.manual_seed(0)
+    shapes = [(6, 3), (6, 3), (6, 3), (6, 1, 1, 3), (3, 8)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs, momenta = deepcopy(ours), [torch.zeros(shape) for shape in shapes]
+    own = Muon(ours, **SETTINGS | {"nesterov": nesterov})
+    known = ["lr", "weight_decay", "momentum", "nesterov", *optimizer.NEWTON_SCHULZ]
+    settings = {key: own.param_groups[0][key] for key in known}
+    for _ in range(3):
+        grads = [torch.randn(shape) for shape in shapes]
+        for parameter, grad in zip(ours, grads, strict=True):
+            parameter.grad = grad.clone()
+        own.step()
+        with torch.no_grad():
+            timm_muon(theirs, grads, momenta, **settings)
+        assert all(map(torch.equal, ours, theirs))
+        assert all(torch.equal(each.grad, grad) for each, grad in zip(ours, grads, strict=True))
 
 
 def test_muon_trains_by_adamw_what_is_no_hidden_matrix():
