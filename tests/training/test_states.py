@@ -36,7 +36,7 @@ ADVERSARIAL = ["reconstruction=perceptual_adversarial", "reconstruction.discrimi
 ADVERSARIAL += ["reconstruction.discriminator.start=1", "reconstruction.perceptual.size=16"]
 AUTOENCODER = ["train-autoencoder", *TINY_AUTOENCODER, *ALONE[:2]]
 PLANE = ["experiment=toy/score_matching", "trainer.accelerator=cpu", "batch_size=32", *ALONE]
-PLANE += ["backbone.width=16"]
+PLANE += ["backbone.width=16", "trainer.max_steps=4", "trainer.log_every_n_steps=1"]
 EDM2 = ["backbone=edm2", "backbone.channels=8", "backbone.multipliers=[1,2]", "optimizer=adam"]
 EDM2 += ["backbone.attention=[1]", "backbone.head_channels=8", "objective.label_dropout=0.3"]
 EDM2 += ["callbacks.posthoc_ema.snapshots=2"]
