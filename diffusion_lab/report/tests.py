@@ -169,8 +169,8 @@ def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     pairs = [*zip(found.ahead, found.behind, strict=True)]
     for test in (JOINT, WELCH, PAIRED):
         others = found if {*found.test} == {test} else contrasts(values, test, pairs)
-        p = {frozenset((o.ahead, o.behind)): o.corrected for o in others.itertuples()}
-        p = p if {*others.test} == {test} else {}
+        rows = (row for row in others.itertuples() if row.test == test)
+        p = {frozenset((row.ahead, row.behind)): row.corrected for row in rows}
         found = found.assign(**{f"p_{test}": [p.get(frozenset(pair), math.nan) for pair in pairs]})
     return found
 

@@ -5,11 +5,7 @@ from typing import Any, cast
 
 import timm.optim
 import torch
-from timm.optim.muon import (
-    get_lr_scale,
-    muon,
-    zeropower_via_newtonschulz,
-)
+from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -23,8 +19,6 @@ BETAS = numbers(
 
 STACKED = 2**22  # numbers of the matrices that are moved at once, as their copies take memory
 COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]  # of the iteration; timm calls them original
-NEWTON_SCHULZ = ["ns_steps", "ns_coefficients", "eps", "safety_factor", "adjust_lr_fn"]
-NEWTON_SCHULZ += ["conv_mode", "normalize_spatial", "scale_eps"]
 
 
 class Muon(timm.optim.Muon):
@@ -36,8 +30,9 @@ class Muon(timm.optim.Muon):
     0.2 sqrt(max(out, in)), after which its numbers are as large as AdamW's; with `original` by
     sqrt(max(1, out / in)).
 
-    Of a sharded matrix a rank keeps its rows of the momentum; the update is gathered, one matrix
-    at a time, and each rank computes all of it.
+    Matrices of one size are moved together, as many small products are one that takes a fifth of
+    their time. Of a sharded matrix a rank keeps its rows of the momentum; the update is gathered,
+    and each rank computes all of it.
     """
 
     @ranges(
@@ -83,61 +78,41 @@ class Muon(timm.optim.Muon):
         """Takes a step after `closure`, whose result it returns; it uses up sharded gradients."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        whole: dict[nn.Parameter, Tensor] = {}
-        for group in self.param_groups:
+        every = self.param_groups
+        for group in every:
             alike: dict[tuple, list[nn.Parameter]] = {}
-            for parameter in group["params"] if group["use_muon"] else ():
-                if isinstance(parameter.grad, DTensor):
-                    self._move_sharded(parameter, parameter.grad, group)
-                    parameter.grad = None  # timm's step leaves it out
-                elif parameter.grad is not None:
-                    key = len(parameter), parameter.numel(), parameter.device, parameter.dtype
-                    alike.setdefault(key, []).append(parameter)
-            for parameters in alike.values():
-                self._move_alike(parameters, group)
-                whole |= {each: cast(Tensor, each.grad) for each in parameters}
-        for parameter in whole:
-            parameter.grad = None
-        super().step()
-        for parameter, grad in whole.items():
-            parameter.grad = grad
+            for each in group["params"] if group["use_muon"] else ():
+                if each.grad is not None:
+                    key = len(each), each.numel(), each.device, each.dtype
+                    alike.setdefault(key, []).append(each)
+            for matrices in alike.values():
+                together = max(1, STACKED // matrices[0].numel())
+                for start in range(0, len(matrices), together):
+                    self._move(matrices[start : start + together], group)
+        self.param_groups = [group for group in every if not group["use_muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
         return loss
 
-    def _move_alike(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Moves matrices of one size as timm's step moves each, with the same numbers.
-
-        Many small products are one, which takes a fifth of the time of a launch each.
-        """
-        for each in parameters:
-            if not self.state[each]:  # as timm's step begins
-                self.state[each] |= {"use_muon": True, "momentum_buffer": torch.zeros_like(each)}
-        momenta = [self.state[each]["momentum_buffer"] for each in parameters]
-        grads = [cast(Tensor, each.grad) for each in parameters]
-        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        nesterov = group["nesterov"]
-        updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if nesterov else momenta
+    def _move(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Moves matrices of one size as timm's step moves each, with the same numbers."""
+        updates = []
+        for each in matrices:
+            state, grad = self.state[each], cast(Tensor, each.grad)
+            if not state:  # as timm's step begins
+                state |= {"use_muon": True, "momentum_buffer": torch.zeros_like(each)}
+            momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+            update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            if isinstance(update, DTensor):
+                update, each.grad = update.full_tensor(), None
+            updates.append(update.flatten(1))
         settings = {key: group[key] for key in ("eps", "safety_factor", "scale_eps")}
-        together = max(1, STACKED // parameters[0].numel())
-        torch._foreach_mul_(cast(list[Tensor], parameters), 1 - group["lr"] * group["weight_decay"])
-        for start in range(0, len(parameters), together):
-            chosen = slice(start, start + together)
-            stack = torch.stack([each.flatten(1) for each in updates[chosen]])
-            polar = zeropower_via_newtonschulz(stack, group["ns_steps"], COEFFICIENTS, **settings)
-            factor = group["lr"] * get_lr_scale(polar.shape, group["adjust_lr_fn"])
-            for each, moved in zip(parameters[chosen], polar, strict=True):
-                each.add_(moved.view_as(each), alpha=-factor)
-
-    def _move_sharded(self, parameter: nn.Parameter, grad: DTensor, group: dict[str, Any]) -> None:
-        """Moves a sharded matrix as timm's step moves a whole one."""
-        state = self.state[parameter]
-        if not state:  # as timm's step begins
-            state |= {"use_muon": True, "momentum_buffer": torch.zeros_like(parameter)}
-        momentum = state["momentum_buffer"]
-        momentum.lerp_(grad, 1 - group["momentum"])
-        update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        gathered = cast(DTensor, update).full_tensor()
-        moved, before = torch.zeros_like(gathered), torch.zeros_like(gathered)
-        plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-        settings = plain | {key: group[key] for key in ("lr", *NEWTON_SCHULZ)}
-        muon([moved], [gathered], [before], **settings)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(shared_as(moved, parameter))
+        polar = zeropower_via_newtonschulz(
+            torch.stack(updates), group["ns_steps"], COEFFICIENTS, **settings
+        )
+        factor = group["lr"] * get_lr_scale(polar.shape, group["adjust_lr_fn"])
+        for each, moved in zip(matrices, polar, strict=True):
+            each.mul_(1 - group["lr"] * group["weight_decay"])
+            each.add_(shared_as(moved.view(each.shape), each), alpha=-factor)

@@ -23,6 +23,8 @@ from diffusion_lab.training.module import unfuse
 from diffusion_lab.training.optimizer import Muon
 from diffusion_lab.training.task import build_task
 
+NEWTON_SCHULZ = ["ns_steps", "ns_coefficients", "eps", "safety_factor", "adjust_lr_fn"]
+NEWTON_SCHULZ += ["conv_mode", "normalize_spatial", "scale_eps"]
 SETTINGS = {
     "lr": 0.1,
     "vector_lr": 0.01,
@@ -97,7 +99,7 @@ def test_matrices_of_one_size_are_moved_as_timm_moves_each_alone(monkeypatch, to
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs, momenta = deepcopy(ours), [torch.zeros(shape) for shape in shapes]
     own = Muon(ours, **SETTINGS | {"nesterov": nesterov})
-    known = ["lr", "weight_decay", "momentum", "nesterov", *optimizer.NEWTON_SCHULZ]
+    known = ["lr", "weight_decay", "momentum", "nesterov", *NEWTON_SCHULZ]
     settings = {key: own.param_groups[0][key] for key in known}
     for _ in range(3):
         grads = [torch.randn(shape) for shape in shapes]
