@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
-from warnings import catch_warnings, filterwarnings
+from warnings import filterwarnings
 
 import hydra.utils
 from hydra.errors import InstantiationException
@@ -19,6 +19,7 @@ from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Range, RangeError, written
 
+filterwarnings("ignore", "hydra.utils.instantiate", UserWarning)  # Hydra 1.4 wants a list of names
 OURS = "diffusion_lab."  # starts the modules of the classes of parts
 
 
@@ -166,10 +167,7 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
 def target_of(node: DictConfig, key: str) -> partial:
     """Looks up the class that the node at `key` names; raises UserError if Hydra refuses it."""
     try:
-        with catch_warnings():
-            # Hydra 1.4 asks for a list of all classes that may be named
-            filterwarnings("ignore", "hydra.utils.instantiate", UserWarning)
-            return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
+        return hydra.utils.instantiate({"_target_": node["_target_"], "_partial_": True})
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{key}._target_={node['_target_']} cannot be used: {reason}") from error

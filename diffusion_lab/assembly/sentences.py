@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import diffusion_lab
+from diffusion_lab.assembly.config_keys import leave_out
 from diffusion_lab.common.messages import UserError
 
 # arguments of compositions: Hydra 1.3 needs one that 1.4 deprecates
@@ -190,3 +192,11 @@ def conf_dir() -> Path:
     package = Path(diffusion_lab.__file__).parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+def composed(config: str, overrides: list[str]) -> DictConfig:
+    """The configuration that Hydra composes where it does not run, with Hydra's own."""
+    with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
+        cfg = compose(config, overrides, return_hydra_config=True)
+    leave_out(cfg, cfg.hydra.runtime.choices, overrides)
+    return cfg

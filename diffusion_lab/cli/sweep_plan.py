@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.assembly.config_keys import leave_out
-from diffusion_lab.assembly.sentences import HYDRA_VERSION, conf_dir, key_of, parse
+from diffusion_lab.assembly.sentences import composed, key_of, parse
 from diffusion_lab.cli.arguments import MULTIRUN, PLACES, config_dir
 from diffusion_lab.runs.sweep_record import Job
 from diffusion_lab.training import study
@@ -22,15 +20,12 @@ def trains(flags: list[str]) -> bool:
     return {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}
 
 
-def composed(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
+def first_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     """The configuration of a sweep's first job, with Hydra's own."""
     own = config_dir(flags)
     searched = [f"hydra.searchpath=[file://{Path(own).resolve()}]"] if own else []
     first = [*first_values(overrides), *searched]
-    with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
-        cfg = compose(name.replace("-", "_"), first, return_hydra_config=True)
-    leave_out(cfg, cfg.hydra.runtime.choices, first)
-    return cfg
+    return composed(name.replace("-", "_"), first)
 
 
 def first_values(overrides: Sequence[str]) -> list[str]:
@@ -97,7 +92,7 @@ def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) 
 
 def composed_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     """The configuration of a job, with Hydra's own, which ${hydra:...} in it takes from now on."""
-    cfg = composed(name, flags, overrides)
+    cfg = first_job(name, flags, overrides)
     HydraConfig.instance().set_config(cfg)
     return cfg
 

@@ -13,7 +13,7 @@ from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.ending import say
 from diffusion_lab.cli.job import run
 from diffusion_lab.cli.sweep_plan import (
-    composed,
+    first_job,
     is_search,
     jobs_of,
     sweep_overrides,
@@ -37,7 +37,7 @@ def sweep(name: str, arguments: list[str]) -> None:
         return
     folder = new_folder()
     own = sweep_overrides(folder, overrides)
-    cfg = composed(name, flags, [*overrides, *own])
+    cfg = first_job(name, flags, [*overrides, *own])
     jobs, on_slurm = jobs_of(name, flags, overrides, cfg), "wait" in cfg.hydra.launcher
     waits = not on_slurm or cfg.hydra.launcher.wait
     if is_search(cfg):

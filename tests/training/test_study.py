@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.assembly.sentences import conf_dir
-from diffusion_lab.cli.sweep_plan import composed, jobs_of, sweep_overrides
+from diffusion_lab.cli.sweep_plan import first_job, jobs_of, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs.folder import save_config
 from diffusion_lab.runs.progress import locked
@@ -140,7 +140,7 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
 def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
     overrides, flags = ["study_name=mine", "backbone=dit", *given], ["-m"]
     GlobalHydra.instance().clear()
-    cfg = composed("train", flags, [*overrides, *sweep_overrides(Path("x"), overrides)])
+    cfg = first_job("train", flags, [*overrides, *sweep_overrides(Path("x"), overrides)])
     jobs = jobs_of("train", flags, overrides, cfg)
     assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
 

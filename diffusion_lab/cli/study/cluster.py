@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.cli.study.document import TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob, present
 from diffusion_lab.cli.study.records import Records, leaves
-from diffusion_lab.cli.sweep_plan import composed
+from diffusion_lab.cli.sweep_plan import first_job
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute import slurm
@@ -60,7 +60,7 @@ class Submission:
         self, records: Records, launcher: list[str], flags: Sequence[str], again: Sequence[str]
     ):
         self.records, self.flags, self.again = records, list(flags), list(again)
-        cfg = composed("train", self.flags, launcher)
+        cfg = first_job("train", self.flags, launcher)
         self.params: Any = OmegaConf.to_container(cfg.hydra.launcher)
         self.root = records.jobs.root
         known = read_json(self.root / FILE)

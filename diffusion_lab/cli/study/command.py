@@ -232,7 +232,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     It checks the protocol of each, too.
     """
     # late: they wait for torch, which the process that calls this has
-    from diffusion_lab.cli.sweep_plan import composed
+    from diffusion_lab.cli.sweep_plan import first_job
     from diffusion_lab.training.study import protocol_of
 
     firsts = [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in left]
@@ -240,7 +240,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     for job in trainings.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]
         try:
-            protocol_of(composed(job.command, flags, job.arguments))
+            protocol_of(first_job(job.command, flags, job.arguments))
         except MISTAKES as error:
             raise UserError(f"{job.title}: {sentence(error)}") from error
 

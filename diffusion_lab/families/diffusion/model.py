@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.config_keys import leave_out
 from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
-from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
+from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import augment
@@ -81,11 +77,11 @@ class DiffusionModel(nn.Module):
             raise UserError(f"count={count} must be at least 1")
         cfg = self.cfg.copy()
         if sampler is not None:
-            cfg.sampler = composed(f"sampler={sampler}").sampler
+            cfg.sampler = configured(f"sampler={sampler}").sampler
         if steps is not None:
             cfg.sampler.steps = steps
         if guidance is not None:
-            cfg.guidance = composed("guidance=classifier_free").guidance
+            cfg.guidance = configured("guidance=classifier_free").guidance
             cfg.guidance.scale = guidance
         pipeline = build_pipeline(cfg, self.parts, self.kind)
         chosen = None if labels is None else self.chosen(labels, count)
@@ -120,7 +116,7 @@ def build(
         build("backbone=dit", "backbone.width=64", image_shape=(1, 28, 28), num_classes=10)
     """
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
-    cfg, labels = composed(*unconditional, *overrides), Classes.numbered(num_classes)
+    cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
     return DiffusionModel(cfg, build_model(cfg, image_shape, labels), labels)
 
 
@@ -136,16 +132,9 @@ def load(run: str | Path, average: str | None = None) -> DiffusionModel:
     return model
 
 
-def composed(*overrides: str) -> DictConfig:
+def configured(*overrides: str) -> DictConfig:
     """The configuration of a training; raises UserError for a wrong override."""
-    before = HydraConfig.instance().cfg
     try:
-        with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
-            cfg: Any = compose("train", [*overrides], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            leave_out(cfg, cfg.hydra.runtime.choices, overrides)
-            return cfg
+        return composed("train", [*overrides])
     except MISTAKES as error:
         raise UserError(sentence(error)) from error
-    finally:
-        HydraConfig.instance().cfg = before
