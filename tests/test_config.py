@@ -12,7 +12,7 @@ from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import TRAINS
@@ -109,6 +109,13 @@ def check_option(path: Path) -> None:
         assert list(body.values()) == [None]
         return
     cfg, group = node_of(path)
+    for callback in cfg.values() if group == ["callbacks"] else ():
+        check_class(callback, group)
+    if group != ["callbacks"]:
+        check_class(cfg, group)
+
+
+def check_class(cfg: DictConfig, group: list[str]) -> None:
     if OmegaConf.is_missing(cfg, "_target_"):  # of any class
         return
     target = cfg._target_
@@ -146,8 +153,7 @@ def test_every_override_that_a_comment_shows_composes(hydra_conf):
     assert len(showing) > 5
     for path in showing:
         group, name = option(path)
-        chosen = [] if group == "callbacks" else [f"{group}={name}"]  # chosen by another name
-        assert compose("train", [*chosen, *shown_in(path), "name=x"])
+        assert compose("train", [f"{group}={name}", *shown_in(path), "name=x"])
 
 
 def jobs_of(study: str) -> list[StudyJob]:

@@ -62,7 +62,7 @@ PARTS = {
         "callbacks/counts",
         [
             *QUICK,
-            *command_with(f"{TRAIN} +callbacks"),
+            *command_with(f"{TRAIN} callbacks"),
             "callbacks.counts.every_n_steps=2",
             "trainer.max_steps=5",
         ],

@@ -120,7 +120,6 @@ def command_help(name: str, command: Command, own: str | None) -> str:
     width = max((length for length in lengths if length <= NAMES), default=NAMES)
     for key in keys.values():
         lines.append(_row(f"{key.name}={key.default}", key.comment, width))
-    callbacks = [key.partition("@")[2] for key in chosen if key.startswith("callbacks@")]
     known = options.groups
     plain = {key: each for key, each in chosen.items() if key in known}
     if plain:
@@ -130,9 +129,10 @@ def command_help(name: str, command: Command, own: str | None) -> str:
         taken = "the run's own" if of_run else "none" if default is None else default
         for each in options.inside(group):
             lines.append(_listed(f"{each} ({taken})" if each == group else each, options, each))
-    if callbacks:
-        names = ", ".join(key.partition(".")[2] for key in callbacks)
-        lines += [_wrapped(f"callbacks: {names}; callbacks.NAME=null leaves one out")]
+    if callbacks := plain.get("callbacks"):
+        found = (_read(text) for text in _files(options, "callbacks", callbacks))
+        names = ", ".join(sorted({name for each in found for name in each} - {"defaults"}))
+        lines += [_wrapped(f"callbacks.NAME=null leaves one out: {names}")]
         lines += [_listed(f"+{group}", options, group) for group in ADDED]
     if plain:
         lines += ["", "`diffusion-lab options GROUP` says what each option is, and"]
@@ -192,9 +192,9 @@ def options_help(arguments: Sequence[str], own: str | None) -> str:
 
 
 def _files(options: Options, group: str, name: str) -> Iterator[str]:
-    """The file of an option, and those of the options that it is based on."""
+    """The file of an option, and those of the options that it is based on, each after its name."""
     text = options.files(group)[name].read_text().strip()
-    yield f"{group}={name}\n\n{text}"
+    yield f"# {group}={name}\n\n{text}"
     for entry in _read(text).get("defaults", []):
         if isinstance(entry, str) and entry in options.files(group):
             yield from _files(options, group, entry)

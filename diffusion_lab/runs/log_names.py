@@ -14,9 +14,8 @@ SUMMARY = "summary"  # starts the names of numbers of summary.json
 
 def grouped(choices: Mapping[str, str | None]) -> dict[str, str]:
     """Hydra's choices as loggers can group runs by them: strings, under names without slashes."""
-    ours = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
     return {
         group.replace("/", "_"): option
-        for group, option in ours.items()
-        if option is not None and "@" not in group
+        for group, option in choices.items()
+        if option is not None and not group.startswith(("hydra/", "callbacks"))
     }

@@ -28,7 +28,7 @@ COMMANDS = {
         "first_stage=kl",
         "first_stage.run=x",
         "budget=macs",
-        "+callbacks@callbacks.pruning=pruning",
+        "+callbacks.pruning={_target_:diffusion_lab.training.callbacks.MedianPruning}",
     ],
     "train_autoencoder": [],
 }

@@ -31,7 +31,11 @@ def finished(trained_once):
 
 
 def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, monkeypatch):
-    averaged = [*TRAIN, *QUIET, "+callbacks@callbacks.weight_averaging=weight_averaging"]
+    averaged = [
+        *TRAIN,
+        *QUIET,
+        "+callbacks.weight_averaging._target_=diffusion_lab.training.callbacks.EMA",
+    ]
     averaged += ["optimizer.lr=0.1", "trainer.precision=32-true"]
     lab.done(*averaged, "run_dir=whole")
     with monkeypatch.context() as patch:

@@ -53,8 +53,9 @@ def test_a_picture_of_many_classes_has_rows_of_some(classes, columns, shape, sai
 @pytest.mark.slow
 def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_path):
     renamed = ["callbacks.evaluation=null", "~callbacks.sample_grid"]
-    renamed += ["+callbacks@callbacks.mine=evaluation", "callbacks.mine.seed=5"]
-    renamed += ["+callbacks@callbacks.pictures=sample_grid", "logger=none"]
+    ours = "_target_:diffusion_lab.training.callbacks"
+    renamed += [f"+callbacks.mine={{{ours}.SampleEvaluation,seed:5}}"]
+    renamed += [f"+callbacks.pictures={{{ours}.SampleGrid}}", "logger=none"]
     for seed in range(2):
         lab.done("train", *TINY, *renamed, f"seed={seed}", f"run_dir=run{seed}")
     summary = summary_of(tmp_path / "run0")

@@ -81,8 +81,11 @@ def test_points_in_the_plane_have_no_strip(lab, tmp_path):
 
 @pytest.mark.slow
 def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
-    profiled = ["+callbacks@callbacks.operator_profile=operator_profile", "micro_batch_size=4"]
-    profiled += ["callbacks.operator_profile.skip=1", "callbacks.operator_profile.steps=2"]
+    profiled = [
+        "+callbacks.operator_profile={_target_:diffusion_lab.training.callbacks.OperatorProfile}",
+        "micro_batch_size=4",
+    ]
+    profiled += ["+callbacks.operator_profile.skip=1", "+callbacks.operator_profile.steps=2"]
     err = lab.done("train", *TINY, *ALONE, *profiled, "run_dir=run")
     folder = tmp_path / "run/profile"
     events = json.loads((folder / "trace_rank0.json").read_text())["traceEvents"]

@@ -184,7 +184,7 @@ def test_of_many_samples_the_first_of_each_class_are_in_the_table():
 
 def test_choices_are_those_that_runs_differ_in():
     choices = {"backbone": "dit", "objective/prediction": "v", "experiment": None}
-    noise = {"hydra/launcher": "basic", "callbacks@callbacks.evaluation": "evaluation"}
+    noise = {"hydra/launcher": "basic", "callbacks": "diffusion"}
     assert log_names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
 
 
