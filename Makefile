@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # huge pages for large temporaries: a tenth of the training time on a CPU
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# waiting threads give way, as the program itself lets them: tests run beside one another
+export GOMP_SPINCOUNT ?= 1000
 # commands and tests start many processes, which need not compile the same modules again
 unexport PYTHONDONTWRITEBYTECODE
 LAB := $(BIN)/diffusion-lab
@@ -18,10 +20,11 @@ JOBS ?= 2
 .PHONY: help setup train train-unet train-dit train-latent toy study dashboard dashboard-mlflow test test-slow \
 	test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
-help:        ## list the commands
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:        ### list the commands
+	@for marks in '## ' '### '; do \
+		awk -F":.* $$marks" "/^[a-z0-9-]+:.* $$marks/"'{printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST); echo; done
 
-setup: .venv/installed  ## make .venv with everything the commands and the tests need
+setup: .venv/installed  ### make .venv with everything the commands and the tests need
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,7 +43,7 @@ train-unet: setup  ## train the FashionMNIST U-Net on all GPUs, or the CPU: ARGS
 train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU; on a cluster: LAUNCHER=slurm
 	$(TRAIN) experiment=fashion_mnist/dit $(ARGS)
 
-train-latent: setup  ## train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
+train-latent: setup  ### train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
 	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder $(ELSEWHERE) \
 		$$(if test -f $(FIRST)/checkpoints/last.ckpt; then echo resume=$(FIRST); \
 		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
@@ -65,32 +68,32 @@ dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localho
 		"mlflow==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("mlflow"))')"
 	@touch $@
 
-dashboard-mlflow: .venv/mlflow/installed  ## show the runs logged to MLflow, at http://localhost:5000
+dashboard-mlflow: .venv/mlflow/installed  ### show the runs logged to MLflow, at http://localhost:5000
 	.venv/mlflow/bin/mlflow server --backend-store-uri sqlite:///outputs/mlflow/mlflow.db --workers 1 $(ARGS)
 
 test: setup  ## run the default tests, about three minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
-test-slow: .venv/mlflow/installed  ## run the other tests: more cases, several processes, a browser, compilation
+test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several processes, a browser, compilation
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
 # GPU_TESTS_ON=cpu tries the tests themselves where there is no GPU
-test-gpu: setup  ## run the tests that need a GPU, or two; on other machines they skip
+test-gpu: setup  ### run the tests that need a GPU, or two; on other machines they skip
 	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
 
-bench-gpu: setup  ## speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
+bench-gpu: setup  ### speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
 	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
 		--layout channels_last --only unet_2m unet_ddpm dit_small_32 dit_s_2 --out outputs/bench-gpu $(ARGS)
 
-test-slurm: setup  ## eleven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
+test-slurm: setup  ### eleven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
 	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
-lint: setup  ## check format, style and types
+lint: setup  ### check format, style and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
-format: setup  ## format the code
+format: setup  ### format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .venv/docs: pyproject.toml | setup
@@ -102,7 +105,7 @@ pages: .venv/docs
 	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py && $(BIN)/python docs/tutorial.py
 	rm -rf docs/pages/experiments && cp -r experiments docs/pages/
 
-docs: pages  ## build the documentation in docs/site; a broken link is an error
+docs: pages  ### build the documentation in docs/site; a broken link is an error
 	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict -f docs/zensical.toml
 
 docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt when a page changes
@@ -112,7 +115,7 @@ tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outp
 	rm -rf docs/outputs/tutorial
 	$(BIN)/python docs/run_tutorial.py
 
-build: setup  ## build the wheel in dist/
+build: setup  ### build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
 clean:       ## remove caches and builds; keeps .venv, data and outputs

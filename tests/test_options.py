@@ -31,7 +31,7 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     # `train` checks them, as loggers are built after the run folder
     *("WandB.mode", "WandB.checkpoints"),
     *("Budget.solved",),  # filled in by the program
-    "ImageDataModule.source",  # an object of another file
+    "ImageData.source",  # an object of another file
     "GPU.name",
 }
 
@@ -77,7 +77,7 @@ def test_a_network_without_arguments_is_the_option(option):
         cfg.backbone.bandwidth = 1.0  # of log sigma, for which it is `auto`
     size = (1, 2, (28, 28))
     configured = instantiate(cfg, "backbone")(*size)
-    ours = get_class(cfg.backbone._target_)(*size)
+    ours = get_class(cfg.backbone._target_)(1, 2, 28)
     assert repr(ours) == repr(configured)
 
 

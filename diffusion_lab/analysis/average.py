@@ -13,13 +13,13 @@ from torch import Tensor
 from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.families import AUTOENCODER, family_of
 from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
-from diffusion_lab.assembly.objects import build_datamodule, read_data
+from diffusion_lab.assembly.objects import build_images, read_data
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.ranges import either, number, numbers, optional, whole
 from diffusion_lab.compute.device import pick_device
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.first_stage.autoencoder import saving
@@ -43,11 +43,11 @@ class AveragedFirstStages:
     saved: DictConfig
 
     @cached_property
-    def data(self) -> ImageDataModule:
+    def data(self) -> ImageData:
         """The run's data, read."""
         if self.cfg.data_root:
             move_data(self.saved.data.source, self.cfg.data_root)
-        datamodule = build_datamodule(self.saved)
+        datamodule = build_images(self.saved)
         read_data(self.saved, datamodule)
         return datamodule
 

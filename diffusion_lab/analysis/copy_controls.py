@@ -21,7 +21,7 @@ from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches
-from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data import ImageData, Split
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
@@ -192,7 +192,7 @@ def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, flo
     }
 
 
-def images_unseen(ours: ImageDataModule, theirs: ImageDataModule, control: str) -> Tensor:
+def images_unseen(ours: ImageData, theirs: ImageData, control: str) -> Tensor:
     """Finds which of our training images a control was not trained on: (N,) bool.
 
     Raises UserError if `control`, its folder, has other data, or has seen all but one of them.

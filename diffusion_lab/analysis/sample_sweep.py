@@ -27,7 +27,8 @@ from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_ru
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
-from diffusion_lab.pipeline import Pipeline, evaluate
+from diffusion_lab.pipeline import Pipeline
+from diffusion_lab.pipeline.evaluation import evaluate
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of

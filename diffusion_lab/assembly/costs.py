@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.model import Model
-from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
 from diffusion_lab.backbone import macs
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.macs import Cost
@@ -35,7 +35,7 @@ def image_facts(cfg: DictConfig) -> ImageFacts:
     shape, classes = cfg.get("image_shape"), cfg.get("num_classes")  # training has neither
     labels: Labels = Classes.numbered(classes or 0)
     if shape is None or classes is None:
-        data = build_datamodule(cfg)
+        data = build_images(cfg)
         shape = data.image_shape if shape is None else shape
         labels = data.labels if classes is None else labels
     channels, height, width = shape

@@ -14,7 +14,7 @@ from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import flag
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.data.augmentation import NonLeaky, check_augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Loss, TeacherModel, TeacherPairs
@@ -29,22 +29,22 @@ BANDWIDTHS = {"log_sigma": 1.0, "data_time": 2.5, "time": 0.0025, "index": 0.002
 NCSNPP = 16.0  # times as wide: the frequencies of NCSN++
 
 
-def build_datamodule(cfg: DictConfig) -> ImageDataModule:
-    """Builds the data module of a configuration; no image is read yet."""
+def build_images(cfg: DictConfig) -> ImageData:
+    """Builds the image data of a configuration; no image is read yet."""
     datamodule = instantiate(cfg, "data")
     with errors_at(cfg, "data.source"):
         _ = datamodule.image_shape, datamodule.labels  # inferred here: errors name keys
     return datamodule
 
 
-def read_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
+def read_data(cfg: DictConfig, datamodule: ImageData) -> None:
     """Reads the images of a data module built from `cfg`; a UserError names the full key."""
     load_data(cfg, datamodule)
     with errors_at(cfg, "data.source"):
         datamodule.source.check_labels(datamodule.reference_labels())
 
 
-def facts_of_data(cfg: DictConfig, datamodule: ImageDataModule) -> dict[str, object]:
+def facts_of_data(cfg: DictConfig, datamodule: ImageData) -> dict[str, object]:
     """Entries of a training's configuration that its data determine.
 
     Raises UserError if the run has begun with other data.
@@ -58,7 +58,7 @@ def facts_of_data(cfg: DictConfig, datamodule: ImageDataModule) -> dict[str, obj
     return {"data.source": verbatim(datamodule.source.facts()), "data_sha256": sha256}
 
 
-def load_data(cfg: DictConfig, datamodule: ImageDataModule) -> None:
+def load_data(cfg: DictConfig, datamodule: ImageData) -> None:
     """Reads the images, whatever their labels are; a UserError names the full key."""
     with errors_at(cfg, "data.source"):
         datamodule.prepare_data()

@@ -9,6 +9,13 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_lab.backbone.conditioning import Condition
 
+Size = int | tuple[int, int]  # height and width of an image; a number is both
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Both sides of an image."""
+    return (size, size) if isinstance(size, int) else size
+
 
 class Backbone(Protocol):
     """The interface of a network that can be trained here.

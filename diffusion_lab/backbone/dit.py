@@ -7,6 +7,7 @@ from typing import Annotated
 from torch import Tensor
 
 from diffusion_lab.backbone.attention import SelfAttention, check_heads
+from diffusion_lab.backbone.base import Size
 from diffusion_lab.backbone.block import AdaLNZero, Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
@@ -33,7 +34,7 @@ class DiT(PatchNetwork):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         patch: Count = 4,
         width: Count = 384,
         depth: Count = 3,

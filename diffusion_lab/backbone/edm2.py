@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.base import Size
 from diffusion_lab.backbone.conditioning import Attributes, Condition
 from diffusion_lab.backbone.magnitude import (
     CosineAttention,
@@ -98,7 +99,7 @@ class EDM2UNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         channels: Count = 32,
         multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)] = (1, 2, 3),
         blocks: Count = 1,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.base import ends_of
+from diffusion_lab.backbone.base import Size, ends_of
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.edm2 import EDM2UNet
 from diffusion_lab.common import forward_mode
@@ -22,7 +22,7 @@ class Energy(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         network: Callable[..., nn.Module],
     ):
         super().__init__()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.base import Size
 from diffusion_lab.backbone.block import AdaLNZero, Block
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
 from diffusion_lab.backbone.state_space import S6
@@ -123,7 +124,7 @@ class Mamba(PatchNetwork):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         patch: Count = 4,
         width: Count = 384,
         depth: Count = 5,

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.base import Size, height_and_width
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.common.ranges import ranges, whole
@@ -33,12 +34,12 @@ class MLP(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         width: int = 128,
         depth: int = 4,
     ):
         super().__init__()
-        height, columns = image_size
+        height, columns = height_and_width(image_size)
         self.condition_width = width
         self.out_shape = (out_channels, height, columns)
         self.embed = nn.Linear(in_channels * height * columns, width)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.base import initialise
+from diffusion_lab.backbone.base import Size, height_and_width, initialise
 from diffusion_lab.backbone.block import Block, modulate
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
@@ -28,9 +28,9 @@ def unpatchify(tokens: Tensor, patch: int, rows: int) -> Tensor:
     return F.pixel_shuffle(tokens.mT.unflatten(2, (rows, -1)), patch)
 
 
-def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+def patch_grid(image_size: Size, patch: int) -> tuple[int, int]:
     """Rows and columns of patches; raises ValueError if they do not tile the image."""
-    height, width = image_size
+    height, width = height_and_width(image_size)
     if height % patch or width % patch:
         raise ValueError(
             f"patch={patch} must divide both sides of the image, which has {height}x{width} pixels"
@@ -82,7 +82,7 @@ class PatchNetwork(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         patch: int,
         width: int,
         positions: str,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import CrossAttention
-from diffusion_lab.backbone.base import initialise
+from diffusion_lab.backbone.base import Size, height_and_width, initialise
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
@@ -61,7 +61,7 @@ class UNet(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        image_size: tuple[int, int],
+        image_size: Size,
         channels: Count = 32,
         multipliers: Annotated[Sequence[int], whole_list(1, shortest=1)] = (1, 2, 2),
         blocks: Count = 2,
@@ -173,14 +173,12 @@ def image_pyramid(channels: int, widths: Sequence[int], blocks: int) -> nn.Modul
     return pyramid
 
 
-def check_levels(
-    image_size: tuple[int, int], levels: int, attention: Sequence[int], patch: int = 1
-) -> None:
+def check_levels(image_size: Size, levels: int, attention: Sequence[int], patch: int = 1) -> None:
     """Raises ValueError if the image is too small for the levels, or attention is at another."""
     sides = math.gcd(*patch_grid(image_size, patch))
     fitting = (sides & -sides).bit_length()  # 1 + how often 2 divides both sides
     if levels > fitting:
-        height, width = image_size
+        height, width = height_and_width(image_size)
         raise ValueError(
             f"multipliers must have at most {fitting} entries: {levels} levels halve the sides "
             f"{levels - 1} times, which {height}x{width} pixels at patch {patch} do not allow"

@@ -21,6 +21,9 @@ from diffusion_lab.cli.job import result_of, run
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
 
+# Threads of a parallel loop that have ended wait for the others by spinning, GNU's by default for
+# milliseconds: on a machine that others use, they take the processor from what they wait for.
+SPINS = "1000"
 STUDY_HELP = "run a study, from its question to its page"
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
@@ -39,6 +42,8 @@ def main() -> None:
     """
     let_rank_zero_speak()
     end_with_launcher()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         execute(sys.argv[1:])
     except BrokenPipeError:

@@ -25,7 +25,10 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.progress import locked
+from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
+
+SHOWN = 5  # runs with the lowest FID
 
 
 def sweep(name: str, arguments: list[str]) -> None:
@@ -117,3 +120,18 @@ def report(sweep: Path, command: list[str]) -> None:
         if outcome["status"] == FAILED:
             say(f"Failed: {outcome['error']}. To run this job alone:")
             say(f"  diffusion-lab {shlex.join([*command, *outcome['overrides']])}")
+    say_best(outcomes)
+
+
+def say_best(outcomes: Sequence[dict]) -> None:
+    """Prints the runs of a study with the lowest FID, and how to compare all of its runs."""
+    given = (each.partition("run_dir=")[2] for o in outcomes for each in o["overrides"])
+    folders = [Path(place) for place in given if place and load_summary(place).finished]
+    found = []
+    for folder in folders:
+        values = load_summary(folder).metrics
+        found += [(value, folder) for name, value in values.items() if name.startswith("fid/")][:1]
+    for value, folder in sorted(found)[:SHOWN]:
+        say(f"  FID {value:.4g}  {folder}")
+    if len(folders) > 1:
+        say(f"Next: diffusion-lab compare {folders[0].parent}")

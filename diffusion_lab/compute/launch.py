@@ -2,21 +2,15 @@
 
 import logging
 import os
-import re
 import signal
 import sys
 import uuid
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from omegaconf import DictConfig, ListConfig
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -31,6 +25,7 @@ from diffusion_lab.compute.started import (
     in_launched_process,
     let_rank_zero_speak,
     local_rank,
+    processes_started,
 )
 
 SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
@@ -110,20 +105,6 @@ def require_gpus() -> None:
         )
 
 
-def processes_started() -> tuple[int, int]:
-    """The numbers of processes per node and of nodes that torchrun or srun has started."""
-    if by_torchrun():
-        a_node = int(os.environ["LOCAL_WORLD_SIZE"])
-        return a_node, int(os.environ["WORLD_SIZE"]) // a_node
-    layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
-    if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", layout)):
-        raise UserError(
-            f"srun has started different numbers of processes on the nodes of this job, {layout}; "
-            "write srun --ntasks-per-node=..."
-        )
-    return int(match[1]), int(match[2] or 1)
-
-
 def devices_per_node(trainer: DictConfig) -> int:
     """The number of devices per node that a configuration asks for."""
     devices = trainer.devices
@@ -190,12 +171,18 @@ def run_on_all_devices(command: str, arguments: list[str], processes: int) -> bo
     return True
 
 
-def cluster() -> ClusterEnvironment:
+def cluster() -> Any:
     """Returns Lightning's environment for whatever started the processes of this run.
 
     Lightning itself would take a batch script for one of srun's tasks, and warn wherever srun is
     installed.
     """
+    from lightning.fabric.plugins.environments import (
+        LightningEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+
     if by_torchrun():  # also inside a SLURM job
         return TorchElasticEnvironment()
     if not slurm.started_by_srun():

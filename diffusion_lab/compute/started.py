@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import re
 import signal
 import sys
 
 from diffusion_lab.common import messages
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute import slurm
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -33,6 +35,20 @@ def local_rank() -> int:
     if by_torchrun():
         return int(os.environ["LOCAL_RANK"])
     return int(os.environ["SLURM_LOCALID"]) if slurm.started_by_srun() else 0
+
+
+def processes_started() -> tuple[int, int]:
+    """The numbers of processes per node and of nodes that torchrun or srun has started."""
+    if by_torchrun():
+        a_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return a_node, int(os.environ["WORLD_SIZE"]) // a_node
+    layout = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # as in 4(x2)
+    if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", layout)):
+        raise UserError(
+            f"srun has started different numbers of processes on the nodes of this job, {layout}; "
+            "write srun --ntasks-per-node=..."
+        )
+    return int(match[1]), int(match[2] or 1)
 
 
 def in_a_group() -> bool:

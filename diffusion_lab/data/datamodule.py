@@ -1,182 +1,24 @@
-"""Image data: facts, the uint8 tensors themselves, in memory or mapped, and loaders over them."""
+"""Lightning's data module: the loaders over image data."""
 
-from functools import cached_property, partial
-from typing import Annotated, Any
+from functools import partial
+from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
-from diffusion_lab.common import hashing
-from diffusion_lab.common.images import crop_to, pad_to
-from diffusion_lab.common.labels import Labels
-from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import AUTO, Flag, optional, settings, share, whole
-from diffusion_lab.data.loader import EncodedImages, PassLoader, TensorLoader, micro_batch
-from diffusion_lab.data.rows import LabelledRows, Rows
-from diffusion_lab.data.source.base import DataSource, Split
-from diffusion_lab.data.subsets import VALIDATION_SIZE, stratified, subset, validation_and_rest
+from diffusion_lab.common.ranges import settings
+from diffusion_lab.data.images import ImageData
+from diffusion_lab.data.loader import PassLoader, TensorLoader
+from diffusion_lab.data.rows import LabelledRows
 
 
 @settings
-class ImageDataModule(lightning.LightningDataModule):
-    """The images of a source, as a model trains on them and metrics compare with them.
-
-    `validation_size` images of the source's training split are for validation and never trained on
-    (see `validation_and_rest`). Training uses the others, or the part of them given by `fraction`
-    or `per_class`. The denoising loss is measured on `validate_on` validation images in training,
-    and on equally many test images at its end. Metrics compare with the whole training split.
-    `pad` is the height and width that the model sees.
-    """
-
-    source: DataSource
-    pad: Annotated[int | None, optional(whole(1).as_in(32))] = None
-    flip: Flag = False
-    on_device: Annotated[bool | str, AUTO] = "auto"
-    validation_size: Annotated[int | str | None, VALIDATION_SIZE] = "auto"
-    validate_on: Annotated[int, whole(1).as_in(1000)] = 1000
-    fraction: Annotated[float | None, optional(share().as_in(0.1))] = None
-    per_class: Annotated[int | None, optional(whole(1).as_in(50))] = None
-    subset_seed: Annotated[int, whole(0)] = 0
+class ImageDataModule(ImageData, lightning.LightningDataModule):
+    """Image data with the loaders of a training, as Lightning's trainer asks for them."""
 
     def __post_init__(self) -> None:
-        super().__init__()
-        if self.fraction is not None and self.per_class is not None:
-            raise ValueError(
-                f"fraction={self.fraction} and per_class={self.per_class} both set the size of the "
-                "subset; set one of them to null"
-            )
-        if self.pad is not None and self.pad < (side := max(self.native_shape[1:])):
-            raise ValueError(
-                f"pad={self.pad} is smaller than the images; use {side} or more, or null"
-            )
-        self.encoded: EncodedImages | None = None  # replaces the images in training, if set
-        self.repeats_batch = False  # whether every training step has the images of the first
-
-    @property
-    def native_shape(self) -> tuple[int, int, int]:
-        """The (C, H, W) of the images before padding."""
-        return self.source.native_shape
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their labels."""
-        return self.source.class_names
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The (C, H, W) that the model sees, with padding."""
-        return (self.native_shape[0], self.pad, self.pad) if self.pad else self.native_shape
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes; labels are 0, ..., num_classes - 1."""
-        return len(self.class_names)
-
-    @property
-    def labels(self) -> Labels:
-        """The meaning of the labels of the images."""
-        return self.source.labels
-
-    def classes_of(self, labels: Tensor) -> Tensor:
-        """The classes (N,) int64 of labels; other labels are all of class 0."""
-        return labels if self.num_classes else labels.new_zeros(len(labels), dtype=torch.int64)
-
-    def reference_images(self) -> Tensor:
-        """The whole training split, which metrics compare with: uint8 (M, C, H, W), native size."""
-        return self._splits[0].images
-
-    def reference_labels(self) -> Tensor:
-        """The labels of `reference_images`."""
-        return self._splits[0].labels
-
-    def train_images(self) -> Tensor:
-        """A copy of the images to train on, (N, C, H, W): not for validation, and in the subset."""
-        return self.train_rows()[:]
-
-    def train_rows(self, padded: bool = False) -> Rows:
-        """The images of `train_images`, of which only those in use are copied."""
-        return Rows(self._splits[0].images, self._chosen, self.pad if padded else None)
-
-    def train_labels(self) -> Tensor:
-        """The labels of `train_images`."""
-        return self._splits[0].labels[self._chosen]
-
-    def validation_rows(self) -> Rows:
-        """The validation images in their stratified order, of native size."""
-        return Rows(self._splits[0].images, self._divided[0])
-
-    def validation_labels(self) -> Tensor:
-        """The labels of `validation_rows`."""
-        return self._splits[0].labels[self._divided[0]]
-
-    def test_images(self) -> Tensor:
-        """The test images, uint8 (N, C, H, W), native size."""
-        return self._splits[1].images
-
-    def test_labels(self) -> Tensor:
-        """The labels of `test_images`."""
-        return self._splits[1].labels
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """The sha256 of all images and labels, in the subset or not: equal only for equal data."""
-        return hashing.of_tensors(part for split in self._splits for part in split)
-
-    @cached_property
-    def images_fingerprint(self) -> str:
-        """The sha256 of all images, without their labels."""
-        return hashing.of_tensors(split.images for split in self._splits)
-
-    def to_native(self, images: Tensor) -> Tensor:
-        """Crops generated images (B, C, H, W) to the data's own size; a no-op without padding."""
-        return crop_to(images, *self.native_shape[1:])
-
-    def padded(self, images: Tensor) -> Tensor:
-        """Pads images (N, C, H, W) of native size to the size that the model sees."""
-        return pad_to(images, self.pad) if self.pad else images
-
-    def require_test_images(self, count: int, argument: str) -> None:
-        """Raises ValueError, naming `argument`, if there are fewer than `count` test images."""
-        if count > (known := len(self.test_images())):
-            few = f"{argument}={count} is more than the {known} test images"
-            raise ValueError(f"{few}; use a smaller number")
-
-    def first_tests(self, count: int) -> Split:
-        """The first `count` test images, padded, and their labels."""
-        return Split(self.padded(self.test_images()[:count]), self.test_labels()[:count])
-
-    def trained_on(self, count: int) -> Split:
-        """A fixed random choice of `count` training images, padded but unflipped, with labels."""
-        # not the first, which may all be of one class
-        index = self._chosen[random_places(len(self._chosen), count)]
-        return Split(self.padded(self._splits[0].images[index]), self._splits[0].labels[index])
-
-    def validated_on(self) -> LabelledRows:
-        """The validation images of the validation loss, stratified and padded, and their labels."""
-        return self._rows_of(0, self._divided[0][: self.validate_on])
-
-    def tested_on(self) -> LabelledRows:
-        """The test images of the test loss, stratified and padded, and their labels."""
-        order = stratified(self.classes_of(self.test_labels()), "test")
-        return self._rows_of(1, order[: self.validate_on])
-
-    def _rows_of(self, split: int, places: Tensor) -> LabelledRows:
-        images, labels = self._splits[split]
-        return LabelledRows(Rows(images, places, self.pad), labels[places])
-
-    def prepare_data(self) -> None:
-        """Fetches or finds the files of the source; raises DataError."""
-        self.source.prepare()
-
-    def setup(self, stage: str) -> None:
-        """Loads all images and takes the subset, so that no error in the data comes later."""
-        _ = self._chosen
-
-    def check_splits(self) -> None:
-        """Raises ValueError unless both splits have the shapes and types that `Split` states."""
-        self.source.check(self._splits)
+        lightning.LightningDataModule.__init__(self)
+        super().__post_init__()
 
     @property
     def micro_batch(self) -> int:
@@ -225,25 +67,13 @@ class ImageDataModule(lightning.LightningDataModule):
         rank, world = self.attached_trainer.global_rank, self.attached_trainer.world_size
         return PassLoader(*split, self.micro_batch, rank, world)
 
-    @cached_property
-    def _splits(self) -> tuple[Split, Split]:
-        return self.source.load()
 
-    @cached_property
-    def _divided(self) -> tuple[Tensor, Tensor]:
-        """The places of the validation images and, sorted, of the others in the training split."""
-        labels = self.classes_of(self._splits[0].labels)
-        return validation_and_rest(labels, self.validation_size)
-
-    @cached_property
-    def _chosen(self) -> Tensor:
-        """The places of the images to train on in the training split, sorted."""
-        if self.per_class is not None and not self.num_classes:
-            raise ValueError(
-                f"per_class={self.per_class} needs classes, and these images have none; write "
-                "data.fraction instead"
-            )
-        rest = self._divided[1]
-        classes = self.classes_of(self._splits[0].labels[rest])
-        index = subset(classes, self.fraction, self.per_class, self.subset_seed)
-        return rest if index is None else rest[index]
+def micro_batch(trainer: Trainer, batch_size: int) -> int:
+    """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
+    micro, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
+    if rest:
+        raise ValueError(
+            f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
+            f"ranks cannot evenly share a global batch of {batch_size}"
+        )
+    return micro

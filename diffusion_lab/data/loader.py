@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from diffusion_lab.common.images import pad_to
@@ -191,17 +190,6 @@ class TensorLoader:
             self._order = torch.stack([index, mirrored]).to(self.images.device)
             self._epoch = epoch
         return self._order
-
-
-def micro_batch(trainer: Trainer, batch_size: int) -> int:
-    """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
-    micro, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
-    if rest:
-        raise ValueError(
-            f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
-            f"ranks cannot evenly share a global batch of {batch_size}"
-        )
-    return micro
 
 
 def fits(tensors: list[Tensor], device: torch.device | str) -> bool:

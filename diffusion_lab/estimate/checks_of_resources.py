@@ -18,7 +18,7 @@ from diffusion_lab.common.formats import some
 from diffusion_lab.common.images import ENLARGED
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.data.rows import Rows
 from diffusion_lab.estimate.run_cost import Duration, disk_of
 from diffusion_lab.families.diffusion.task import DiffusionTask
@@ -79,7 +79,7 @@ def grey_values(sample: Tensor) -> Iterator[Remark]:
         )
 
 
-def blank_images(data: ImageDataModule) -> Iterator[Remark]:
+def blank_images(data: ImageData) -> Iterator[Remark]:
     """Looks for images without any contrast."""
     images, blank = data.train_rows(), 0
     for batch in images.batches(BATCH):
@@ -106,7 +106,7 @@ def channels(cfg: DictConfig, sample: Tensor) -> Iterator[Remark]:
         )
 
 
-def classes(cfg: DictConfig, data: ImageDataModule) -> Iterator[Remark]:
+def classes(cfg: DictConfig, data: ImageData) -> Iterator[Remark]:
     """Checks that every label names a class, and that classes are of similar size."""
     count, names = data.num_classes, data.class_names
     for split, labels in (("training", data.train_labels()), ("test", data.test_labels())):
@@ -137,7 +137,7 @@ def classes(cfg: DictConfig, data: ImageDataModule) -> Iterator[Remark]:
         )
 
 
-def duplicates(data: ImageDataModule) -> Iterator[Remark]:
+def duplicates(data: ImageData) -> Iterator[Remark]:
     """Looks for training images that occur more than once."""
     images = digests(data.train_rows())
     copies = len(images) - len(set(images))
@@ -148,7 +148,7 @@ def duplicates(data: ImageDataModule) -> Iterator[Remark]:
         )
 
 
-def overlap(data: ImageDataModule) -> Iterator[Remark]:
+def overlap(data: ImageData) -> Iterator[Remark]:
     """Looks for validation and test images that are also trained on."""
     known, tests = set(digests(data.train_rows())), data.test_images()
     sides = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lab.assembly.costs import RunCost
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import has_fast_bf16
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.estimate.checks_of_resources import Remark, advice, warning
 from diffusion_lab.families.diffusion.task import DiffusionTask
 from diffusion_lab.training.callbacks import EMA
@@ -167,7 +167,7 @@ def sampling(task: DiffusionTask) -> Iterator[Remark]:
         )
 
 
-def batch(layout: BatchLayout, data: ImageDataModule) -> Iterator[Remark]:
+def batch(layout: BatchLayout, data: ImageData) -> Iterator[Remark]:
     """Checks that a step does not see an image twice."""
     size, images = layout.batch_size, len(data.train_labels())
     if size > images:
@@ -177,7 +177,7 @@ def batch(layout: BatchLayout, data: ImageDataModule) -> Iterator[Remark]:
         )
 
 
-def epochs(cfg: DictConfig, data: ImageDataModule, steps: int, seen: int) -> Iterator[Remark]:
+def epochs(cfg: DictConfig, data: ImageData, steps: int, seen: int) -> Iterator[Remark]:
     """Checks that every image is seen at least once."""
     images = len(data.train_labels())
     if seen < images:
@@ -190,7 +190,7 @@ def epochs(cfg: DictConfig, data: ImageDataModule, steps: int, seen: int) -> Ite
 
 
 def memorization(
-    task: DiffusionTask, data: ImageDataModule, counts: RunCost, seen: int
+    task: DiffusionTask, data: ImageData, counts: RunCost, seen: int
 ) -> Iterator[Remark]:
     """Looks for images so few and seen so often that the model can memorise them."""
     images = len(data.train_labels())
@@ -267,7 +267,7 @@ def precision(precision: str, device: torch.device) -> Iterator[Remark]:
         )
 
 
-def validation(cfg: DictConfig, data: ImageDataModule, steps: int) -> Iterator[Remark]:
+def validation(cfg: DictConfig, data: ImageData, steps: int) -> Iterator[Remark]:
     """Checks that the validation loss is measured often enough for a curve to show overfitting."""
     if not len(data.validation_labels()):
         yield advice(
@@ -292,7 +292,7 @@ def evaluation(task: DiffusionTask) -> Iterator[Remark]:
         )
 
 
-def sample_counts(task: DiffusionTask, data: ImageDataModule) -> Iterator[Remark]:
+def sample_counts(task: DiffusionTask, data: ImageData) -> Iterator[Remark]:
     """Checks that there are enough images for FID, and equally many samples and real images."""
     metrics = task.metrics
     if metrics is None:

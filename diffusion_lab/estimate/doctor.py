@@ -23,7 +23,7 @@ from diffusion_lab.assembly.costs import (
     counted,
 )
 from diffusion_lab.assembly.instantiate import errors_at
-from diffusion_lab.assembly.objects import build_datamodule, load_data
+from diffusion_lab.assembly.objects import build_images, load_data
 from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.common import rules
 from diffusion_lab.common.formats import amount, duration
@@ -32,7 +32,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import float32_products, pick_precision
 from diffusion_lab.compute.sharding import sharded
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.data.source import decoding
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.activations import activations
@@ -139,7 +139,7 @@ def layout_of(settings: DictConfig) -> BatchLayout:
     return solve_batch(settings.batch_size, world, settings.micro_batch_size)
 
 
-def loaded(cfg: DictConfig, datamodule: ImageDataModule) -> ImageDataModule:
+def loaded(cfg: DictConfig, datamodule: ImageData) -> ImageData:
     """The data module, after it has read the data and its splits are checked."""
     load_data(cfg, datamodule)
     return datamodule
@@ -236,7 +236,7 @@ def timed(
 
 
 def times_of(
-    cfg: DictConfig, task: DiffusionTask, data: ImageDataModule, timed: tuple[RunCost, float]
+    cfg: DictConfig, task: DiffusionTask, data: ImageData, timed: tuple[RunCost, float]
 ) -> Times:
     """The times of the run, of what its time limit allows."""
     cost, features = timed
@@ -257,7 +257,7 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
         "device",
         lambda settings, device: pick_precision(settings.trainer.precision, device),
     ),
-    ("datamodule", "data", build_datamodule),
+    ("datamodule", "data", build_images),
     ("facts", "data", lambda datamodule: ImageFacts(datamodule.image_shape, datamodule.labels)),
     ("data", "data", loaded),
     ("sample", "data", lambda data: data.trained_on(SAMPLE).images),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.data import EncodedImages, ImageData
 
 Shape = tuple[int, int, int]
 
@@ -42,7 +42,7 @@ class FirstStage(ABC):
         """Draws the latents of a training step, (B, c, h, w) float32, from moments (B, ., h, w)."""
         return moments
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+    def prepare(self, data: ImageData, device: torch.device) -> EncodedImages | None:
         """Measures the loaded data, and encodes them if `cache` is set; called on all ranks."""
         return None
 
@@ -50,7 +50,7 @@ class FirstStage(ABC):
         """Returns constructor arguments for a run to save, which are known after `prepare`."""
         return {}
 
-    def reconstruction_metrics(self, data: ImageDataModule) -> dict[str, float]:
+    def reconstruction_metrics(self, data: ImageData) -> dict[str, float]:
         """Metrics (rFID, ...) of this data's reconstructed test images, if they were measured.
 
         The data must have been read.

@@ -14,7 +14,7 @@ from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Range, above, either, numbers, optional, ranges
-from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.data import EncodedImages, ImageData
 from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
 from diffusion_lab.first_stage.autoencoder.saving import OF_OTHER_CONTENT
 from diffusion_lab.first_stage.base import Shape
@@ -111,7 +111,7 @@ class HubVAE(Latents):
         mean = self.mean(moments)
         return mean + self.variance(moments).sqrt() * torch.randn_like(mean)
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+    def prepare(self, data: ImageData, device: torch.device) -> EncodedImages | None:
         encoded = super().prepare(data, device)
         say("Advice: the rFID of this first stage, a lower limit for the FID, was not measured")
         if self.given == "measured":

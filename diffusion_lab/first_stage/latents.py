@@ -14,7 +14,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import require_finite, to_float, to_uint8
 from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import PATH, flag, ranges
-from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.data import EncodedImages, ImageData
 from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
 from diffusion_lab.first_stage.base import FirstStage, Shape
 
@@ -99,14 +99,14 @@ class Latents(FirstStage):
     def _numbers(self, device: torch.device) -> list[Tensor]:
         return [torch.as_tensor(each, device=device) for each in (self.shift, self.scale)]
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+    def prepare(self, data: ImageData, device: torch.device) -> EncodedImages | None:
         """Encodes the training images if they are cached, also mirrored if the data are flipped."""
         if not self.cache:
             return None
         mirrored = self.cached_moments(data, device, True) if data.flip else None
         return EncodedImages(self.cached_moments(data, device, False), mirrored)
 
-    def cached_moments(self, data: ImageDataModule, device: torch.device, mirrored: bool) -> Tensor:
+    def cached_moments(self, data: ImageData, device: torch.device, mirrored: bool) -> Tensor:
         """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
         images = data.train_rows(padded=True)
         key = {

@@ -9,7 +9,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import say
-from diffusion_lab.data import EncodedImages, ImageDataModule
+from diffusion_lab.data import EncodedImages, ImageData
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.first_stage.base import Shape
 from diffusion_lab.first_stage.latents import Latents
@@ -56,7 +56,7 @@ class TrainedAutoencoder(Latents):
                 "with fewer latent channels"
             )
 
-    def prepare(self, data: ImageDataModule, device: torch.device) -> EncodedImages | None:
+    def prepare(self, data: ImageData, device: torch.device) -> EncodedImages | None:
         if data.images_fingerprint != self.trained.data:
             say(
                 f"Advice: {self.path} was trained on other images of this shape: its latents may "
@@ -67,7 +67,7 @@ class TrainedAutoencoder(Latents):
     def facts(self) -> dict[str, object]:
         return {"sha256": self.sha256}
 
-    def reconstruction_metrics(self, data: ImageDataModule) -> dict[str, float]:
+    def reconstruction_metrics(self, data: ImageData) -> dict[str, float]:
         return self.trained.metrics if self.trained.data == data.images_fingerprint else {}
 
     def copy_into(self, folder: Path) -> None:

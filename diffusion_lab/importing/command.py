@@ -7,12 +7,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.assembly.instantiate import instantiate
-from diffusion_lab.assembly.objects import build_datamodule, build_model
+from diffusion_lab.assembly.objects import build_images, build_model
 from diffusion_lab.assembly.sentences import conf_dir, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.importing.kind import Imported, Kind
 from diffusion_lab.importing.kind.base import assigned
@@ -34,7 +34,7 @@ def import_network(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     kind: Kind = instantiate(cfg, "kind")
     network = read(kind, Path(files[0]))
     saved = configuration(kind, network, overrides)
-    datamodule = build_datamodule(saved)
+    datamodule = build_images(saved)
     check_data(network, datamodule)
     model = build_model(saved, datamodule.image_shape, datamodule.labels, device="meta")
     check_fit(network, model.denoiser)
@@ -89,7 +89,7 @@ def is_group(key: str) -> bool:
     return (conf_dir() / key).is_dir()
 
 
-def check_data(network: Imported, data: ImageDataModule) -> None:
+def check_data(network: Imported, data: ImageData) -> None:
     """Raises UserError unless a network is for images of this size in these classes."""
     in_pixels = network.shape == network.image_shape
     if in_pixels and data.image_shape != network.image_shape:

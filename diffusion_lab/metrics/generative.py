@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
-from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data import ImageData, Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
@@ -121,27 +121,27 @@ class GenerativeMetrics:
                 f"{self.num_samples} in total"
             )
 
-    def reference_split(self, source: ImageDataModule) -> Split | LabelledRows:
+    def reference_split(self, source: ImageData) -> Split | LabelledRows:
         """The images that the reference is taken from; raises ValueError if there are none."""
         return self.compared_with.split(source)
 
-    def test_ids(self, source: ImageDataModule) -> Tensor:
+    def test_ids(self, source: ImageData) -> Tensor:
         """The indices of the test images to measure: `num_samples`, or all if there are fewer."""
         return random_places(len(source.test_images()), self.num_samples)
 
-    def load(self, source: ImageDataModule, device: torch.device | str) -> None:
+    def load(self, source: ImageData, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         self.observer.load(source, device)
         for metric in self.extra_metrics:
             metric.to(device)
         self.compared_with.check(self.extractor)
 
-    def protocol_of(self, source: ImageDataModule) -> Protocol:
+    def protocol_of(self, source: ImageData) -> Protocol:
         """The protocol of the measurement, known once the networks are loaded."""
         facts = self.reference_facts(source) | {"reference": self.compared_with.kind}
         return with_fingerprint(facts | {"num_samples": self.num_samples, "rounding": "uint8"})
 
-    def reference_facts(self, source: ImageDataModule) -> Protocol:
+    def reference_facts(self, source: ImageData) -> Protocol:
         """The part of the protocol that says what samples are compared with."""
         return {
             "extractor": self.extractor.name,
@@ -152,7 +152,7 @@ class GenerativeMetrics:
             **self.compared_with.facts(source),
         }
 
-    def reference_ids(self, source: ImageDataModule) -> Tensor:
+    def reference_ids(self, source: ImageData) -> Tensor:
         """The places in `reference_split` of the images that samples are compared with."""
         return random_places(len(self.reference_split(source).labels), self.reference_size)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.data.rows import Rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL, FeatureExtractor
@@ -35,7 +35,7 @@ class Observer:
     keep: bool = False
     corner: tuple[int, int] = (0, 0)  # of the images in those that a model draws, which are padded
 
-    def load(self, source: ImageDataModule, device: torch.device | str) -> None:
+    def load(self, source: ImageData, device: torch.device | str) -> None:
         """Loads the networks; raises ExtractorUnavailable, also if one does not fit the data."""
         for network in filter(None, (self.extractor, self.classifier)):
             network.load(device)

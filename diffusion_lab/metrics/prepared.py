@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data import ImageData, Split
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
@@ -31,7 +31,7 @@ class PreparedMetrics:
     test: ImageSet | None  # for metrics by class: the test images in random order
 
     @classmethod
-    def of(cls, metrics: GenerativeMetrics, source: ImageDataModule) -> Self:
+    def of(cls, metrics: GenerativeMetrics, source: ImageData) -> Self:
         """Computes or reads what samples are compared with; call it on all ranks after `load`."""
         facts, chosen = metrics.reference_facts(source), metrics.reference_ids(source)
         kept = (metrics.observer, facts, metrics.cache_dir)
@@ -81,7 +81,7 @@ class PreparedMetrics:
 
 
 def real_values(
-    metrics: GenerativeMetrics, source: ImageDataModule, reference: ImageSet
+    metrics: GenerativeMetrics, source: ImageData, reference: ImageSet
 ) -> tuple[Values, ImageSet | None]:
     """The values of test images, and the test images for metrics by class, if there are any."""
     count, chosen = len(metrics.test_ids(source)), observed_tests(metrics, source)
@@ -118,7 +118,7 @@ def real_values(
     return {name: value.item() for name, value in stored.items()}, test
 
 
-def observed_tests(metrics: GenerativeMetrics, source: ImageDataModule) -> Tensor:
+def observed_tests(metrics: GenerativeMetrics, source: ImageData) -> Tensor:
     """The indices of the test images to observe; those of `test_ids` come first."""
     order = random_places(len(source.test_images()), None)
     observe = torch.arange(len(order)) < metrics.num_samples

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
-from diffusion_lab.data import ImageDataModule, Split
+from diffusion_lab.data import ImageData, Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
@@ -39,10 +39,10 @@ class Reference(ABC):
     word: str  # in messages
 
     @abstractmethod
-    def split(self, source: ImageDataModule) -> Split | LabelledRows:
+    def split(self, source: ImageData) -> Split | LabelledRows:
         """The images; raises ValueError if there are none."""
 
-    def facts(self, source: ImageDataModule) -> Protocol:
+    def facts(self, source: ImageData) -> Protocol:
         """Entries of a protocol that say which images these are."""
         return {}
 
@@ -56,7 +56,7 @@ class Reference(ABC):
 
     def image_set(
         self,
-        source: ImageDataModule,
+        source: ImageData,
         chosen: Tensor,
         observer: Observer,
         facts: Protocol,
@@ -80,7 +80,7 @@ class Training(Reference):
 
     kind, name, word = "train", "train", "training"
 
-    def split(self, source: ImageDataModule) -> Split:
+    def split(self, source: ImageData) -> Split:
         return Split(source.reference_images(), source.reference_labels())
 
 
@@ -89,7 +89,7 @@ class Validation(Reference):
 
     kind, name, word = "validation", "val", "validation"
 
-    def split(self, source: ImageDataModule) -> LabelledRows:
+    def split(self, source: ImageData) -> LabelledRows:
         if not len(source.validation_labels()):
             raise ValueError(
                 "reference=validation needs validation images, and no training images are kept for "
@@ -97,7 +97,7 @@ class Validation(Reference):
             )
         return LabelledRows(source.validation_rows(), source.validation_labels())
 
-    def facts(self, source: ImageDataModule) -> Protocol:
+    def facts(self, source: ImageData) -> Protocol:
         return {"validation_images": len(source.validation_labels())}  # decides which they are
 
 
@@ -141,12 +141,12 @@ class FileReference(Reference):
     def name(self) -> str:  # type: ignore[override]
         return f"file-{self.checksum}-"
 
-    def split(self, source: ImageDataModule) -> Split:
+    def split(self, source: ImageData) -> Split:
         """The images, which are of no class; none if the file has statistics alone."""
         images = self._images(source.native_shape)
         return Split(images, torch.full((len(images),), -1))
 
-    def facts(self, source: ImageDataModule) -> Protocol:
+    def facts(self, source: ImageData) -> Protocol:
         return {"reference_file": self.checksum}
 
     def check(self, extractor: FeatureExtractor) -> None:

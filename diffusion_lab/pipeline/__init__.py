@@ -1,5 +1,4 @@
 """From seeds and labels to uint8 images: whatever draws them, in batches, in grids, measured."""
 
 from diffusion_lab.pipeline.diffusion import Pipeline, with_steps
-from diffusion_lab.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.pipeline.generator import Generator, LabelledGenerator, draw, draw_rows

@@ -8,7 +8,7 @@ import torch
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world, shard
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.metrics.prepared import PreparedMetrics
 from diffusion_lab.pipeline.generator import Generator, draw
 
@@ -30,7 +30,7 @@ class Evaluated(NamedTuple):
 def evaluate(
     pipeline: Generator,
     prepared: PreparedMetrics,
-    datamodule: ImageDataModule,
+    datamodule: ImageData,
     batch_size: int,
     seed: int,
     stop: Callable[[], bool] = lambda: False,

@@ -8,6 +8,7 @@ published.json in place of checkpoints, samples and wandb, if the run is publish
 
 import itertools
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.families import TRAINED
+from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.files import OUTPUTS, write_atomically, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
@@ -102,18 +104,28 @@ def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
 def is_trusted(key: str, name: str) -> bool:
     """Whether a dotted name is that of a class which a key may hold, by the place it is defined in.
 
-    Nothing is imported for a name of another place. The module that defines a class counts, too:
-    the one in the name may only import it.
+    Nothing is imported for a name of another place, or for a class that options of this package
+    name. Of others the module that defines a class counts, too: the one in the name may only import
+    it.
     """
     rows = [row for row in PLACES if f"{key}.".startswith(f"{row}.")]
     places = PLACES[max(rows, key=len)] if rows else ()
     if not name.startswith(places):
         return False
+    if name in shipped():
+        return True
     try:
         found = get_object(name)
     except Exception:  # importing may fail in any way
         return key == "objective.loss"  # a loss that is gone is known by its facts
     return isinstance(found, type) and f"{found.__module__}.".startswith(places)
+
+
+@cache
+def shipped() -> frozenset[str]:
+    """The classes that the options of this package name."""
+    texts = (path.read_text() for path in conf_dir().rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_: (\S+)", text))
 
 
 @cache  # a command reads the same configuration more than once

@@ -15,6 +15,7 @@ from diffusion_lab.assembly.config_keys import CLASS
 FORMAT = 3  # the format that is read as today's
 PLACE = "diffusion_lab.diffusion.objective."
 MOVED = "diffusion_lab.profiling.", "diffusion_lab.estimate."  # of budgets
+LOADED, IMAGES = "diffusion_lab.data.ImageDataModule", "diffusion_lab.data.ImageData"
 PARTS = {"weighting": "weighting", "variance_loss": "variance", "uncertainty": "uncertainty"}
 WHOLE = ("jump_loss", "score_loss")  # in the place of denoising, if they are not null
 RENAMED = {f"{old}.": f"loss.{new}." for old, new in PARTS.items()} | {
@@ -48,6 +49,8 @@ def rename_classes(cfg: DictConfig) -> None:
     """Gives the classes of a run today's places; those of its own format may have moved since."""
     if CLASS in (cfg.get("budget") or {}):
         cfg.budget[CLASS] = str(cfg.budget[CLASS]).replace(*MOVED)
+    if (cfg.get("data") or {}).get(CLASS) == LOADED:
+        cfg.data[CLASS] = IMAGES
 
 
 def loss(objective: DictConfig) -> DictConfig:

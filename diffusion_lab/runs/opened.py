@@ -17,14 +17,13 @@ from torch import Tensor
 from diffusion_lab.assembly import families
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
-from diffusion_lab.assembly.objects import build_datamodule, read_data
+from diffusion_lab.assembly.objects import build_images, read_data
 from diffusion_lab.assembly.sentences import parse
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
 from diffusion_lab.compute.distributed import gather_shards, rank_and_world, shard
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import checkpoints
@@ -48,7 +47,7 @@ class OpenRun(ABC):
     device: torch.device
     precision: str
     weights: dict[str, object]  # checksum and file stamp of the weights
-    datamodule: ImageDataModule  # its images are not read yet
+    datamodule: ImageData  # its images are not read yet
 
     @classmethod
     def open(cls, cfg: DictConfig, saved: DictConfig) -> Self:
@@ -122,8 +121,11 @@ class OpenRun(ABC):
         """The autocast context in which to call the networks."""
         return autocast(self.precision, self.device)
 
-    def metrics(self, cfg: DictConfig) -> GenerativeMetrics:
-        """Builds the metrics of `cfg.metrics`, loaded but not prepared; reads the data."""
+    def metrics(self, cfg: DictConfig) -> Any:
+        """Builds the `GenerativeMetrics` of `cfg.metrics`, not prepared yet; reads the data.
+
+        Their class is not imported here: torchmetrics takes seconds, and samples need none.
+        """
         metrics = instantiate(cfg, "metrics")
         guided = OmegaConf.select(cfg, "guidance.classifier") is not None
         with errors_at(cfg, "metrics"):
@@ -145,7 +147,7 @@ class NetworkRun(OpenRun):
 
     @classmethod
     @abstractmethod
-    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Any, FirstStage | None]:
+    def built(cls, saved: DictConfig, datamodule: ImageData) -> tuple[Any, FirstStage | None]:
         """Builds the model that a configuration describes, and its first stage, if any."""
 
     @staticmethod
@@ -162,7 +164,7 @@ class NetworkRun(OpenRun):
         The network is on the CPU, in evaluation mode. Raises UserError if the weights belong to
         another model.
         """
-        datamodule = build_datamodule(saved)
+        datamodule = build_images(saved)
         model, first_stage = cls.built(saved, datamodule)
         network = cls.network_of(model)
         load_into(network, state, folder)
@@ -249,7 +251,7 @@ def _take_over(cfg: DictConfig, saved: DictConfig, group: str, keys: dict[str, O
             OmegaConf.update(cfg, key, override.value())
 
 
-def say_left_out(metrics: GenerativeMetrics, why: str) -> None:
+def say_left_out(metrics: Any, why: str) -> None:
     """Says which metrics of classes are left out of an evaluation, if there are any."""
     wanted = [m.quantities[0].title for m in metrics.metrics if m.needs_labels]
     if wanted:

@@ -18,7 +18,7 @@ from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer
 from diffusion_lab.common.randomness import mix_seed, seed_device
 from diffusion_lab.compute.sharding import whole
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.context import RunContext

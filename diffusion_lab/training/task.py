@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 
 from diffusion_lab.assembly import families
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantities import ceiling
@@ -180,6 +181,14 @@ class Task(ABC):
 def build_task(cfg: DictConfig, device: str = "cpu") -> Task:
     """Builds the task that a configuration describes; raises UserError for what cannot work."""
     return families.part(cfg, "task").build_task(cfg, device)
+
+
+def build_datamodule(cfg: DictConfig) -> ImageDataModule:
+    """Builds the data of a configuration, with loaders; no image is read yet."""
+    images = build_images(cfg)
+    if isinstance(images, ImageDataModule):  # somebody's own
+        return images
+    return ImageDataModule(**{each.name: getattr(images, each.name) for each in fields(images)})
 
 
 def checked_parts(

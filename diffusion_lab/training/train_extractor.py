@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.assembly.instantiate import check_keys
-from diffusion_lab.assembly.objects import build_datamodule, read_data
+from diffusion_lab.assembly.objects import build_images, read_data
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.common.ranges import above, whole
 from diffusion_lab.compute.device import pick_device
@@ -33,7 +33,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             f"metrics.classifier={path}, or choose another output=..."
         )
     device = pick_device(cfg.device)
-    datamodule = build_datamodule(cfg)
+    datamodule = build_images(cfg)
     read_data(cfg, datamodule)
     if datamodule.num_classes < 2:
         raise UserError("a classifier needs data with at least 2 classes, but these have fewer")

@@ -23,9 +23,9 @@ from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lab.analysis import plots
 from diffusion_lab.analysis.copy_controls import stored_features
-from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.assembly.sentences import conf_dir
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
@@ -75,14 +75,14 @@ def repeated(times: int, images: Tensor, labels: Tensor) -> Set:
     return images[index], labels[index]
 
 
-def memorised(data: ImageDataModule, share: float, images: Tensor, labels: Tensor) -> Set:
+def memorised(data: ImageData, share: float, images: Tensor, labels: Tensor) -> Set:
     """Replaces a share of the images by training images."""
     count = round(share * len(images))
     images = torch.cat([data.train_images()[:count], images[count:]])
     return images, torch.cat([data.train_labels()[:count], labels[count:]])
 
 
-def ladders(data: ImageDataModule, count: int) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
+def ladders(data: ImageData, count: int) -> dict[str, list[tuple[float, Callable[..., Set]]]]:
     """The kinds of damage to the first `count` test images, each from little to much."""
     # the second `count` test images are held out from memorised ones
     unused = data.test_images()[2 * count :], data.test_labels()[2 * count :]
@@ -100,7 +100,7 @@ def ladders(data: ImageDataModule, count: int) -> dict[str, list[tuple[float, Ca
     }
 
 
-def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, labels: Tensor):
+def measure(prepared: PreparedMetrics, data: ImageData, images: Tensor, labels: Tensor):
     """Computes all metrics of `images` as generated ones, by the first part of their names."""
     metrics = prepared.metrics
     observed = [metrics.observer(part) for part in images.split(64)]
@@ -114,7 +114,7 @@ def measure(prepared: PreparedMetrics, data: ImageDataModule, images: Tensor, la
     return {name.split("/")[0]: value for name, value in values.items()}
 
 
-def measure_all(extractor, data: ImageDataModule, count: int, classifier: str | None) -> list[dict]:
+def measure_all(extractor, data: ImageData, count: int, classifier: str | None) -> list[dict]:
     metrics = GenerativeMetrics(extractor, None, count, "data/reference", classifier=classifier)
     metrics.load(data, "cpu")
     prepared = metrics.prepare(data)
@@ -179,7 +179,7 @@ def main() -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=arguments.overrides, return_hydra_config=True)
     name = cfg.hydra.runtime.choices.data
-    data = build_datamodule(cfg)
+    data = build_images(cfg)
     data.prepare_data()
     data.setup("fit")
     if 4 * arguments.count > len(data.test_images()):

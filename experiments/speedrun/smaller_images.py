@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import to_pil_image
 
-from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.assembly.sentences import conf_dir
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="overrides of the data, as in data=cifar10")
     chosen = parser.parse_args()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        data = build_datamodule(compose("train", ["data=fashion_mnist", *chosen.overrides]))
+        data = build_images(compose("train", ["data=fashion_mnist", *chosen.overrides]))
     data.prepare_data()
     images = data.train_images().to(torch.float32)
     images = interpolate(images, size=chosen.side, mode="area").round().to(torch.uint8)

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 import pytest
 from helpers.pairs import first_fast
+from helpers.paths import ROOT
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, summary_of
 from PIL import Image
@@ -51,6 +52,17 @@ def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
     for index in range(6):
         with Image.open(f"{folder}/{index:06d}.png") as picture:
             assert np.array_equal(np.asarray(picture), first[index])
+
+
+def test_sample_waits_for_no_library_of_training(run_folder, tmp_path):
+    program = (
+        "import sys; from diffusion_lab.cli.program import main; "
+        "sys.argv = ['diffusion-lab', 'sample', 'run=run', 'num_samples=1']; main(); "
+        "sys.exit(len({'lightning', 'torchmetrics', 'torchvision'} & sys.modules.keys()))"
+    )
+    place = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | place)
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("line", ["sample run=run", "evaluate run=run", "compare run output=out"])

@@ -258,7 +258,7 @@ def test_the_configuration_has_the_defaults_of_the_constructors(name, cls, monke
     values = OmegaConf.to_container(config, resolve=True)
     source = values.pop("source")
     assert source == defaults(cls) | {"_target_": f"diffusion_lab.data.source.{cls.__name__}"}
-    assert values.pop("_target_") == "diffusion_lab.data.ImageDataModule"
+    assert values.pop("_target_") == "diffusion_lab.data.ImageData"
     assert values == defaults(ImageDataModule) | {"flip": name == "cifar10"}
     monkeypatch.setenv("DIFFUSION_LAB_DATA", "/some/where")
     module = instantiate(config)

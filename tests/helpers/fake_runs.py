@@ -53,7 +53,7 @@ def fake_run(
     """
     base = {
         "data": {
-            "_target_": "diffusion_lab.data.ImageDataModule",
+            "_target_": "diffusion_lab.data.ImageData",
             "source": {"_target_": "diffusion_lab.data.source.FashionMNIST", "root": "data"},
         },
         "backbone": {"_target_": "diffusion_lab.backbone.DiT", "width": 32},

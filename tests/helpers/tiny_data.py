@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lab.data import DataSource, ImageDataModule, Split
+from diffusion_lab.data import DataSource, ImageData, Split
 
 
 class TinyData(DataSource):
@@ -55,6 +55,8 @@ class TinyShades(DataSource):
         return split(200), split(40)
 
 
-def tiny_data(**settings: object) -> ImageDataModule:
+def tiny_data(**settings: object) -> ImageData:
     """The data module of the tiny data: 64 images to train on and 20 validation images."""
+    from diffusion_lab.data import ImageDataModule  # a run of this data draws without Lightning
+
     return ImageDataModule(TinyData(), **{"validation_size": 20} | settings)

@@ -10,7 +10,7 @@ from helpers.tiny_runs import QUICK, checkpoint_of, same, summary_of
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
-from diffusion_lab.assembly.objects import build_datamodule, build_model
+from diffusion_lab.assembly.objects import build_images, build_model
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.pipeline.diffusion import PAIRS
@@ -145,7 +145,7 @@ def test_no_sample_has_the_noise_of_a_pair_with_its_seed():
 
 def test_a_sampler_with_fresh_noise_gives_no_pairs(refusal, teacher):
     cfg = runs.load_config(teacher)
-    data = build_datamodule(cfg)
+    data = build_images(cfg)
     model = build_model(cfg, data.image_shape, data.labels)
     assert Teacher.opened(model, data, cfg) is None
     text = (teacher / "config.yaml").read_text()

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
-from torchvision import datasets
-
 from diffusion_lab.common.messages import say
 from diffusion_lab.data.source import verified_files
 from diffusion_lab.data.source.verified_files import Damaged, DataError, SourceUnavailable, missing
@@ -53,6 +51,8 @@ def cifar10(root: Path) -> Path:
 
     Missing files come from the archive in `root`, or else from its download. Raises DataError.
     """
+    from torchvision import datasets
+
     source = datasets.CIFAR10
     files = dict([*source.train_list, *source.test_list])
     files[source.meta["filename"]] = source.meta["md5"]
@@ -148,6 +148,8 @@ def network() -> Iterator[None]:
 
 
 def _from_mirror(scratch: Path) -> Path:
+    from torchvision import datasets
+
     with network():
         datasets.FashionMNIST(scratch, download=True)
     return scratch / "FashionMNIST" / "raw"

@@ -18,8 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from diffusion_lab.common.messages import progress_bar
-from diffusion_lab.compute.launch import processes_started
-from diffusion_lab.compute.started import in_launched_process
+from diffusion_lab.compute.started import in_launched_process, processes_started
 from diffusion_lab.data.source.listing import ImageFiles
 from diffusion_lab.data.source.verified_files import DataError
 

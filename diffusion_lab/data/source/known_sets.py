@@ -1,4 +1,7 @@
-"""The two data sets of this project, from torchvision's files, and one of them as JPEG files."""
+"""The two data sets of this project, from torchvision's files, and one of them as JPEG files.
+
+torchvision, which takes seconds, is imported where files are read: drawing samples reads none.
+"""
 
 import json
 import zipfile
@@ -8,9 +11,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torchvision import datasets
-from torchvision.datasets import utils
-from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from diffusion_lab.common import hashing
 from diffusion_lab.data.source import acquire
@@ -53,10 +53,15 @@ class FashionMNIST(Downloaded):
     """60,000 training and 10,000 test images of clothes, 1 x 28 x 28 (arXiv:1708.07747)."""
 
     native_shape = (1, 28, 28)
-    class_names = tuple(datasets.FashionMNIST.classes)
+    class_names: tuple[str, ...] = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
     acquire = acquire.fashion_mnist
 
     def read(self, folder: Path, train: bool) -> Split:
+        from torchvision.datasets.mnist import read_image_file, read_label_file
+
         part = folder / ("train" if train else "t10k")
         images = read_image_file(f"{part}-images-idx3-ubyte")  # (N, 28, 28)
         return Split(images[:, None], read_label_file(f"{part}-labels-idx1-ubyte"))
@@ -103,6 +108,8 @@ class CIFAR10(Downloaded):
     acquire = acquire.cifar10
 
     def read(self, folder: Path, train: bool) -> Split:
+        from torchvision import datasets
+
         data = datasets.CIFAR10(folder.parent, train=train)
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
         return Split(images, torch.tensor(data.targets))
@@ -137,6 +144,8 @@ def zips(root: Path) -> Path:
 
 
 def _packed_from_github(scratch: Path) -> Path:
+    from torchvision.datasets import utils
+
     with acquire.network():
         utils.download_url(ARCHIVE, scratch, "images.zip")
     (packed := scratch / "packed").mkdir()

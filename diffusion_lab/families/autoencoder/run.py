@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.assembly.instantiate import errors_at
-from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
@@ -76,7 +76,7 @@ class AutoencoderRun(OpenRun):
             autoencoder, facts, _ = saving.load_autoencoder(folder / saving.FIRST_STAGE_FILE)
         require_prior(folder, autoencoder, facts)
         prior = Prior(autoencoder.to(device), device)
-        return {"datamodule": build_datamodule(saved), "prior": prior, "facts": facts}
+        return {"datamodule": build_images(saved), "prior": prior, "facts": facts}
 
     @property
     def reconstruction_metrics(self) -> dict[str, float]:

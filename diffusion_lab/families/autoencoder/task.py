@@ -15,17 +15,16 @@ from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
-from diffusion_lab.assembly.objects import build_datamodule
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.sharding import sharded
-from diffusion_lab.data import ImageBatch, ImageDataModule
+from diffusion_lab.data import ImageBatch, ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
 from diffusion_lab.training.module import Optimization, TrainedModule, data_of
-from diffusion_lab.training.task import Task, checked_parts
+from diffusion_lab.training.task import Task, build_datamodule, checked_parts
 
 SSIM_WINDOW = 11  # pixels, as published; smaller images have no SSIM
 BEST_PSNR = 100.0  # dB, for an exact reconstruction instead of infinity
@@ -235,7 +234,7 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
 
 @torch.inference_mode()
 def latent_moments(
-    autoencoder: Autoencoder, data: ImageDataModule, device: torch.device
+    autoencoder: Autoencoder, data: ImageData, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, by channel, of latents sampled for the training images."""
     autoencoder.to(device).eval()

@@ -10,7 +10,7 @@ from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.families.autoregressive import (
     CodePipeline,
     CodeSampler,
@@ -24,7 +24,7 @@ from diffusion_lab.runs.opened import NetworkRun
 
 
 def build_code_model(
-    cfg: DictConfig, datamodule: ImageDataModule, device: str = "cpu"
+    cfg: DictConfig, datamodule: ImageData, device: str = "cpu"
 ) -> tuple[CodeTransformer, TrainedVQ]:
     """Builds a transformer and the first stage whose codes it predicts; raises UserError."""
     check_groups(cfg)
@@ -77,7 +77,7 @@ class AutoregressiveRun(NetworkRun):
     limits: ClassVar[str] = "an autoregressive model"
 
     @classmethod
-    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[nn.Module, TrainedVQ]:
+    def built(cls, saved: DictConfig, datamodule: ImageData) -> tuple[nn.Module, TrainedVQ]:
         return build_code_model(saved, datamodule)
 
     def pipeline(self, cfg: DictConfig) -> CodePipeline:

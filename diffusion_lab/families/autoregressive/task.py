@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.objects import build_datamodule
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.compute.sharding import shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
@@ -22,7 +21,7 @@ from diffusion_lab.families.autoregressive.run import (
 from diffusion_lab.first_stage import TrainedVQ
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.module import OneNumberModule, Optimization
-from diffusion_lab.training.task import Task, checked_parts
+from diffusion_lab.training.task import Task, build_datamodule, checked_parts
 
 
 class AutoregressiveModule(OneNumberModule):

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.model import Model
-from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
 from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
@@ -126,7 +126,7 @@ def load(run: str | Path, average: str | None = None) -> DiffusionModel:
     `average` names another average of the weights. Raises UserError.
     """
     saved = load_diffusion_config(str(run))
-    data = build_datamodule(saved)
+    data = build_images(saved)
     model = DiffusionModel(saved, build_model(saved, data.image_shape, data.labels), data.labels)
     load_into(model.denoiser, load_weights(WeightsChoice(Path(run), average))[0], run)
     return model

@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import Drawable, untrained_jumps
-from diffusion_lab.assembly.objects import build_datamodule, build_drawable, build_pipeline
+from diffusion_lab.assembly.objects import build_drawable, build_images, build_pipeline
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
@@ -32,7 +32,7 @@ class DiffusionRun(NetworkRun):
     weak: dict[str, Denoiser | None] = field(default_factory=dict)  # models of weak runs by folder
 
     @classmethod
-    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[Drawable, FirstStage]:
+    def built(cls, saved: DictConfig, datamodule: ImageData) -> tuple[Drawable, FirstStage]:
         model = build_drawable(saved, datamodule.image_shape, datamodule.labels)
         return model, model.first_stage
 
@@ -61,7 +61,7 @@ def open_diffusion_run(cfg: DictConfig) -> DiffusionRun:
 
 def load(
     folder: str | Path, saved: DictConfig | None = None, average: str | None = None
-) -> tuple[ImageDataModule, Drawable]:
+) -> tuple[ImageData, Drawable]:
     """Loads the data module (unread) of a trained run or export, and its model.
 
     The denoiser is on the CPU, in evaluation mode. The run's configuration describes the model;
@@ -110,7 +110,7 @@ def load_weak(folder: str | None, saved: DictConfig, model: Drawable) -> Denoise
             "networks answer different questions; give a run that differs only in size or training "
             "time"
         )
-    own = build_datamodule(saved)
+    own = build_images(saved)
     if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):
         raise UserError(
             f"guidance.weak_run={folder} was trained on images of shape {data.image_shape} in "
@@ -120,7 +120,7 @@ def load_weak(folder: str | None, saved: DictConfig, model: Drawable) -> Denoise
     return weak.denoiser.requires_grad_(False)
 
 
-def load_classifier(cfg: DictConfig, datamodule: ImageDataModule) -> Classifier | None:
+def load_classifier(cfg: DictConfig, datamodule: ImageData) -> Classifier | None:
     """Loads the classifier of `cfg.guidance`, on the CPU, if one guides.
 
     Raises UserError if it does not fit the data, or if the metrics of `cfg` use it, too.

@@ -16,13 +16,13 @@ from diffusion_lab.assembly.model import (
     rarely_trained,
     untrained_jumps,
 )
-from diffusion_lab.assembly.objects import build_datamodule, build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.families.diffusion.initial_weights import InitialWeights
@@ -35,7 +35,7 @@ from diffusion_lab.training.alignment import Alignment
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.module import Optimization
-from diffusion_lab.training.task import Task, checked_parts, other_steps
+from diffusion_lab.training.task import Task, build_datamodule, checked_parts, other_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def flatters(alignment: Alignment | None, metrics: GenerativeMetrics | None) -> 
     )
 
 
-def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageDataModule) -> Alignment | None:
+def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageData) -> Alignment | None:
     """The alignment that a configuration describes; UserError if the model cannot have it."""
     if not cfg.get("alignment"):  # older runs have none
         return None

@@ -13,7 +13,7 @@ from diffusion_lab.assembly.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import gather_shards, own_batches
-from diffusion_lab.data import EncodedImages, ImageDataModule, PairBatch
+from diffusion_lab.data import EncodedImages, ImageData, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.families.diffusion.initial_weights import starts_anew
 from diffusion_lab.families.diffusion.run import load, load_weak
@@ -36,7 +36,7 @@ class Teacher:
     pipeline: Pipeline
 
     @classmethod
-    def opened(cls, student: Model, data: ImageDataModule, cfg: DictConfig) -> "Teacher | None":
+    def opened(cls, student: Model, data: ImageData, cfg: DictConfig) -> "Teacher | None":
         """Opens the teacher of a run with the configuration `cfg`; None if it has none.
 
         Raises UserError if it is missing, is not the one of a resumed run, or does not fit.
@@ -114,7 +114,7 @@ class Teacher:
         drawn = gather_shards(pairs)
         return {"pairs": drawn, "labels": unlabelled if labels is None else labels}
 
-    def costs(self, data: ImageDataModule, images_seen: int) -> dict[str, object]:
+    def costs(self, data: ImageData, images_seen: int) -> dict[str, object]:
         """Entries of the summary of a student that has seen so many images."""
         summary = load_summary(self.settings.run)
         facts, calls, macs = ImageFacts(data.image_shape, data.labels), None, None
@@ -136,7 +136,7 @@ class Teacher:
 
 
 def check_same(
-    name: str, data: tuple[ImageDataModule, ImageDataModule], models: tuple[Drawable, Model]
+    name: str, data: tuple[ImageData, ImageData], models: tuple[Drawable, Model]
 ) -> None:
     """Raises UserError unless a teacher and its student, in this order, draw in one space."""
     shapes, classes = [each.image_shape for each in data], [each.num_classes for each in data]

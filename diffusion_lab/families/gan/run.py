@@ -7,22 +7,20 @@ from omegaconf import DictConfig
 from torch import nn
 
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.families.building import built, check_groups, require
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
 from diffusion_lab.runs.opened import NetworkRun
 
 
-def build_generator(
-    cfg: DictConfig, datamodule: ImageDataModule, device: str = "cpu"
-) -> ConvGenerator:
+def build_generator(cfg: DictConfig, datamodule: ImageData, device: str = "cpu") -> ConvGenerator:
     """Builds the generator of a GAN; raises UserError."""
     check_groups(cfg, "sampler", "guidance", "first_stage")
     shape, labels = datamodule.image_shape, datamodule.labels
     return built(cfg, ConvGenerator, device, image_shape=shape, labels=labels)
 
 
-def build_gan_loss(cfg: DictConfig, datamodule: ImageDataModule) -> RelativisticLoss:
+def build_gan_loss(cfg: DictConfig, datamodule: ImageData) -> RelativisticLoss:
     """Builds the loss of a GAN with its discriminator; raises UserError if it does not fit."""
     shape, labels = datamodule.image_shape, datamodule.labels
     with errors_at(cfg, "objective"):
@@ -47,7 +45,7 @@ class GANRun(NetworkRun):
     limits: ClassVar[str] = "a GAN"
 
     @classmethod
-    def built(cls, saved: DictConfig, datamodule: ImageDataModule) -> tuple[nn.Module, None]:
+    def built(cls, saved: DictConfig, datamodule: ImageData) -> tuple[nn.Module, None]:
         return build_generator(saved, datamodule), None
 
     def pipeline(self, cfg: DictConfig) -> GANPipeline:

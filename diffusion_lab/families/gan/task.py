@@ -7,7 +7,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.objects import build_datamodule
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError
@@ -19,7 +18,7 @@ from diffusion_lab.families.gan.run import build_gan_loss, build_generator
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.callbacks.stopping import DIVERSITY
 from diffusion_lab.training.module import OneNumberModule, Optimization
-from diffusion_lab.training.task import Task, checked_parts
+from diffusion_lab.training.task import Task, build_datamodule, checked_parts
 
 VALIDATION_SEED = 0  # an image is compared with the same noise in every run, whatever its seed
 

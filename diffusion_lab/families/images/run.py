@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_lab.assembly.instantiate import errors_at
-from diffusion_lab.assembly.objects import build_datamodule
+from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.images import save_png
@@ -104,7 +104,7 @@ class ImagesRun(OpenRun):
 
     @classmethod
     def load(cls, choice: WeightsChoice, saved: DictConfig, device: torch.device) -> dict[str, Any]:
-        datamodule = build_datamodule(saved)
+        datamodule = build_images(saved)
         with errors_at(saved, ""):
             shape, classes = datamodule.native_shape, datamodule.class_names
             images, labels = read_drawn(str(choice.folder), shape, classes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.common import hashing
 from diffusion_lab.compute.device import float32_products
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 
 FEATURES, SPATIAL = "features", "spatial"  # the names of an extractor's outputs
 # images per step: on a CPU more of them do not fit the cache and take 1.5 times as long
@@ -57,7 +57,7 @@ class FeatureExtractor(ABC):
         self.device = torch.device(device)
         self.network.to(self.device)
 
-    def check(self, source: ImageDataModule) -> None:
+    def check(self, source: ImageData) -> None:
         """Raises ExtractorUnavailable if the network cannot take this source's images."""
         if source.native_shape[0] not in (1, self.channels):
             raise ExtractorUnavailable(

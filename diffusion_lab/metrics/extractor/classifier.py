@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import crop_to
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
 
 HOW_TO_GET = "make one with `diffusion-lab train-extractor data=...`"
@@ -114,7 +114,7 @@ class Classifier(FeatureExtractor):
         self.name = name_of(checksum)
         return network, checksum
 
-    def check(self, source: ImageDataModule) -> None:
+    def check(self, source: ImageData) -> None:
         """Raises ExtractorUnavailable unless trained on images of this shape and these classes."""
         if (self.shape, self.classes) != (tuple(source.native_shape), list(source.class_names)):
             raise ExtractorUnavailable(

@@ -25,17 +25,11 @@ from diffusion_lab.common.images import (
 from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole_list
 from diffusion_lab.compute.distributed import failing_together, rank_and_world, shard
-from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.pipeline import (
-    Evaluated,
-    EvaluationStopped,
-    Generator,
-    draw_rows,
-    evaluate,
-    with_steps,
-)
+from diffusion_lab.pipeline import Generator, draw_rows, with_steps
+from diffusion_lab.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.training.callbacks.interruption import Interruption
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic
@@ -153,7 +147,7 @@ class ReconstructionEvaluation(Evaluation):
 
 @torch.inference_mode()
 def reconstruction_metrics(
-    autoencoder: Autoencoder, data: ImageDataModule, prepared: PreparedMetrics, batch_size: int
+    autoencoder: Autoencoder, data: ImageData, prepared: PreparedMetrics, batch_size: int
 ) -> dict[str, float]:
     """The metrics of test images reconstructed by an autoencoder, by name, on every rank."""
     chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
 from omegaconf import DictConfig
 from torch.autograd import DeviceType
 from torch.profiler import profile, schedule
 
 from diffusion_lab.common.files import write_atomically
-from diffusion_lab.common.formats import markdown_table, percent
+from diffusion_lab.common.formats import duration, markdown_table, percent
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Count, settings, whole
 from diffusion_lab.compute.batch import BatchLayout
@@ -216,10 +216,24 @@ def loss_of(trainer: lightning.Trainer, outputs: dict[str, torch.Tensor]) -> flo
     return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
+def left_of(trainer: lightning.Trainer, steps: int, seconds: float) -> str:
+    """The time that is left after so many steps in `seconds`; a time limit may be nearer."""
+    timers = (each for each in trainer.callbacks if isinstance(each, Timer))  # type: ignore[attr-defined]
+    limits = [left for each in timers if (left := each.time_remaining()) is not None]
+    if trainer.max_steps > 0 and steps:
+        limits.append((trainer.max_steps - trainer.global_step) * seconds / steps)
+    return duration(max(0.0, min(limits))) if limits else "?"
+
+
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, without the epoch: a run here is a number of steps."""
+    """Lightning's bar, without the epoch: a run here is a number of steps, or a time."""
 
     _read, _loss = -math.inf, math.nan  # when a loss was read, and what it was
+    _began = 0, 0.0  # the step and the time at which this training began
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._began = trainer.global_step, time.monotonic()
+        super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self._read > SECONDS_BETWEEN_LOSSES:
@@ -232,7 +246,9 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {"train/loss": self._loss} | metrics
+        seconds = time.monotonic() - self._began[1]
+        left = left_of(trainer, trainer.global_step - self._began[0], seconds)
+        return {"left": left, "train/loss": self._loss} | metrics
 
 
 class ProgressLines(Callback):
@@ -240,15 +256,20 @@ class ProgressLines(Callback):
 
     def __init__(self) -> None:
         self._started = self._said = 0.0
+        self._first = 0  # the step at which this training began
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._started = self._said = time.monotonic()
+        self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         now = time.monotonic()
         if stepped(trainer, batch_idx) and now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now
+            steps, seconds = trainer.global_step - self._first, now - self._started
             say(
-                f"step {trainer.global_step}/{trainer.max_steps}  {now - self._started:.0f} s  "
+                f"step {trainer.global_step}/{trainer.max_steps}  {duration(seconds)}, "
+                f"{left_of(trainer, steps, seconds)} left  "
+                f"{steps * pl_module.batch_size / seconds:.0f} images/s  "
                 f"loss {loss_of(trainer, outputs):.4f}"
             )
