@@ -28,6 +28,7 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
         raise UserError("one of the arguments is empty; remove it, or write key=value")
     check_flags(arguments)
     check_studies(arguments)
+    arguments = [with_pretrained(argument) for argument in arguments]
     if command.combines:
         flags, overrides = apart(arguments)
         arguments = [*(flag for flag in flags if flag not in MULTIRUN), *gather(overrides)]
@@ -148,6 +149,16 @@ def with_run(arguments: list[str]) -> list[str]:
         meant = key in ("run", "resume") and path and not of_flag and Path(path).exists()
         found.append(f"{key}={_run_at(Path(path))}" if meant else argument)
     return found
+
+
+def with_pretrained(argument: str) -> str:
+    """An argument with the folder of a model that ships with the package, if it names one."""
+    if "pretrained:" not in argument:
+        return argument
+    from diffusion_lab.runs import pretrained  # late: --help need not wait for it
+
+    key, given, value = argument.rpartition("=")
+    return f"{key}{given}{pretrained.local(value)}"
 
 
 def _run_at(path: Path) -> Path:

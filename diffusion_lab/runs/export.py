@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.assembly.families import DIFFUSION, family_of
-from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.common.files import replacing_folder, write_atomically
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import one_of, optional
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs import weights
@@ -26,6 +27,7 @@ from diffusion_lab.runs.opened import NetworkRun, kind_of, load_trained_config, 
 from diffusion_lab.runs.to_diffusers.folder import CARD, card_of, convert
 
 FORMATS = ("run", "diffusers")
+HALVES = ("float16", "bfloat16")
 
 
 def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -49,7 +51,13 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             f"format=diffusers is for diffusion models, and {run} is {kind.limits}; write "
             "format=run"
         )
+    check_keys(cfg, {"dtype": optional(one_of(*HALVES))})
     tensors, facts = weights.load_weights(weights_choice(cfg))
+    if cfg.dtype is not None and cfg.format != "run":
+        raise UserError(f"dtype={cfg.dtype} is for format=run; leave it out")
+    if cfg.dtype is not None:
+        shorter = {name for name, value in tensors.items() if value.is_floating_point()}
+        tensors |= {name: tensors[name].to(getattr(torch, cfg.dtype)) for name in shorter}
     fields = kind.with_weights(run, saved, tensors)  # weights of another model are refused here
     if cfg.format == "diffusers":
         with errors_at(cfg, ""):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.refusals import assert_names
 from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of, tiny_first_stage
 from safetensors import safe_open
 
@@ -56,6 +57,23 @@ def test_trained_weights_are_an_option(lab, tmp_path, trained):
     exported = safetensors.torch.load_file(tmp_path / "raw/model.safetensors")
     raw = trained["current_model_state"]
     assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in exported.items())
+
+
+def test_half_precision_halves_the_file_and_hardly_changes_samples(lab, refusal, tmp_path, trained):
+    lab.done("export", "run=run", "output=whole")
+    lab.done("export", "run=run", "output=half", "dtype=float16")
+    sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("whole", "half")]
+    whole, half = (
+        safetensors.torch.load_file(tmp_path / each / "model.safetensors")
+        for each in ("whole", "half")
+    )
+    assert sizes[1] < 0.6 * sizes[0]
+    assert all(torch.equal(half[name], value.half()) for name, value in whole.items())
+    gap = np.abs(samples(lab, "whole").astype(int) - samples(lab, "half"))
+    assert gap.max() <= 3
+    assert_names(refusal("export", "run=run", "output=x", "dtype=int8"), "dtype", "float16")
+    both = ["format=diffusers", "dtype=float16"]
+    assert_names(refusal("export", "run=run", "output=x", *both), "dtype", "format=run")
 
 
 def test_an_export_of_an_export_is_the_same(lab, tmp_path, trained):

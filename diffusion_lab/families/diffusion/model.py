@@ -16,6 +16,7 @@ from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.opened import load_diffusion_config
+from diffusion_lab.runs.pretrained import local
 from diffusion_lab.runs.weights import WeightsChoice, load_into, load_weights
 
 BATCH = 100  # samples that are drawn at once
@@ -123,9 +124,11 @@ def build(
 def load(run: str | Path, average: str | None = None) -> DiffusionModel:
     """Opens the diffusion model of a trained run or an export, with its averaged weights.
 
-    `average` names another average of the weights. Raises UserError.
+    `run` may be pretrained:NAME, too. `average` names another average of the weights. Raises
+    UserError.
     """
-    saved = load_diffusion_config(str(run))
+    run = local(str(run))
+    saved = load_diffusion_config(run)
     data = build_images(saved)
     model = DiffusionModel(saved, build_model(saved, data.image_shape, data.labels), data.labels)
     load_into(model.denoiser, load_weights(WeightsChoice(Path(run), average))[0], run)
