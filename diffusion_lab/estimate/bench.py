@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer, timer
 
 from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.model import LATER
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.assembly.parameter_groups import build_optimizer, inner_matrices
 from diffusion_lab.backbone import Energy
@@ -78,9 +79,9 @@ class Bench:
             images, augmentation = augment(self.model.augmentation, images)
             first_stage = self.model.first_stage
             x0 = first_stage.draw(first_stage.moments(images))
-            return self.model.objective(
-                self.model.denoiser, x0, Given(labels, augmentation=augmentation)
-            ).minimised.mean()
+            given = Given(labels, augmentation=augmentation)
+            losses = self.model.objective(self.model.denoiser, x0, given, images_seen=LATER)
+            return losses.minimised.mean()
 
     def train(self) -> None:
         """Takes one training step."""
