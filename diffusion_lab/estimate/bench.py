@@ -12,7 +12,7 @@ from torch.utils.benchmark import Timer, timer
 from diffusion_lab.assembly.costs import ImageFacts
 from diffusion_lab.assembly.model import LATER
 from diffusion_lab.assembly.objects import build_model
-from diffusion_lab.assembly.parameter_groups import build_optimizer, inner_matrices
+from diffusion_lab.assembly.parameter_groups import build_optimizer, for_training, inner_matrices
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.common.ranges import whole
@@ -85,6 +85,7 @@ class Bench:
 
     def train(self) -> None:
         """Takes one training step."""
+        for_training(self.optimizer, True)
         self.loss(self.images, self.labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
