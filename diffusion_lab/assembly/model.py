@@ -21,6 +21,7 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.pipeline import with_steps
 
+LATER = 10**15  # training images, after which a loss takes all derivatives that it ever takes
 RARE = 0.1  # density of draws, below which a level is hardly trained; uniform draws have 1
 
 
@@ -65,7 +66,7 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
     if trains:
         generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
         with torch.set_grad_enabled(energy):
-            parts = objective.parts()
+            parts = objective.parts(LATER)
             losses = objective.loss(parts, denoiser, x, x, level, NOTHING, generator)
             if energy:
                 differentiate_twice(losses.minimised.sum())

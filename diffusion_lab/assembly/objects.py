@@ -165,6 +165,7 @@ def build_denoiser(
             learned_variance=bool(loss.variance),
             augmentation_labels=augmentation.values if isinstance(augmentation, NonLeaky) else 0,
             jumps=loss.two_levels,
+            told_scale=loss.told_scale,
         )
     rules.check(
         **{key: parts[key] for key in ("loss", "coupling", "compiled") if key in parts},

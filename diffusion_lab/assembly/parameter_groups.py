@@ -53,12 +53,6 @@ class OptimizerFactory:
         Raises UserError for an override that matches none of them.
         """
         optimizer = self.make(trained)
-        if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
-            raise UserError(
-                f"optimizer={type(optimizer).__name__} changes the weights between training and "
-                "validation, which nothing asks it to do here; choose one with a schedule, such as "
-                "optimizer=adamw"
-            )
         if len(optimizer.param_groups) != 1:  # it already has several groups
             return optimizer
         (base,) = optimizer.param_groups
@@ -111,6 +105,14 @@ def inner_matrices(network: nn.Module, ends: Iterable[nn.Module]) -> list[nn.Par
     """The matrices of a network, except the ones of its ends."""
     outer = {weight for end in ends for weight in matrices(end)}
     return [weight for weight in matrices(network) if weight not in outer]
+
+
+def for_training(optimizer: Optimizer, training: bool) -> None:
+    """Takes the weights that an optimiser trains, or those that it is judged by, if these differ.
+
+    Schedule-free ones (arXiv:2405.15682) say so by methods `train` and `eval`.
+    """
+    getattr(optimizer, "train" if training else "eval", lambda: None)()
 
 
 def build_optimizer(cfg: DictConfig) -> OptimizerFactory:

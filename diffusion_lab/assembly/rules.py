@@ -3,6 +3,7 @@
 Rows that look at absent parts do not apply, so the same table serves training and sampling.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -101,6 +102,16 @@ TABLE: Rules = {
     "guidance=cfg_plus_plus takes x0 from one estimate and the noise from another, which only "
     "samplers of one jump per step can; use sampler=ddim, euler, ddpm, euler_ancestral or "
     "reverse_sde": lambda guidance, sampler: guidance.keeps_weak_noise and not sampler.one_jump,
+    "guidance=embedded tells the network a scale, which this one was not trained with; train with "
+    "objective=improved_mean_flow objective.loss.guidance=8, or use guidance=classifier_free": (
+        lambda guidance, loss: guidance.told_scale and not loss.told_scale
+    ),
+    "guidance.scale={guidance.scale} is beyond {loss.guidance}, the largest scale in training, "
+    "objective.loss.guidance; write a smaller one": (
+        lambda guidance, loss: (
+            guidance.told_scale and guidance.scale > getattr(loss, "guidance", math.inf)
+        )
+    ),
     "guidance=classifier moves the mean of the samples that an image may become, and this sampler "
     "asks for another answer; use guidance=classifier_free": (
         lambda guidance, sampler: guidance.by_classifier and sampler.of_few_steps

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.level_features import time_features
+from diffusion_lab.diffusion.level_features import features
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
@@ -24,32 +24,37 @@ NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
     "log_sigma": lambda level: (level.sigma / level.alpha).log() / 4,  # EDM's c_noise
 }
 
-FEATURES = 64  # Fourier features of each level of a jump
+FEATURES = 64  # Fourier features of each level of a jump, and of a scale of guidance
 
 
 class TargetEmbedding(nn.Module):
     """The level that a step comes from and the one it goes to, as a vector (B, width).
 
-    At the start of training it is 0, so a network that cannot jump yet is not disturbed.
+    With `scaled` the scale of a guidance is part of it, too. At the start of training it is 0, so a
+    network that cannot jump yet is not disturbed.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, scaled: bool = False):
         super().__init__()
-        self.first = nn.Linear(2 * FEATURES, width)
+        self.scaled = scaled
+        self.first = nn.Linear((2 + scaled) * FEATURES, width)
         self.last = nn.Linear(width, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, level: NoiseLevel, count: int) -> Tensor:
-        """A scalar level, or levels (B,), and their `there`, which is `level` itself if None."""
-        device = self.first.weight.device
-        there = level if level.there is None else level.there
-        both = [
-            time_features(each if each.t.ndim else each[None], FEATURES, device)
-            for each in (level, there)
+    def forward(self, level: NoiseLevel, scale: Tensor | None, count: int) -> Tensor:
+        """A scalar level, or levels (B,), and their `there`, which is `level` itself if None.
+
+        `scale` (B,) is 1 if None.
+        """
+        positions = [level.t, level.t if level.there is None else level.there.t]
+        if self.scaled:
+            positions.append(torch.zeros(1) if scale is None else 1 - 1 / scale)
+        parts = [
+            features(each.reshape(-1), FEATURES, self.first.weight.device) for each in positions
         ]
-        features = torch.cat([part.expand(count, -1) for part in both], 1)
-        return self.last(nn.functional.silu(self.first(features)))
+        told = torch.cat([part.expand(count, -1) for part in parts], 1)
+        return self.last(nn.functional.silu(self.first(told)))
 
 
 class Denoiser(nn.Module):
@@ -63,7 +68,8 @@ class Denoiser(nn.Module):
     [-clip, clip], and the objective counts no error beyond a limit that the data is at.
     `augmentation_labels` is the number of values that describe an image's augmentation, if any do.
     With `jumps` the network is also told the level that a step goes to, and its answer is the x0
-    with which the step ends on the exact path; without one it is the denoised estimate.
+    with which the step ends on the exact path; without one it is the denoised estimate. With
+    `told_scale` it is told a scale of guidance besides.
     """
 
     @ranges(noise_label=one_of(*NOISE_LABELS))
@@ -81,6 +87,7 @@ class Denoiser(nn.Module):
         clip: Annotated[float | None, optional(above(0))] = None,
         augmentation_labels: int = 0,
         jumps: Flag = False,
+        told_scale: Flag = False,
     ):
         super().__init__()
         channels, height, width = image_shape
@@ -105,7 +112,7 @@ class Denoiser(nn.Module):
             # without a bias, so that an unchanged image adds nothing
             self.augmentation = nn.Linear(augmentation_labels, network.condition_width, bias=False)
             nn.init.normal_(self.augmentation.weight, std=0.02)
-        self.target = TargetEmbedding(network.condition_width) if jumps else None
+        self.target = TargetEmbedding(network.condition_width, told_scale) if jumps else None
 
     def forward(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`."""
@@ -140,7 +147,7 @@ class Denoiser(nn.Module):
                 values = weight.new_zeros(len(x), weight.shape[1])
             condition = condition.joined(self.augmentation(values.to(weight)))
         if self.target is not None:
-            condition = condition.joined(self.target(level, len(x)))
+            condition = condition.joined(self.target(level, given.scale, len(x)))
         output = self.backbone(x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         return output.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,17 +15,18 @@ class Given:
 
     `labels` are classes (B,) int64, or numbers (B, K) float; None is unconditional. `previous`
     (B, C, H, W) is the last estimate of x0, for self-conditioning; None is zeros. `augmentation`
-    (B, values) says what was done to x0; None is nothing, zeros. A denoiser ignores what it was not
-    built for.
+    (B, values) says what was done to x0; None is nothing, zeros. `scale` (B,) is that of a guidance
+    which the estimate already has; None is 1. A denoiser ignores what it was not built for.
     """
 
     labels: Tensor | None = None
     previous: Tensor | None = None
     augmentation: Tensor | None = None
+    scale: Tensor | None = None
 
     def __getitem__(self, index: slice) -> "Given":
         """The conditions of some of the samples."""
-        parts = (self.labels, self.previous, self.augmentation)
+        parts = (self.labels, self.previous, self.augmentation, self.scale)
         return Given(*(None if part is None else part[index] for part in parts))
 
 

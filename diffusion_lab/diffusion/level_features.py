@@ -14,16 +14,11 @@ def level_features(level: NoiseLevel, channels: int, device: torch.device) -> Te
     return features((-level.logsnr / 8).clamp(-2.5, 2.5), channels, device)
 
 
-def time_features(level: NoiseLevel, channels: int, device: torch.device) -> Tensor:
-    """Features of t of levels (B,), (B, channels) float32 of unit variance.
-
-    Both ends of t are near levels that are trained, and so are their features.
-    """
-    return features(level.t, channels, device)
-
-
 def features(position: Tensor, channels: int, device: torch.device) -> Tensor:
-    """Cosines of a position (B,), whose frequencies have a deviation of one cycle."""
+    """Cosines of a position (B,), whose frequencies have a deviation of one cycle.
+
+    They are (B, channels) float32 of unit variance.
+    """
     position = position.to(device, torch.float32)
     # normal frequencies and uniform phases as in EDM2, but evenly spaced and not drawn
     count = torch.arange(channels, device=device, dtype=torch.float32)

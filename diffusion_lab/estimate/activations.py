@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from diffusion_lab.assembly.costs import ImageFacts
-from diffusion_lab.assembly.model import Model
+from diffusion_lab.assembly.model import LATER, Model
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import layers_of
@@ -222,7 +222,9 @@ def kept_bytes(model: Model, images: int, precision: str) -> Kept:
             after = layer.register_forward_hook(lambda *_: own.append(own.pop() + kept()))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        losses = objective.loss(objective.parts(), denoiser, x0, x0, level, Given(labels), None)
+        losses = objective.loss(
+            objective.parts(LATER), denoiser, x0, x0, level, Given(labels), None
+        )
         if energy:
             tensors.keep_graph_of(losses.minimised.sum())
     return Kept(kept(), own, types.bytes())

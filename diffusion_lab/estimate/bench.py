@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer, timer
 
 from diffusion_lab.assembly.costs import ImageFacts
+from diffusion_lab.assembly.model import LATER
 from diffusion_lab.assembly.objects import build_model
-from diffusion_lab.assembly.parameter_groups import build_optimizer, inner_matrices
+from diffusion_lab.assembly.parameter_groups import build_optimizer, for_training, inner_matrices
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.common.ranges import whole
@@ -78,12 +79,13 @@ class Bench:
             images, augmentation = augment(self.model.augmentation, images)
             first_stage = self.model.first_stage
             x0 = first_stage.draw(first_stage.moments(images))
-            return self.model.objective(
-                self.model.denoiser, x0, Given(labels, augmentation=augmentation)
-            ).minimised.mean()
+            given = Given(labels, augmentation=augmentation)
+            losses = self.model.objective(self.model.denoiser, x0, given, images_seen=LATER)
+            return losses.minimised.mean()
 
     def train(self) -> None:
         """Takes one training step."""
+        for_training(self.optimizer, True)
         self.loss(self.images, self.labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

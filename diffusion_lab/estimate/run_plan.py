@@ -135,7 +135,8 @@ class RunPlan:
         """Raises UserError for a network that steps ask beside the one that is trained."""
         module = self.task.module
         teacher = module.objective.teacher
-        asked = teacher is not None and teacher.asked, module.alignment is not None
+        aligned = module.alignment is not None and module.alignment.extractor is not None
+        asked = teacher is not None and teacher.asked, aligned
         for second, (key, instead) in zip(asked, UNCOUNTED.items(), strict=True):
             if second:
                 raise UserError(

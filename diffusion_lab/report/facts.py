@@ -140,7 +140,7 @@ def _of_preparation(arms: Sequence[Arm]) -> Iterator[Fact]:
             yield Fact("began", arm=arm.name, images=known.began_from_images)
         if flattered(config, config.get("metrics")):
             yield Fact("flattered", arm=arm.name)
-        elif config.get("alignment") is not None:
+        elif OmegaConf.select(config, "alignment.extractor") is not None:
             yield Fact("aligned", arm=arm.name)
 
 

@@ -4,10 +4,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -15,7 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.assembly.instantiate import instantiate
-from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer
+from diffusion_lab.assembly.parameter_groups import (
+    OptimizerFactory,
+    build_optimizer,
+    for_training,
+)
 from diffusion_lab.common.randomness import mix_seed, seed_device
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.data.datamodule import ImageDataModule
@@ -174,7 +179,9 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Tells `bad_steps` that a step begins, at its first micro-batch."""
+        """Tells the optimiser and `bad_steps` that a step begins, at its first micro-batch."""
+        for optimizer in self.trainer.optimizers:
+            for_training(optimizer, True)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.bad_steps.begin(self)
 
@@ -199,6 +206,18 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.gradient_norm = norm.item()  # waits for a GPU, once per step
         has_scaler = self.trainer.scaler is not None
         self.bad_steps.settle(self, self.gradient_norm, has_scaler)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Takes a step, after which all but training sees the weights that count."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for each in self.trainer.optimizers:
+            for_training(each, False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a learning-rate schedule in images seen rather than steps."""

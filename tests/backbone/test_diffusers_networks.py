@@ -20,7 +20,7 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Objective, UniformTime
-from diffusion_lab.diffusion.objective.loss import MeanFlow, Shortcut
+from diffusion_lab.diffusion.objective.loss import AlphaFlow, MeanFlow, Shortcut
 from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
 
@@ -303,8 +303,9 @@ def test_mean_flow_is_refused_before_training_and_shortcuts_are_not(build):
         objective = Objective(Rectified(), Flow(), UniformTime(), loss)
         check_network(denoiser, objective)
 
-    with refused("forward-mode", by=ValueError):
-        check(MeanFlow())
+    for derived in (MeanFlow(), AlphaFlow()):  # which takes derivatives in the end alone
+        with refused("forward-mode", by=ValueError):
+            check(derived)
     check(Shortcut())
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from helpers.measured import loss_at
+from test_jumps import MIXTURE, SCHEDULES, ExactMap, points
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.noise import add_noise
+from diffusion_lab.diffusion.noise import add_noise, noise_of
 from diffusion_lab.diffusion.objective import (
     EDM,
     X0,
@@ -23,7 +24,13 @@ from diffusion_lab.diffusion.objective import (
     UniformTime,
     V,
 )
-from diffusion_lab.diffusion.objective.loss import Denoising, LearnedUncertainty, MinSNR
+from diffusion_lab.diffusion.objective.loss import (
+    Contrastive,
+    Denoising,
+    LearnedUncertainty,
+    MinSNR,
+    Parts,
+)
 from diffusion_lab.diffusion.objective.loss.base import pseudo_huber
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
@@ -313,3 +320,27 @@ def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
         "time_sampler.count",
         "loss.uncertainty.weight",
     }
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_best_contrastive_output_is_moved_away_from_the_mean_target(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule, count=40_000)
+    x, parts = add_noise(x0, eps, level), Parts(schedule, prediction, UniformTime())
+    mean = ExactMap(prediction).mean(x, level)
+    own = prediction.target(mean, noise_of(x, mean, level), level)
+    others = prediction.target((MIXTURE.weights @ MIXTURE.means).expand_as(x), 0 * x, level)
+    error = torch.zeros_like(x, requires_grad=True)
+
+    class Best(ExactMap):
+        def __call__(self, x, level, given=NOTHING):
+            return Estimate(mean, None, (own - 0.2 * others) / 0.8 + error)
+
+    found = Contrastive(0.2)(parts, Best(prediction), x0, eps, level, NOTHING, None)
+    (update,) = torch.autograd.grad(found.minimised.sum(), error)
+    for feature in (torch.ones_like(x), x, level.t[:, None]):
+        each = update * feature
+        assert each.mean().abs() < 3.5 * each.std() / len(x) ** 0.5
+    assert update.std() > 0.1
+    plain = Denoising()(parts, Best(prediction), x0, eps, level, NOTHING, None)
+    torch.testing.assert_close(found.observed[1], plain.minimised.detach())

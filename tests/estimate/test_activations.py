@@ -103,6 +103,9 @@ def test_pytorchs_fake_tensors_on_a_gpu_need_a_build_for_it():
         ([], 3),
         (["objective=mean_flow"], 4),  # the derivative is a pass more
         (["objective=mean_flow", "objective.loss.guidance=2"], 5),
+        (["objective=improved_mean_flow"], 5),
+        (["objective=improved_mean_flow", "objective.loss.guidance=8"], 6),
+        (["objective=alpha_flow"], 4),
         (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
         (["objective=ect", "schedule=edm"], 4),
     ],

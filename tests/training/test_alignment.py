@@ -23,7 +23,7 @@ from diffusion_lab.diffusion.objective.prediction import Flow
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.families.diffusion.task import flatters
 from diffusion_lab.metrics.extractor import EfficientNetLite0
-from diffusion_lab.training.alignment import Alignment, chosen_layer
+from diffusion_lab.training.alignment import Alignment, Dispersive, chosen_layer
 
 REPA = [*QUICK, "backbone.depth=3", "alignment=efficientnet_lite0", "alignment.width=16"]
 
@@ -85,6 +85,67 @@ def test_similarity_is_the_mean_cosine_of_projected_patches_and_interpolated_fea
                 ours, theirs = projected[image, 4 * row + column], features[image, :, row, column]
                 total += ours @ theirs / (ours.norm() * theirs.norm()) / 32
     torch.testing.assert_close(alignment(images), total)
+
+
+def test_a_convolution_is_aligned_with_features_that_are_centred_over_the_image():
+    model = denoiser(dit())
+    alignment = aligned(model, projector="convolution", centred=0.5)
+    seen = []
+    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    images = torch.rand(2, 1, 8, 8)
+    call(model)
+    features = alignment.extractor.feature_map(images)
+    flat = features.flatten(2)
+    centred = (flat - 0.5 * flat.mean(2, keepdim=True)) / (flat.std(2, keepdim=True) + 1e-6)
+    theirs = F.interpolate(centred.view_as(features), (4, 4), mode="bilinear")
+    (kernel,) = alignment.projector
+    assert kernel.weight.shape == (2, 16, 3, 3)
+    ours = kernel(seen[0].mT.reshape(2, 16, 4, 4))
+    torch.testing.assert_close(alignment(images), F.cosine_similarity(ours, theirs, dim=1).mean())
+    call(model)
+    alignment(None).backward()
+    assert not kernel.weight.grad.any()
+
+
+def test_outputs_that_are_dispersed_repel_one_another():
+    model = denoiser(dit())
+    settings = {"layer": 1, "weight": 0.5, "temperature": 0.7, "stop_images": 9}
+    dispersive, seen = Dispersive(model, Rectified(), **settings), []
+    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    call(model)
+    value = dispersive(None if dispersive.active(9) else torch.rand(2, 1, 8, 8))
+    total = 0.0
+    for one in seen[0]:
+        for other in seen[0]:
+            total += (-(one - other).square().mean() / 0.7).exp() / 4
+    torch.testing.assert_close(dispersive.loss(value), total.log())
+    dispersive.loss(value).backward()
+    reached = [block.mixer.qkv.weight.grad is not None for block in model.backbone.blocks]
+    assert reached == [True, True, False]
+    nearer = seen[0] - 0.01 * torch.autograd.grad(spread(seen[0], 0.7), seen[0])[0]
+    assert spread(nearer, 0.7) < spread(seen[0], 0.7)
+    call(model)
+    assert dispersive(None) == 0
+
+
+def spread(z, temperature):
+    distances = (z[:, None] - z[None]).square().flatten(2).mean(2)
+    return (-distances / temperature).exp().mean().log()
+
+
+def test_a_run_is_dispersed_without_another_network(lab, tmp_path):
+    lab.done("train", *QUICK, "backbone.depth=3", "alignment=dispersive", "run_dir=run")
+    losses, parts, dispersion = (
+        values(tmp_path / "run", f"train/{name}")
+        for name in ("loss", "denoising_loss", "dispersion")
+    )
+    assert len(losses) == 4
+    for loss, part, value in zip(losses, parts, dispersion, strict=True):
+        assert loss == pytest.approx(part + 0.5 * value, rel=1e-5)
+    assert "frozen" not in lab.done("evaluate", "run=run", "metrics.num_samples=8", *FEW)
+
+
+FEW = ["metrics.reference_size=16", "sampler.steps=2", "batch_size=8"]
 
 
 def test_an_image_shaped_layer_is_aligned_pixel_by_pixel():

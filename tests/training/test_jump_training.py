@@ -12,6 +12,9 @@ PLAIN = [*QUICK, "optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
 OBJECTIVES = {
     "mean_flow": ["objective=mean_flow", "objective.loss.guidance=1.5"],
     "shortcut": ["objective=shortcut"],
+    "improved_mean_flow": ["objective=improved_mean_flow", "objective.loss.guidance=8"],
+    "alpha_flow": ["objective=alpha_flow", "objective.loss.end_images=24"],
+    "lagrangian": ["objective=lagrangian"],
     "ect": ["objective=ect", "schedule=edm", "objective.loss.stage_images=16"],
 }
 JUMPS = "diffusion_lab.diffusion.objective.loss."

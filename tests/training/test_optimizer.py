@@ -1,5 +1,6 @@
 """Optimisers: Muon's update, what it trains, weight decay, rates by name, and exact resume."""
 
+import shutil
 from copy import deepcopy
 
 import pytest
@@ -8,15 +9,24 @@ import torch.distributed as dist
 from helpers.pages import PAGES, blocks_of
 from helpers.pairs import first_fast
 from helpers.paths import CONF
-from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of
+from helpers.tiny_runs import (
+    QUICK,
+    TINY_AUTOENCODER,
+    checkpoint_of,
+    require_equal_training,
+)
 from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from timm.optim.muon import muon as timm_muon
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from diffusion_lab.assembly.parameter_groups import GroupSettings, OptimizerFactory, matrices
+from diffusion_lab.assembly.parameter_groups import (
+    GroupSettings,
+    OptimizerFactory,
+    for_training,
+    matrices,
+)
 from diffusion_lab.compute.sharding import shared_as, whole
 from diffusion_lab.training import optimizer
 from diffusion_lab.training.module import unfuse
@@ -308,22 +318,6 @@ def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
     assert sum("momentum_buffer" in each for each in state["state"].values()) > 10
 
 
-class ScheduleFree(torch.optim.SGD):
-    """An optimiser that is told when weights are trained, and when they are used."""
-
-    def train(self):
-        raise NotImplementedError
-
-    def eval(self):
-        raise NotImplementedError
-
-
-def test_an_optimiser_that_is_told_when_weights_are_used_is_refused(refusal):
-    target = f"optimizer._target_={__name__}.ScheduleFree"
-    sentence = refusal("train", *QUICK, "optimizer=any", target, "optimizer.lr=1")
-    assert_names(sentence, "optimizer=ScheduleFree", "optimizer=adamw")
-
-
 def test_the_gradients_of_float16_are_scaled_back_before_their_norm_is_taken():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
@@ -350,3 +344,32 @@ def test_a_gradient_scaler_skips_steps_of_muon():
         scaler.update()
         moved = {name: not torch.equal(p, before[name]) for name, p in module.named_parameters()}
         assert all(value == taken for value in moved.values())
+
+
+def test_a_schedule_free_optimizer_is_judged_by_its_average_and_resumed(lab, tmp_path):
+    schedule_free = pytest.importorskip("schedulefree")
+    run = [*QUICK, "optimizer=any", "optimizer._target_=schedulefree.AdamWScheduleFree"]
+    run += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0", "trainer.max_steps=4"]
+    run += ["callbacks.weight_averaging=null", "callbacks.checkpoint.keep_every_n_steps=2"]
+    lab.done("train", *run, "run_dir=whole")
+    whole = checkpoint_of(tmp_path / "whole")
+    (state,) = whole["optimizer_states"]
+    assert not any(group["train_mode"] for group in state["param_groups"])
+    # the weights that count are the mean of the points z that the optimiser went through
+    parameter = nn.Parameter(torch.zeros(3))
+    plain = schedule_free.AdamWScheduleFree([parameter], lr=0.01)
+    points = []
+    for _ in range(3):
+        for_training(plain, True)
+        parameter.grad = parameter.detach() - 1
+        plain.step()
+        points.append(plain.state[parameter]["z"].clone())
+        for_training(plain, False)
+    torch.testing.assert_close(parameter.detach(), torch.stack(points).mean(0))
+    parts = shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (parts / "checkpoints/step_0000002.ckpt").replace(parts / "checkpoints/last.ckpt")
+    for path in (*parts.glob("checkpoints/previous.ckpt"), *parts.glob("checkpoints/step_*")):
+        path.unlink()
+    (parts / "summary.json").unlink()
+    lab.done("train", "resume=parts")
+    require_equal_training(tmp_path / "whole", parts)

@@ -3,6 +3,7 @@
 from diffusion_lab.diffusion.guidance.base import Guidance, LabelLikelihood
 from diffusion_lab.diffusion.guidance.classifier import ClassifierGuidance
 from diffusion_lab.diffusion.guidance.variants import (
+    EmbeddedGuidance,
     PlusPlusGuidance,
     ProjectedGuidance,
     ZeroStarGuidance,

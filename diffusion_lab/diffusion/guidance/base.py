@@ -40,6 +40,7 @@ class Guidance:
 
     keeps_weak_noise = False  # whether a step keeps the noise of the weak estimate
     by_classifier = False  # whether a classifier guides, for which every sample needs a label
+    told_scale = False  # whether the network is told the scale, and guides itself
 
     scale: Number = 1.0
     interval: Annotated[Sequence[float], INTERVAL] = (0.0, math.inf)

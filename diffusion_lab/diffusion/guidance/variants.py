@@ -6,10 +6,19 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import Fraction, Number, Range, above, inside, optional, settings
+from diffusion_lab.common.ranges import (
+    Fraction,
+    Number,
+    Range,
+    above,
+    at_least,
+    inside,
+    optional,
+    settings,
+)
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
-from diffusion_lab.diffusion.guidance.base import TINY, Guidance, LabelLikelihood
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
+from diffusion_lab.diffusion.guidance.base import TINY, Ask, Guidance, LabelLikelihood
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 ABOVE = Range("above 0, inf or null", lambda v: v in (None, math.inf) or above(0).allows(v))
@@ -114,6 +123,43 @@ class PlusPlusGuidance(Guidance):
     @property
     def uses_weak(self) -> bool:
         return True
+
+
+@settings
+class EmbeddedGuidance(Guidance):
+    """The scale is told to a network that was trained with many (arXiv:2512.02012): one call.
+
+    Outside of the interval, and without a label, it is told 1.
+    """
+
+    told_scale = True
+    uses_weak = False
+    uses_strong = True
+
+    scale: Annotated[float, at_least(1)] = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rescale or self.weak_run is not None:
+            raise ValueError(
+                "rescale and weak_run take a second estimate, and this guidance has one; write "
+                "rescale=0 weak_run=null"
+            )
+
+    def ask(
+        self,
+        denoiser: Denoiser,
+        labels: Tensor | None,
+        weak: Denoiser | None,
+        classifier: LabelLikelihood | None,
+    ) -> Ask:
+        def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
+            scale = None
+            if labels is not None:
+                scale = torch.where(self.inside(level), self.scale, 1.0).reshape(-1)
+            return denoiser(x, level, Given(labels, previous, scale=scale))
+
+        return ask
 
 
 def keep_known(denoise: DenoiseFn, known: Tensor, mask: Tensor) -> DenoiseFn:

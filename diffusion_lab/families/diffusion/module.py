@@ -40,7 +40,7 @@ from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import BatchShare, Loss, Objective
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.training.alignment import ALIGNED, Alignment
+from diffusion_lab.training.alignment import LayerLoss
 from diffusion_lab.training.callbacks.level_losses import LEVELS, means_by_level, sums_by_level
 from diffusion_lab.training.module import OBSERVED, Optimization, TrainedModule
 
@@ -60,7 +60,7 @@ class DiffusionModule(TrainedModule):
         first_stage: FirstStage,
         optimization: Optimization,
         augmentation: Augmentation | None = None,
-        alignment: Alignment | None = None,
+        alignment: LayerLoss | None = None,
     ):
         super().__init__(optimization)
         self.denoiser = denoiser
@@ -120,13 +120,13 @@ class DiffusionModule(TrainedModule):
         return {**parts, OBSERVED: losses.observed}
 
     def aligned(self, loss: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """The loss with that of the alignment to clean images, and both without it."""
+        """The loss with that of a layer, and the values of both without it."""
         assert self.alignment is not None
         if not self.alignment.active(self.images_seen):
             return {"loss": loss + self.alignment(None)}
-        similarity = self.alignment(images)
-        parts = {"train/denoising_loss": loss.detach(), ALIGNED: similarity.detach()}
-        return {"loss": loss + self.alignment.weight * (1 - similarity), **parts}
+        value = self.alignment(images)
+        parts = {"train/denoising_loss": loss.detach(), self.alignment.logged: value.detach()}
+        return {"loss": loss + self.alignment.weight * self.alignment.loss(value), **parts}
 
     def optimizer_step(
         self,

@@ -31,7 +31,7 @@ from diffusion_lab.families.diffusion.run import load_classifier, load_weak
 from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.pipeline import Pipeline, with_steps
-from diffusion_lab.training.alignment import Alignment
+from diffusion_lab.training.alignment import LayerLoss
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times
 from diffusion_lab.training.module import Optimization
@@ -81,7 +81,7 @@ class DiffusionTask(Task):
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}
-        if self.module.alignment:
+        if self.module.alignment and self.module.alignment.extractor:
             self.module.alignment.extractor.to(device)
         # before weights that bring the scale of numbers which they were trained with
         self.module.denoiser.conditioning.labels.learn(self.datamodule.train_labels())
@@ -168,9 +168,10 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> DiffusionTask:
     )
 
 
-def flatters(alignment: Alignment | None, metrics: GenerativeMetrics | None) -> str | None:
+def flatters(alignment: LayerLoss | None, metrics: GenerativeMetrics | None) -> str | None:
     """The warning that samples are judged by the network that training was aligned to, if so."""
-    if alignment is None or metrics is None or alignment.extractor.name != metrics.extractor.name:
+    seen = None if alignment is None else alignment.extractor
+    if seen is None or metrics is None or seen.name != metrics.extractor.name:
         return None
     return (
         f"FID on features of {metrics.extractor.name} flatters a model that was aligned to them; "
@@ -178,16 +179,18 @@ def flatters(alignment: Alignment | None, metrics: GenerativeMetrics | None) -> 
     )
 
 
-def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageData) -> Alignment | None:
+def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageData) -> LayerLoss | None:
     """The alignment that a configuration describes; UserError if the model cannot have it."""
     if not cfg.get("alignment"):  # older runs have none
         return None
+    alignment = instantiate(cfg, "alignment")(denoiser=model.denoiser, schedule=model.schedule)
+    if alignment.extractor is None:
+        return alignment
     if not model.first_stage.of_pixels and model.first_stage.cache:
         raise UserError(
             "alignment looks at images, and training on cached latents has none; write "
             "first_stage.cache=false"
         )
-    alignment = instantiate(cfg, "alignment")(denoiser=model.denoiser, schedule=model.schedule)
     with errors_at(cfg, "alignment"):
         alignment.extractor.check(datamodule)
     return alignment

@@ -31,12 +31,17 @@ CALLS = {  # what the loop of each scheduler calls
         "start": "(1 - scheduler.alphas_cumprod[-1]).sqrt() * noise  # its noisiest level",
         "step": "output, t, x, use_clipped_model_output=True",
         "limit": " `steps` must divide 1000.",
+        "clipped": "",  # by the scheduler itself
     },
     "FlowMatchEulerDiscreteScheduler": {
         "times": "sigmas=[1 - i / steps for i in range(steps)]",
         "start": "noise",
         "step": "output, t, x",
         "limit": "",
+        "clipped": """\
+        sigma = t / 1000  # the image is x - sigma * output
+        output = (x - (x - sigma * output).clamp(-$clip, $clip)) / sigma
+""",
     },
 }
 TEXT = Template('''\
@@ -64,7 +69,7 @@ def sample(noise, labels=None, steps=50):
     x = $start
     for t in scheduler.timesteps:
         output = model(x, t.expand(len(x)), class_labels=labels).sample[:, :$channels]
-        x = scheduler.step($step).prev_sample
+$clipped        x = scheduler.step($step).prev_sample
     return $decoded
 
 
@@ -76,12 +81,16 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Diffusers:
-    """A model as parts of diffusers; `vae` is the autoencoder of its latents, if it has any."""
+    """A model as parts of diffusers; `vae` is the autoencoder of its latents, if it has any.
+
+    `clip` is the largest magnitude of images, if estimates are clamped to it.
+    """
 
     network: Any
     scheduler: Any
     vae: Any | None
     num_classes: int
+    clip: float | None
 
     def save(self, folder: Path) -> None:
         """Writes the parts, each to a folder of its own, and the loop."""
@@ -101,7 +110,7 @@ def convert(model: Drawable, cfg: DictConfig, num_classes: int) -> Diffusers:
     scheduler, network = scheduler_of(model, cfg), network_of(model, cfg)
     if not model.denoiser.conditioning.conditional:
         num_classes = 0
-    return Diffusers(network, scheduler, vae, num_classes)
+    return Diffusers(network, scheduler, vae, num_classes, model.denoiser.clip)
 
 
 def autoencoder_of(first_stage: FirstStage) -> Any | None:
@@ -141,6 +150,8 @@ def loop_of(parts: Diffusers) -> str:
         decoded = (
             "vae.decode(x / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample"
         )
+    calls = CALLS[names[1]]
+    clipped = "" if parts.clip is None else Template(calls["clipped"]).substitute(clip=parts.clip)
     return TEXT.substitute(
         imports=", ".join(sorted(names)),
         network=names[0],
@@ -150,7 +161,7 @@ def loop_of(parts: Diffusers) -> str:
         shape=f"{channels}, {height}, {width}",
         labels=f"Labels (B,) are 0 to {classes - 1}" if classes else "There are no labels",
         channels=channels,
-        **CALLS[names[1]],
+        **calls | {"clipped": clipped},
         decoded=decoded,
         chosen=f"torch.arange(20) % {classes}" if classes else "None",
     )
@@ -208,8 +219,10 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
 def same(parts: Diffusers) -> str:
     """The sentence on which samples of diffusion_lab the loop draws."""
     name = type(parts.scheduler).__name__
-    sampler = "euler" if name.startswith("FlowMatch") else "ddim"
-    return (
+    flow = name.startswith("FlowMatch")
+    sampler = "euler" if flow else "ddim"
+    clamped = f"It clamps estimates of the image, as `{name}` does not. "
+    return (clamped if flow and parts.clip is not None else "") + (
         f"From the same noise they are those of `diffusion-lab sample run=RUN sampler={sampler} "
         "sampler.steps=50 sampler.time_grid.sigma_min=0 guidance=none`, up to rounding."
     )

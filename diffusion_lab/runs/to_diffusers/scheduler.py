@@ -63,11 +63,6 @@ def _flow(model: Drawable) -> Any:
             "on schedule=rectified, FlowMatchEulerDiscreteScheduler integrates a velocity alone",
             "train with objective/prediction=flow, or leave format out",
         )
-    if model.denoiser.clip is not None:
-        raise without_counterpart(
-            f"denoiser.clip={model.denoiser.clip}",
-            "FlowMatchEulerDiscreteScheduler does not clip its estimates",
-        )
     return network_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=STEPS)
 
 

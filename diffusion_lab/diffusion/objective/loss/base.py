@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.rules import Rules
-from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
+from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Estimate, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
 from diffusion_lab.diffusion.objective.loss.variance import Hybrid
 from diffusion_lab.diffusion.objective.loss.weighting import Weighting
@@ -25,7 +25,7 @@ from diffusion_lab.diffusion.objective.teacher import TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.time_sampler import TimeSampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
-FACTS = ("two_levels", "of_samples", "differentiates_time", "variance")
+FACTS = ("two_levels", "told_scale", "of_samples", "differentiates_time", "variance")
 TINY = 1e-12  # of a squared distance: there is nothing to divide by
 
 
@@ -70,6 +70,7 @@ class Loss(ABC):
     """
 
     two_levels = False  # whether the denoiser is told where a jump goes
+    told_scale: bool = False  # whether the denoiser is told a scale of guidance
     of_samples = False  # whether its only answer is a sample, and not the mean of samples
     asks_teacher = False  # whether a trained model is asked during training
     forward_mode = False  # whether it takes a forward-mode derivative of the denoiser
@@ -168,11 +169,26 @@ class Loss(ABC):
         """The denoising loss (B,) of samples x0 (B, C, H, W) with noise eps at a level (B,)."""
         x = add_noise(x0, eps, level)
         estimate = denoiser(x, level, given)
+        losses = self.errors(prediction, denoiser.clip, estimate, x0, eps, level)
+        if self.variance is not None:
+            losses = losses + self.variance(x, x0, estimate, level, schedule)
+        return losses
+
+    def errors(
+        self,
+        prediction: Prediction,
+        clip: float | None,
+        estimate: Estimate,
+        x0: Tensor,
+        eps: Tensor,
+        level: NoiseLevel,
+    ) -> Tensor:
+        """The weighted squared errors (B,) of estimates for samples x0 with noise eps."""
         assert estimate.output is not None, "a denoiser answers with its output"
         error = estimate.output - prediction.target(x0, eps, level)  # (B, C, H, W)
-        if denoiser.clip is not None:
+        if clip is not None:
             # a clamped estimate at the same limit as x0 is exact, however far the output is beyond
-            exact = (estimate.x0 == x0) & (x0.abs() == denoiser.clip)
+            exact = (estimate.x0 == x0) & (x0.abs() == clip)
             error = error.masked_fill(exact, 0)
         losses = mean_square(error)
         gain = prediction.x0_gain(level) ** 2  # from errors of the output to those of x0
@@ -182,8 +198,6 @@ class Loss(ABC):
             losses = pseudo_huber(losses * scale, self.huber) / scale
         if self.weighting is not None:
             losses = losses * (self.weighting(level.logsnr) * gain).to(losses.dtype)
-        if self.variance is not None:
-            losses = losses + self.variance(x, x0, estimate, level, schedule)
         return losses
 
     def trained_for(self, start: Tensor, end: Tensor) -> Tensor:

@@ -16,13 +16,8 @@ from diffusion_lab.common.ranges import Fraction, Positive, at_least, settings
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump, noise_of
-from diffusion_lab.diffusion.objective.loss.base import (
-    Loss,
-    Losses,
-    Parts,
-    adaptive,
-    mean_square,
-)
+from diffusion_lab.diffusion.objective.loss.base import Losses, Parts, adaptive, mean_square
+from diffusion_lab.diffusion.objective.loss.jumps import Jumps, rates
 from diffusion_lab.diffusion.objective.prediction import Prediction
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
@@ -30,25 +25,20 @@ FLAT = 0.05  # of the largest slope, below which a slope counts as 0
 
 
 @settings
-class MeanFlow(Loss):
+class MeanFlow(Jumps):
     """|F - F*|^2 by `adaptive`, without gradient through F* (arXiv:2505.13447).
 
-    A share `instant` of the samples does not jump, and trains the denoised estimate. The others go
-    to a second draw of the time sampler; the noisier of the two levels is where they start. With
-    `guidance` above 1 the path is the one guided by that scale, so sampling needs no second call;
-    dropped labels train the plain path. `power` in [0, 1] is that of `adaptive`.
+    With `guidance` above 1 the path is the one guided by that scale, so sampling needs no second
+    call; dropped labels train the plain path. `power` in [0, 1] is that of `adaptive`.
     """
 
-    instant: Fraction = 0.25
     guidance: Annotated[float, at_least(1)] = 1.0
     power: Fraction = 0.75
     floor: Positive = 1e-3
 
-    two_levels = forward_mode = differentiates_time = True
+    forward_mode = differentiates_time = True
 
     rules: ClassVar[Rules] = {
-        ".instant={loss.instant} trains no jumps; write a number below 1, or "
-        "objective=flow_matching": lambda loss: loss.instant == 1,
         ".guidance={loss.guidance} asks the network without labels, which "
         "objective.label_dropout=0 does not train; write objective.label_dropout=0.1": (
             lambda loss, label_dropout: loss.guidance != 1 and not label_dropout
@@ -81,26 +71,21 @@ class MeanFlow(Loss):
         output, target = flow_target(parts, denoiser, x, x0, here, there, given)
         return Losses(adaptive(mean_square(output - target), self.power, self.floor), here)
 
-    def ends(
-        self, parts: Parts, level: NoiseLevel, generator: torch.Generator | None
-    ) -> tuple[NoiseLevel, NoiseLevel]:
-        """The start and the end, both (B,), of each sample's jump."""
-        other = parts.time_sampler(len(level), parts.schedule, generator)[0].to(level.t.device)
-        device = generator.device if generator else "cpu"
-        stays = torch.rand(len(level), generator=generator, device=device) < self.instant
-        first, second = level.t, torch.where(stays.to(level.t.device), level.t, other.t)
-        return parts.schedule(first.maximum(second)), parts.schedule(first.minimum(second))
-
     def guided(
         self, denoiser: ConditionalDenoiser, x: Tensor, x0: Tensor, here: NoiseLevel, given: Given
     ) -> Tensor:
         """The clean samples (B, C, H, W) that the guided path at x heads for."""
         with torch.no_grad():
             weak = denoiser(x, here, replace(given, labels=None)).x0
-        if given.labels is None:
-            return x0
-        kept = ~denoiser.conditioning.labels.is_null(given.labels).to(x.device)
+        kept = labelled(denoiser, given, x)
         return torch.where(broadcast(kept, x).bool(), torch.lerp(weak, x0, self.guidance), x0)
+
+
+def labelled(denoiser: ConditionalDenoiser, given: Given, x: Tensor) -> Tensor:
+    """Whether each of the samples x has a label that is not dropped, (B,)."""
+    if given.labels is None:
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return ~denoiser.conditioning.labels.is_null(given.labels).to(x.device)
 
 
 def flow_target(
@@ -114,7 +99,7 @@ def flow_target(
 ) -> tuple[Tensor, Tensor]:
     """The output F and its target F*, of x's shape, where the path at x heads for x0."""
     one = torch.ones_like(here.t)
-    _, (d_alpha, d_sigma) = derivative(parts.schedule.coefficients, (here.t,), (one,))
+    d_alpha, d_sigma = rates(parts.schedule, here)
     eps = noise_of(x, x0, here)
     velocity = broadcast(d_alpha, x) * x0 + broadcast(d_sigma, x) * eps
 

@@ -1,0 +1,248 @@
+"""Improved MeanFlow, alpha-Flow and Lagrangian self-distillation at the exact map of a mixture."""
+
+import pytest
+import torch
+from helpers.compositions import composed
+from helpers.pairs import first_fast
+from helpers.refusals import refused
+from test_jumps import SCHEDULES, ExactMap, Labelled, points
+from torch import Tensor
+
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.common.forward_mode import derivative
+from diffusion_lab.common.labels import Classes
+from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
+from diffusion_lab.diffusion.guidance import EmbeddedGuidance
+from diffusion_lab.diffusion.noise import add_noise, jump
+from diffusion_lab.diffusion.objective import Flow, UniformTime
+from diffusion_lab.diffusion.objective.loss import (
+    AlphaFlow,
+    ImprovedMeanFlow,
+    Lagrangian,
+    MeanFlow,
+    Parts,
+)
+from diffusion_lab.diffusion.objective.loss.alpha_flow import halted
+from diffusion_lab.diffusion.objective.loss.improved_mean_flow import guided
+from diffusion_lab.diffusion.objective.loss.lagrangian import output_of
+from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target
+from diffusion_lab.diffusion.schedule import Rectified
+
+NEARLY = 65  # images of 100, after which alpha is 0.023
+LOSSES = {
+    "improved_mean_flow": ImprovedMeanFlow(power=0.0),
+    "lagrangian": Lagrangian(),
+    "alpha_flow": AlphaFlow(power=0.0, end_images=100),
+}
+
+
+def updates(loss, name: str) -> Tensor:
+    """The gradient of each sample's loss to its own error of the exact map, (B,)."""
+    schedule, prediction = SCHEDULES[name]
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=NEARLY)
+    x0, eps, level, _ = points(schedule, count=20_000)
+    errors = torch.zeros(len(x0), 1, dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(7)
+    losses = loss(parts, ExactMap(prediction, errors), x0, eps, level, NOTHING, generator)
+    return torch.autograd.grad(losses.minimised.sum(), errors)[0][:, 0]
+
+
+@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_update_at_the_exact_map_is_zero_on_average_over_samples(kind, name):
+    found = updates(LOSSES[kind], name)
+    assert found.mean().abs() < 3.5 * found.std() / len(found) ** 0.5
+    assert found.std() > 0.1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_exact_loss_of_improved_mean_flow_is_that_of_the_exact_velocity(name):
+    schedule, prediction = SCHEDULES[name]
+    parts, exact = Parts(schedule, prediction, UniformTime()), ExactMap(prediction)
+    x0, eps, level, _ = points(schedule)
+    loss, generator = ImprovedMeanFlow(power=0.0), torch.Generator().manual_seed(1)
+    losses, here, _ = loss(parts, exact, x0, eps, level, NOTHING, generator)
+    _, there = loss.ends(parts, level, generator.manual_seed(1))
+    x = add_noise(x0, eps, here)
+    # the targets differ as they do for an output that does not change along the path
+    ours, theirs = (
+        flow_target(parts, Constant(prediction), x, goal, here, there, NOTHING)[1]
+        for goal in (x0, exact.mean(x, here))
+    )
+    torch.testing.assert_close(losses, (ours - theirs).square().mean(1))
+    if name == "rectified":  # where these are the velocities themselves
+        torch.testing.assert_close(ours, eps - x0)
+
+
+class Constant(ExactMap):
+    """A network whose output is always 0."""
+
+    def __call__(self, x: Tensor, level, given=NOTHING) -> Estimate:
+        output = torch.zeros_like(x)
+        return Estimate(self.prediction.to_x0(output, x, level), None, output)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_loss_of_exact_jumps_is_zero_for_lagrangian_self_distillation(name):
+    schedule, prediction = SCHEDULES[name]
+    parts, loss = Parts(schedule, prediction, UniformTime()), Lagrangian(instant=0.0)
+    x0, eps, level, _ = points(schedule)
+    sizes = [
+        loss(
+            parts,
+            ExactMap(prediction, error),
+            x0,
+            eps,
+            level,
+            NOTHING,
+            torch.Generator().manual_seed(1),
+        ).minimised.mean()
+        for error in (0.0, 0.01, 0.1)
+    ]
+    assert sizes[0] < 1e-12
+    assert 1e-6 < sizes[1] < 0.02 * sizes[2]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_output_of_a_velocity_is_the_target_of_the_pair_that_moves_so(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    x, change = derivative(
+        lambda t: add_noise(x0, eps, schedule(t)), (level.t,), (torch.ones_like(level.t),)
+    )
+    found = output_of(Parts(schedule, prediction, UniformTime()), x, change, level)
+    torch.testing.assert_close(found, prediction.target(x0, eps, level))
+
+
+def test_alpha_falls_along_a_sigmoid_from_one_to_zero():
+    loss = AlphaFlow(start_images=100, end_images=300, steepness=10.0)
+    found = [loss.alpha(seen) for seen in (0, 100, 150, 200, 250, 299, 400)]
+    assert found[:1] + found[-1:] == [1, 0]
+    sigmoid = [1 / (1 + 2.718281828**x) for x in (-2.5, 0, 2.5)]
+    assert found[2:5] == pytest.approx(sigmoid)
+    assert AlphaFlow().alpha(10**15) == 0
+    with refused("end_images", "start_images=5", by=ValueError):
+        AlphaFlow(start_images=5, end_images=5)
+
+
+def test_alpha_flow_begins_as_flow_matching_of_jumps_and_ends_as_mean_flow():
+    schedule, prediction = SCHEDULES["cosine"]
+    x0, eps, level, _ = points(schedule)
+    generator, exact = torch.Generator(), ExactMap(prediction, 0.1)
+    loss = AlphaFlow(end_images=100)
+
+    def losses_of(loss, images_seen):
+        parts = Parts(schedule, prediction, UniformTime(), images_seen=images_seen)
+        return loss(parts, exact, x0, eps, level, NOTHING, generator.manual_seed(3))
+
+    torch.testing.assert_close(losses_of(loss, 100)[0], losses_of(MeanFlow(), 0)[0])
+    first, here, _ = losses_of(AlphaFlow(power=0.0), 0)
+    _, there = loss.ends(
+        Parts(schedule, prediction, UniformTime()), level, generator.manual_seed(3)
+    )
+    output = exact(add_noise(x0, eps, here), here.towards(there)).output
+    torch.testing.assert_close(first, (output - prediction.target(x0, eps, here)).square().mean(1))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_error_of_a_halted_jump_falls_with_the_square_of_alpha_on_the_exact_path(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, here, there = points(schedule)
+    here, there = schedule(here.t.clamp(0.4, 0.8)), schedule(there.t.clamp(0.1, 0.3))
+    exact, parts = ExactMap(prediction), Parts(schedule, prediction, UniformTime())
+    x = add_noise(x0, eps, here)
+    mean, end = exact.mean(x, here), exact.end(x, here, there)
+    errors = []
+    for alpha in (0.08, 0.04, 0.02):
+        goal = halted(parts, exact, alpha, x, mean, here, there, NOTHING)
+        errors.append((jump(x, goal, here, there) - end).abs().mean())
+    orders = torch.stack(errors).log2().diff().neg()
+    assert ((orders > 1.8) & (orders < 2.2)).all()
+    assert torch.equal(halted(parts, exact, 0.5, x, mean, here, here, NOTHING), mean)
+
+
+class Told(Labelled):
+    """The map that moves by the logarithm of the scale that it is told."""
+
+    def __call__(self, x: Tensor, level, given=NOTHING) -> Estimate:
+        estimate = super().__call__(x, level, given)
+        more = 0 if given.scale is None else given.scale.log().reshape(-1, 1)
+        return estimate._replace(x0=estimate.x0 + more)
+
+
+def test_scales_have_a_density_of_their_inverse_and_are_one_without_a_label():
+    prediction = Flow()
+    x, loss = torch.zeros(9000, 1), ImprovedMeanFlow(guidance=8.0)
+    given = Given(torch.tensor([0, 1, 3]).repeat(3000))  # 3 is no label
+    scales = loss.scales(Told(prediction), x, given, torch.Generator().manual_seed(0))
+    assert (scales[2::3] == 1).all()
+    kept = scales.view(-1, 3)[:, :2].log() / torch.tensor(8.0).log()
+    assert kept.min() < 0.01 < 0.99 < kept.max()
+    assert kept.mean() == pytest.approx(0.5, abs=0.02)
+    assert (loss.scales(Told(prediction), x, NOTHING, None) == 1).all()
+
+
+def test_the_guided_path_is_the_one_that_a_guided_estimate_follows():
+    schedule, prediction = SCHEDULES["rectified"]
+    x0, eps, level, _ = points(schedule, count=3)
+    scale = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    given = Given(torch.tensor([0, 1, 2]), scale=scale)
+    x = add_noise(x0, eps, level)
+
+    class Guided(ExactMap):
+        conditioning = Labelled.conditioning
+
+        def __call__(self, x, level, given=NOTHING):
+            mean = self.mean(x, level)
+            if given.labels is None:
+                assert given.scale is None
+                return Estimate(mean - 1)
+            return Estimate(mean - 1 + given.scale[:, None])
+
+    own = Guided(prediction)(x, level, given).x0
+    goal = guided(Guided(prediction), x, x0, own, level, given)
+    # the model's strong estimate is the mean, so a pair's x0 moves by as much as the mean does
+    torch.testing.assert_close(goal - x0, own - ExactMap(prediction).mean(x, level))
+
+
+def test_embedded_guidance_tells_the_scale_inside_its_interval_in_one_call():
+    told = []
+
+    class Recording(Told):
+        def __call__(self, x, level, given=NOTHING):
+            told.append(given.scale)
+            return Estimate(x)
+
+    model, x = Recording(Flow()), torch.zeros(2, 1)
+    guidance = EmbeddedGuidance(scale=3.0, interval=[0.5, 2.0])
+    denoise = guidance.bind(model, torch.tensor([0, 1]))
+    denoise(x, Rectified()(torch.tensor(0.5)))
+    denoise(x, Rectified()(torch.tensor([0.5, 0.9])))
+    guidance.bind(model, None)(x, Rectified()(torch.tensor(0.5)))
+    assert [None if each is None else each.tolist() for each in told] == [[3], [3, 1], None]
+    for wrong in ({"rescale": 0.5}, {"weak_run": "run"}):
+        with refused("rescale=0", by=ValueError):
+            EmbeddedGuidance(**wrong)
+
+
+def test_a_network_learns_to_tell_scales_apart_and_its_derivative_at_the_end_is_exact():
+    torch.manual_seed(0)
+    few = ["objective=improved_mean_flow", "objective.loss.guidance=8", "backbone=dit"]
+    small = ["backbone.depth=2", "backbone.width=32", "backbone.heads=2", "backbone.patch=4"]
+    model = build_model(composed("train", *few, *small), (1, 8, 8), Classes.numbered(3))
+    denoiser, schedule = model.denoiser, model.schedule
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    here, end = schedule(torch.tensor([0.9, 0.7])), torch.tensor([0.3, 0.2], dtype=torch.float64)
+
+    def output(t, scale=None):
+        return denoiser(x, here.towards(schedule(t)), Given(labels, scale=scale)).output
+
+    plain, scaled = output(end), output(end, torch.tensor([1.0, 3.0]))
+    assert torch.equal(plain[0], scaled[0])
+    assert not torch.allclose(plain[1], scaled[1], atol=1e-3)
+    _, found = derivative(output, (end,), (torch.ones_like(end),))
+    expected = (output(end + 1e-3) - output(end - 1e-3)) / 2e-3
+    assert expected.norm() > 0.1 * plain.norm()
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * expected.abs().max().item())
