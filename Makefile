@@ -17,8 +17,7 @@ FIRST ?= outputs/fashion_mnist_kl/first
 NAME :=  # a file of conf/study; not that of the environment, which may name the machine
 JOBS ?= 2
 
-.PHONY: help setup train train-unet train-dit train-latent toy study dashboard dashboard-mlflow test test-slow \
-	test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
+.PHONY: help setup train train-unet train-dit train-latent toy study demo dashboard dashboard-mlflow test test-slow test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ### list the commands
 	@for marks in '## ' '### '; do \
@@ -57,6 +56,9 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 study: setup  ## run a study to its page, or list the studies: NAME=unet_vs_dit JOBS=2 ARGS="seeds=0,1"; LAUNCHER=slurm
 	$(LAB) study $(if $(NAME),$(NAME) $(or $(ELSEWHERE),jobs=$(JOBS))) $(ARGS)
 
+demo: setup  ## the newest run of `make train` draws step by step, on a page: RUN="outputs/NAME/TIMESTAMP ..."
+	$(LAB) demo $(or $(RUN),$$(ls -dt outputs/quickstart/*/ | head -1)) $(ARGS)
+
 dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs $(ARGS)
 
@@ -78,8 +80,7 @@ test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several 
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-# GPU_TESTS_ON=cpu tries the tests themselves where there is no GPU
-test-gpu: setup  ### run the tests that need a GPU, or two; on other machines they skip
+test-gpu: setup  ### run the tests that need a GPU, or two; elsewhere they skip, or try themselves: GPU_TESTS_ON=cpu
 	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
 
 bench-gpu: setup  ### speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
@@ -112,8 +113,7 @@ docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt w
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
 tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outputs in it
-	rm -rf docs/outputs/tutorial
-	$(BIN)/python docs/run_tutorial.py
+	rm -rf docs/outputs/tutorial && $(BIN)/python docs/run_tutorial.py
 
 build: setup  ### build the wheel in dist/
 	$(BIN)/python -m build --wheel

@@ -69,8 +69,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     folder = Path(cfg.output or Path(cfg.run) / "memorization")
     on_rank_zero(lambda: make(folder))
     samples = opened.draw_all(pipeline, cfg)
-    mirrored = bool(data.flip or getattr(opened.model.augmentation, "flip_x", False))
-    spaces = CopySpaces(metrics, training, mirrored)
+    spaces = CopySpaces(metrics, training, opened.mirrored)
     drawn, beside = spaces.views(samples), spaces.views(test, "test")
     neighbours = {
         name: Neighbours.of(drawn[name], beside[name], known, sides)
@@ -86,7 +85,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "test_images": len(test),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": protocol_of(metrics, cfg.num_samples, test, mirrored),
+        "protocol": protocol_of(metrics, cfg.num_samples, test, opened.mirrored),
         **opened.weights,
         "neighbours": {name: space.results() for name, space in neighbours.items()},
         "fid": fid_gap(features, beside_them[sides[1]], known[sides[0]]),

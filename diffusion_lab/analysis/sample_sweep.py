@@ -33,11 +33,11 @@ from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of
 from diffusion_lab.runs.opened import inherited
-from diffusion_lab.runs.results import sampling_of
+from diffusion_lab.runs.results import Sampling, sampling_of
 
 # the keys that combinations may vary
 VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
-ROWS = "results.jsonl"
+SWEEPS, ROWS = "sweeps", "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
 ADDING = ("mmd", "fld", "real_or_drawn", "per_class")  # options of metrics
@@ -53,6 +53,7 @@ class Setting:
     pipeline: Pipeline
     seed: int
     key: str  # a hash of everything that the results depend on
+    sampling: Sampling
 
 
 def sweep(
@@ -85,7 +86,7 @@ def sweep(
         metrics.check(by_class, data.num_classes)
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
-    folder = Path(cfg.output) if cfg.output else Path(cfg.run) / "sweeps" / name
+    folder = Path(cfg.output) if cfg.output else Path(cfg.run) / SWEEPS / name
     kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}
     say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
     say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
@@ -151,10 +152,11 @@ def build_setting(
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
+    sampling = sampling_of(cfg)
     facts = {
         CHECKPOINT: opened.weights[CHECKPOINT],
         **measured,
-        **sampling_of(cfg),
+        **sampling,
         "precision": opened.precision,
         "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
     }
@@ -162,7 +164,7 @@ def build_setting(
     if pipeline.classifier:
         facts["guiding"] = pipeline.classifier.fingerprint
     key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
-    return Setting(combination.chosen, pipeline, cfg.seed, key)
+    return Setting(combination.chosen, pipeline, cfg.seed, key, sampling)
 
 
 def measure(
@@ -187,6 +189,8 @@ def measure(
         **values,
         "protocol": next(iter(results)).partition("/")[2],
         "classifier": classifier.name if classifier else None,
+        "sampling": setting.sampling,
+        CHECKPOINT: opened.weights[CHECKPOINT],
     }
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -16,9 +17,13 @@ from diffusion_lab.assembly.config_keys import Settings, as_list, flat
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import did_you_mean
 from diffusion_lab.common.files import OUTPUTS
+from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, optional
 from diffusion_lab.metrics.quantity import QUANTITIES, REAL
+from diffusion_lab.report.comparison import Report
+from diffusion_lab.report.frame import collect
+from diffusion_lab.report.page import in_markdown
 from diffusion_lab.report.records import run_folders
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import CONFIG
@@ -38,6 +43,7 @@ PROTOCOL = Range(
 class LoggedRun:
     """A run that was logged to W&B, as its folder has it: its settings and its final metrics."""
 
+    folder: Path
     settings: Settings
     metrics: dict[str, float]
 
@@ -52,7 +58,7 @@ def logged_runs(paths: Sequence[str], project: str, group: str | None) -> Iterat
             place = (config.get("logger") or {}).get("wandb")
             if place and place.project == project and group in (None, place.get("group")):
                 settings = flat(OmegaConf.to_container(config))
-                yield LoggedRun(settings, load_summary(folder).metrics)
+                yield LoggedRun(folder, settings, load_summary(folder).metrics)
 
 
 def protocol_of(runs: Sequence[LoggedRun], project: str) -> str:
@@ -87,6 +93,14 @@ def key_of(name: str, runs: Sequence[LoggedRun]) -> str:
     return key
 
 
+def verdict_of(runs: Sequence[LoggedRun]) -> str:
+    """The table and the verdict of `compare` on runs, with their protocol, in Markdown."""
+    try:
+        return in_markdown(Report(collect([run.folder for run in runs])))
+    except UserError as error:  # unlike runs are no reason against a dashboard
+        return f"These runs are not compared: {literal(error)}"
+
+
 def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -113,11 +127,12 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
             say(f"{title}: {'; '.join(titles)}")
         say("Nothing was created (dry_run=true)")
         return {}
+    said = verdict_of(runs) if runs else ""
     try:
         entity = str(cfg.entity or wandb.Api().default_entity)
         made = {
             "workspace": dashboard.workspace(entity).save().url,
-            "report": dashboard.report(entity).save().url,
+            "report": dashboard.report(entity, said).save().url,
         }
     except Exception as error:  # a wrong key, project or server: each has its own class
         raise UserError(f"W&B refused this: {str(error).splitlines()[0]}") from error
@@ -154,8 +169,8 @@ class Dashboard:
 
     @property
     def fid(self) -> str:
-        """The full name of FID, with the protocol."""
-        return f"fid/{self.protocol}"
+        """The name of FID on dashboards, with the protocol."""
+        return log_names.on_dashboards(f"fid/{self.protocol}")
 
     @property
     def grouped(self) -> dict[str, Any]:
@@ -182,12 +197,12 @@ class Dashboard:
             "Validation and test images": [
                 self._curve("Loss", "val/loss"),
                 self._curve("Loss by time", "val/loss", x=log_names.SECONDS),
-                self._curve("Loss by noise level", regex="^val_by_level/"),
+                self._curve("Loss by noise level", regex="^levels/val/"),
                 wr.BarPlot(title="Loss of test images", metrics=["test/loss"], **self.grouped),
             ],
             "Training": [
                 self._curve("Loss", "train/loss"),
-                self._curve("Loss by noise level", regex="^train_by_level/"),
+                self._curve("Loss by noise level", regex="^levels/train/"),
                 self._curve("Gradient norm", "train/grad_norm", "train/grad_norm_max"),
                 self._curve("Learning rate", "train/lr"),
                 self._curve("Images per second", "train/images_per_second"),
@@ -211,14 +226,15 @@ class Dashboard:
         """FID and KID with their values for real images, and the metrics by nearest neighbours."""
         panels: list[Any] = [self._curve("FID by time", self.fid, x=log_names.SECONDS)]
         for quantity in DISTANCES:
-            name, real = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
+            of_both = (f"{quantity.name}{end}/{self.protocol}" for end in ("", REAL))
+            name, real = map(log_names.on_dashboards, of_both)
             panels.append(wr.BarPlot(title=quantity.title, metrics=[name], **self.grouped))
             panels.append(
                 self._curve(f"{quantity.title} of samples and of real images", name, real)
             )
         names = "|".join(quantity.name for quantity in COVERAGE)
         titles = ", ".join(quantity.title for quantity in COVERAGE)
-        return [*panels, self._curve(titles, regex=f"^({names})/")]
+        return [*panels, self._curve(titles, regex=f"^samples/({names})/")]
 
     def workspace(self, entity: str) -> ws.Workspace:
         """The workspace, a view of the project that W&B saves."""
@@ -237,8 +253,8 @@ class Dashboard:
             ),
         )
 
-    def report(self, entity: str) -> wr.Report:
-        """A report with a section of panels under each heading."""
+    def report(self, entity: str, said: str) -> wr.Report:
+        """A report that says `said`, Markdown, and has a section of panels under each heading."""
         runs = wr.Runset(
             entity=entity,
             project=self.project,
@@ -246,7 +262,7 @@ class Dashboard:
             groupby=[f"config.{key}" for key in self.group_by.values()],
             filters=self.filters,
         )
-        blocks: list[Any] = [wr.TableOfContents()]
+        blocks: list[Any] = [*([wr.MarkdownBlock(text=said)] * bool(said)), wr.TableOfContents()]
         for title, panels in self.sections().items():
             blocks += [wr.H1(title), wr.PanelGrid(runsets=[runs], panels=panels)]
         return wr.Report(

@@ -143,11 +143,13 @@ def gather_paths(arguments: list[str]) -> list[str]:
 
 def with_run(arguments: list[str]) -> list[str]:
     """Writes a path without a key as run=..., and the run that a path means in place of others."""
+    from diffusion_lab.runs.search import run_at  # late: --help need not wait for it
+
     found = []
     for argument, of_flag in flagged(arguments):
         key, _, path = argument.partition("=") if "=" in argument else ("run", "", argument)
         meant = key in ("run", "resume") and path and not of_flag and Path(path).exists()
-        found.append(f"{key}={_run_at(Path(path))}" if meant else argument)
+        found.append(f"{key}={run_at(Path(path))}" if meant else argument)
     return found
 
 
@@ -159,16 +161,6 @@ def with_pretrained(argument: str) -> str:
 
     key, given, value = argument.rpartition("=")
     return f"{key}{given}{pretrained.local(value)}"
-
-
-def _run_at(path: Path) -> Path:
-    """The run of a checkpoint, or the only run in a folder; else the path itself."""
-    from diffusion_lab.runs.files import CONFIG  # late: --help need not wait for it
-
-    if path.suffix == ".ckpt":
-        return path.parent.parent
-    inside = [each.parent for each in path.glob(f"*/{CONFIG}")]
-    return inside[0] if len(inside) == 1 and not (path / CONFIG).exists() else path
 
 
 def apart(arguments: list[str]) -> tuple[list[str], list[str]]:

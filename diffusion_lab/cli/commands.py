@@ -41,6 +41,11 @@ COMMANDS = {
         SAMPLING,
         on_all_devices=True,
     ),
+    "demo": Command(
+        "show one or two runs drawing, on a page on this machine",
+        "analysis.demo:demo",
+        takes_paths=True,
+    ),
     "evaluate": Command(
         "measure FID and other metrics of a trained run",
         "analysis.evaluate:evaluate_run",

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.diffusion.estimate import DenoiseFn
+from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.guidance import Guidance
-from diffusion_lab.diffusion.noise import NoiseLevel, add_noise
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -104,6 +104,25 @@ class Pipeline(LabelledGenerator):
         denoise = self.bound(self.labels(ids))
         samples = self.sampler(denoise, noise, self.schedule, refuse, on_step)
         return torch.cat([require_finite(samples), noise], 1)
+
+    def watched(self, see: Callable[[Tensor, Tensor], None]) -> "Pipeline":
+        """A pipeline that draws the same; `see` gets the images of each of the sampler's calls.
+
+        They are the noisy images x / sqrt(alpha^2 + sigma^2) and the estimates of x0 for them,
+        (B, c, h, w) each, before they are decoded.
+        """
+
+        def constrain(denoise: DenoiseFn) -> DenoiseFn:
+            constrained = self.constrain(denoise)
+
+            def ask(x: Tensor, level: NoiseLevel) -> Estimate:
+                estimate = constrained(x, level)
+                see(x / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x), estimate.x0)
+                return estimate
+
+            return ask
+
+        return replace(self, constrain=constrain)
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""Walks through folders in search of runs."""
+"""Searches folders for runs."""
 
 import os
 from collections.abc import Iterator
@@ -33,3 +33,11 @@ def walk(path: Path) -> Iterator[tuple[Path, bool, list[str], list[str]]]:
         inside = [] if is_run else [each for each in folders if not each.startswith(".")]
         folders[:] = sorted(inside)
         yield folder, is_run, folders, files
+
+
+def run_at(path: Path) -> Path:
+    """The run of a checkpoint, or the only run in a folder; else the path itself."""
+    if path.suffix == ".ckpt":
+        return path.parent.parent
+    inside = [each.parent for each in path.glob(f"*/{CONFIG}")]
+    return inside[0] if len(inside) == 1 and not (path / CONFIG).exists() else path

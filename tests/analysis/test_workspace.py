@@ -9,6 +9,7 @@ pytest.importorskip("wandb_workspaces")
 
 import wandb_workspaces.reports.v2 as wr
 from helpers.fake_runs import NAME, fake_run
+from helpers.fake_wandb_server import serving
 from helpers.logged_names import is_known
 from helpers.refusals import assert_names
 from wandb_workspaces import workspaces as ws
@@ -50,7 +51,8 @@ def test_panels_are_of_the_naming_scheme(dashboard):
 
 
 def test_panels_are_of_what_runs_log(dashboard, finished_run):
-    logged = set(re.findall(r'"([^"]+)":', (finished_run / "metrics.jsonl").read_text()))
+    rows = (finished_run / "metrics.jsonl").read_text()
+    logged = {log_names.on_dashboards(name) for name in re.findall(r'"([^"]+)":', rows)}
     logged |= set(re.findall(r'"([^"]+)":', (finished_run / "summary.json").read_text()))
     logged |= {"grids/samples", "grids/denoising", log_names.SAMPLES}
     for title, panels in dashboard.sections().items():
@@ -84,7 +86,7 @@ def test_the_workspace_groups_runs_and_has_both_x_axes(dashboard):
 
 
 def test_the_report_has_a_grid_under_each_heading(dashboard):
-    report = dashboard.report("me")
+    report = dashboard.report("me", "a verdict")
     headings = [block.text for block in report.blocks if isinstance(block, wr.H1)]
     assert headings == list(dashboard.sections())
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
@@ -113,7 +115,7 @@ def test_several_keys_group_the_runs_of_every_panel():
     assert (first.groupby_aggfunc, first.groupby_rangefunc) == ("mean", "minmax")
     (options, _) = dashboard.sections()["Configurations"]
     assert {column.metric.name for column in options.columns} > {"seed", "data.fraction"}
-    grids = [b for b in dashboard.report("me").blocks if isinstance(b, wr.PanelGrid)]
+    grids = [b for b in dashboard.report("me", "a verdict").blocks if isinstance(b, wr.PanelGrid)]
     keys = ["config.choices.backbone", "config.seed", "config.data.fraction"]
     assert [runs.groupby for grid in grids for runs in grid.runsets] == [keys] * len(grids)
 
@@ -136,6 +138,36 @@ def test_the_command_saves_both_and_says_where(lab, monkeypatch):
     assert [type(each) for each in saved] == [ws.Workspace, wr.Report]
     assert {each.entity for each in saved} == {"me"}
     assert {each.project for each in saved} == {"diffusion-lab"}
+
+
+@pytest.mark.slow
+def test_what_is_saved_is_read_back_and_shows_what_was_uploaded(lab, run_folder, monkeypatch):
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        lab.done("sync", "run")
+        made = dict(re.findall(r"^(Workspace|Report): (.+)", lab.done("wandb-report", "run"), re.M))
+        workspace = ws.Workspace.from_url(made["Workspace"])
+        report = wr.Report.from_url(made["Report"])
+    (uploaded,) = ({*set().union(*rows.values())} for rows in server.history.values())
+    (summary,) = server.summaries.values()
+    (config,) = server.configs.values()
+    dashboard = Dashboard("diffusion-lab", PROTOCOL, {"backbone": "choices.backbone"}, None)
+    assert config["choices"]["value"]["backbone"] == "dit"
+    grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
+    for title, panels in dashboard.sections().items():
+        (section,) = [each for each in workspace.sections if each.name == title]
+        grid = grids.pop(0)
+        for saved in (section.panels, grid.panels):
+            assert [type(panel) for panel in saved] == [type(panel) for panel in panels]
+            for panel in saved if title != "Autoencoders" else ():
+                assert {*named(panel)} <= {*uploaded, *summary}
+                if regex := getattr(panel, "metric_regex", None):
+                    assert any(re.search(regex, name) for name in uploaded)
+    (text,) = [block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock)]
+    assert_names(
+        text, "16 samples each", "protocol", "real images", "all runs is the only arm: FID"
+    )
 
 
 def test_a_dry_run_lists_the_panels(lab, dashboard):

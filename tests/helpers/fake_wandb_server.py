@@ -1,11 +1,28 @@
-"""A fake W&B server with the requests that `wandb sync` makes; it keeps what is sent to it."""
+"""A fake W&B server for `wandb sync`, workspaces and reports; it keeps what is sent to it.
+
+Where W&B ships the classes of an answer, the answer is made of them.
+"""
 
 import gzip
 import json
+import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from pydantic import BaseModel
+from wandb.apis._generated import fragments, get_projects, get_viewer
+
+PROJECT = {"id": "p", "name": "diffusion-lab", "entityName": "me"}
+
+
+def answer_of(kind: type[BaseModel], **known: object) -> dict:
+    """An object of one of W&B's classes as a server sends it; what is not given is null."""
+    fields = {field.alias or name: None for name, field in kind.model_fields.items()}
+    fields.pop("__typename", None)  # which has a default
+    return kind.model_validate(fields | known).model_dump(by_alias=True, mode="json")
 
 
 class Server(ThreadingHTTPServer):
@@ -20,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.configs: dict[str, dict] = {}
         self.files: dict[str, bytes] = {}
         self.artifacts: list[str] = []
+        self.summaries: dict[str, dict] = {}
+        self.views: dict[str, dict] = {}  # workspaces and reports by id
 
     @property
     def url(self) -> str:
@@ -45,6 +64,28 @@ class Server(ThreadingHTTPServer):
                 for file in variables["files"]
             ]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if name.lower().startswith("upsertview"):
+            known = {"description": "", "updatedAt": "2026-01-01", "createdAt": "2026-01-01"}
+            number = b64encode(f"View:{len(self.views):04}".encode()).decode()
+            view = known | variables | {"id": number, "project": PROJECT}
+            self.views[view["id"]] = view
+            return {"upsertView": {"view": view, "inserted": True}}
+        if name == "ProjectInternalId":
+            return {"project": {"internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+        if name == "SpecificReport":
+            return {"view": self.views[variables["reportId"]]}
+        if name == "View":
+            found = [v for v in self.views.values() if v["name"] == variables["viewName"]]
+            return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
+        if name in ("GetViewer", "GetDefaultEntity", "Viewer"):
+            user = answer_of(fragments.UserFragment, id="u", name="me", entity="me")
+            return answer_of(get_viewer.GetViewer, viewer=user)
+        if name == "GetProjects":
+            project = PROJECT | {"createdAt": "2026-01-01", "isBenchmark": False}
+            edges = [{"node": answer_of(fragments.ProjectFragment, **project)}]
+            page = answer_of(fragments.PageInfoFragment, hasNextPage=False)
+            models = answer_of(get_projects.GetProjectsModels, pageInfo=page, edges=edges)
+            return answer_of(get_projects.GetProjects, models=models)
         if name == "RunResumeStatus":
             return {"model": {"id": "p", "name": "", "entity": {"id": "e", "name": "me"}}}
         return {}
@@ -61,14 +102,16 @@ class Handler(BaseHTTPRequestHandler):
         answer = {}
         if self.path.startswith("/graphql"):
             asked = json.loads(body)
-            answer = {
-                "data": self.server.answer(asked["operationName"], asked.get("variables", {}))
-            }
+            name = asked.get("operationName") or re.search(r"\w+ (\w+)", asked["query"])[1]
+            answer = {"data": self.server.answer(name, asked.get("variables") or {})}
         elif self.path.startswith("/upload/"):
             self.server.files[self.path.removeprefix("/upload/")] = body
         elif self.path.endswith("/file_stream"):
             run = self.path.split("/")[-2]
-            sent = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            files = json.loads(body).get("files", {})
+            if summary := files.get("wandb-summary.json"):
+                self.server.summaries[run] = json.loads(summary["content"][-1])
+            sent = files.get("wandb-history.jsonl")
             if sent:
                 rows = self.server.history.setdefault(run, {})
                 rows |= {

@@ -1,4 +1,4 @@
-"""The scheme of the names under which runs log, as the page on W&B lists it."""
+"""The scheme of the names on dashboards, as the page on W&B lists it."""
 
 from fnmatch import fnmatchcase
 
@@ -9,27 +9,23 @@ from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES
 KINDS = ("fid_std", *(q.name for each in BUILT_IN if each is not ClassFID for q in each.quantities))
 SCALARS = (
     "train/*",
-    "train_by_level/t*",
-    "train_weight_norm/*",
-    "train_grad_norm/*",
-    "train_update_norm/*",
-    "train_activation_max/*",
     "val/*",
-    "val_by_level/t*",
-    "val_latent/*",
     "test/*",
-    "test_by_level/t*",
-    "test_latent/*",
-    *(f"{kind}/*" for kind in KINDS),
-    *(f"{kind}_real/*" for kind in KINDS),
-    "fid_class*/*",
-    "rfid*/*",  # r: of an autoencoder's reconstructions
-    "rkid*/*",
+    *(f"levels/{part}/t*" for part in ("train", "val", "test")),
+    *(f"latents/{part}/*" for part in ("val", "test")),
+    *(f"modules/{each}/*" for each in ("weight_norm", "grad_norm", "update_norm")),
+    "modules/activation_max/*",
+    *(f"samples/{kind}/*" for kind in KINDS),
+    *(f"real/{kind}/*" for kind in KINDS),
+    "samples/fid_class*/*",
+    "real/fid_class*/*",
+    "reconstructions/fid*/*",
+    "reconstructions/kid*/*",
 )
 SUMMARY = ("parameters", "training_seconds")  # keys of summary.json that W&B's summary has too
 
 
 def is_known(name: str) -> bool:
-    """Whether a run may log this name, or have it in its summary."""
+    """Whether a dashboard may have this name, or W&B's summary."""
     patterns = (*AXES, *SCALARS, *SUMMARY, f"{GRIDS}/*", SAMPLES)
     return any(fnmatchcase(name, pattern) for pattern in patterns)

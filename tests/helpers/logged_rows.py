@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+from diffusion_lab.runs.log_names import on_dashboards
 from helpers.tiny_runs import rows
 
 MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal
 
 
 def by_step(folder: Path) -> dict[int, dict[str, float]]:
-    """The values of metrics.jsonl by step, those that are measured left out."""
+    """The values of metrics.jsonl by step and name on dashboards, without those measured."""
     steps: dict[int, dict[str, float]] = {}
     for row in rows(folder):
         step = row.pop("step")
-        steps[step] = steps.get(step, {}) | row
+        shown = {on_dashboards(name): value for name, value in row.items()}
+        steps[step] = steps.get(step, {}) | shown
     return {step: without_times(row) for step, row in steps.items()}
 
 

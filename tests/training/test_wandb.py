@@ -29,7 +29,8 @@ def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
         step, seconds = row.pop("step"), row.pop("seconds")
         if step not in steps:
             clock.append(seconds)
-        steps[step] = steps.get(step, {}) | row
+        shown = {log_names.on_dashboards(name): value for name, value in row.items()}
+        steps[step] = steps.get(step, {}) | shown
     logged = {step: dict(row) for step, row in record.scalars.items()}
     times = [row.pop("seconds") for row in logged.values()]
     assert logged == steps
@@ -79,8 +80,9 @@ def test_a_training_run(finished_run):
     assert record.scalars[4].keys() >= {
         "train/loss",
         "val/loss",
-        "val_by_level/t0.05",
-        "fid/efficientnet_lite0-96/train64-16",
+        "levels/val/t0.05",
+        "samples/fid/efficientnet_lite0-96/train64-16",
+        "real/fid/efficientnet_lite0-96/train64-16",
         "images",
         "seconds",
     }
@@ -192,8 +194,8 @@ def test_the_page_lists_the_naming_scheme():
     table = PAGE[PAGE.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    real_values = {f"{kind}_real/*" for kind in KINDS}
-    assert set(SCALARS) - real_values == listed - {"fid_real/*"} - {
+    real_values = {f"real/{kind}/*" for kind in KINDS} - {"real/fid/*"}
+    assert set(SCALARS) - real_values == listed - {
         *log_names.AXES,
         log_names.SAMPLES,
         f"{log_names.GRIDS}/samples",

@@ -40,6 +40,11 @@ class DiffusionRun(NetworkRun):
     def network_of(model: Drawable) -> Denoiser:
         return model.denoiser
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the model was trained on mirror images of its data, too."""
+        return bool(self.datamodule.flip or getattr(self.model.augmentation, "flip_x", False))
+
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         folder = cfg.guidance.weak_run
         if folder not in self.weak:

@@ -1,6 +1,5 @@
 """Draws how a few samples come out of noise (`samples/denoising_*.png`)."""
 
-from dataclasses import replace
 from typing import Annotated
 
 import lightning
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from diffusion_lab.common.ranges import Count, Seed, settings, whole
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.training.callbacks.evaluation import Grid
 from diffusion_lab.training.callbacks.periodic import Checked, require_diffusion
@@ -56,22 +53,16 @@ def denoising(pipeline: Pipeline, ids: range, seed: int, columns: int) -> Tensor
     calls: list[tuple[Tensor, Tensor]] = []  # of the model: x of unit scale and x0, (B, c, h, w)
     count, every = 0, 1
 
-    def watched(denoise: DenoiseFn) -> DenoiseFn:
-        def ask(x: Tensor, level: NoiseLevel) -> Estimate:
-            nonlocal count, every
-            estimate = denoise(x, level)
-            if count % every == 0:
-                scale = (level.alpha**2 + level.sigma**2).sqrt()
-                calls.append((x / broadcast(scale, x), estimate.x0))
-            count += 1
-            if len(calls) == MOST_KEPT * columns:
-                del calls[1::2]
-                every *= 2
-            return estimate
+    def see(noisy: Tensor, estimates: Tensor) -> None:
+        nonlocal count, every
+        if count % every == 0:
+            calls.append((noisy, estimates))
+        count += 1
+        if len(calls) == MOST_KEPT * columns:
+            del calls[1::2]
+            every *= 2
 
-        return ask
-
-    images = replace(pipeline, constrain=watched)(ids, seed)
+    images = pipeline.watched(see)(ids, seed)
     places = torch.linspace(0, len(calls) - 1, columns - 1).round().long().unique().tolist()
     with torch.inference_mode():
         rows = [

@@ -68,7 +68,8 @@ Row = dict[str, Any]
 class RunLogger(Logger, ABC):
     """A logger on rank 0 that never stops training: its first failure is reported and ends it.
 
-    Subclasses are loggers of Lightning's, too. They write each name once a step. A resumed run
+    Subclasses are loggers of Lightning's, too. They write each name once a step, as dashboards have
+    it. A resumed run
     continues after the step `resumed_from` of its checkpoint, which is 0 for a new run.
     """
 
@@ -125,7 +126,8 @@ class RunLogger(Logger, ABC):
             self._step, self._names = step, set()
         self._names |= row.keys()
         if row:
-            self.guard(lambda: self.write(row, step))
+            shown = {log_names.on_dashboards(name): value for name, value in row.items()}
+            self.guard(lambda: self.write(shown, step))
 
     @rank_zero_only
     def log_grid(self, key: str, path: Path, caption: str, step: int) -> None:
