@@ -48,8 +48,8 @@ class Memory:
 
     parameters: int
     gradients: int
-    buckets: int  # DDP's copy of the gradients, which it sends
     optimizer: int
+    temporary: int  # of an optimiser's step that is not fused
     averages: int
     gathered: int  # of FSDP: the layers that are whole at one time
     first_stage: int

@@ -29,7 +29,9 @@ from diffusion_lab.compute.started import (
 )
 
 SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
-PATIENCE = timedelta(minutes=10)  # how long a process waits for the others before it gives up
+# how long a process waits for the others before it gives up: in steps, and before the first, for
+# which each compiles its network and reads its data
+PATIENCE, PATIENCE_AT_START = timedelta(minutes=10), timedelta(hours=1)
 
 
 def accelerator_of(trainer: DictConfig) -> str:
@@ -209,10 +211,16 @@ def join_process_group(device: torch.device) -> None:
     os.environ["MASTER_PORT"] = str(environment.main_port)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        timeout=PATIENCE,
+        timeout=PATIENCE_AT_START,
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )
+
+
+def expect_steps() -> None:
+    """Waits for other processes no longer than a step takes, from now on."""
+    if dist.is_initialized():
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
 
 
 def requeue() -> bool:

@@ -1,29 +1,69 @@
-"""Shards parameters over the ranks (FSDP2), for models that one device cannot hold."""
+"""How a model is on several ranks: a copy on each (DDP), or shards of its parameters (FSDP2)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
+
+from diffusion_lab.common.ranges import flag, ranges
+
+WHOLE = MixedPrecisionPolicy()
+_kept_sharded = False  # whether `to_save` leaves tensors as they are
+
+
+class DDP(DDPStrategy):
+    """Keeps a copy of the model on each rank, and averages the gradients.
+
+    Unlike Lightning's, it sends no buffers before each pass, as all ranks compute the same, and
+    gradients are views of what is sent. A `static_graph` has the same parameters in each step.
+    """
+
+    @ranges(broadcast_buffers=flag(), gradient_as_bucket_view=flag(), static_graph=flag())
+    def __init__(
+        self,
+        broadcast_buffers: bool = False,
+        gradient_as_bucket_view: bool = True,
+        static_graph: bool = False,
+    ):
+        super().__init__(
+            broadcast_buffers=broadcast_buffers,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            static_graph=static_graph,
+        )
 
 
 class FSDP(ModelParallelStrategy):
     """Keeps on each rank its share of parameters, gradients and optimiser state.
 
-    A checkpoint is complete, in a single file like in any other run: it opens on one device, and
-    resumes on any number of ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
+    A checkpoint is that of any other run: it opens on one device, and resumes on any number of
+    ranks, sharded or not. (Lightning's own FSDP refuses a CPU.)
+    With `gather_bf16`, ranks send each other the parameters of layers in bf16, if that is what
+    networks compute in; their shares, and gradients, are float32.
     """
 
-    def __init__(self) -> None:
+    @ranges(gather_bf16=flag())
+    def __init__(self, gather_bf16: bool = False):
         super().__init__(save_distributed_checkpoint=False)
+        self.gather_bf16 = gather_bf16
+
+    @property
+    def layers_policy(self) -> MixedPrecisionPolicy:
+        """The types of the layers' parameters while they are whole, and of their gradients."""
+        if not self.gather_bf16 or self.precision_plugin.precision != "bf16-mixed":
+            return WHOLE
+        # inputs stay as they are: the labels of noise have too few values in bf16
+        return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
     def setup_environment(self) -> None:
         # Lightning's "auto" would split layers within a node
@@ -48,15 +88,16 @@ class FSDP(ModelParallelStrategy):
         return self.lightning_module
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole state of the module on every rank, on the CPU."""
-        return tree_map(whole, self.module_here.state_dict())
+        """The whole state of the module on every rank, on the CPU, unless it is kept sharded."""
+        return tree_map(to_save, self.module_here.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state of the optimiser on every rank, on the CPU, as in a single process."""
-        return tree_map(whole, optimizer.state_dict())
+        """The state of the optimiser as in a single process, whole unless it is kept sharded."""
+        return tree_map(to_save, optimizer.state_dict())
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads the whole checkpoint on every rank."""
+        """Loads the whole checkpoint on every rank, or of one in shards this rank's rows."""
+        self.checkpoint_io.mesh = self.device_mesh["data_parallel"]  # type: ignore[attr-defined]
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -81,16 +122,28 @@ class FSDP(ModelParallelStrategy):
 
 
 def sharded(trainer: DictConfig) -> bool:
-    """Whether these settings of a trainer shard a model: FSDP's strategy alone is an object."""
-    return isinstance(trainer.strategy, DictConfig)
+    """Whether these settings of a trainer shard a model."""
+    strategy = trainer.strategy
+    return isinstance(strategy, DictConfig) and strategy._target_.endswith(f".{FSDP.__name__}")
 
 
-def shard_parameters(module: nn.Module, mesh: DeviceMesh) -> None:
+def strategy_options(trainer: DictConfig) -> list[str]:
+    """The strategy of a trainer of several ranks, and the options of it that are on."""
+    if isinstance(trainer.strategy, DictConfig):
+        *_, name = trainer.strategy._target_.split(".")
+        return [name, *(key for key, value in trainer.strategy.items() if value is True)]
+    defaults = signature(DDP.__init__).parameters.values()
+    return [DDP.__name__, *(each.name for each in defaults if each.default is True)]
+
+
+def shard_parameters(
+    module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy = WHOLE
+) -> None:
     """Shards a module's parameters over a mesh; a second call does nothing."""
     if isinstance(module, FSDPModule) or not any(True for _ in module.parameters()):
         return
     # also for the root, which FSDP2 would leave whole after validation, where averages are swapped
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 @contextmanager
@@ -123,6 +176,27 @@ def shared_as(value: Any, like: Tensor | None) -> Any:
         return value
     value = value.to(like.device, like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements)
+
+
+@contextmanager
+def kept_sharded() -> Iterator[None]:
+    """While open, `to_save` leaves tensors sharded."""
+    global _kept_sharded
+    _kept_sharded = True
+    try:
+        yield
+    finally:
+        _kept_sharded = False
+
+
+def to_save(value: Any) -> Any:
+    """A copy of a tensor for a checkpoint: whole and on the CPU, unless it is kept sharded.
+
+    Anything else is returned unchanged.
+    """
+    if isinstance(value, DTensor) and _kept_sharded:
+        return value.detach().clone()
+    return whole(value)
 
 
 def whole(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The bytes that autograd keeps for a backward pass on a GPU, found without one.
+"""The bytes that autograd keeps for a backward pass on a GPU, and its operations, without one.
 
-The forward pass is made on the device "meta", where there are shapes and types without numbers.
+Both passes are made on the device "meta", where there are shapes and types without numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from diffusion_lab.assembly.costs import ImageFacts
@@ -25,6 +26,7 @@ from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.diffusion.estimate import Given
 
 IMAGES = 4, 8  # numbers of images to measure with; some objectives treat a quarter differently
+BACKWARD = 4 / 3  # operations of a backward pass for one of a forward pass, where it cannot be made
 TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's precision
 # PyTorch's lists of what CUDA's autocast computes in the lower type, and in float32
 LOWER = {
@@ -126,6 +128,21 @@ def fused_attention(
     return attention(q, k, v, dropout_p, is_causal, attn_mask=attn_mask)[0]
 
 
+NOT_SENT = {torch.ops.aten._local_scalar_dense.default}  # an optimiser asks for its own count
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that the host sends to a device in this block; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types, args=(), kwargs=None) -> Any:
+        self.count += func.namespace == "aten" and not func.is_view and func not in NOT_SENT
+        return func(*args, **(kwargs or {}))
+
+
 class Line(NamedTuple):
     """Bytes of a number of images: `once`, and `per_image` for each."""
 
@@ -143,11 +160,14 @@ class Activations:
 
     With activation checkpointing, the backward pass computes one layer at a time again, and keeps
     `again` for it; autocast keeps the `casts` of all parameters until the forward pass ends.
+    `forward` and `both` are the numbers of operations in a forward pass, and with its backward.
     """
 
     kept: Line
     again: Line
     casts: int
+    forward: int
+    both: int
 
     def of(self, images: int) -> int:
         """The most bytes at once, for so many images."""
@@ -177,9 +197,10 @@ def activations_on(device: str, cfg: DictConfig, facts: ImageFacts, precision: s
     few, more = kept(cfg.activation_checkpointing)
     whole = line(few.all, more.all)
     if not cfg.activation_checkpointing:
-        return Activations(whole, Line(0, 0), 0)
-    few, more = kept(False)
-    return Activations(whole, line(max(few.layers), max(more.layers)), few.casts)
+        return Activations(whole, Line(0, 0), 0, few.forward, few.both)
+    both, (few, more) = few.both, kept(False)
+    again = line(max(few.layers), max(more.layers))
+    return Activations(whole, again, few.casts, few.forward, both)
 
 
 def line(few: int, more: int) -> Line:
@@ -189,11 +210,16 @@ def line(few: int, more: int) -> Line:
 
 
 class Kept(NamedTuple):
-    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts."""
+    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts.
+
+    The operations are those of a forward pass, and with its backward pass.
+    """
 
     all: int
     layers: list[int]
     casts: int
+    forward: int
+    both: int
 
 
 def kept_bytes(model: Model, images: int, precision: str) -> Kept:
@@ -222,9 +248,16 @@ def kept_bytes(model: Model, images: int, precision: str) -> Kept:
             after = layer.register_forward_hook(lambda *_: own.append(own.pop() + kept()))
             stack.callback(before.remove)
             stack.callback(after.remove)
+        stack.enter_context(operations := Operations())
         losses = objective.loss(
             objective.parts(LATER), denoiser, x0, x0, level, Given(labels), None
         )
         if energy:
             tensors.keep_graph_of(losses.minimised.sum())
-    return Kept(kept(), own, types.bytes())
+        found = Kept(kept(), own, types.bytes(), operations.count, 0)
+    try:
+        with operations:
+            losses.minimised.sum().backward()
+    except (RuntimeError, NotImplementedError):
+        return found._replace(both=round((1 + BACKWARD) * found.forward))
+    return found._replace(both=operations.count)

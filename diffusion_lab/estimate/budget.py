@@ -24,7 +24,7 @@ REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | 
 # keys of doctor, profile and plan that match lacks
 NOT_OF_MATCH = (
     *("speed", "depth", "combinations", "gpu", "nodes", "devices", "latents", "num_images"),
-    *("mfu", "link_share", "reserve"),
+    *("mfu", "launch", "link_share", "reserve"),
 )
 
 

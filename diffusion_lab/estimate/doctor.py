@@ -30,8 +30,8 @@ from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import float32_products, pick_precision
-from diffusion_lab.compute.sharding import sharded
+from diffusion_lab.compute.device import float32_products, pays, pick_precision
+from diffusion_lab.compute.sharding import sharded, strategy_options
 from diffusion_lab.data import ImageData
 from diffusion_lab.data.source import decoding
 from diffusion_lab.estimate import budget
@@ -279,6 +279,15 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
 )
 
 
+def options(cfg: DictConfig, device: torch.device, layout: BatchLayout) -> str:
+    """Names the options of speed and memory that are on."""
+    on = [key for key in ("compile", "channels_last") if pays(cfg[key], device)]
+    on += ["activation_checkpointing"] if cfg.activation_checkpointing else []
+    if layout.world > 1:
+        on += strategy_options(cfg.trainer)
+    return ", ".join(on) or "none"
+
+
 def loggers(cfg: DictConfig) -> str:
     """Names the loggers of the run, and says whether W&B is online or offline, and why."""
     names = list(cfg.get("logger") or {})
@@ -307,6 +316,7 @@ FACTS: dict[str, Callable[..., object]] = {
     "epochs": lambda data, seen: seen / len(data.train_labels()),
     "device": lambda device: torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     "precision": lambda precision: precision,
+    "options": options,
     "loggers": loggers,
     "training_seconds": lambda times: times.run.training + times.run.validation,
     "drawing_seconds": lambda times: times.run.sampling,
@@ -369,6 +379,8 @@ def lines_of(facts: dict[str, Any]) -> Iterator[str]:
             needed, free = facts["memory_bytes"] / 1e9, facts["free_memory_bytes"] / 1e9
             line += f", about {needed:.2g} of {free:.2g} GB of memory"
         yield line
+        if "options" in facts:
+            yield f"Options that are on: {facts['options']}"
         yield f"Loggers: {facts['loggers']}"
     if "training_seconds" in facts:
         drawing = facts["drawing_seconds"]

@@ -5,6 +5,13 @@ A roofline (doi:10.1145/1498765.1498785) takes max(FLOPs / peak, bytes / bandwid
 
 from diffusion_lab.common.ranges import Positive, settings
 
+# shares of the peak of tensor cores that published runs reached, by what most products of a network
+# are: ADM's U-Net 0.15 (EDM's README), DiT-XL/2 0.33 (fast-DiT's README); a state space is as far
+# behind a transformer as in training VMamba (its issue 234)
+UTILISATION = {"convolutions": 0.15, "matrix products": 0.33, "state spaces": 0.2}
+PLAIN = 0.65  # the same without tensor cores, in float32: DiT-XL/2 (facebookresearch/DiT, issue 22)
+CONTEXT = 0.6e9  # bytes that CUDA and its libraries hold in each process
+
 
 @settings
 class GPU:
@@ -18,14 +25,22 @@ class GPU:
     name: str
     bf16_flops: Positive
     float32_flops: Positive
+    tf32_flops: Positive
     memory: Positive
     bandwidth: Positive
     link: Positive
     network: Positive
 
-    def peak(self, precision: str) -> float:
-        """The peak in FLOP/s in one of Lightning's precisions; fp16 is as fast as bf16."""
-        return self.float32_flops if precision == "32-true" else self.bf16_flops
+    def speed(self, precision: str, tf32: bool, mfu: float, plain: float) -> float:
+        """The FLOP/s of products in one of Lightning's precisions; fp16 is as fast as bf16.
+
+        Tensor cores reach `mfu` of their peak, other units `plain`. Products in float32 are those
+        of tensor cores if TF32 is allowed and faster.
+        """
+        if precision != "32-true":
+            return mfu * self.bf16_flops
+        without = plain * self.float32_flops
+        return max(without, mfu * self.tf32_flops) if tf32 else without
 
     def bus(self, devices: int, nodes: int) -> float:
         """The bytes/s at which a ring over all GPUs of all nodes passes data on.

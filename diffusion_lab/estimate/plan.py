@@ -10,15 +10,14 @@ from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common.formats import amount, duration
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.run_plan import GUESSES, RunPlan
+from diffusion_lab.estimate.run_plan import RunPlan
 
 GB, DAY = 1e9, 24 * 3600
-SHORT = 0.02  # seconds of FLOPs; thousands of kernels take some microseconds each to start
 MEMORY = {
     "parameters": "parameters",
     "gradients": "gradients",
-    "buckets": "gradients in DDP's buckets",
     "optimizer": "optimiser state",
+    "temporary": "temporary tensors of the optimiser",
     "averages": "averages of the weights",
     "gathered": "layers gathered by FSDP",
     "first_stage": "first stage",
@@ -32,6 +31,7 @@ STEP = {
     "update": "update of the weights, by bytes",
     "communication": "communication at link_share={link_share} (a guess)",
     "waiting": "communication that passes do not hide",
+    "host": "host: {operations} operations at launch={launch} (a guess), if not compiled",
     "seconds": "step",
 }
 
@@ -58,7 +58,7 @@ def plan(
 def show(plan: RunPlan) -> None:
     """Prints one plan."""
     numbers, memory = plan.as_dict(), plan.memory
-    words = numbers | {key: plan.cfg[key] for key in GUESSES}
+    words = numbers | numbers["guesses"]
     nodes = f"{plan.nodes} nodes of " if plan.nodes > 1 else ""
     say(f"{plan.name} on {nodes}{plan.devices} {plan.gpu.name}, {plan.precision}, {plan.strategy}")
     say(f"Model: {plan.cost}")
@@ -67,6 +67,7 @@ def show(plan: RunPlan) -> None:
     held = {text: size for text, size in held.items() if size} | {"all": memory.total / GB}
     print_column("memory of a GPU", "GB", held)
     say(advice(plan))
+    say(f"nvidia-smi would show about {plan.shown / GB:.1f} GB (a guess)")
     taken = {text.format(**words): 1e3 * getattr(plan.step, key) for key, text in STEP.items()}
     if not plan.step.encoding:
         del taken[STEP["encoding"]]
@@ -75,8 +76,8 @@ def show(plan: RunPlan) -> None:
         "Speed: {images_per_second:,.0f} images/s, {share_of_peak:.0%} of the peak without "
         "repeated FLOPs".format(**numbers)
     )
-    if plan.step.compute < SHORT:
-        say("A pass this short rather waits for kernels to start: measure it with `profile`")
+    if plan.step.host > plan.step.device:
+        say("The GPU waits for the host: compilation and larger micro-batches help; see `profile`")
     say(length(plan))
     say(disk(numbers["disk"]))
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.optim import Optimizer
 
 from diffusion_lab.assembly.costs import Memory, RunCost
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.estimate.activations import Operations
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.task import DiffusionTask
 from diffusion_lab.first_stage.latents import Latents
@@ -20,6 +22,7 @@ from diffusion_lab.training.module import TrainedModule
 from diffusion_lab.training.trainer import steps_in_time
 
 IN_PLACE = 3  # checkpoints at once: the last, the one before it, and a new one being written
+BESIDE_OPTIMIZER = 25  # operations of clipping and of one average, counted in runs
 STATISTICS = 8  # bytes of a number of a mean or covariance
 
 
@@ -34,8 +37,8 @@ def memory_of(
     return Memory(
         parameters=shares(module.parameters(), shared) + shares(module.buffers(), 1),
         gradients=gradients,
-        buckets=gradients if world > 1 and not sharded else 0,
         optimizer=optimizer_bytes(module, shared),
+        temporary=gradients if unfused(module) else 0,
         averages=averages_bytes(task, shared),
         gathered=gathered_bytes(module) if sharded else 0,
         first_stage=shares(stage.network.parameters(), 1) if isinstance(stage, Latents) else 0,
@@ -65,14 +68,34 @@ def averages_bytes(task: DiffusionTask, world: int) -> int:
 
 def optimizer_bytes(module: TrainedModule, world: int) -> int:
     """The bytes of an optimiser's state after a step on "meta"."""
+    state = [value for each in stepped(module)[0].state.values() for value in each.values()]
+    return shares((value for value in state if isinstance(value, Tensor)), world)
+
+
+def unfused(module: TrainedModule) -> bool:
+    """Whether the optimiser's step makes a root of a moment for all parameters at once."""
+    return any(group.get("fused") is False for group in module.optimizer().param_groups)
+
+
+def update_operations(module: TrainedModule) -> int:
+    """The operations of a step of the optimiser on a GPU, with those of clipping and averages."""
+    return stepped(module)[1] + BESIDE_OPTIMIZER
+
+
+def stepped(module: TrainedModule) -> tuple[Optimizer, int]:
+    """An optimiser after its first steps on "meta", and the operations of the second."""
     optimizer = module.optimizer()
     for group in optimizer.param_groups:
         if "fused" in group:
             group["fused"] = False  # a kernel that "meta" has not
+        if "foreach" in group:
+            group["foreach"] = True  # a GPU's choice
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     try:
-        optimizer.step()
+        optimizer.step()  # makes the state
+        with Operations() as operations:
+            optimizer.step()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise UserError(
             f"the state of {type(optimizer).__name__} cannot be counted without its numbers "
@@ -81,8 +104,7 @@ def optimizer_bytes(module: TrainedModule, world: int) -> int:
         ) from error
     finally:
         optimizer.zero_grad()
-    state = [value for each in optimizer.state.values() for value in each.values()]
-    return shares((value for value in state if isinstance(value, Tensor)), world)
+    return optimizer, operations.count
 
 
 def gathered_bytes(module: DiffusionModule) -> int:

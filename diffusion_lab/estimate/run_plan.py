@@ -1,9 +1,10 @@
 """A plan: a run on GPUs that are not here, and what it takes of them.
 
 The time of a step is that of a roofline: FLOPs over peak, bytes over bandwidth, whichever takes
-longer. `mfu`, the share of the peak that matrix products reach, and `link_share`, that of the
-links, are guesses. DDP sends gradients during the backward pass, two thirds of a step's compute,
-and FSDP gathers and sends during both passes: only what takes longer than that is waited for.
+longer, and at least the time in which the host sends its operations. `mfu`, the share of the peak
+that products reach, `link_share`, that of the links, and `launch` are guesses. DDP sends gradients
+during the backward pass, two thirds of a step's compute, and FSDP gathers and sends during both
+passes: only what takes longer than that is waited for.
 """
 
 from bisect import bisect_right
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.assembly.costs import (
     ImageFacts,
@@ -23,18 +24,26 @@ from diffusion_lab.assembly.costs import (
     image_facts,
 )
 from diffusion_lab.assembly.instantiate import check_keys, instantiate
-from diffusion_lab.backbone.macs import TRAINING_PASSES, seen_flops
+from diffusion_lab.backbone.macs import PER_INPUT, TRAINING_PASSES, Cost, seen_flops
+from diffusion_lab.backbone.state_space import S6, SSD
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import flag, inside, optional, share, whole
+from diffusion_lab.common.ranges import above, flag, inside, optional, share, whole
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
 from diffusion_lab.estimate.activations import activations
-from diffusion_lab.estimate.gpu import GPU
-from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of
+from diffusion_lab.estimate.gpu import CONTEXT, GPU, PLAIN, UTILISATION
+from diffusion_lab.estimate.run_cost import (
+    disk_of,
+    duration_of,
+    features_bytes,
+    memory_of,
+    update_operations,
+)
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
+from diffusion_lab.training.callbacks import Evaluation
 from diffusion_lab.training.train import ALLOWED
 
 PLANNED = ALLOWED | {
@@ -42,7 +51,8 @@ PLANNED = ALLOWED | {
     "devices": optional(whole(1)),
     "num_images": optional(whole(1)),
     "latents": flag(),
-    "mfu": share(),
+    "mfu": optional(share()),
+    "launch": above(0),
     "link_share": share(),
     "reserve": inside(0, 1),
 }
@@ -52,7 +62,10 @@ UNCOUNTED = {  # second networks that every step asks, and what to plan with ins
     "alignment": "alignment=none",
 }
 BACKWARD = 2 / 3  # of the time of both passes
-GUESSES = ("mfu", "link_share", "reserve")
+GUESSES = ("mfu", "launch", "link_share", "reserve")
+LOOP = 1.5e-3  # seconds of a step in Lightning's loop and ours, on one core of a server
+STATE_SPACES = (S6, SSD)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *PER_INPUT)
 MOST_IMAGES = 2**20  # in a micro-batch
 
 
@@ -76,7 +89,10 @@ class LatentsElsewhere(FirstStage):
 
 @dataclass(frozen=True)
 class Step:
-    """The seconds of a training step: of products, of memory, of the update, and of sending."""
+    """The seconds of a training step: of products, of memory, of the update, and of sending.
+
+    The `host` works at the same time.
+    """
 
     compute: float  # FLOPs of all passes
     encoding: float  # FLOPs of a first stage whose latents are not cached
@@ -84,12 +100,18 @@ class Step:
     update: float  # weights, gradients, optimiser state and averages, read and written
     communication: float  # a ring over all GPUs
     waiting: float  # the part of communication that nothing hides
+    host: float  # operations sent one by one, and the loop around them
+
+    @property
+    def device(self) -> float:
+        """The seconds in which the GPU is busy or waits for others."""
+        longer = max(self.compute, self.activations)
+        return longer + self.encoding + self.update + self.waiting
 
     @property
     def seconds(self) -> float:
         """The seconds of the step."""
-        longer = max(self.compute, self.activations)
-        return longer + self.encoding + self.update + self.waiting
+        return max(self.device, self.host)
 
 
 class RunPlan:
@@ -122,12 +144,15 @@ class RunPlan:
         self.activations = activations(cfg, facts, self.precision)
         held, images = self.activations.of(self.batch.micro_batch), self.images_bytes()
         self.memory = memory_of(self.task, held, self.batch.world, self.sharded, images)
-        flops_per_second = cfg.mfu * self.gpu.peak(self.precision)
-        self.step = self.step_of(counts, self.memory, flops_per_second)
-        call = counts.flops() / flops_per_second / self.batch.world
+        self.kind = kind_of(self.task.module.denoiser, counts.modules)
+        self.mfu = cfg.mfu or UTILISATION[self.kind]
+        self.step = self.step_of(counts, self.memory)
+        drawn = self.task.callback(Evaluation)
+        launching = cfg.launch * self.activations.forward / (drawn.batch_size if drawn else 1)
+        call = max(self.seconds_of(counts), launching) / self.batch.world
         self.cost = replace(counts, memory=self.memory, step=self.step.seconds, call=call)
         self.duration = duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
-        self.usable = (1 - cfg.reserve) * self.gpu.memory  # bytes of a GPU
+        self.usable = (1 - cfg.reserve) * (self.gpu.memory - CONTEXT)  # bytes of a GPU
         self.fits = self.memory.total <= self.usable  # a micro-batch into a GPU
         self.images_per_second = self.batch.batch_size / self.step.seconds  # of all GPUs
 
@@ -163,17 +188,35 @@ class RunPlan:
             return 0
         return size if choice is True or size < FREE_MEMORY_SHARE * self.gpu.memory else 0
 
-    def step_of(self, cost: RunCost, memory: Memory, flops_per_second: float) -> Step:
+    def seconds_of(self, cost: RunCost, reached: float | None = None) -> float:
+        """The seconds of a network call on an image, by its FLOPs.
+
+        `reached` is the share of the peaks that it reaches, if that is not to be the planned one.
+        """
+        mfu = reached or self.mfu
+        plain = reached or self.cfg.mfu or PLAIN
+        products = self.cfg.matmul_precision
+        macs = convolved(self.task.module.denoiser, cost.modules)
+        return sum(
+            2 * each / self.gpu.speed(self.precision, tf32, mfu, plain)
+            for each, tf32 in (
+                (macs, products != "highest"),  # PyTorch's own default allows it for these
+                (cost.macs - macs, products in ("high", "medium")),
+            )
+        )
+
+    def step_of(self, cost: RunCost, memory: Memory) -> Step:
         """The time of a training step."""
         module, gpu, batch = self.task.module, self.gpu, self.batch
         images, stage = batch.accumulate * batch.micro_batch, module.first_stage
         # derivatives of score matching are not counted, and take a pass at least
         derived = TRAINING_PASSES + module.objective.loss.forward_mode
         passes = (cost.passes or derived) + self.cfg.activation_checkpointing
-        compute = images * cost.flops(passes) / flops_per_second
+        compute = images * passes * self.seconds_of(cost)
         encoding = 0.0  # of images that are not encoded before training
         if not (stage.cache or stage.of_pixels):
             encoding = images * seen_flops(lambda: stage.moments(self.black))
+        encoder = gpu.speed("32-true", True, self.cfg.mfu or UTILISATION["convolutions"], PLAIN)
         kept = 2 * batch.accumulate * memory.activations / gpu.bandwidth
         state = 2 * (memory.parameters + memory.optimizer + memory.averages)
         # gradients are clipped before they are used, and each average reads the weights
@@ -187,12 +230,24 @@ class RunPlan:
         hides = max(compute, kept) * (1 if self.sharded else BACKWARD / batch.accumulate)
         return Step(
             compute,
-            encoding / (self.cfg.mfu * gpu.float32_flops),
+            encoding / encoder,
             kept,
             moved / gpu.bandwidth,
             communication,
             max(0.0, communication - hides),
+            LOOP + self.cfg.launch * self.operations,
         )
+
+    @property
+    def operations(self) -> int:
+        """The operations of a step, without compilation, which makes one of many."""
+        passes = self.batch.accumulate * self.activations.both
+        return passes + update_operations(self.task.module)
+
+    @property
+    def shown(self) -> float:
+        """The bytes that nvidia-smi would show: with CUDA's own and the reserve."""
+        return self.memory.total / (1 - self.cfg.reserve) + CONTEXT
 
     @property
     def largest_micro_batch(self) -> int:
@@ -218,8 +273,8 @@ class RunPlan:
     def as_dict(self) -> dict[str, Any]:
         """All numbers as plain values."""
         memory, batch, images_per_second = self.memory, self.batch, self.images_per_second
-        # the model's FLOPs, without recomputed ones
-        flops = self.cost.flops(TRAINING_PASSES) * images_per_second
+        # without recomputed FLOPs
+        at_peak = TRAINING_PASSES * self.seconds_of(self.cost, 1) / batch.world
         return {
             "name": self.name,
             "gpu": vars(self.gpu),
@@ -230,18 +285,35 @@ class RunPlan:
             "parameters": self.cost.parameters,
             "macs": self.cost.macs,
             **asdict(batch),
-            "memory": asdict(memory) | {"total": memory.total, "usable": self.usable},
+            "memory": asdict(memory)
+            | {"total": memory.total, "usable": self.usable, "shown": self.shown},
             "activation_bytes": self.activations.of(2) - self.activations.of(1),
             "fits": self.fits,
             "largest_micro_batch": self.largest_micro_batch,
             "step": asdict(self.step) | {"seconds": self.step.seconds},
             "images_per_second": images_per_second,
-            "share_of_peak": flops / (batch.world * self.gpu.peak(self.precision)),
+            "share_of_peak": at_peak * images_per_second,
             "images_seen": self.duration.steps * batch.batch_size,
             "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
             "disk": self.disk,
-            "guesses": {key: self.cfg[key] for key in GUESSES},
+            "kind": self.kind,
+            "operations": self.operations,
+            "guesses": {key: self.cfg[key] for key in GUESSES} | {"mfu": self.mfu},
         }
+
+
+def convolved(network: nn.Module, modules: list[Cost]) -> int:
+    """The MACs of a network's convolutions; `modules` are its costs by their names."""
+    layers = dict(network.named_modules())
+    return sum(each.macs for each in modules if isinstance(layers.get(each.name), CONVOLUTIONS))
+
+
+def kind_of(network: nn.Module, modules: list[Cost]) -> str:
+    """The kind of a network in UTILISATION."""
+    if any(isinstance(module, STATE_SPACES) for module in network.modules()):
+        return "state spaces"
+    whole = sum(each.macs for each in modules)
+    return "convolutions" if convolved(network, modules) > whole / 2 else "matrix products"
 
 
 def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:

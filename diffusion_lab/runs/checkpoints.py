@@ -1,10 +1,12 @@
 """The checkpoints of a run: the last one and the one before it, each written atomically.
 
 A checkpoint is a torch zip file of tensors and plain data. Damage is found by the checksums of the
-zip file, which torch itself does not verify.
+zip file, which torch itself does not verify. The tensors of one in shards are in a folder beside
+the file, which names it, and are found damaged if a file of theirs has another size.
 """
 
 import errno
+import itertools
 import os
 import pickle
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from diffusion_lab.common.files import (
     UNFINISHED,
@@ -24,6 +27,7 @@ from diffusion_lab.common.files import (
     write_json,
 )
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.compute import shards
 from diffusion_lab.runs.files import LAST, PREVIOUS
 
 FOLDER = LAST.parent  # inside the run folder
@@ -31,6 +35,7 @@ DAMAGED = FOLDER / "damaged.ckpt"
 # keys of a checkpoint besides state_dict, which holds the weights that a run evaluates: the trained
 # weights if those are an average (a key of Lightning's), and all averages by name
 TRAINED, AVERAGES = "current_model_state", "averages"
+SHARDS = "shards"  # the folder of a checkpoint's tensors and its files' sizes, and its name's begin
 SNAPSHOT = "snapshot"  # and the snapshot of its step (runs/snapshots.py)
 LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
 
@@ -52,6 +57,47 @@ def save(checkpoint: dict, path: Path) -> None:
             except OSError:  # the file system has no hard links
                 link = path
             os.replace(link, previous)
+
+
+def shards_of(checkpoint: dict, folder: Path) -> dict:
+    """A checkpoint whose tensors were written to a folder and have words in their places."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return checkpoint | {SHARDS: {"folder": folder.name, "sizes": sizes}}
+
+
+def new_shards(run: Path, step: int) -> Path:
+    """The folder for the tensors of a checkpoint of `step`, which is not there yet."""
+    folders = (run / FOLDER / f"{SHARDS}_{step:07d}_{count}" for count in itertools.count())
+    return next(folder for folder in folders if not folder.exists())
+
+
+def drop_shards(run: Path) -> None:
+    """Removes folders of tensors that no checkpoint names; no process may be writing one.
+
+    None is removed as long as a checkpoint cannot be read.
+    """
+    known = set()
+    for path in (run / FOLDER).glob("*.ckpt"):
+        if path.name != DAMAGED.name:
+            try:
+                known.add(_content(path).get(SHARDS, {}).get("folder"))
+            except Exception:  # torch.load raises errors of all kinds
+                return
+    for folder in (run / FOLDER).glob(f"{SHARDS}_*"):
+        if folder.name not in known:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(path: Path, mesh: DeviceMesh | None = None) -> dict:
+    """Reads a checkpoint, with whole tensors, or with this rank's rows over a mesh if in shards."""
+    content = _content(path)
+    if found := content.pop(SHARDS, None):
+        return shards.put_together(content, shards.read(path.parent / found["folder"], mesh))
+    return content
+
+
+def _content(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def exists(run: str | Path) -> bool:
@@ -84,8 +130,7 @@ def step_of(run: str | Path) -> int:
 
 def step_in(checkpoint: Path) -> int:
     """The step of an intact checkpoint."""
-    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return found["global_step"]
+    return _content(checkpoint)["global_step"]
 
 
 def say_if_older(run: str | Path, used: Path) -> None:
@@ -108,7 +153,7 @@ def fault(path: Path) -> str | None:
             if member := archive.testzip():
                 return f"is damaged (the checksum of its part {member} is wrong)"
         # checks the structure; with mmap the numbers themselves are not read
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = _content(path)
     except pickle.UnpicklingError:  # with right checksums; torch's words advise to execute the file
         return "was not opened, as it holds more than tensors and plain data and could run code"
     except MemoryError as error:
@@ -118,19 +163,27 @@ def fault(path: Path) -> str | None:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(f"{path} cannot be read ({error.strerror}); try again later") from error
         return f"is damaged ({(str(error) or type(error).__name__).splitlines()[0].rstrip('.')})"
-    return None if _is_of_a_run(content) else "is not a checkpoint of a run"
+    if not _is_of_a_run(content):
+        return "is not a checkpoint of a run"
+    if not (found := content.get(SHARDS)):
+        return None
+    folder = path.parent / found["folder"]
+    for name, size in found["sizes"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            return f"is damaged ({folder / name} is missing or has another size)"
+    return None
 
 
 def _is_of_a_run(content: object) -> bool:
     """Whether the content of a file has the parts of a checkpoint that commands read."""
     if not isinstance(content, dict) or type(content.get("global_step")) is not int:
         return False
-    averages = content.get(AVERAGES, {})
+    averages, kinds = content.get(AVERAGES, {}), (Tensor, str) if SHARDS in content else Tensor
     weights = [content.get("state_dict"), *(content.get(key, {}) for key in (TRAINED, SNAPSHOT))]
     weights += averages.values() if isinstance(averages, dict) else [averages]
     return all(
         isinstance(each, dict)
-        and all(isinstance(name, str) and isinstance(v, Tensor) for name, v in each.items())
+        and all(isinstance(name, str) and isinstance(v, kinds) for name, v in each.items())
         for each in weights
     )
 

@@ -61,7 +61,7 @@ def of_run(run: Path) -> tuple[int, dict[int, Callable[[], Tensors]]]:
     if its snapshot is damaged.
     """
     path = checkpoints.newest_intact(run)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = checkpoints.read(path)
     last = checkpoint["global_step"]
     found: dict[int, Callable[[], Tensors]] = {
         step: partial(read, path) for step, path in paths_of(run).items() if step <= last

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -48,7 +47,7 @@ def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, st
         return read(folder / EXPORTED, "export the run again"), facts_of(folder)
     path = choice.checkpoint or checkpoints.newest_intact(folder)
     checkpoints.say_if_older(folder, path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = checkpoints.read(path)
     state, kept = content["state_dict"], content.get(AVERAGES, {})
     step = content["global_step"]
     facts = {"average": average or "evaluated", "step": str(step), "run": folder.resolve().name}

@@ -19,6 +19,7 @@ from diffusion_lab.common.ranges import Range, at_least, one_of, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
+from diffusion_lab.compute.sharding import DDP
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
 from diffusion_lab.training.module import VOTES
@@ -89,6 +90,8 @@ def build_trainer(
         "logger": False,
         "callbacks": [*callbacks, Resumption(), progress],
     }
+    if layout.world > 1 and cfg.trainer.strategy in ("auto", "ddp"):
+        defaults["strategy"] = DDP()
     try:
         with quiet_lightning(), errors_at(cfg, "trainer"):
             if limit := cfg.trainer.max_time:  # Lightning would make a timer of its own

@@ -2,12 +2,16 @@
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from helpers.held_bytes import HeldBytes
 from helpers.pairs import first_fast
+from helpers.paths import ROOT
 from helpers.tiny_runs import TINY, tiny_first_stage
+
+from diffusion_lab.estimate.gpu import CONTEXT
 
 PARTS = [
     *(*TINY, "name=x", "backbone.depth=3", "batch_size=16", "micro_batch_size=4"),
@@ -73,7 +77,6 @@ def test_one_process_holds_what_was_planned(lab, planned, overrides):
 def test_two_ranks_hold_what_was_planned(lab, planned, strategy):
     several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     assert_held(lab, planned, 2, *several)
-    assert (held_by(0)["buckets"] > 0) == (strategy == "ddp")
 
 
 @pytest.mark.slow
@@ -82,35 +85,133 @@ def test_shares_are_of_rows_and_one_rank_shares_nothing(planned):
         planned(*SMALL, *each)["memory"]
         for each in (["devices=1"], ["devices=8"], ["devices=8", "trainer=fsdp"])
     )
-    assert one["buckets"] == one["gathered"] == eight["gathered"] == sharded["buckets"] == 0
-    assert eight["buckets"] == eight["gradients"] == one["gradients"]
+    assert one["gathered"] == eight["gathered"] == 0
+    assert eight["gradients"] == one["gradients"]
     assert one["optimizer"] == pytest.approx(2 * one["parameters"], rel=0.01)
     for name in ("gradients", "optimizer", "averages"):
         assert one[name] / 8 <= sharded[name] < 1.5 * one[name] / 8
     assert sharded["activations"] == eight["activations"]
 
 
-@pytest.mark.slow
-def test_dit_xl_stands_beside_its_published_speed_and_memory(planned):
-    """fast-DiT's README: one A100, batch 128, fp16, activation checkpointing, cached latents.
+@dataclass(frozen=True)
+class Published:
+    """A published run's images/s, and bytes by nvidia-smi, beside what was planned."""
 
-    `mfu` is fitted to its speed, so the speed tests arithmetic alone; the memory is not fitted.
-    """
-    published = 0.84, 27_485 * 2**20  # steps/s; bytes as the driver counts them
-    run = ["gpu=a100", "devices=1", "batch_size=128", "trainer.precision=16-mixed"]
-    plan = planned(*DIT, *run, "activation_checkpointing=true", "mfu=0.33")
-    assert plan["parameters"] == pytest.approx(674.8e6, rel=0.001)
-    assert 1 / plan["step"]["seconds"] == pytest.approx(published[0], rel=0.02)
-    assert 0.6 < plan["memory"]["total"] / published[1] < 1
-    # without checkpointing it was out of memory, of 40 GB or 80 GB
-    plan = planned(*DIT, *run, "gpu=a100_40gb", code=1)
+    overrides: list[str]
+    speed: float
+    planned: float
+    memory: float | None = None
+    planned_memory: float | None = None
+
+
+UNCONDITIONAL = ["num_classes=0", "conditioning=none", "trainer.precision=32-true"]
+CIFAR = [*UNCONDITIONAL, "image_shape=[3,32,32]", "batch_size=128", "devices=1"]
+EDM = ["experiment=cifar10/edm", "devices=8", "gpu=v100", *UNCONDITIONAL]
+DAY = 24 * 3600
+PUBLISHED = [
+    Published(  # README of fast-DiT
+        [
+            *(*DIT, "gpu=a100", "devices=1", "batch_size=128", "trainer.precision=16-mixed"),
+            *("activation_checkpointing=true", "optimizer.fused=false"),
+        ],
+        *(0.84 * 128, 107, 27_485 * 2**20, 26.3e9),
+    ),
+    Published(  # facebookresearch/DiT, issue 22: float32, then TF32; images encoded in each step
+        [*DIT, "gpu=a100", "devices=8", "batch_size=256", "trainer.precision=32-true"],
+        *(0.51 * 256, 141),
+    ),
+    # README of EDM, "~2 days", "~4 days" and "~13 days"
+    Published([*EDM, "image_shape=[3,32,32]"], 200e6 / (2 * DAY), 640),
+    Published(
+        [
+            *(*EDM, "image_shape=[3,64,64]", "batch_size=256"),
+            *("backbone.multipliers=[1,2,2,2]", "backbone.attention=[2]"),
+        ],
+        *(200e6 / (4 * DAY), 324),
+    ),
+    Published(
+        [
+            *("backbone=unet_adm", "image_shape=[3,64,64]", "num_classes=1000", "gpu=a100"),
+            *("nodes=4", "devices=8", "batch_size=4096", "micro_batch_size=64"),
+            "trainer.precision=16-mixed",
+        ],
+        *(2500e6 / (13 * DAY), 2267),
+    ),
+    Published(  # gnobitab/RectifiedFlow, issue 12: 1.3M steps in 5 days
+        [*CIFAR, "backbone=unet_ddpmpp", "backbone.multipliers=[1,2,2,2]", "gpu=a100"],
+        *(1.3e6 * 128 / (5 * DAY), 344),
+    ),
+    # atong01/conditional-flow-matching, issue 105; 400k steps in 19 h
+    Published(
+        [*CIFAR, "backbone=unet_ddpm", "gpu=v100", "optimizer.fused=false"],
+        *(1.84 * 128, 272, 15_424 * 2**20, 9.15e9),
+    ),
+    Published([*CIFAR, "backbone=unet_ddpm", "gpu=rtx_4090"], 400e3 * 128 / (19 * 3600), 1411),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", PUBLISHED, ids=lambda run: run.overrides[0])
+def test_published_speeds_and_memory_are_planned_within_a_factor_of_two(planned, run):
+    plan = planned(*run.overrides)
+    assert plan["images_per_second"] == pytest.approx(run.planned, rel=0.01)
+    assert 1 / 2 < run.planned / run.speed < 2
+    numbers = [f"{run.speed:,.0f} | {run.planned:,} |"]
+    if run.memory is not None:
+        assert plan["memory"]["shown"] == pytest.approx(run.planned_memory, rel=0.01)
+        assert 1 / 2 < run.planned_memory / run.memory < 1.2
+        numbers.append(f"{run.memory / 1e9:.1f} | {run.planned_memory / 1e9:.1f} |")
+    page = (ROOT / "docs/pages/scale.md").read_text()
+    assert all(each in page for each in numbers)
+
+
+@pytest.mark.slow
+def test_a_batch_that_was_out_of_memory_does_not_fit(planned):
+    """DiT-XL/2 in float32 on an A100, without checkpointing and encoding (README of fast-DiT)."""
+    run = ["gpu=a100_40gb", "devices=1", "batch_size=128", "trainer.precision=16-mixed"]
+    plan = planned(*DIT, *run, code=1)
     assert not plan["fits"]
     assert 0 < plan["largest_micro_batch"] < 128
 
 
+def test_a_small_network_waits_for_the_host_in_steps_and_in_samples(planned):
+    plan = planned("experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1")
+    step, sampling = plan["step"], plan["duration"]["sampling"]
+    assert step["seconds"] == step["host"] > 10 * step["compute"]
+    assert step["host"] == pytest.approx(1.5e-3 + 4e-6 * plan["operations"])
+    assert plan["operations"] > 1000
+    quicker = planned(
+        *("experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1"),
+        "launch=1e-9",
+    )
+    assert quicker["step"]["host"] == pytest.approx(1.5e-3, rel=0.01)
+    assert quicker["duration"]["sampling"] < sampling
+
+
+def test_kinds_of_products_reach_other_shares_of_their_peaks(planned):
+    shape = ["image_shape=[3,32,32]", "num_classes=10", "devices=1", "gpu=a100"]
+    kinds = {
+        "unet_small": ("convolutions", 0.15 * 312e12),
+        "dit": ("matrix products", 0.33 * 312e12),
+        "mamba2": ("state spaces", 0.2 * 312e12),
+    }
+    for backbone, (kind, reached) in kinds.items():
+        plan = planned(f"backbone={backbone}", *shape)
+        assert plan["kind"] == kind
+        images = plan["batch_size"]
+        assert plan["step"]["compute"] == pytest.approx(images * 6 * plan["macs"] / reached)
+    plain = planned("backbone=dit", *shape, "trainer.precision=32-true")["step"]["compute"]
+    tf32, exact = (
+        planned("backbone=dit", *shape, "trainer.precision=32-true", f"matmul_precision={each}")
+        for each in ("high", "highest")
+    )
+    assert exact["step"]["compute"] >= plain > 3 * tf32["step"]["compute"]
+
+
 def test_times_are_those_of_a_roofline_by_hand(planned):
     network = ["backbone=dit_s_2", "image_shape=[3,32,32]", "num_classes=10"]
-    plan = planned(*network, "gpu=h100", "nodes=2", "devices=4", "batch_size=512", "mfu=0.5")
+    run = ["gpu=h100", "nodes=2", "devices=4", "batch_size=512", "mfu=0.5", "launch=1e-9"]
+    plan = planned(*network, *run)
     macs, step, gpu = plan["macs"], plan["step"], plan["gpu"]
     assert macs == pytest.approx(6.05e9, rel=0.002)
     assert step["compute"] == pytest.approx(64 * 3 * 2 * macs / (0.5 * 989e12))
@@ -132,15 +233,15 @@ def test_times_are_those_of_a_roofline_by_hand(planned):
 @pytest.mark.slow
 def test_guesses_and_the_gpu_are_overridden_on_the_command_line(planned):
     plan = planned(*SMALL, "devices=2")
-    assert plan["guesses"] == {"mfu": 0.35, "link_share": 0.8, "reserve": 0.1}
+    assert plan["guesses"] == {"mfu": 0.33, "launch": 4e-6, "link_share": 0.8, "reserve": 0.2}
     other = planned(
-        *(*SMALL, "devices=2", "mfu=0.7", "link_share=0.4", "reserve=0.5"),
+        *(*SMALL, "devices=2", "mfu=0.66", "link_share=0.4", "reserve=0.5"),
         *("gpu.bandwidth=1e12", "gpu.name=mine"),
     )
     assert other["step"]["compute"] == pytest.approx(plan["step"]["compute"] / 2)
     assert other["step"]["communication"] == pytest.approx(2 * plan["step"]["communication"])
     assert other["step"]["update"] == pytest.approx(3.35 * plan["step"]["update"])
-    assert other["memory"]["usable"] == pytest.approx(plan["memory"]["usable"] * 5 / 9)
+    assert other["memory"]["usable"] == pytest.approx(plan["memory"]["usable"] * 5 / 8)
     assert other["gpu"]["name"] == "mine"
 
 
@@ -159,9 +260,9 @@ def test_recomputed_and_doubled_passes_take_time(planned):
     once = planned(*SMALL)["step"]["compute"]
     again = planned(*SMALL, "activation_checkpointing=true")
     assert again["step"]["compute"] == pytest.approx(4 / 3 * once)
-    assert again["share_of_peak"] < 0.35 * 3 / 4
+    assert again["share_of_peak"] < 0.33 * 3 / 4
     twice = planned(*SMALL, "denoiser.self_conditioning=true")
-    passes = twice["step"]["compute"] * 0.35 * 989e12 / (2 * twice["macs"] * 128 / 8)
+    passes = twice["step"]["compute"] * 0.33 * 989e12 / (2 * twice["macs"] * 128 / 8)
     assert passes == pytest.approx(3.5)
 
 
@@ -212,10 +313,10 @@ def test_what_does_not_fit_is_said_with_what_to_write(lab):
         ("micro_batch_size=32", half),  # of 64
         ("activation_checkpointing=true or trainer=fsdp", state / 2),
     ):
-        code, _, err = lab("plan", *run, f"gpu.memory={room / 0.9}")
+        code, _, err = lab("plan", *run, f"gpu.memory={room / 0.8 + CONTEXT}")
         assert code == 1
         assert remedy in err
-    lab.done("plan", *run, f"gpu.memory={half / 0.9}", "micro_batch_size=32")
+    lab.done("plan", *run, f"gpu.memory={half / 0.8 + CONTEXT}", "micro_batch_size=32")
 
 
 @pytest.mark.slow

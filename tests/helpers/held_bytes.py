@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_lab.common.files import write_json
 from diffusion_lab.compute.sharding import local
@@ -40,7 +39,9 @@ class HeldBytes(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.bytes["gradients"] = held(grads)
+        # where DDP's are views, its buckets may hold more
+        whole = {g.untyped_storage()._cdata: g.untyped_storage() for g in map(local, grads)}
+        self.bytes["gradients"] = sum(each.nbytes() for each in whole.values())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         state = [v for each in trainer.optimizers[0].state.values() for v in each.values()]
@@ -51,12 +52,8 @@ class HeldBytes(Callback):
             for average in callback._averages.values()
             for share in average._shares
         ]
-        wrapped, buckets = trainer.strategy.model, ""
-        if isinstance(wrapped, DistributedDataParallel):
-            buckets = wrapped._get_ddp_logging_data()["bucket_sizes"]
         self.bytes |= {
             "parameters": held([*pl_module.parameters(), *pl_module.buffers()]),
-            "buckets": sum(int(size) for size in buckets.split(",") if size.strip()),
             "optimizer": held(value for value in state if isinstance(value, Tensor)),
             "averages": held(averages),
         }

@@ -10,6 +10,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from diffusion_lab.common.images import to_float
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.runs import checkpoints
 from helpers.tiny_data import TinyData, tiny_data
 
 TINY = [
@@ -85,7 +86,7 @@ def rows(folder: Path) -> list[dict]:
 
 def checkpoint_of(folder: Path, name: str = "last") -> dict:
     """A checkpoint of a run: `last` or `previous`."""
-    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+    return checkpoints.read(folder / f"checkpoints/{name}.ckpt")
 
 
 def summary_of(folder: Path) -> dict:

@@ -79,10 +79,13 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "shards"), [("adamw", "false"), ("muon", "false"), ("adamw", "true")]
+)
+def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer, shards):
     common = [*PLAIN, f"optimizer={optimizer}"]
     lab.done("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
+    common.append(f"callbacks.checkpoint.sharded={shards}")
     sharded = [
         "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
         "trainer.devices=2",
@@ -103,6 +106,8 @@ def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimiz
 def test_bf16_and_activation_checkpointing_go_with_several_processes(lab, tmp_path, strategy):
     several = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     options = ["trainer.precision=bf16-mixed", "activation_checkpointing=true"]
+    if strategy == "fsdp":
+        options.append("trainer.strategy.gather_bf16=true")
     lab.done("train", *PLAIN, *several, *options, "run_dir=two")
     lab.done("train", *PLAIN, *EXACT, "run_dir=one")
     expected = curve(tmp_path / "one", "train/loss")

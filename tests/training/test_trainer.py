@@ -9,6 +9,10 @@ from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Timer
 
+from diffusion_lab.compute import launch
+from diffusion_lab.compute.batch import solve_batch
+from diffusion_lab.compute.distributed import PATIENCE_WITH_ONE
+from diffusion_lab.compute.sharding import strategy_options
 from diffusion_lab.training.module import VOTES
 from diffusion_lab.training.trainer import TimeLimit, build_trainer
 
@@ -43,7 +47,56 @@ def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):
     monkeypatch.setattr(torch.distributed, "broadcast", asks)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["trainer.accelerator=cpu", "trainer.max_time=00:00:10:00"])
-    trainer = build_trainer(cfg, SimpleNamespace(accumulate=1), torch.device("cpu"), [])
+    trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
     assert isinstance(trainer, lightning.Trainer)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
     assert [type(each) for each in trainer.callbacks if isinstance(each, Timer)] == [TimeLimit]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        ([], ["DDP", "gradient_as_bucket_view"]),
+        (["trainer.strategy=ddp"], ["DDP", "gradient_as_bucket_view"]),  # of earlier runs
+        (
+            ["trainer=ddp", "trainer.strategy.static_graph=true"],
+            ["DDP", "gradient_as_bucket_view", "static_graph"],
+        ),
+        (
+            ["trainer=fsdp", "trainer.strategy.gather_bf16=true", "trainer.precision=bf16-mixed"],
+            ["FSDP", "gather_bf16"],
+        ),
+    ],
+)
+def test_several_ranks_have_a_strategy_with_the_options_that_are_told(overrides, options):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["trainer.accelerator=cpu", "trainer.devices=2", *overrides])
+    assert strategy_options(cfg.trainer) == options
+    strategy = build_trainer(cfg, solve_batch(4, 2, None), torch.device("cpu"), []).strategy
+    assert type(strategy).__name__ == options[0]
+    if options[0] == "DDP":
+        given = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        assert strategy._ddp_kwargs == given | {"static_graph": "static_graph" in options}
+    else:
+        assert strategy.layers_policy.param_dtype == torch.bfloat16
+        strategy.gather_bf16 = False
+        assert strategy.layers_policy.param_dtype is None
+
+
+def test_ranks_wait_long_for_the_first_step_and_for_what_the_first_computes():
+    dist = torch.distributed
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=launch.PATIENCE_AT_START
+    )
+    try:
+        patient = dist.new_group(timeout=PATIENCE_WITH_ONE)
+
+        def patience(group):
+            return group._get_backend(torch.device("cpu")).options._timeout
+
+        assert patience(dist.group.WORLD) == launch.PATIENCE_AT_START > launch.PATIENCE
+        launch.expect_steps()
+        assert patience(dist.group.WORLD) == launch.PATIENCE
+        assert patience(patient) == PATIENCE_WITH_ONE
+    finally:
+        dist.destroy_process_group()

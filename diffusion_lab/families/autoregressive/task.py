@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import lightning
 import torch
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
-from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
 from diffusion_lab.families.autoregressive.next_code import nats
@@ -58,8 +59,9 @@ class AutoregressiveModule(OneNumberModule):
         """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
+            policy = cast(FSDP, self.trainer.strategy).layers_policy
             for layer in self.model.layers:
-                shard_parameters(layer, mesh)
+                shard_parameters(layer, mesh, policy)
             shard_parameters(self.model, mesh)
 
     def codes(self, moments: Tensor) -> Tensor:

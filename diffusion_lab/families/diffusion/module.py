@@ -20,7 +20,7 @@ noise level).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -32,7 +32,7 @@ from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone.base import ends_of, layers_of, renormalise
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.compute.sharding import shard_parameters
+from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import Batch
 from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -90,8 +90,9 @@ class DiffusionModule(TrainedModule):
         """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
+            policy = cast(FSDP, self.trainer.strategy).layers_policy
             for layer in layers_of(self.denoiser.backbone):
-                shard_parameters(layer, mesh)
+                shard_parameters(layer, mesh, policy)
             shard_parameters(self.denoiser, mesh)
             shard_parameters(self.objective, mesh)
             if self.alignment is not None:

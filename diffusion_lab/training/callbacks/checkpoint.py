@@ -2,15 +2,19 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
 
 from diffusion_lab.common.messages import TrainingStopped, say
-from diffusion_lab.common.ranges import Count, one_of, optional, settings
+from diffusion_lab.common.ranges import Count, Flag, one_of, optional, settings
+from diffusion_lab.compute import shards
 from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.sharding import kept_sharded
 from diffusion_lab.metrics.quantities import BUILT_IN
 from diffusion_lab.metrics.quantity import VALIDATION, higher_is_better
 from diffusion_lab.runs import checkpoints
@@ -31,6 +35,9 @@ class Checkpoint(Periodic):
     The callback runs after all others of its step, so a resumed run has nothing to catch up on. A
     checkpoint that cannot be written is reported and skipped; only the last raises TrainingStopped.
 
+    If `sharded`, each rank writes its share of the tensors to a folder beside the file, and none
+    holds all of them.
+
     Those of every `keep_every_n_steps` steps are kept, and the `top_k` that are best by the metric
     `best` of validation images, whenever it is measured.
     """
@@ -38,6 +45,7 @@ class Checkpoint(Periodic):
     phase = 2  # last, as a resumed run does not repeat its step
     at_end = True
     every_n_steps: Interval = 1000
+    sharded: Flag = False
     keep_every_n_steps: Interval = None
     best: Annotated[str | None, optional(one_of(*RANKING))] = None
     top_k: Count = 1
@@ -114,11 +122,29 @@ class Checkpoint(Periodic):
                 "continues"
             )
 
-    @staticmethod
-    def save(trainer: lightning.Trainer) -> str | None:
+    def save(self, trainer: lightning.Trainer) -> str | None:
         """Writes `last.ckpt`; returns, on the rank that writes, why that failed, or None."""
-        trainer.save_checkpoint(module_of(trainer).context.folder / checkpoints.LAST)
+        run = module_of(trainer).context.folder
+        if self.sharded:
+            return self.save_shards(trainer, run)
+        trainer.save_checkpoint(run / checkpoints.LAST)
         return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
+
+    @staticmethod
+    def save_shards(trainer: lightning.Trainer, run: Path) -> str | None:
+        """Writes `last.ckpt` and the folder of its tensors; returns as `save` does."""
+        with kept_sharded():
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        content, tensors = shards.take_apart(content)
+        folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
+        try:
+            shards.write(folder, tensors)
+            if trainer.is_global_zero:
+                checkpoints.save(checkpoints.shards_of(content, folder), run / checkpoints.LAST)
+                checkpoints.drop_shards(run)
+        except (OSError, CheckpointException) as error:
+            return getattr(error, "strerror", None) or str(error).splitlines()[0]
+        return None
 
     def run(self, trainer: lightning.Trainer) -> None:
         if failure := self.save(trainer):
@@ -148,6 +174,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     failure: str | None = None
+    mesh: DeviceMesh | None = None  # over which a rank reads its rows of tensors in shards
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         self.failure = None
@@ -155,6 +182,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoints.save(checkpoint, Path(path))
         except OSError as error:
             self.failure = error.strerror or str(error)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return checkpoints.read(Path(path), self.mesh)
 
 
 class Resumption(Callback):

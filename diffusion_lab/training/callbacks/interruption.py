@@ -12,7 +12,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.common.messages import say
-from diffusion_lab.compute import slurm
+from diffusion_lab.compute import launch, slurm
 from diffusion_lab.training.callbacks.periodic import stepped, validates
 from diffusion_lab.training.module import VOTES
 
@@ -34,6 +34,7 @@ class Interruption(Callback):
         self.requested = False
         self.requeue = False
         self.began = False  # whether the first step was reached, after a checkpoint was restored
+        self._under_way = False  # whether a step was taken
         self._in_job = False  # whether this is a SLURM job
         self._typed = False  # whether Ctrl-C was pressed
         self._at_once = False
@@ -81,6 +82,9 @@ class Interruption(Callback):
             raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not self._under_way:
+            self._under_way = True
+            launch.expect_steps()
         if stepped(trainer, batch_idx) and self._due(trainer):
             self.requested = self.asked(trainer)
             if self.requested:

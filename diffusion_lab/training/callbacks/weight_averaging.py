@@ -8,12 +8,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffusion_lab.common.formats import amount, joined
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import above, one_of, optional, ranges, settings, whole, whole_list
-from diffusion_lab.compute.sharding import gathered, local, shared_as
-from diffusion_lab.compute.sharding import whole as unsharded
+from diffusion_lab.compute.sharding import gathered, local, shared_as, to_save
 from diffusion_lab.diffusion.power_average import decay, gamma_of
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.checkpoints import AVERAGES, SNAPSHOT, TRAINED
@@ -64,12 +64,14 @@ class WeightAverage:
         self.copy_into_parameters()
         torch._foreach_copy_(self._shares, kept)
 
-    def whole(self) -> dict[str, Tensor]:
-        """An unsharded copy of the average on the CPU, by names of parameters, on every rank."""
+    def to_save(self) -> dict[str, Tensor]:
+        """A copy of the average for a checkpoint, by names of parameters, on every rank."""
         with self.swapped():
             # copied: the parameters themselves are about to change again
             return {
-                name: unsharded(parameter.detach()).to("cpu", copy=True)
+                name: to_save(parameter.detach())
+                if isinstance(parameter, DTensor)
+                else parameter.detach().to("cpu", copy=True)
                 for name, parameter in self._parameters.items()
             }
 
@@ -151,7 +153,7 @@ class EMA(Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         checkpoint[TRAINED] = checkpoint["state_dict"]
-        averages = {name: average.whole() for name, average in self._averages.items()}
+        averages = {name: average.to_save() for name, average in self._averages.items()}
         checkpoint[AVERAGES] = averages
         # the same tensors, which a file holds once
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages.get(self.evaluated, {})
@@ -285,17 +287,17 @@ class PosthocEMA(Callback):
         return int(self.snapshots * pl_module.progress)
 
     def _snapshot(self, pl_module) -> dict[str, Tensor]:
-        """The whole snapshot of this step, on every rank (see runs/snapshots.py)."""
+        """The snapshot of this step, on every rank (see runs/snapshots.py)."""
         averages = {
             f"{length}/{name}": value
             for length, average in self._averages.items()
-            for name, value in average.whole().items()
+            for name, value in average.to_save().items()
         }
         network = pl_module.network
         known = dict(network.named_parameters())
         others = {k: v for k, v in network.state_dict().items() if k not in known}
         return averages | {
-            f"{BUFFERS}/{name}": unsharded(value).detach().cpu().clone()
+            f"{BUFFERS}/{name}": to_save(value).detach().cpu().clone()
             for name, value in others.items()
         }
 

@@ -16,7 +16,7 @@ from diffusion_lab.common.ranges import Range, flag, one_of
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.hub import COPY_FOLDER
 from diffusion_lab.runs import log_names
-from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED
+from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.logger.run_logger import MODES, Row, RunLogger, first_line, why_offline
@@ -142,7 +142,7 @@ def files_to_open(run: Path) -> list[Path]:
     """The files of a run folder that are needed to open it, with the checkpoints that it keeps."""
     needed = (CONFIG, SUMMARY, METRICS, LAST, RANKED, FIRST_STAGE_FILE)
     found = [run / name for name in needed if (run / name).is_file()]
-    kept = sorted((run / FOLDER).glob(FILES))
+    kept = sorted([*(run / FOLDER).glob(FILES), *(run / FOLDER).glob(f"{SHARDS}_*/*")])
     return [*found, *kept, *(path for path in (run / COPY_FOLDER).rglob("*") if path.is_file())]
 
 
