@@ -16,7 +16,7 @@ NAME :=  # a file of conf/study; not that of the environment, which may name the
 JOBS ?= 2
 
 .PHONY: help setup train train-unet train-dit train-latent toy study dashboard dashboard-mlflow test test-slow \
-	test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
+	test-gpu test-simulated-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ## list the commands
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,9 +75,12 @@ test-slow: .venv/mlflow/installed  ## run the other tests: more cases, several p
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-# GPU_TESTS_ON=cpu tries the tests themselves where there is no GPU
-test-gpu: setup  ## run the tests that need a GPU, or two; on other machines they skip
-	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
+test-gpu: setup  ## run the tests that need a GPU, or two; without one: GPU_TESTS_ON=simulated GPUS=2, or cpu
+	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) DIFFUSION_LAB_SIMULATED_GPUS=$(GPUS) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
+
+test-simulated-gpu:  ## run the GPU tests, and each option by itself, on a simulated GPU, and some on two
+	$(MAKE) test-gpu GPU_TESTS_ON=simulated ARGS='-n auto --dist worksteal $(ARGS)'
+	$(MAKE) test-gpu GPU_TESTS_ON=simulated GPUS=2 ARGS='-k two_devices $(ARGS)'
 
 bench-gpu: setup  ## speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
 	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
@@ -89,7 +92,6 @@ test-slurm: setup  ## eleven tests on a SLURM of two nodes on this machine, as r
 
 lint: setup  ## check format, style and types
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
-
 format: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
@@ -104,7 +106,6 @@ pages: .venv/docs
 
 docs: pages  ## build the documentation in docs/site; a broken link is an error
 	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict -f docs/zensical.toml
-
 docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt when a page changes
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
@@ -114,7 +115,6 @@ tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outp
 
 build: setup  ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
-
 clean:       ## remove caches and builds; keeps .venv, data and outputs
 	rm -rf dist docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/tutorial docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
