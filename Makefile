@@ -17,7 +17,8 @@ FIRST ?= outputs/fashion_mnist_kl/first
 NAME :=  # a file of conf/study; not that of the environment, which may name the machine
 JOBS ?= 2
 
-.PHONY: help setup train train-unet train-dit train-latent toy study demo dashboard dashboard-mlflow test test-slow test-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
+.PHONY: help setup train train-unet train-dit train-latent toy study demo dashboard dashboard-mlflow test \
+	test-slow test-gpu test-simulated-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ### list the commands
 	@for marks in '## ' '### '; do \
@@ -80,8 +81,12 @@ test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several 
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
-test-gpu: setup  ### run the tests that need a GPU, or two; elsewhere they skip, or try themselves: GPU_TESTS_ON=cpu
-	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
+test-gpu: setup  ### run the tests that need a GPU, or two; without one: GPU_TESTS_ON=simulated GPUS=2, or cpu
+	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) DIFFUSION_LAB_SIMULATED_GPUS=$(GPUS) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
+
+test-simulated-gpu:  ### run the GPU tests, and each option by itself, on a simulated GPU, and some on two
+	$(MAKE) test-gpu GPU_TESTS_ON=simulated ARGS='-n auto --dist worksteal $(ARGS)'
+	$(MAKE) test-gpu GPU_TESTS_ON=simulated GPUS=2 ARGS='-k two_devices $(ARGS)'
 
 bench-gpu: setup  ### speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
 	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
@@ -113,11 +118,12 @@ docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt w
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
 tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outputs in it
-	rm -rf docs/outputs/tutorial && $(BIN)/python docs/run_tutorial.py
+	rm -rf docs/outputs/tutorial
+	$(BIN)/python docs/run_tutorial.py
 
 build: setup  ### build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
-clean:       ## remove caches and builds; keeps .venv, data and outputs
+clean:       ### remove caches and builds; keeps .venv, data and outputs
 	rm -rf dist docs/.cache docs/site docs/pages/api docs/pages/options docs/pages/tutorial docs/pages/experiments .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ import torch
 from helpers.commands import command_line, prepare_for_commands, run_alone
 from helpers.fake_slurm import FakeSlurm
 from helpers.faults import Killed, at_step, die, no_file_above
-from helpers.gpu import DEVICE
+from helpers.gpu import DEVICE, simulate
 from helpers.processes import SRUN, TORCHRUN
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY
@@ -28,6 +28,7 @@ if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
     from helpers.quick_hydra import compose_quickly
 
     compose_quickly()
+simulate()
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 
 

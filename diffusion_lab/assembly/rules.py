@@ -76,7 +76,9 @@ TABLE: Rules = {
         )
     ),
     "backbone=energy is a derivative of its network, which a compiled one does not have; write "
-    "compile=auto": lambda backbone, compiled: isinstance(backbone, Energy) and compiled is True,
+    "compile=auto": lambda backbone, compiled: (
+        isinstance(backbone, Energy) and compiled not in (False, "auto")
+    ),
     "conditioning=raw_labels is for networks that embed labels themselves, such as "
     "backbone=diffusers_model, and this one does not; write conditioning=class_label": (
         lambda conditioning, backbone: isinstance(conditioning, RawLabels) and not embeds(backbone)

@@ -8,10 +8,16 @@ from pathlib import Path
 import torch
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import AUTO, one_of, optional
+from diffusion_lab.common.ranges import AUTO, Range, one_of, optional
 from diffusion_lab.compute.started import in_launched_process, local_rank
 
-CHOICES = {"compile": AUTO, "channels_last": AUTO}  # the keys of `pays`
+# of torch.compile, besides its default
+MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+COMPILE = Range(
+    f"auto, true, false, {', '.join(MODES[:-1])} or {MODES[-1]}",
+    lambda value: AUTO.allows(value) or value in MODES,
+)
+CHOICES = {"compile": COMPILE, "channels_last": AUTO}  # the keys of `pays`
 PRODUCTS = optional(one_of("highest", "high", "medium"))  # the argument of `float32_products`
 OWN_MEMORY = Path("/proc/self/status")
 
@@ -112,7 +118,12 @@ def pays(choice: bool | str, device: torch.device) -> bool:
     On a GPU a run outlasts the compilation. On a CPU the U-Net works channels last in any case, as
     its norms are written for that layout.
     """
-    return device.type == "cuda" if choice == "auto" else choice is True
+    return device.type == "cuda" if choice == "auto" else choice is not False
+
+
+def mode_of(choice: bool | str) -> str | None:
+    """The mode of torch.compile that a choice names; None for its default."""
+    return choice if isinstance(choice, str) and choice in MODES else None
 
 
 class PeakMemory:

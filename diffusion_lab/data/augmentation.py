@@ -58,7 +58,7 @@ class NonLeaky:
         The generator, if given, must be on the CPU.
         """
         labels = self.draw(len(images), generator)
-        return self.apply(images, labels), labels.to(images.device)
+        return self.apply(images, labels), labels.to(images.device, non_blocking=True)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws the labels of `count` images, (count, 9) float32, 0 where nothing is done.
@@ -97,12 +97,12 @@ class NonLeaky:
     def apply(self, images: Tensor, labels: Tensor) -> Tensor:
         """Transforms images (B, C, H, W) as their labels (B, 9), on the CPU, say."""
         for axis, flipped in ((-1, labels[:, 0]), (-2, labels[:, 1])):
-            flipped = flipped.bool().to(images.device)[:, None, None, None]
+            flipped = flipped.bool()[:, None, None, None].to(images.device, non_blocking=True)
             images = torch.where(flipped, images.flip(axis), images)
         (moved,) = labels[:, 2:].any(1).nonzero(as_tuple=True)
         if len(moved):
-            matrix = self.way_back(labels[moved], *images.shape[2:]).to(images.device)
-            moved = moved.to(images.device)
+            matrix = self.way_back(labels[moved], *images.shape[2:])
+            matrix, moved = (each.to(images.device, non_blocking=True) for each in (matrix, moved))
             images[moved] = resample(images[moved], matrix)
         return images
 

@@ -24,13 +24,15 @@ class OptimalTransport:
     def __call__(self, x0: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
         """The order (B,) int64 of eps (B, ...) that pairs it with x0 (B, ...)."""
         # |x0 - eps|^2 without its squares, which all pairings share; autocast leaves float64 alone
-        cost = -(x0.flatten(1).double() @ eps.flatten(1).double().T).cpu()  # (B, B)
+        cost = -(x0.flatten(1).double() @ eps.flatten(1).double().T)  # (B, B)
         if labels is None or labels.ndim > 1 or not self.per_class:
-            labels = torch.zeros(len(x0))
-        parts = labels.cpu()
+            labels = cost.new_zeros(len(x0))
+        # in one copy, for which the host waits: the assignment is made there
+        cost, parts = torch.cat([cost, labels[:, None]], dim=1).cpu().split([len(x0), 1], dim=1)
+        parts = parts[:, 0]
         order = torch.empty(len(x0), dtype=torch.int64)
         for part in parts.unique():
             (own,) = (parts == part).nonzero(as_tuple=True)
             _, partners = linear_sum_assignment(cost[own][:, own].numpy())
             order[own] = own[torch.from_numpy(partners)]
-        return order.to(x0.device)
+        return order.to(x0.device, non_blocking=True)

@@ -4,6 +4,7 @@ A checkpoint needs to contain nothing else.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -55,6 +56,22 @@ class TargetEmbedding(nn.Module):
         ]
         told = torch.cat([part.expand(count, -1) for part in parts], 1)
         return self.last(nn.functional.silu(self.first(told)))
+
+
+def in_few_graphs(network: nn.Module, x: Tensor, noise: Tensor, condition: Any) -> Tensor:
+    """The answer of a network, for which torch.compile makes one graph a gradient and one without.
+
+    A graph is for tensors of one kind, of inference mode or not, and for batches of one size or of
+    any: validation, samples and their last batches would have a graph each.
+    """
+    if torch.is_grad_enabled() or network._compiled_call_impl is None:
+        return network(x, noise, condition)
+    with torch.inference_mode(False), torch.no_grad():
+        tensors = {key: value for key, value in vars(condition).items() if value is not None}
+        x, noise, *parts = (each.clone() for each in (x, noise, *tensors.values()))
+        for each in (x, noise, *parts):
+            torch._dynamo.maybe_mark_dynamic(each, 0)
+        return network(x, noise, replace(condition, **dict(zip(tensors, parts, strict=True))))
 
 
 class Denoiser(nn.Module):
@@ -148,9 +165,11 @@ class Denoiser(nn.Module):
             condition = condition.joined(self.augmentation(values.to(weight)))
         if self.target is not None:
             condition = condition.joined(self.target(level, given.scale, len(x)))
-        output = self.backbone(x, noise, condition)
+        output = in_few_graphs(self.backbone, x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
-        return output.to(torch.promote_types(x.dtype, torch.float32))
+        # a copy: the next call of a compiled network may write to the memory of its answers
+        compiled = self.backbone._compiled_call_impl is not None
+        return output.to(torch.promote_types(x.dtype, torch.float32), copy=compiled)
 
     def score(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Tensor:
         """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.

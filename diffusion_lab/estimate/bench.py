@@ -16,7 +16,7 @@ from diffusion_lab.assembly.parameter_groups import build_optimizer, for_trainin
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.common.ranges import whole
-from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, pays
+from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, mode_of, pays
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 
@@ -71,7 +71,7 @@ class Bench:
         backbone, objective = self.model.denoiser.backbone, self.model.objective
         derived = objective.loss.forward_mode or isinstance(backbone, Energy)
         if pays(choice, self.device) and not derived:
-            backbone.compile()
+            backbone.compile(mode=mode_of(choice))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, (), of images (b, C, H, W) uint8 with labels (b,)."""

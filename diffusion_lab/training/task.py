@@ -67,8 +67,11 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def compile(self) -> None:
-        """Compiles the costly modules in place, so that checkpoints keep their keys."""
+    def compile(self, mode: str | None) -> None:
+        """Compiles the costly modules in place, so that checkpoints keep their keys.
+
+        `mode` is that of torch.compile, None for its default.
+        """
 
     def check_validation(self, cfg: DictConfig) -> None:
         """Raises UserError if the run selects by validation images, and none are used or kept."""

@@ -24,7 +24,14 @@ from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.common.ranges import PATH, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
-from diffusion_lab.compute.device import CHOICES, PRODUCTS, PeakMemory, float32_products, pays
+from diffusion_lab.compute.device import (
+    CHOICES,
+    PRODUCTS,
+    PeakMemory,
+    float32_products,
+    mode_of,
+    pays,
+)
 from diffusion_lab.compute.distributed import (
     SECONDS_TO_BE_ENDED_IN,
     another_ended,
@@ -316,7 +323,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
     if pays(cfg.channels_last, device):
         task.module.to(memory_format=torch.channels_last)
     if pays(cfg.compile, device):
-        task.compile()
+        task.compile(mode_of(cfg.compile))
     steps = checkpoints.step_in(checkpoint) if checkpoint else 0
     loggers, summary = build_loggers(cfg, folder, clock, steps), None
     try:

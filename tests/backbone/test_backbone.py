@@ -9,6 +9,7 @@ from helpers.compositions import composed
 from helpers.refusals import refused
 from hydra.utils import instantiate
 from torch import nn
+from torch._dynamo.utils import counters
 
 from diffusion_lab.backbone.attention import attend
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
@@ -266,6 +267,26 @@ def test_a_compiled_network_computes_the_same_with_weights_of_the_same_names(nam
     model.backbone.compile(fullgraph=True)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(x, level, Given(labels)).output, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dit_adaln_zero", "unet_patch"])
+def test_a_compiled_network_has_a_graph_with_gradients_and_one_without(name):
+    model = opened(name).eval()
+    x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+    plain = model(x, level, Given(labels)).output
+    torch.compiler.reset()
+    counters.clear()
+    model.backbone.compile(backend="eager")
+    answer = model(x, level, Given(labels)).output
+    answer.sum().backward()
+    torch.testing.assert_close(answer, plain)
+    for count in (4, 3, 2):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                few = model(x[:count].clone(), level[:count], Given(labels[:count])).output
+            torch.testing.assert_close(few, plain[:count])
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize("size", [28, 32])

@@ -11,6 +11,7 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.runs import checkpoints
+from helpers.gpu import SIMULATED
 from helpers.tiny_data import TinyData, tiny_data
 
 TINY = [
@@ -21,7 +22,7 @@ TINY = [
     "backbone.heads=2",
     "backbone.depth=1",
     "backbone.patch=4",
-    "trainer.accelerator=cpu",
+    f"trainer.accelerator={'gpu' if SIMULATED else 'cpu'}",
     "+debug=fast",
 ]
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]

@@ -239,7 +239,7 @@ class SecondMoment(TimeSampler):
 
     def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         share = self.probabilities()
-        u = u.to(share.device)
+        u = u.to(share.device, non_blocking=True)
         index = torch.searchsorted(share.cumsum(0), u).clamp(max=len(share) - 1)
         inside = (u - (share.cumsum(0) - share)[index]) / share[index]
         return (index + inside.clamp(0, 1)) / len(share)

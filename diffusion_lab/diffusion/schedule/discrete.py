@@ -26,7 +26,7 @@ class Table(NoiseSchedule):
         self.log_alpha2 = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self.log_alpha2.to(t.device)
+        table = self.log_alpha2.to(t.device, non_blocking=True)
         position = t * self.discrete_steps
         index = position.long().clamp(0, self.discrete_steps - 1)
         log_alpha2 = torch.lerp(table[index], table[index + 1], position - index)
@@ -34,7 +34,7 @@ class Table(NoiseSchedule):
         return (log_alpha2 / 2).exp(), (-torch.expm1(log_alpha2)).sqrt()
 
     def at_logsnr(self, logsnr: Tensor) -> NoiseLevel:
-        rising = -self.log_alpha2.to(logsnr.device)
+        rising = -self.log_alpha2.to(logsnr.device, non_blocking=True)
         # alpha^2 = sigmoid(logsnr); the default threshold of 20 would drop e^-20
         wanted = softplus(-logsnr.double(), threshold=700)
         index = torch.searchsorted(rising, wanted).clamp(1, self.discrete_steps) - 1

@@ -164,9 +164,10 @@ class AutoencoderTask(Task):
                 "batch_size, or autoencoder=fsq"
             )
 
-    def compile(self) -> None:
+    def compile(self, mode: str | None) -> None:
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):
-            part.compile(dynamic=False)  # Inductor fails on channels last with dynamic sizes
+            # Inductor fails on channels last with dynamic sizes
+            part.compile(dynamic=False, mode=mode)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         if self.metrics is not None and self.metrics.reference == "validation":

@@ -88,9 +88,9 @@ class AutoregressiveTask(Task):
     module: AutoregressiveModule
     pipeline: Generator
 
-    def compile(self) -> None:
+    def compile(self, mode: str | None) -> None:
         for block in self.module.model.layers:
-            block.compile()
+            block.compile(mode=mode)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         self.module.model.conditioning.labels.learn(self.datamodule.train_labels())

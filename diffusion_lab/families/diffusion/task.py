@@ -47,11 +47,11 @@ class DiffusionTask(Task):
     initial: InitialWeights | None = None
     teacher: Teacher | None = None
 
-    def compile(self) -> None:
+    def compile(self, mode: str | None) -> None:
         # compile=auto on a GPU: compiled networks have no derivatives but a single gradient
         backbone = self.module.denoiser.backbone
         if not (self.module.objective.loss.forward_mode or isinstance(backbone, Energy)):
-            backbone.compile()
+            backbone.compile(mode=mode)
 
     def advice(self) -> list[str]:
         denoiser, objective = self.module.denoiser, self.module.objective

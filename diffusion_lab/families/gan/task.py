@@ -98,10 +98,10 @@ class GANTask(Task):
     module: GANModule
     pipeline: Generator
 
-    def compile(self) -> None:
+    def compile(self, mode: str | None) -> None:
         # the discriminator's gradients have gradients of their own, which compiled code has not;
         # Inductor fails on channels last with dynamic sizes
-        self.module.model.compile(dynamic=False)
+        self.module.model.compile(dynamic=False, mode=mode)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         for network in (self.module.model, self.module.objective.discriminator):

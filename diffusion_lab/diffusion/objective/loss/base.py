@@ -110,7 +110,9 @@ class Loss(ABC):
             lambda loss, schedule: loss.few_steps and schedule.discrete_steps is not None
         ),
         "takes a forward-mode derivative of the network, which a compiled one does not have; write "
-        "compile=auto": lambda loss, compiled: loss.forward_mode and compiled is True,
+        "compile=auto": (
+            lambda loss, compiled: loss.forward_mode and compiled not in (False, "auto")
+        ),
         "takes a forward-mode derivative of the network, which layers that run again do not have; "
         "write activation_checkpointing=false": (
             lambda loss, recomputed: loss.forward_mode and recomputed

@@ -36,7 +36,8 @@ class Jumps(Loss):
         other = parts.time_sampler(len(level), parts.schedule, generator)[0].to(level.t.device)
         device = generator.device if generator else "cpu"
         stays = torch.rand(len(level), generator=generator, device=device) < self.instant
-        first, second = level.t, torch.where(stays.to(level.t.device), level.t, other.t)
+        stays = stays.to(level.t.device, non_blocking=True)
+        first, second = level.t, torch.where(stays, level.t, other.t)
         return parts.schedule(first.maximum(second)), parts.schedule(first.minimum(second))
 
 

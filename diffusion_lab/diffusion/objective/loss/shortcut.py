@@ -75,7 +75,7 @@ class Shortcut(Loss):
         pieces = 2.0 ** (draw[0] * finest).floor()  # 1, 2, 4, ..., finest / 2
         start = ((draw[1] * pieces).floor() + 1) / pieces
         times = (start, start - 0.5 / pieces, start - 1 / pieces)
-        here, middle, there = (parts.schedule(t.to(level.t.device)) for t in times)
+        here, middle, there = (parts.schedule(t).to(level.t.device) for t in times)
         return here, middle, there
 
     def trained_for(self, start: Tensor, end: Tensor) -> Tensor:
