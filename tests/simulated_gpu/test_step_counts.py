@@ -54,11 +54,9 @@ RECIPES = {
 }
 ON_TWO = {
     "dit-ddp": [*TINY, "trainer=ddp"],
-    "dit-ddp-two-micro-batches": [*TINY, "trainer=ddp", "micro_batch_size=4"],
+    "dit-ddp-two-micro-batches": [*TINY, "trainer=ddp", "micro_batch_size=2"],
     "dit-ddp-time-limit": [*TINY, "trainer=ddp", "trainer.max_time=00:01:00:00"],
-    "dit-ddp-muon": [*TINY, "trainer=ddp", "optimizer=muon"],
     "dit-fsdp": [*TINY, "trainer=fsdp"],
-    "unet-ddp": [*UNET, "trainer=ddp"],
     "second-moment-ddp": [*RECIPES["second-moment"], "trainer=ddp"],
 }
 

@@ -10,6 +10,7 @@ from helpers.paths import ROOT
 PROGRAM, TESTS = f"{ROOT}/diffusion_lab/", f"{ROOT}/tests/"
 LIGHTNING = "/lightning/"
 HERE = str(Path(__file__).parent)
+NOWHERE = "elsewhere"
 COLLECTIVES = ("c10d::", "_c10d_functional::")
 operations: Counter[str] = Counter()  # by name; those that launch a kernel, about
 waits: Counter[str] = Counter()  # of the host for the GPU, by operation and place in the code
@@ -50,19 +51,20 @@ def wait(operation: str) -> None:
     elif debug_mode in ("error", 2):
         raise RuntimeError(f"called a synchronizing CUDA operation: {operation}")
     file, function = place()
-    waits[f"{operation} in {function}, {file}"] += 1
+    if file != NOWHERE:  # DDP's own threads copy sums of gradients, which gloo has on the CPU
+        waits[f"{operation} in {function}, {file}"] += 1
 
 
 def place() -> tuple[str, str]:
     """The file and the function of the program, or else of Lightning or a test, that runs now."""
-    frame, other = sys._getframe(1), ("elsewhere", "code")
+    frame, other = sys._getframe(1), (NOWHERE, "")
     while frame:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
         if file.startswith(PROGRAM):
             return str(Path(file).relative_to(ROOT)), function
-        if other[0] == "elsewhere" and LIGHTNING in file:
+        if other[0] == NOWHERE and LIGHTNING in file:
             other = (f"lightning/{file.rpartition(LIGHTNING)[2]}", function)
-        if other[0] == "elsewhere" and file.startswith(TESTS) and not file.startswith(HERE):
+        if other[0] == NOWHERE and file.startswith(TESTS) and not file.startswith(HERE):
             other = (str(Path(file).relative_to(ROOT)), function)
         frame = frame.f_back
     return other
