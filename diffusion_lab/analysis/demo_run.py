@@ -116,9 +116,9 @@ class ShownRun:
         images in a row, above the estimates. May raise UserError.
         """
         overrides = self.overrides(asked)
-        cfg = inherited(
-            compose("sample", overrides), self.opened.saved, ("sampler", "guidance"), overrides
-        )
+        with self.turn:  # Hydra has one state for all threads
+            cfg = compose("sample", overrides)
+        cfg = inherited(cfg, self.opened.saved, ("sampler", "guidance"), overrides)
         check_keys(cfg, {"seed": whole(0)})
         pipeline = self.opened.pipeline(cfg)
         labels = wanted_labels(cfg, pipeline, self.opened.datamodule.labels)

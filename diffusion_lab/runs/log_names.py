@@ -19,7 +19,7 @@ ON_DASHBOARDS = {  # beginnings of names in records -> the same on dashboards; t
     r"train_(weight_norm|grad_norm|update_norm|activation_max)/": r"modules/\1/",
     r"r((?:fid|kid)\w*/.+/)": r"reconstructions/\1",
     r"(\w+)_real(/.+/)": r"real/\1\2",
-    r"(\w+/.+/)": r"samples/\1",  # of metrics, with their protocol
+    r"((?!train/|val/|test/)\w+/.+/)": r"samples/\1",  # of metrics, with their protocol
 }
 
 

@@ -190,6 +190,22 @@ def test_choices_are_those_that_runs_differ_in():
     assert log_names.grouped(choices | noise) == {"backbone": "dit", "objective_prediction": "v"}
 
 
+def test_names_on_dashboards_begin_with_what_is_looked_at():
+    for name, shown in {
+        "fid/efficientnet_lite0-96/train64-16": "samples/fid/efficientnet_lite0-96/train64-16",
+        "fid_std_real/inception/train-50k": "real/fid_std/inception/train-50k",
+        "real_or_drawn/network/8": "samples/real_or_drawn/network/8",
+        "rfid/efficientnet_lite0-96/test-5k": "reconstructions/fid/efficientnet_lite0-96/test-5k",
+        "seams/4px/8": "samples/seams/4px/8",
+        "test_by_level/t0.05": "levels/test/t0.05",
+        "train_grad_norm/blocks/0": "modules/grad_norm/blocks/0",
+        "val_latent/mean0": "latents/val/mean0",
+    }.items():
+        assert log_names.on_dashboards(name) == shown
+    for name in ("train/loss", "val/own/part", "images", "recall_real", "my_callback/seconds"):
+        assert log_names.on_dashboards(name) == name
+
+
 def test_the_page_lists_the_naming_scheme():
     table = PAGE[PAGE.index("| name | what it is |") :].split("\n\n")[0]
     rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
