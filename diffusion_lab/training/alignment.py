@@ -146,7 +146,6 @@ class Alignment(LayerLoss):
                 "alignment=efficientnet_lite0 or dinov2"
             )
         channels = self._tried(denoiser, schedule)
-        self.projector = nn.Sequential(nn.Conv2d(channels, extractor.map_channels, 3, padding=1))
         if projector == "mlp":
             self.projector = nn.Sequential(
                 nn.Linear(channels, width),
@@ -155,6 +154,9 @@ class Alignment(LayerLoss):
                 nn.SiLU(),
                 nn.Linear(width, extractor.map_channels),
             )
+        else:
+            kernel = nn.Conv2d(channels, extractor.map_channels, 3, padding=1)
+            self.projector = nn.Sequential(kernel)
 
     @torch.enable_grad()
     def _tried(self, denoiser: Denoiser, schedule: NoiseSchedule) -> int:
