@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
 from diffusion_lab.assembly.costs import (
@@ -285,6 +285,8 @@ def options(cfg: DictConfig, device: torch.device, layout: BatchLayout) -> str:
     on += ["activation_checkpointing"] if cfg.activation_checkpointing else []
     if layout.world > 1:
         on += strategy_options(cfg.trainer)
+    if OmegaConf.select(cfg, "callbacks.checkpoint.sharded"):
+        on.append("callbacks.checkpoint.sharded")
     return ", ".join(on) or "none"
 
 

@@ -136,6 +136,15 @@ def examine(tmp_path, monkeypatch):
     return run
 
 
+def test_options_of_speed_and_memory_that_are_on_are_named(examine):
+    _, facts = examine(*QUICK, "activation_checkpointing=true")
+    assert facts["options"] == "activation_checkpointing"
+    shards = "callbacks.checkpoint.sharded=true"
+    _, facts = examine(*QUICK, "trainer.devices=2", "trainer.strategy=ddp", "compile=true", shards)
+    said = facts["options"].split(", ")
+    assert said == ["compile", "DDP", "gradient_as_bucket_view", "callbacks.checkpoint.sharded"]
+
+
 def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
     code, out, err = lab("doctor", *SOUND, "json=true")
     assert code == 0, err
