@@ -17,7 +17,7 @@ FIRST ?= outputs/fashion_mnist_kl/first
 NAME :=  # a file of conf/study; not that of the environment, which may name the machine
 JOBS ?= 2
 
-.PHONY: help setup train train-unet train-dit train-latent toy study demo dashboard dashboard-mlflow test \
+.PHONY: help setup train train-unet train-dit train-latent sample toy study demo dashboard dashboard-mlflow test \
 	test-slow test-gpu test-simulated-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ### list the commands
@@ -49,7 +49,10 @@ train-latent: setup  ### train a KL autoencoder of FashionMNIST, then a DiT in i
 		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
 	$(TRAIN) experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
 
-toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' paths
+sample: setup  ## draw clothes with a U-Net that ships with the package, without any training
+	$(LAB) sample run=pretrained:fashion_mnist_unet $(ARGS)
+
+toy: setup  ### diffusion in the plane: train on two moons, draw the samplers' paths
 	run=outputs/two_moons/$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(LAB) train experiment=toy/two_moons run_dir=$$run $(ARGS) && \
 	$(BIN)/python experiments/theory/figures.py $$run
@@ -57,8 +60,8 @@ toy: setup  ## diffusion in the plane: train on two moons, draw the samplers' pa
 study: setup  ## run a study to its page, or list the studies: NAME=unet_vs_dit JOBS=2 ARGS="seeds=0,1"; LAUNCHER=slurm
 	$(LAB) study $(if $(NAME),$(NAME) $(or $(ELSEWHERE),jobs=$(JOBS))) $(ARGS)
 
-demo: setup  ## the newest run of `make train` draws step by step, on a page: RUN="outputs/NAME/TIMESTAMP ..."
-	$(LAB) demo $(or $(RUN),$$(ls -dt outputs/quickstart/*/ | head -1)) $(ARGS)
+demo: setup  ## watch two models draw step by step, on a page: the shipped one and the newest of `make train`, or RUN="... ..."
+	$(LAB) demo $(or $(RUN),pretrained:fashion_mnist_unet $$(ls -dt outputs/quickstart/*/ 2>/dev/null | head -1)) $(ARGS)
 
 dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs $(ARGS)

@@ -19,7 +19,7 @@ from diffusion_lab.runs.summary import load_summary
 # The values to set instead of choosing an option: a resumed run keeps its own options.
 INSTEAD_OF_OPTIONS = {
     "trainer=cpu": "trainer.accelerator=cpu",
-    "trainer=ddp": "trainer.strategy=ddp",
+    "trainer=ddp": "trainer.strategy={_target_:diffusion_lab.compute.sharding.DDP}",
     "trainer=fsdp": "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
 }
 # Files whose checksums are in the names of metrics, so that their paths do not matter.

@@ -112,7 +112,7 @@ def test_other_networks_behind_a_run_are_named(tmp_path):
     fake_group(tmp_path, "latent", FIDS, config=stage, summary={"first_stage_seconds": 600.0})
     begun = UNET | {"init_from": "x"}
     fake_group(tmp_path, "begun", FIDS, config=begun, summary={"began_from_images": 94_400})
-    aligned = {"backbone": {"width": 5}, "alignment": {"weight": 0.5}}
+    aligned = {"backbone": {"width": 5}, "alignment": {"extractor": {}}}
     fake_group(tmp_path, "aligned", FIDS, config=aligned)
     facts = facts_on(tmp_path)
     assert [each["seconds"] for each in facts["first_stage"]] == [600.0]

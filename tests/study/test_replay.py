@@ -116,6 +116,8 @@ def test_a_study_plans_its_published_runs(folder):
     study, *stages = PUBLISHED[folder]
     runs = sorted((ROOT / "experiments" / folder / "runs").rglob("config.yaml"))
     saved = [migrate.config(OmegaConf.load(run)) for run in runs]
+    for each in saved:
+        migrate.rename_classes(each)
     records = [OmegaConf.to_container(each, resolve=False) for each in saved]
     jobs = [job for stage in stages for job in jobs_of(study).of(stage)]
     if "fine_tuning" in folder:
