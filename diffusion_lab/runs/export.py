@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.common.files import replacing_folder, write_atomically
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, optional
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.first_stage.autoencoder import saving
@@ -68,6 +68,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             write_atomically(folder / CARD, card)
     else:
         write(output, tensors, facts, fields["first_stage"], partial(shutil.copy, run / CONFIG))
+    say(f"Exported {len(tensors)} tensors of step {facts['step']} to {output}")
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 

@@ -6,12 +6,11 @@ samples and measurements of it have a place.
 
 from pathlib import Path
 
-import diffusion_lab
 from diffusion_lab.common.files import OUTPUTS, write_atomically
 from diffusion_lab.common.messages import UserError
 
 PREFIX = "pretrained:"
-MODELS = Path(diffusion_lab.__file__).parent / "pretrained"
+MODELS = Path(__file__).parent / "models"
 
 
 def names() -> list[str]:
