@@ -5,7 +5,7 @@ BIN := .venv/bin
 # huge pages for large temporaries: a tenth of the training time on a CPU
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # waiting threads give way, as the program itself lets them: tests run beside one another
-export GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT ?= 20000
 # commands and tests start many processes, which need not compile the same modules again
 unexport PYTHONDONTWRITEBYTECODE
 LAB := $(BIN)/diffusion-lab

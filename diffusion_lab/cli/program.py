@@ -23,7 +23,7 @@ from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
 
 # Threads of a parallel loop that have ended wait for the others by spinning, GNU's by default for
 # milliseconds: on a machine that others use, they take the processor from what they wait for.
-SPINS = "1000"
+SPINS = "20000"
 STUDY_HELP = "run a study, from its question to its page"
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
 
