@@ -68,7 +68,7 @@ def export(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
             write_atomically(folder / CARD, card)
     else:
         write(output, tensors, facts, fields["first_stage"], partial(shutil.copy, run / CONFIG))
-    say(f"Exported {len(tensors)} tensors of step {facts['step']} to {output}")
+    say(f"Exported {len(tensors)} tensors to {output}")
     return {"output": str(output), "tensors": len(tensors)} | facts
 
 

@@ -401,7 +401,8 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     ]
     others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
     assert study.overrides_to_resume(tmp_path, [*others, *places]) == places
-    assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == ["trainer.strategy=ddp"]
+    strategy = "trainer.strategy={_target_:diffusion_lab.compute.sharding.DDP}"
+    assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == [strategy]
 
 
 @pytest.mark.slow
