@@ -126,12 +126,15 @@ def report(sweep: Path, command: list[str]) -> None:
 def say_best(outcomes: Sequence[dict]) -> None:
     """Prints the runs of a study with the lowest FID, and how to compare all of its runs."""
     given = (each.partition("run_dir=")[2] for o in outcomes for each in o["overrides"])
-    folders = [Path(place) for place in given if place and load_summary(place).finished]
-    found = []
-    for folder in folders:
-        values = load_summary(folder).metrics
-        found += [(value, folder) for name, value in values.items() if name.startswith("fid/")][:1]
+    known = {Path(place): load_summary(place) for place in given if place}
+    finished = {folder: summary.metrics for folder, summary in known.items() if summary.finished}
+    found = [
+        (value, folder)
+        for folder, values in finished.items()
+        for name, value in values.items()
+        if name.startswith("fid/")
+    ]
     for value, folder in sorted(found)[:SHOWN]:
         say(f"  FID {value:.4g}  {folder}")
-    if len(folders) > 1:
-        say(f"Next: diffusion-lab compare {folders[0].parent}")
+    if len(finished) > 1:
+        say(f"Next: diffusion-lab compare {next(iter(finished)).parent}")

@@ -22,10 +22,12 @@ from omegaconf import OmegaConf
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli.sweep_plan import first_job, jobs_of, sweep_overrides
+from diffusion_lab.cli.sweeps import say_best
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.runs.folder import save_config
+from diffusion_lab.runs.folder import save_config, write_summary
 from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.resuming import differences
+from diffusion_lab.runs.summary import Summary
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.interruption import Interruption
 
@@ -432,3 +434,17 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished
     assert finished_runs() == 1
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
     assert not (tmp_path / "outputs/mine/.abandoned").exists()
+
+
+def test_a_sweep_ends_with_its_best_runs_and_how_to_compare_them(tmp_path, capsys):
+    for name, fid, finished in (("a", 30.0, True), ("b", 20.0, True), ("c", 10.0, False)):
+        summary = Summary(finished=finished, metrics={"fid/x/train1k-1k": fid, "kid/x/1k": 0.1})
+        (tmp_path / name).mkdir()
+        write_summary(tmp_path / name, summary)
+    say_best([{"overrides": ["seed=0", f"run_dir={tmp_path / name}"]} for name in "abc"])
+    *best, following = capsys.readouterr().err.splitlines()
+    assert [line.split()[1:] for line in best] == [
+        ["20", str(tmp_path / "b")],
+        ["30", str(tmp_path / "a")],
+    ]
+    assert following.endswith(f"diffusion-lab compare {tmp_path}")
