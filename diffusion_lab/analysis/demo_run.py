@@ -24,7 +24,7 @@ from diffusion_lab.analysis.sample_sweep import ROWS, SWEEPS
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.objects import read_data
-from diffusion_lab.assembly.sentences import conf_dir
+from diffusion_lab.assembly.sentences import conf_dir, text_of
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.images import as_pil, to_float
@@ -73,7 +73,7 @@ class ShownRun:
         """Opens the run in a folder; raises UserError for one that draws no images."""
         given = {key: cfg[key] for key in OPENING if cfg[key] not in (None, "auto")}
         given = {"run": path, **given, "num_samples": cfg.num_samples}
-        command = [f"{key}={quoted(str(value))}" for key, value in given.items()]
+        command = [f"{key}={text_of(str(value))}" for key, value in given.items()]
         opened = open_diffusion_run(compose("sample", command))
         if max(opened.datamodule.native_shape[1:]) == 1:
             raise UserError(f"{path} draws points in the plane; give a run that draws images")
@@ -202,13 +202,6 @@ class ShownRun:
             "words": f"training image {first:,} of {len(training):,}, at {share:.0%} of the "
             f"distance of the second nearest; a copy has less than {RELATIVE:.0%}",
         }
-
-
-def quoted(value: str) -> str:
-    """A value as Hydra reads it, in quotes if it has characters with a meaning there."""
-    if re.fullmatch(r"[\w./+-]+", value):
-        return value
-    return "'" + value.replace("'", "\\'") + "'"
 
 
 def named(row: Mapping[str, Any]) -> dict[str, float]:

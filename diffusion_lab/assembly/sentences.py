@@ -22,6 +22,8 @@ from diffusion_lab.common.messages import UserError
 
 # arguments of compositions: Hydra 1.3 needs one that 1.4 deprecates
 HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
+PLAIN = re.compile(r"[\w./@%+-]+|\$\{[^'\"]*\}")  # text that Hydra reads without quotes
+WORDS = ("null", "true", "false", "nan", "inf")  # without quotes they are no text
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
 MOVED = {  # keys of earlier versions, and what took their place
     "objective.weighting": "objective.loss.weighting",
@@ -169,6 +171,21 @@ class Combination:
 def parse(overrides: Iterable[str]) -> list[Override]:
     """Parses overrides as Hydra does; raises its OverrideParseException for an invalid one."""
     return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def text_of(value: object, several: bool = False) -> str:
+    """A value in Hydra's syntax; a list is one of `several` values, or a value itself."""
+    if isinstance(value, list):
+        listed = ",".join(map(text_of, value))
+        return listed if several else f"[{listed}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{text_of(each)}" for key, each in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = str(value)
+    if not isinstance(value, str) or (PLAIN.fullmatch(text) and text.lower() not in WORDS):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def values_of(overrides: Iterable[str]) -> dict[str, object]:

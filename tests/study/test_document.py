@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
+from diffusion_lab.assembly.sentences import text_of
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.command import check, read
-from diffusion_lab.cli.study.jobs import Jobs, text_of
+from diffusion_lab.cli.study.jobs import Jobs
 from diffusion_lab.common.messages import UserError
 
 PLAIN = {

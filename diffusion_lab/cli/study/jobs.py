@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.assembly.sentences import text_of
 from diffusion_lab.cli.study.document import (
     ARMS,
     LENGTHS,
@@ -35,8 +36,6 @@ TAKES = {  # the parts of given settings for commands other than train, which ta
     **dict.fromkeys(ON_RUNS, ("metrics",)),
 }
 CHOOSE = "choose"  # the command of a job that tunes: it runs trials, and writes what is best
-PLAIN = re.compile(r"[\w./@%+-]+|\$\{[^'\"]*\}")  # text that Hydra reads without quotes
-WORDS = ("null", "true", "false", "nan", "inf")  # without quotes they are no text
 BETWEEN = " \N{MIDDLE DOT} "  # separates the values of axes in a label
 Point = dict[str, str]  # the name of a value on each axis
 
@@ -91,21 +90,6 @@ def label_of(point: Mapping[str, str]) -> str:
         if axis != SEEDS
     ]
     return BETWEEN.join(words)
-
-
-def text_of(value: object, several: bool = False) -> str:
-    """A value in Hydra's syntax; a list is one of `several` values, or a value itself."""
-    if isinstance(value, list):
-        listed = ",".join(map(text_of, value))
-        return listed if several else f"[{listed}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{text_of(each)}" for key, each in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    text = str(value)
-    if not isinstance(value, str) or (PLAIN.fullmatch(text) and text.lower() not in WORDS):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def present(command: str, arguments: Sequence[str]) -> list[str]:
