@@ -143,6 +143,12 @@ def test_the_core_names_no_keys_of_the_configuration():
                         assert not key.search(part.value), f"{path}: {part.value}"
 
 
+def test_nothing_needs_modules_that_windows_lacks():
+    absent = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
+    for path in PACKAGE.rglob("*.py"):
+        assert not absent & {name.split(".")[0] for name in imports(path)}, path
+
+
 def test_no_import_is_hidden_from_the_running_program():
     for path in PACKAGE.rglob("*.py"):
         assert "TYPE_CHECKING" not in path.read_text(), path

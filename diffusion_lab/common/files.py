@@ -1,7 +1,6 @@
 """Writes files atomically, and reads rows whose last one may be cut off."""
 
 import errno
-import fcntl
 import json
 import os
 import tempfile
@@ -9,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -84,6 +83,24 @@ def add_to_json(path: Path, entries: dict[str, Any]) -> None:
         write_json(path, read_json(path) | entries)
 
 
+def lock(file: IO, *, shared: bool = False, wait: bool = False) -> None:
+    """Locks an open file until it is closed or its process ends, on Linux, macOS and Windows.
+
+    Raises BlockingIOError if another process holds it and this one does not `wait`, and another
+    OSError if the system refuses, one of `WITHOUT_LOCKS` where it has no locks.
+    """
+    import portalocker  # late: most commands that read a run lock nothing
+
+    kind = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+    try:
+        portalocker.lock(file, kind if wait else kind | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked as error:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+    except portalocker.LockException as error:
+        cause = error.args[0]
+        raise cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error)) from error
+
+
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[bool]:
     """Waits until no other process is in a block with this lock file, if the system has locks.
@@ -91,9 +108,9 @@ def one_at_a_time(path: Path) -> Iterator[bool]:
     Yields whether it has: if not, other processes may be in such a block.
     """
     locked = True
-    with path.open("ab") as lock:
+    with path.open("ab") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock(file, wait=True)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise

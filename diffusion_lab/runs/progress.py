@@ -1,6 +1,5 @@
 """The state of a run as its folder shows it, the reason why it failed, and how far it has come."""
 
-import fcntl
 import math
 import os
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.assembly.sentences import MISTAKES, sentence
-from diffusion_lab.common.files import WITHOUT_LOCKS, last_rows, write_atomically
+from diffusion_lab.common.files import WITHOUT_LOCKS, last_rows, lock, write_atomically
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, read_config
 from diffusion_lab.runs.summary import load_summary
@@ -34,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             # unbuffered: closing a buffered file would repeat a write that failed
             file = stack.enter_context((folder / FILE).open("ab+", buffering=0))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except BlockingIOError as error:
@@ -65,7 +64,9 @@ def _on_rank_zero() -> bool:
 
 
 def _held(folder: Path) -> UserError:
-    holder = (folder / FILE).read_text().strip() or "another process"
+    holder = "another process"
+    with suppress(OSError):  # Windows lets nobody else read a locked file
+        holder = (folder / FILE).read_text().strip() or holder
     return UserError(f"{folder} is being trained by {holder}; wait until it ends, or stop it")
 
 
@@ -84,7 +85,7 @@ def _refused(folder: Path) -> OSError | None:
     """The error of asking for a lock on the run (held, no lock file, no locks); None if granted."""
     try:
         with (folder / FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(file, shared=True)
     except OSError as error:
         return error
     return None

@@ -84,7 +84,10 @@ def put(folder: Path, gz: bool = False) -> Path:
 
 
 def everything_under(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    found = (
+        path for path in root.rglob("*") if path.is_file() and path.name != verified_files.LOCK
+    )
+    return {str(path.relative_to(root)) for path in found}
 
 
 def is_one_sentence(error: BaseException) -> bool:

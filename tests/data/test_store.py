@@ -115,7 +115,7 @@ class TestStored:
             raise OSError(errno.ENOSYS, "Function not implemented")
 
         if not locks:
-            monkeypatch.setattr("fcntl.flock", no_locks)
+            monkeypatch.setattr("portalocker.portalocker.LOCKER", no_locks)
         stored(tmp_path, "values", KEY, computed)
         path = only(tmp_path)
         other = path.with_name(f".{path.name}.other{UNFINISHED}")

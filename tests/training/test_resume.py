@@ -1,7 +1,6 @@
 """A resumed run has the rows and images of an unbroken one, one W&B run and one process."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -313,7 +312,7 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capfd):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", flock)
     with locked(tmp_path):
         pass
     assert_names(capfd.readouterr().err, tmp_path)

@@ -1,7 +1,6 @@
 """Each run of a sweep has a folder; finished runs are skipped, unfinished ones resume."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shlex
@@ -416,7 +415,7 @@ def test_a_folder_that_may_be_trained_where_there_are_no_locks_stays(lab, finish
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("portalocker.portalocker.LOCKER", flock)
     err = lab.done(*WHOLE, code=1)
     assert_names(err, folder)
     assert folder.is_dir()

@@ -1,7 +1,6 @@
 """Files that are complete and correct or absent: checksums, atomic installation, clear errors."""
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import os
@@ -13,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from diffusion_lab.common.files import one_at_a_time
+
+LOCK = ".lock"  # in the folder of a data set
 CHUNK, LARGEST = 2**20, 2**28  # bytes: read at once, and of a file of these data sets at most
 
 
@@ -36,19 +38,18 @@ def workspace(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder in `folder`, to one process at a time; removes empty folders."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        folder.mkdir(parents=True, exist_ok=True)  # the last holder of the lock may have removed it
-        for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
-            shutil.rmtree(leftover)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-            yield Path(scratch)
+        with one_at_a_time(folder / LOCK):
+            for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+                yield Path(scratch)
     finally:
+        if created and os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
         for path in created:
             with contextlib.suppress(OSError):  # the folder is not empty
                 path.rmdir()
-        os.close(handle)
 
 
 def missing(folder: Path, files: Mapping[str, str]) -> list[str]:

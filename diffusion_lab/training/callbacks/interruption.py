@@ -17,7 +17,9 @@ from diffusion_lab.training.callbacks.periodic import stepped, validates
 from diffusion_lab.training.module import VOTES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # sbatch: USR1, submitit: USR2
+JOB_SIGNALS = tuple(  # sbatch sends USR1, submitit USR2; Windows has neither
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 SECONDS_BETWEEN_VOTES = 10.0  # if so many steps take longer, the ranks vote after each
 
 
