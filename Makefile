@@ -29,9 +29,11 @@ setup: .venv/installed  ### make .venv with everything the commands and the test
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; write make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
 	@# of 17,000 modules, those that are used are compiled when they are first imported
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --clear --seed --python $(PYTHON) .venv && uv sync --quiet --frozen --inexact --extra dev; \
+	else $(PYTHON) -m venv .venv && \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'; fi
 	@touch $@
 
 train: setup  ## train a small model on FashionMNIST to a picture and a FID, in minutes on a CPU

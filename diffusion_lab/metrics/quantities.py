@@ -41,18 +41,18 @@ BUILT_IN: tuple[type[Metric], ...] = (
 def report(
     values: dict[str, float], class_names: Sequence[str] = (), extra: Sequence[Quantity] = ()
 ) -> list[str]:
-    """Returns a line for each metric: its value, the value of real images, and its full name.
+    """Returns the lines of a table: metrics, their values, those of real images, and full names.
 
-    `extra` holds quantities of metrics from outside the package.
+    `extra` holds quantities of metrics from outside the package. Without metrics there is no line.
     """
-    real, lines = real_values(values), []
+    real, rows = real_values(values), [("metric", "value", "real images", "name")]
     for name in measured_of_samples(values):
         metric, _, protocol = name.partition("/")
-        line = f"{title_of(metric, class_names, extra)} {with_spread(values, name)}"
-        if metric in real:
-            line += f" (real images {real_beside(real[metric], protocol)})"
-        lines.append(f"{line} [{name}]")
-    return lines
+        beside = real_beside(real[metric], protocol) if metric in real else ""
+        rows.append((title_of(metric, class_names, extra), with_spread(values, name), beside, name))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return lines if len(lines) > 1 else []
 
 
 def title_of(name: str, class_names: Sequence[str], extra: Sequence[Quantity]) -> str:

@@ -118,7 +118,7 @@ def say_result(task: Task) -> None:
         for line in report(results, task.datamodule.class_names, measured.extra_quantities):
             say(line)
     for steps, metrics in context.at_other_steps.items():
-        say(f"In {steps} steps: {report(metrics)[0]}")
+        say(f"In {steps} steps: {report(metrics)[1]}")
     if context.latest_grid:
         say(f"Samples: {context.latest_grid}")
     say(f"Summary: {context.folder / SUMMARY}")

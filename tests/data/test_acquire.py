@@ -84,10 +84,8 @@ def put(folder: Path, gz: bool = False) -> Path:
 
 
 def everything_under(root: Path) -> set[str]:
-    found = (
-        path for path in root.rglob("*") if path.is_file() and path.name != verified_files.LOCK
-    )
-    return {str(path.relative_to(root)) for path in found}
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)) for path in files if path.name != verified_files.LOCK}
 
 
 def is_one_sentence(error: BaseException) -> bool:

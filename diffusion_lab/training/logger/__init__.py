@@ -12,4 +12,5 @@ from diffusion_lab.training.logger.run_logger import (
     check_loggers,
 )
 from diffusion_lab.training.logger.tensorboard_logger import TensorBoard
+from diffusion_lab.training.logger.trackio_logger import Trackio
 from diffusion_lab.training.logger.wandb_logger import WandB, chosen
