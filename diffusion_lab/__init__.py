@@ -25,7 +25,7 @@ HOMES = {  # public name -> its module
     "Given": "diffusion_lab.diffusion.estimate",
     "Guidance": "diffusion_lab.diffusion.guidance",
     "Heun": "diffusion_lab.diffusion.sampler",
-    "ImageDataModule": "diffusion_lab.data",
+    "ImageDataModule": "diffusion_lab.data.datamodule",
     "Mamba": "diffusion_lab.backbone",
     "Metric": "diffusion_lab.metrics",
     "MLP": "diffusion_lab.backbone",

@@ -7,7 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffusion_lab"
 PAGES = ROOT / "docs/pages/api"
-ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+FIRST = ("diffusion", "backbone", "pipeline", "data", "metrics", "first_stage")  # on the index
+ROOMS = sorted(
+    (path.parent.name for path in PACKAGE.glob("*/__init__.py")),
+    key=lambda room: (FIRST.index(room) if room in FIRST else len(FIRST), room),
+)
 
 
 def docstring_of(path: Path) -> str:
@@ -52,17 +56,37 @@ def defining(module: str, name: str) -> str:
     return module
 
 
+def documented(module: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    """The public classes and functions of a module that have a docstring."""
+    path = ROOT / module.replace(".", "/")
+    package = path / "__init__.py"
+    file = package if package.exists() else path.with_suffix(".py")
+    return {
+        node.name: node
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node)
+    }
+
+
+def rows(names: dict[str, str]) -> list[str]:
+    """A table of names by the modules that define them: what each is, by its docstring."""
+    lines = ["| name | what it is |", "| --- | --- |"]
+    for name, home in names.items():
+        said = (ast.get_docstring(documented(home)[name]) or "").partition("\n")[0]
+        lines.append(f"| [`{name}`][{home}.{name}] | {said.replace('|', '&#124;')} |")
+    return [*lines, ""]
+
+
 def classes_of(room: str) -> dict[str, str]:
-    """The public classes of a room by their full names, with the first line of their docstring."""
-    found = {}
-    for module in modules_of(room):
-        path = ROOT / module.replace(".", "/")
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        for node in ast.parse(file.read_text()).body:
-            public = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-            if public and (docstring := ast.get_docstring(node)):
-                found[f"{module}.{node.name}"] = docstring.partition("\n")[0]
-    return found
+    """The public classes of a room, and the modules that define them."""
+    return {
+        name: module
+        for module in modules_of(room)
+        for name, node in documented(module).items()
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 def page_of(room: str) -> str:
@@ -78,26 +102,17 @@ def page_of(room: str) -> str:
 
 def index_page() -> str:
     """The page of the names that `diffusion_lab` itself offers, and of the classes of each room."""
-    lines = [
-        "# Python API",
-        "",
-        "These names are what people extend or call, as in `from diffusion_lab import Sampler`:",
-        "",
-        "| name | where it is defined |",
-        "| --- | --- |",
-    ]
-    lines += [f"| [`{name}`][{home}.{name}] | `{home}` |" for name, home in public_names().items()]
-    lines += [""]
+    guide = (PAGES.parent / "python.md").read_text()
+    example = guide[guide.index("```python") : guide.index("\n```\n") + 4]
+    lines = ["# Python API", "", "[In a script of your own](../python.md):", "", example, ""]
+    lines += ["These names are what people extend or call, from `diffusion_lab` itself.", ""]
+    by_room = sorted(public_names().items(), key=lambda item: ROOMS.index(item[1].split(".")[1]))
+    lines += rows(dict(by_room))
     for room in ROOMS:
         lines += [f"## {room}", "", docstring_of(PACKAGE / room / "__init__.py"), ""]
         lines += [f"All modules and functions: [diffusion_lab.{room}]({room}.md)", ""]
         if classes := classes_of(room):
-            lines += ["| class | what it is |", "| --- | --- |"]
-            lines += [
-                f"| [`{name.rpartition('.')[2]}`][{name}] | {line.replace('|', '&#124;')} |"
-                for name, line in classes.items()
-            ]
-            lines.append("")
+            lines += rows(classes)
     return "\n".join(lines)
 
 

@@ -193,7 +193,7 @@ def test_a_logger_that_fails_is_left_alone(lab, tmp_path, monkeypatch):
     assert err.count("no space left") == 1
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "trackio"])
 def test_a_package_that_is_missing_is_named_before_anything_is_written(
     refusal, tmp_path, monkeypatch, name
 ):

@@ -59,7 +59,9 @@ class Trackio(RunLogger):
             self.run = trackio.init(
                 **self.facts, config=flat(self.config), resume="allow", embed=False
             )
-        return f"Trackio: TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {self.name}"
+        return (
+            f"Trackio: TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {self.name}"
+        )
 
     def write(self, row: Row, step: int) -> None:
         if step > self._last:
