@@ -44,6 +44,7 @@ MEANT = {  # words for keys that have longer names here
     "lr": "optimizer.lr",
     "max_steps": "trainer.max_steps",
     "max_time": "trainer.max_time",
+    "num_images": "num_samples",
     "precision": "trainer.precision",
     "scale": "guidance.scale",
     "steps": "sampler.steps, or trainer.max_steps of a training",

@@ -314,9 +314,9 @@ class TestFolderRefusals:
     def test_what_is_not_there_or_is_a_file(self, tmp_path):
         with refused(tmp_path / "nowhere", "set path", by=DataError):
             data_of(ImageFolder, str(tmp_path / "nowhere")).prepare_data()
-        with refused("a.zip", "ImageZip", by=DataError):
+        with refused("a.zip", "image_zip", by=DataError):
             data_of(ImageFolder, archive(tmp_path / "a.zip", TWO)).prepare_data()
-        with refused(tmp_path / "x", "ImageFolder", by=DataError):
+        with refused(tmp_path / "x", "image_folder", by=DataError):
             data_of(ImageZip, folder(tmp_path / "x", TWO)).prepare_data()
 
     @pytest.mark.parametrize(

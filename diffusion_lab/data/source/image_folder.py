@@ -98,7 +98,7 @@ class ImageFolder(FilesAtPaths):
     """
 
     def files_at(self, path: str, where: str) -> Place:
-        return in_folder(listing.existing(path, where, "folder", "ImageZip"), where)
+        return in_folder(listing.existing(path, where, "folder", "zip with data=image_zip"), where)
 
 
 def in_folder(root: Path, where: str) -> Place:
@@ -180,7 +180,7 @@ class ImageZip(FilesAtPaths):
     """
 
     def files_at(self, path: str, where: str) -> Place:
-        return in_zip(listing.existing(path, where, "file", "ImageFolder"), path, where)
+        return in_zip(listing.existing(path, where, "file", "folder with data=image_folder"), path, where)
 
 
 def in_zip(file: Path, path: str, where: str) -> Place:

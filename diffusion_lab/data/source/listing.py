@@ -81,7 +81,7 @@ def existing(path: str, where: str, what: str, instead: str) -> Path:
         )
     # a pipe or a device is neither; to read it may never end
     if not (found.is_dir() if what == "folder" else found.is_file()):
-        raise DataError(f"{where} is not a {what}; use {instead} for it")
+        raise DataError(f"{where} is not a {what}; give one, or a {instead}")
     return found
 
 
