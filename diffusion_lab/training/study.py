@@ -109,7 +109,9 @@ LONGEST = 128  # bytes of a run's name, W&B's limit
 def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
     """The folder of this run of a study, `job` being Hydra's; None for a run of no study.
 
-    It is named by the keys that the command line sets, to one value or to several.
+    It is named by the keys that the command line sets to several values, and by those set to one
+    that another command of the study may set to another. Metrics are the same in all of a study,
+    and an experiment need not be named beside a backbone; names had both before, and are found.
     """
     if not cfg.study_name:
         return None
@@ -117,9 +119,17 @@ def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
         return Path(cfg.run_dir)
     parsed = parse(job.overrides.task)
     values = {key_of(override): override.get_value_element_as_str() for override in parsed}
-    named = varied(job) | {key for key in values if Means.NAMED in means(key)}
+    several = varied(job)
+    named = several | {key for key in values if Means.NAMED in means(key)}
     chosen = {key: value for key, value in values.items() if key in named}
-    return OUTPUTS / cfg.study_name / name_of(chosen) if chosen else None
+    if not chosen:
+        return None
+    folder = OUTPUTS / cfg.study_name
+    same = {key for key in chosen if key.split(".")[0] == "metrics"}
+    same |= {"experiment"} if "backbone" in chosen else set()
+    short = {key: value for key, value in chosen.items() if key in several or key not in same}
+    whole = folder / name_of(chosen)
+    return whole if whole.exists() or not short else folder / name_of(short)
 
 
 def varied(job: HydraConf) -> set[str]:

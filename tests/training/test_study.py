@@ -92,6 +92,18 @@ def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
     )
 
 
+def test_a_run_that_was_named_by_all_its_keys_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = ["study_name=x", "backbone=dit", "experiment=quickstart", "seed=0"]
+    short, whole = (
+        "outputs/x/backbone-dit_seed-0",
+        "outputs/x/backbone-dit_experiment-quickstart_seed-0",
+    )
+    assert place(*keys) == short
+    Path(whole).mkdir(parents=True)
+    assert place(*keys) == whole
+
+
 def place(*overrides, swept=()):
     """The folder of a run with these overrides, of which a sweep varies `swept`."""
     GlobalHydra.instance().clear()
@@ -119,6 +131,13 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
         "outputs/x/augmentation-null_trainer.x-1"
     )
+    same = ["metrics.num_samples=250", "experiment=quickstart"]
+    assert place("study_name=x", *same, "backbone=dit", swept=["seed=0"]) == one
+    assert (
+        place("study_name=x", *same, swept=["seed=0"]) == "outputs/x/experiment-quickstart_seed-0"
+    )
+    several = place("study_name=x", "seed=0", swept=["metrics.num_samples=250"])
+    assert several == "outputs/x/metrics.num_samples-250_seed-0"
     paths = ["data=image_folder", "data.source.path=photos"]
     assert place("study_name=x", *paths) == "outputs/x/data-image_folder_data.source.path-photos"
     assert place("study_name=x", "compile=false", "data.source.root=elsewhere") is None
