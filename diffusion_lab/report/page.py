@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -54,6 +55,9 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     require_own(folder, is_ours)
     found = collect(paths)
     report = Report(found)
+    compared = {str(run.folder) for arm in found.arms for run in arm.runs}
+    if others := sorted(set(runs_in(folder)) - compared):
+        say(f"{folder} compared other runs, such as {others[0]}; output=... keeps both")
     write(folder, report)
     left_out = [str(fact) for fact in found.left_out]
     for sentence in (*left_out, report.answer):
@@ -67,6 +71,12 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         "compositions": {arm.name: [str(run.folder) for run in arm.runs] for arm in found.arms},
         "left_out": left_out,
     }
+
+
+def runs_in(folder: Path) -> list[str]:
+    """The run folders of the comparison that a folder holds; none if it holds none."""
+    path = folder / "runs.csv"
+    return [] if not path.exists() else pd.read_csv(path, usecols=["folder"]).folder.tolist()
 
 
 def write(folder: Path, report: Report) -> None:

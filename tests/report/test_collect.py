@@ -281,6 +281,13 @@ class TestRefusals:
         with refused(tmp_path / "file"):
             compare([str(runs)], str(tmp_path / "file"))
 
+    def test_a_comparison_of_other_runs_is_not_replaced_in_silence(self, runs, tmp_path, capsys):
+        first, other = str(fake_run(runs / "a", 1.0)), str(fake_run(runs / "b", 2.0, seed=1))
+        output = str(tmp_path / "comparison")
+        for paths, said in (([first], False), ([first, other], False), ([other], True)):
+            compare(paths, output)
+            assert ("output=..." in capsys.readouterr().err) == said
+
     def test_a_comparison_is_written_anew_without_plots_of_the_last(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0])
         others = fake_group(runs, "unet", [90.0, 95.0], config=UNET)

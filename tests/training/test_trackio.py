@@ -19,7 +19,8 @@ def test_a_trackio_run_continues_when_it_is_resumed_and_has_its_pictures(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read once a process
     pytest.importorskip("trackio")
     project = f"test-{os.getpid()}"
-    killed_at_step(6, *COMMAND, "logger=trackio", f"logger.trackio.project={project}")
+    own = [f"logger.trackio.project={project}", "logger.trackio.tags=[first,cpu]"]
+    killed_at_step(6, *COMMAND, "logger=trackio", *own)
     lab.done("train", "resume=outputs/net/run", "trainer.max_steps=10")
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -41,6 +42,6 @@ def test_a_trackio_run_continues_when_it_is_resumed_and_has_its_pictures(
     assert steps.keys() >= expected.keys()
     assert steps[10]["summary/parameters"] == summary_of(folder)["parameters"]
     config = SQLiteStorage.get_run_config(project, name)
-    assert config["backbone.width"] == 32
+    assert (config["backbone.width"], config["tags"]) == (32, "first, cpu")
     assert {step for step, row in steps.items() if "grids/samples" in row} == {2, 4, 6, 8, 10}
     assert "step 4" in steps[4]["grids/samples"]["caption"]

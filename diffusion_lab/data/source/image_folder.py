@@ -180,7 +180,9 @@ class ImageZip(FilesAtPaths):
     """
 
     def files_at(self, path: str, where: str) -> Place:
-        return in_zip(listing.existing(path, where, "file", "folder with data=image_folder"), path, where)
+        return in_zip(
+            listing.existing(path, where, "file", "folder with data=image_folder"), path, where
+        )
 
 
 def in_zip(file: Path, path: str, where: str) -> Place:

@@ -30,11 +30,15 @@ class Trackio(RunLogger):
         resumed_from: int,
         run_id: str,
         project: str = "diffusion-lab",
+        name: str | None = None,
         group: str | None = None,
+        tags: list[str] | None = None,
     ):
         super().__init__(run_dir, clock, config, resumed_from)
         # the name is all by which Trackio finds a run again
-        self.facts: Row = {"project": project, "name": f"{self.label()}-{run_id}", "group": group}
+        own = f"{name or self.label()}-{run_id}"
+        self.facts: Row = {"project": project, "name": own, "group": group}
+        self.settings = flat(config) | {"tags": ", ".join(tags or [])}
 
     @classmethod
     def require(cls) -> None:
@@ -56,9 +60,7 @@ class Trackio(RunLogger):
         last = SQLiteStorage.get_max_step_for_run(self.name, self.version)
         self._last = -1 if last is None else last
         with redirect_stdout(StringIO()):  # it says what the line below says
-            self.run = trackio.init(
-                **self.facts, config=flat(self.config), resume="allow", embed=False
-            )
+            self.run = trackio.init(**self.facts, config=self.settings, resume="allow", embed=False)
         return (
             f"Trackio: TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show --project {self.name}"
         )
