@@ -16,6 +16,8 @@ from PIL import Image
 
 from diffusion_lab import runs
 from diffusion_lab.runs import log_names
+from diffusion_lab.training.clock import Clock
+from diffusion_lab.training.logger import WandB
 from diffusion_lab.training.logger.wandb_logger import COLUMNS, MOST_ROWS, chosen
 
 PAGE = (ROOT / "docs/pages/wandb.md").read_text()
@@ -153,6 +155,12 @@ def test_checkpoints_become_an_artifact_that_opens_as_a_run(lab, tmp_path):
 
 def test_a_run_has_no_artifact_of_checkpoints_unless_it_is_asked_for(finished_run):
     assert not [name for name in record_of(finished_run).artifacts if "checkpoints" in name]
+
+
+def test_what_a_run_prints_is_logged_if_it_is_asked_for(tmp_path):
+    for asked, console in ((False, "off"), (True, "wrap")):
+        logger = WandB(tmp_path, Clock(8), {"name": "x"}, 0, run_id="a", console=asked)
+        assert logger.facts["settings"].console == console
 
 
 def test_the_name_is_that_of_the_run_and_its_folder(finished_run):

@@ -35,11 +35,16 @@ SETTINGS = wandb.Settings(
 class WandB(RunLogger, WandbLogger):
     """W&B, offline without a key or a network.
 
-    With `checkpoints`, a finished run is uploaded as an artifact that opens as a run folder.
+    With `checkpoints`, a finished run is uploaded as an artifact that opens as a run folder; with
+    `console`, the lines that the run prints are logged, too.
     """
 
     title = "W&B"
-    allowed: ClassVar[dict[str, Range]] = {"mode": one_of(*MODES), "checkpoints": flag()}
+    allowed: ClassVar[dict[str, Range]] = {
+        "mode": one_of(*MODES),
+        "checkpoints": flag(),
+        "console": flag(),
+    }
 
     def __init__(
         self,
@@ -54,6 +59,7 @@ class WandB(RunLogger, WandbLogger):
         tags: list[str] | None = None,
         mode: str = "auto",
         checkpoints: bool = False,
+        console: bool = False,
     ):
         RunLogger.__init__(self, run_dir, clock, config, resumed_from)
         self.checkpoints = checkpoints
@@ -62,6 +68,9 @@ class WandB(RunLogger, WandbLogger):
         WandbLogger.__init__(self, save_dir=str(run_dir), project=project, name=name, id=run_id)
         self.facts: Row = {"project": project, "name": name, "id": run_id, "resume": "allow"}
         self.facts |= {"group": group, "tags": tags, "config": config}
+        self.facts["settings"] = SETTINGS.model_copy(
+            update={"console": "wrap" if console else "off"}
+        )
 
     def open(self) -> str:
         run, reason = opened(why_offline(self.mode), self.run_dir, **self.facts)
@@ -117,7 +126,8 @@ class WandB(RunLogger, WandbLogger):
 
 def opened(reason: str | None, folder: Path, **facts: Any) -> tuple[wandb.Run, str | None]:
     """Opens a W&B run, offline if there is a reason or the server refuses; returns both."""
-    facts |= {"dir": str(folder.resolve()), "settings": SETTINGS}  # W&B's process may be elsewhere
+    # W&B's process may be elsewhere
+    facts = {"dir": str(folder.resolve()), "settings": SETTINGS} | facts
     try:
         if os.environ.get("WANDB_MODE") == "disabled":
             return wandb.init(mode="disabled", **facts), reason
