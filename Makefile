@@ -114,7 +114,8 @@ format: setup  ### format the code
 # pages that are made: of options from conf/, of the API from docstrings, of the notebook, experiments/
 pages: .venv/docs
 	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py && $(BIN)/python docs/tutorial.py
-	rm -rf docs/pages/experiments && cp -r experiments docs/pages/
+	rm -rf docs/pages/experiments docs/pages/diffusion_lab && cp -r experiments docs/pages/
+	mkdir -p docs/pages/diffusion_lab/runs && cp -r diffusion_lab/runs/models docs/pages/diffusion_lab/runs/
 
 docs: pages  ### build the documentation in docs/site; a broken link is an error
 	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict -f docs/zensical.toml

@@ -16,6 +16,7 @@ SITE = {
     r"\.\./\.\./conf/(\w+)\)": r"options/\1.md)",
     r"\.\./\.\./diffusion_lab\)": "api/index.md)",
     r"\.\./\.\./diffusion_lab/(\w+)\)": r"api/\1.md)",
+    r"\.\./\.\./diffusion_lab/runs/": "diffusion_lab/runs/",
     r"\.\./tutorial\.ipynb\)": "tutorial/tutorial.md)",
 }
 NESTED = re.compile(r"\]\(\.\./\.\./conf/(\w+)/([\w/]+)\)")  # a group inside of a group

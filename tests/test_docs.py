@@ -116,6 +116,10 @@ def test_links_of_pages_lead_somewhere_on_github_too():
         ),
         ("../../conf/profile.yaml", "options/commands.md"),
         ("../../diffusion_lab/backbone", "api/backbone.md"),
+        (
+            "../../diffusion_lab/runs/models/unet/README.md",
+            "diffusion_lab/runs/models/unet/README.md",
+        ),
         ("../tutorial.ipynb", "tutorial/tutorial.md"),
         ("../../experiments/latent/README.md#protocol", "experiments/latent/README.md#protocol"),
         ("training.md", "training.md"),
