@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.objects import facts_of_data, read_data
 from diffusion_lab.assembly.sentences import own_places
+from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.common.ranges import PATH, optional, whole
 from diffusion_lab.compute import launch
@@ -51,7 +52,7 @@ from diffusion_lab.runs.folder import (
     unfinished,
     write_summary,
 )
-from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of
+from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of, seconds_in
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
@@ -289,13 +290,16 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
 
 
 def network_and_length(prepared: Prepared) -> str:
-    """How many parameters are trained, where, in which precision, and for how long."""
+    """What is trained, of how many parameters, where, in which precision, and for how long."""
     trainer, limit = prepared.trainer, prepared.cfg.trainer.max_time
-    count = sum(parameter.numel() for parameter in prepared.task.module.network.parameters())
+    network = prepared.task.module.network
+    count = sum(parameter.numel() for parameter in network.parameters())
     endless = not 0 < trainer.max_steps < 10**9  # a time ends the run
     ends = [] if endless else [f"{trainer.max_steps:,} steps"]
-    ends += [f"{limit} (days, hours, minutes, seconds)"] if limit else []
-    return f"{count:,} parameters on {prepared.device} in {trainer.precision}; {' or '.join(ends)}"
+    ends += [f"{duration(seconds_in(limit))} of training"] if limit else []
+    name = type(getattr(network, "backbone", network)).__name__
+    place = f"on {prepared.device} in {trainer.precision}"
+    return f"{name} of {count:,} parameters {place}; at most {' or '.join(ends)}"
 
 
 def open_folder(cfg: DictConfig, task: Task, folder: Path) -> Path | None:

@@ -126,8 +126,8 @@ class WandB(RunLogger, WandbLogger):
 
 def opened(reason: str | None, folder: Path, **facts: Any) -> tuple[wandb.Run, str | None]:
     """Opens a W&B run, offline if there is a reason or the server refuses; returns both."""
-    # W&B's process may be elsewhere
-    facts = {"dir": str(folder.resolve()), "settings": SETTINGS} | facts
+    facts.setdefault("settings", SETTINGS)
+    facts["dir"] = str(folder.resolve())  # W&B's process may be elsewhere
     try:
         if os.environ.get("WANDB_MODE") == "disabled":
             return wandb.init(mode="disabled", **facts), reason
