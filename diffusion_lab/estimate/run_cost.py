@@ -33,12 +33,13 @@ def memory_of(
     sharded = sharded and world > 1
     module, shared = task.module, world if sharded else 1
     gradients = shares(module.trained_parameters(), shared)
-    stage = module.first_stage
+    stage, groups = module.first_stage, module.optimizer().param_groups
     return Memory(
         parameters=shares(module.parameters(), shared) + shares(module.buffers(), 1),
         gradients=gradients,
         optimizer=optimizer_bytes(module, shared),
-        temporary=gradients if unfused(module) else 0,
+        # without fusing, a step makes a root of a moment for all parameters at once
+        temporary=gradients if any(group.get("fused") is False for group in groups) else 0,
         averages=averages_bytes(task, shared),
         gathered=gathered_bytes(module) if sharded else 0,
         first_stage=shares(stage.network.parameters(), 1) if isinstance(stage, Latents) else 0,
@@ -70,11 +71,6 @@ def optimizer_bytes(module: TrainedModule, world: int) -> int:
     """The bytes of an optimiser's state after a step on "meta"."""
     state = [value for each in stepped(module)[0].state.values() for value in each.values()]
     return shares((value for value in state if isinstance(value, Tensor)), world)
-
-
-def unfused(module: TrainedModule) -> bool:
-    """Whether the optimiser's step makes a root of a moment for all parameters at once."""
-    return any(group.get("fused") is False for group in module.optimizer().param_groups)
 
 
 def update_operations(module: TrainedModule) -> int:
