@@ -80,8 +80,8 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
     earlier = [
         job.slurm
         for study in {folder.parent for folder in folders}
-        for record in sweep_record.of_study(study)
-        for job in record.jobs
+        for sweep in sweep_record.of_study(study)
+        for job in sweep
         if job.slurm and job.folder in folders
     ]
     known = slurm.queue(earlier)
