@@ -102,21 +102,13 @@ def key_of(override: str) -> str:
     return parsed.key_or_group.replace("/", ".")
 
 
-def sets_backbone(override: str) -> bool:
-    """Whether an override chooses the backbone, or sets one of its keys."""
-    return key_of(override).split(".")[0] == "backbone"
-
-
 def is_run(reference: str) -> bool:
     """Whether a reference is the path of a run."""
     return Path(reference, CONFIG).is_file() or ("/" in reference and "=" not in reference)
 
 
 def with_costs_of(cfg: DictConfig, run: str, overrides: list[str]) -> DictConfig:
-    """A copy with all settings of a run that cost something, but its backbone and `overrides`.
-
-    Says which. Raises UserError if there is no such run.
-    """
+    """A copy with all settings of a run that cost something, but its backbone and `overrides`."""
     shared = ("data", *(group for group in groups(Means.COST) if group != "backbone"))
     cfg = inherited(cfg, load_diffusion_config(run), shared, overrides)
     given = {key_of(override) for override in overrides}
@@ -128,10 +120,9 @@ def with_costs_of(cfg: DictConfig, run: str, overrides: list[str]) -> DictConfig
 
 
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of `cfg.reference`: a run folder, overrides, or an option of backbone.
+    """`cfg` with the backbone, and all else, of its reference: a run, overrides, or an option.
 
-    It is `cfg` with another backbone, and with whatever else its overrides set. Raises ValueError,
-    which begins with `reference`, if it cannot be composed.
+    Raises ValueError, which begins with `reference`, if it cannot be composed.
     """
     text = str(cfg.reference)
     if is_run(text):
@@ -143,8 +134,8 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
                 f"same images; write {override} outside of reference=..."
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
-    own = [each for each in chosen if sets_backbone(each)]
-    others = [each for each in overrides if not sets_backbone(each)]
+    own = [each for each in chosen if key_of(each).startswith("backbone")]
+    others = [each for each in overrides if not key_of(each).startswith("backbone")]
     try:
         reference = compose("match", overrides=[*others, *chosen])
         if "backbone" not in map(key_of, chosen):

@@ -34,13 +34,7 @@ from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
 from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.gpu import CONTEXT, GPU, PLAIN, UTILISATION
-from diffusion_lab.estimate.run_cost import (
-    disk_of,
-    duration_of,
-    features_bytes,
-    memory_of,
-    update_operations,
-)
+from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of, stepped
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.training.callbacks import Evaluation
@@ -57,10 +51,6 @@ PLANNED = ALLOWED | {
     "reserve": inside(0, 1),
 }
 A_NODE = 8  # devices of a node, where nothing else is said
-UNCOUNTED = {  # second networks that every step asks, and what to plan with instead
-    "objective/teacher=model": "objective=ect",
-    "alignment": "alignment=none",
-}
 BACKWARD = 2 / 3  # of the time of both passes
 GUESSES = ("mfu", "launch", "link_share", "reserve")
 LOOP = 1.5e-3  # seconds of a step in Lightning's loop and ours, on one core of a server
@@ -159,15 +149,16 @@ class RunPlan:
     def refuse_second_networks(self) -> None:
         """Raises UserError for a network that steps ask beside the one that is trained."""
         module = self.task.module
-        teacher = module.objective.teacher
-        aligned = module.alignment is not None and module.alignment.extractor is not None
-        asked = teacher is not None and teacher.asked, aligned
-        for second, (key, instead) in zip(asked, UNCOUNTED.items(), strict=True):
-            if second:
-                raise UserError(
-                    f"{key} is a second network that every step asks, which plan does not count; "
-                    f"plan the run with {instead}"
-                )
+        if module.objective.teacher is not None and module.objective.teacher.asked:
+            second = "objective/teacher=model", "objective=ect"
+        elif module.alignment is not None and module.alignment.extractor is not None:
+            second = "alignment", "alignment=none"
+        else:
+            return
+        raise UserError(
+            f"{second[0]} is a second network that every step asks, which plan does not count; "
+            f"plan the run with {second[1]}"
+        )
 
     def stored_bytes(self) -> int | None:
         """The bytes of all training images as they are kept; None if their number is not known.
@@ -241,8 +232,7 @@ class RunPlan:
     @property
     def operations(self) -> int:
         """The operations of a step, without compilation, which makes one of many."""
-        passes = self.batch.accumulate * self.activations.both
-        return passes + update_operations(self.task.module)
+        return self.batch.accumulate * self.activations.both + stepped(self.task.module)[1]
 
     @property
     def shown(self) -> float:
