@@ -62,10 +62,7 @@ class CopySpaces:
         return {name: own for name, (own,) in views.items()}
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
-        """The views (n, D) of images, uint8 (n, C, H, W), in each space, unchanged ones first.
-
-        Their features are cached under the name `stored_as`, if it is given.
-        """
+        """The views (n, D) of images, uint8 (n, C, H, W), by space; cached as `stored_as`."""
         sides = [images, images.flip(-1)] if self.mirrored else [images]
         return {
             self.metrics.extractor.name: [self.features(side, stored_as) for side in sides],
@@ -133,10 +130,7 @@ class ControlRun:
     def counted(
         self, cfg: DictConfig, spaces: CopySpaces, drawn: Views, test: Views
     ) -> dict[str, object]:
-        """Draws the control's samples, and counts copies by them, see `against_control`.
-
-        `drawn` and `test` are the views of the run's samples and of the test images.
-        """
+        """Counts copies by the control, beside the views of our samples and of test images."""
         told = "Drawing the control's samples"
         samples = self.opened.draw_all(self.pipeline, cfg, description=told)
         found = {}
@@ -263,10 +257,7 @@ def denoised(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Noises the training images `chosen` (n,) to a level, and lets the run denoise them.
-
-    Returns uint8 (n, C, H, W) of native size; see `Pipeline.renew`.
-    """
+    """Lets the run denoise the noised training images `chosen` (n,); uint8 (n, C, H, W), native."""
     data, seed = opened.datamodule, mix_seed(seed, POSITIVE)
     images, labels = data.padded(data.train_images()[chosen]), data.train_labels()[chosen]
     batches = track(own_batches(len(chosen), batch_size), "Denoising training images")
@@ -276,10 +267,7 @@ def denoised(
 
 
 def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, NoiseLevel]:
-    """The levels of a schedule at these sigma / alpha, named by them.
-
-    Raises UserError for one that the schedule does not have.
-    """
+    """The levels of a schedule at these sigma / alpha, by name; raises UserError for others."""
     found = {}
     for ratio in ratios:
         level = schedule.at_logsnr(torch.tensor(-2 * math.log(ratio), dtype=torch.float64))
@@ -294,10 +282,7 @@ def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, Noi
 
 
 def with_grain(images: Tensor, std: float, seed: int) -> Tensor:
-    """Adds Gaussian noise of `std` grey levels to images, uint8 (n, C, H, W), and rounds them.
-
-    An image has the same noise at every level.
-    """
+    """Adds noise of `std` grey levels to images, uint8 (n, C, H, W): the same at every level."""
     noise = SampleNoise(mix_seed(seed, GRAIN), range(len(images)))(images.shape[1:])
     return (images + std * noise).round_().clamp_(0, 255).to(torch.uint8)
 

@@ -49,10 +49,7 @@ class Match:
 
 
 def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Prints the overrides that give the configured backbone the cost of `cfg.reference`.
-
-    Both are measured with all else that a run as reference has, unless `overrides` say otherwise.
-    """
+    """Prints the overrides that give the configured backbone the cost of `cfg.reference`."""
     with errors_at(cfg, ""):
         if is_run(text := str(cfg.reference)):
             cfg = with_costs_of(cfg, text, overrides)

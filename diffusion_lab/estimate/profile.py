@@ -44,10 +44,7 @@ Numbers = dict[str, Any]
 def profile(
     cfg: DictConfig, overrides: list[str], combinations: list[Combination]
 ) -> dict[str, object]:
-    """Profiles one composition, or several side by side; returns the results.
-
-    All are counted, or refused if they cannot work, before the first is timed.
-    """
+    """Profiles one composition or several, which are all counted before the first is timed."""
     title = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
     completed = [prepared(each.cfg, each.overrides) for each in combinations]
     facts = [image_facts(each) for each in completed]

@@ -223,10 +223,7 @@ def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Dra
 
 
 def along(found: Collection, metric: Quantity, name: str, axis: str) -> Drawing | None:
-    """Draws a metric along training: the mean of the runs that got there, and their range.
-
-    `name` is that of the metric on the way.
-    """
+    """Draws a metric, `name` on the way, along training: mean and range of runs that got there."""
     frame = found.frame.assign(minutes=found.frame.seconds / 60)
     before = frame[~frame.at_end & (frame.metric == name)]
     # a run has one value at its end, the mean over sampling seeds

@@ -146,10 +146,7 @@ def median_rate(rows: Iterable[dict]) -> float | None:
 
 
 def spike_in(rows: Iterable[dict]) -> float:
-    """The largest gradient norm in rows of metrics.jsonl by its median; 0 if it is not logged.
-
-    The beginning is left out, as all gradients are large in it.
-    """
+    """The largest gradient norm, after the beginning, by the median; 0 if it is not logged."""
     known = [row for row in rows if {NORM, LARGEST_NORM} <= row.keys()]
     known = known[int(BEGINNING * len(known)) :]
     usual = statistics.median(row[NORM] for row in known) if known else 0
@@ -269,11 +266,7 @@ def _of_control(name: str) -> Quantity | None:
 def copies(
     runs: Iterable[Run], sampling: Sampling
 ) -> tuple[dict[Path, dict[str, float]], list[Fact]]:
-    """The counts of copies by `memorization`, by run folder, and facts on what is left out.
-
-    A report counts if it is of a run's current weights and of `sampling`; reports of unequal
-    protocols are all left out.
-    """
+    """The counts of copies by run folder, if measured alike, and facts on what is left out."""
     found: dict[Path, dict[str, float]] = {}
     protocols, facts = [], []
     for run in runs:

@@ -233,10 +233,7 @@ def distinct(amounts: Iterable[float]) -> int:
 
 
 def _fixed(arm: Arm) -> Settings:
-    """The settings that arms of a series have in common, if they differ between any arms.
-
-    Settings that were tuned for each size may differ.
-    """
+    """The settings that arms of a series have in common, but for what was tuned by size."""
     tuned = OmegaConf.select(arm.runs[0].config, "tuning.values") or {}
     return {
         key: value

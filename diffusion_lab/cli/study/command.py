@@ -227,10 +227,7 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
 
 
 def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
-    """Composes a training of each arm in each stage; raises UserError for what cannot be.
-
-    It checks the protocol of each, too.
-    """
+    """Composes a training of each arm in each stage; raises UserError for what cannot be."""
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweep_plan import first_job
     from diffusion_lab.training.study import protocol_of
