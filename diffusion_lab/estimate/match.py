@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import ImageFacts, counted, image_facts
+from diffusion_lab.assembly.costs import counted, image_facts
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
@@ -67,15 +67,18 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """
     check_keys(cfg, {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     reference, facts = parse_reference(cfg, overrides), image_facts(cfg)
-    costs_of(cfg, facts)  # fails here: a search takes any refusal for a wrong size
+
+    def costs(each: DictConfig) -> dict[str, float]:
+        cost = counted(each, facts)
+        return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
+
+    costs(cfg)  # fails here: a search takes any refusal for a wrong size
     try:
-        theirs = costs_of(reference, facts)
+        theirs = costs(reference)
     except UserError as error:
         raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
-    target = theirs[cfg.by]
-    size, agrees = Sizes(cfg, name, lambda each: costs_of(each, facts)[cfg.by]).solve(
-        target, cfg.tolerance
-    )
+    target, sizes = theirs[cfg.by], Sizes(cfg, name, lambda each: costs(each)[cfg.by])
+    size, agrees = sizes.solve(target, cfg.tolerance)
     difference = size.cost / target - 1
     solved = {f"backbone.{key}": value for key, value in size.settings.items()}
     own = [o for o in overrides if key_of(o).startswith("backbone.") and key_of(o) not in solved]
@@ -87,9 +90,11 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
             f"no size of backbone={name} has the {cfg.by} of {cfg.reference} within "
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
-    ours = costs_of(resized(cfg, size.settings), facts)
-    result = Match(found, cfg.by, difference, theirs, ours)
-    show(result, str(cfg.reference), name)
+    result = Match(found, cfg.by, difference, theirs, costs(resized(cfg, size.settings)))
+    table = Table("", *theirs, title=f"Difference in {cfg.by}: {difference:+.2%}")
+    for title, each in ((str(cfg.reference), theirs), (name, result.match)):
+        table.add_row(title, *map(amount, each.values()))
+    console.print(table)
     return result
 
 
@@ -147,20 +152,6 @@ def with_backbone(cfg: DictConfig, other: DictConfig) -> DictConfig:
     """Gives `cfg`, which it changes, the backbone of another configuration."""
     OmegaConf.update(cfg, "backbone", other.backbone, merge=False)
     return cfg
-
-
-def show(found: Match, reference: str, name: str) -> None:
-    """Prints the costs of both backbones."""
-    table = Table("", *found.match, title=f"Difference in {found.by}: {found.difference:+.2%}")
-    for title, costs in ((reference, found.reference), (name, found.match)):
-        table.add_row(title, *(amount(value) for value in costs.values()))
-    console.print(table)
-
-
-def costs_of(cfg: DictConfig, facts: ImageFacts) -> dict[str, float]:
-    """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
-    cost = counted(cfg, facts)
-    return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
 
 
 @dataclass(frozen=True)
