@@ -19,7 +19,7 @@ from diffusion_lab.assembly.costs import (
 )
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import Combination
-from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, by_level, total
+from diffusion_lab.backbone.macs import TRAINING_PASSES, by_level, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
@@ -46,26 +46,17 @@ def profile(
 ) -> dict[str, object]:
     """Profiles one composition or several, which are all counted before the first is timed."""
     title = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
-    completed = [prepared(each.cfg, each.overrides) for each in combinations]
-    facts = [image_facts(each) for each in completed]
-    counts = [
-        counted(each, about, sampling_calls(each, about))
-        for each, about in zip(completed, facts, strict=True)
-    ]
-    results = [
-        numbers_of(cost, about)
-        | (measured(own, about, cost) if own.speed and own.device != "meta" else {})
-        for own, about, cost in zip(completed, facts, counts, strict=True)
-    ]
-    for each, cost, numbers in zip(combinations, counts, results, strict=True):
+    known = [prepared(each.cfg, each.overrides) for each in combinations]
+    results = [numbers_of(*each) for each in known]
+    for each, (_, _, cost), numbers in zip(combinations, known, results, strict=True):
         show(each.name or title, cost, numbers, each.cfg.depth)
     if len(results) > 1:
         compare([each.name for each in combinations], results)
     return {"profiles": results} if combinations[0].chosen else results[0]
 
 
-def prepared(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """A configuration completed by its budget, or its run; raises UserError for a wrong one."""
+def prepared(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, ImageFacts, RunCost]:
+    """A configuration completed by its budget or its run, its images, and what it costs."""
     if not cfg.run:
         cfg = budget.with_budget(cfg, overrides)
     check_keys(cfg, ALLOWED | {"depth": whole(1)})
@@ -80,12 +71,13 @@ def prepared(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             "objective/teacher=model is a second network that every step asks, which profile does "
             "not time; write speed=false, or ask `diffusion-lab doctor`, which does"
         )
-    return cfg
+    facts = image_facts(cfg)
+    return cfg, facts, counted(cfg, facts, sampling_calls(cfg, facts))
 
 
-def numbers_of(cost: RunCost, facts: ImageFacts) -> Numbers:
-    """The numbers that need no device."""
-    return {
+def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
+    """The counts, and how fast a composition is on a device, and how near to the device's peak."""
+    numbers = {
         "image_shape": facts.shape,
         "num_classes": facts.labels.classes,
         "params": cost.parameters,
@@ -95,17 +87,15 @@ def numbers_of(cost: RunCost, facts: ImageFacts) -> Numbers:
         "sampling_calls": cost.calls,
         "modules": [asdict(each) for each in cost.modules],
     }
-
-
-def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
-    """How fast a composition is on a device, and how near to the device's peak."""
+    if not cfg.speed or cfg.device == "meta":
+        return numbers
     device, precision = measured_on(cfg)
     bench = Bench(cfg, facts, device, precision)
     bench.compile(cfg.compile)
     step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
     peak = peak_flops(precision, device)
     work = cfg.batch_size * cost.flops() / peak  # seconds that a call takes at the peak
-    return {
+    return numbers | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "batch_size": cfg.batch_size,
@@ -126,10 +116,11 @@ def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
     for column in ("parameters", "share", "MACs", "share"):
         table.add_column(column, justify="right")
     rows = by_level(cost.modules, depth)
-    for row in rows:
-        table.add_row(row.name, *_cells(row, cost))
-    table.add_section()
-    table.add_row("all", *_cells(total(rows), cost))
+    whole = total(rows, "all")
+    for row in (*rows, whole):
+        share, of_macs = row.params / max(whole.params, 1), row.macs / max(whole.macs, 1)
+        cells = amount(row.params), f"{share:.1%}", amount(row.macs), f"{of_macs:.1%}"
+        table.add_row(row.name, *cells, end_section=row is rows[-1])
     console.print(table)
     say(
         f"{amount(cost.macs)} MACs, {amount(cost.flops())} FLOPs; "
@@ -172,8 +163,3 @@ def compare(names: list[str], results: list[Numbers]) -> None:
         values = [numbers[key] for key in columns.values()]
         table.add_row(name, *(amount(v) if isinstance(v, int | float) else "" for v in values))
     console.print(table)
-
-
-def _cells(row: Cost, cost: RunCost) -> list[str]:
-    params, macs = row.params / max(cost.parameters, 1), row.macs / max(cost.macs, 1)
-    return [amount(row.params), f"{params:.1%}", amount(row.macs), f"{macs:.1%}"]
