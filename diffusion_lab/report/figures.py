@@ -345,16 +345,16 @@ def laws(scaled: ScaledMetric) -> Drawing:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
         axes.xaxis.set_minor_formatter("")
-        spent = [point.flops for series in scaled.series for point in series.points]
+        spent = pd.concat(series.points.flops for series in scaled.series)
         reach = max(spent) / min(spent)
         # the names of sizes stand to the right of the last points
         axes.set_xlim(min(spent) / reach**0.05, max(spent) * reach**0.2)
 
     best = []
     for series in scaled.series:
-        point = on_front(series.points)[-1]
-        value = number_of(metric, point.mean)
-        best.append(f"{series.name} {value}, with {point.size} and {amount(point.flops)} FLOPs")
+        point = on_front(series.points).iloc[-1]
+        value, spent = number_of(metric, point["mean"]), amount(point.flops)
+        best.append(f"{series.name} {value}, with {point['size']} and {spent} FLOPs")
     words = (
         "Mean over runs, a line for each size; a ring marks the compute-optimal front, and a thick "
         f"line a law along it. The best: {'; '.join(best)}."
@@ -367,13 +367,14 @@ def laws(scaled: ScaledMetric) -> Drawing:
 def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
     """Draws a line for each size, with its name at the end, and rings around the front."""
     place = series.colour
-    for size in series.sizes:
-        own = [(p.flops, metric.scale * p.mean) for p in series.points if p.size == size]
-        x, y = zip(*own, strict=True)
+    for size, own in series.points.groupby("size", sort=False):
+        x, y = [*own.flops], [*metric.scale * own["mean"]]
         axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
         # apart from the names of the other series
         aside = (5, 7 if place % 2 else -7)
-        text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
+        text = axes.annotate(str(size), (x[-1], y[-1]), aside, textcoords="offset points")
         text.set(va="center", fontsize=7, color=colour(place))
-    best = [(point.flops, metric.scale * point.mean) for point in on_front(series.points)]
-    axes.plot(*zip(*best, strict=True), "o", markersize=9, mfc="none", mec=INK, mew=0.8)
+    best = on_front(series.points)
+    axes.plot(
+        best.flops, metric.scale * best["mean"], "o", markersize=9, mfc="none", mec=INK, mew=0.8
+    )
