@@ -36,9 +36,9 @@ from diffusion_lab.data import ImageData
 from diffusion_lab.data.source import decoding
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.activations import activations
-from diffusion_lab.estimate.bench import Bench, median_seconds
 from diffusion_lab.estimate.checks_of_resources import OF_IMAGES, OF_MACHINE
 from diffusion_lab.estimate.checks_of_settings import OF_SETTINGS
+from diffusion_lab.estimate.profile import Bench, median_seconds
 from diffusion_lab.estimate.run_cost import Duration, duration_of, memory_of, snapshot_bytes
 from diffusion_lab.families.diffusion.task import DiffusionTask, build_task
 from diffusion_lab.metrics.generative import GenerativeMetrics

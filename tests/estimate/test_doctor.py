@@ -434,7 +434,7 @@ def test_an_evaluation_longer_than_the_training_is_said():
 def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
     monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 3_000_000)
     monkeypatch.setattr(
-        "diffusion_lab.estimate.bench.Bench.train", lambda bench: pytest.fail("tried")
+        "diffusion_lab.estimate.profile.Bench.train", lambda bench: pytest.fail("tried")
     )
     said, _ = examine("callbacks.evaluation=null")
     assert "write micro_batch_size=" in said["error"]["memory"]
