@@ -139,10 +139,7 @@ def duplicates(data: ImageData) -> Iterator[Remark]:
 def overlap(data: ImageData) -> Iterator[Remark]:
     """Looks for validation and test images that are also trained on."""
     known, tests = set(digests(data.train_rows())), data.test_images()
-    sides = {
-        "validation": data.validation_rows(),
-        "test": Rows(tests, torch.arange(len(tests))),
-    }
+    sides = {"validation": data.validation_rows(), "test": Rows(tests, torch.arange(len(tests)))}
     for side, images in sides.items():
         shared = sum(digest in known for digest in digests(images))
         if shared > MANY * len(images):

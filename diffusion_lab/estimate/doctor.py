@@ -15,13 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from diffusion_lab.assembly.costs import (
-    ImageFacts,
-    Memory,
-    RunCost,
-    calls_of_one_network,
-    counted,
-)
+from diffusion_lab.assembly.costs import ImageFacts, Memory, RunCost, calls_of_one_network, counted
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.objects import build_images, load_data
 from diffusion_lab.assembly.sentences import MISTAKES, sentence

@@ -150,10 +150,7 @@ def _by_data(arms: Sequence[Arm]) -> list[Arm]:
     ordered = sorted(arms, key=lambda arm: (images[arm.data_size], str(arm.data_size)))
     return [
         replace(
-            arm,
-            line=lines[arm.name],
-            data=parts[arm.data_size],
-            colour=colours[lines[arm.name]],
+            arm, line=lines[arm.name], data=parts[arm.data_size], colour=colours[lines[arm.name]]
         )
         for arm in (ordered if len(parts) > 1 else arms)
     ]

@@ -302,22 +302,15 @@ def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
         for arm, part in tuned:
-            chosen, points = part["chosen"], {}
+            chosen, points, tint = part["chosen"], {}, colour(arm.colour)
             for each in part["tried"]:
-                values, results = each["values"], [*each["results"].values()]
-                if None not in results and values == chosen | {key: values[key]}:
-                    points[values[key]] = float(np.mean(results))
-                    axes.plot(
-                        [values[key]] * len(results),
-                        results,
-                        "_",
-                        color=colour(arm.colour),
-                        alpha=0.6,
-                    )
-            grid = sorted(points)
-            axes.plot(grid, [points[value] for value in grid], **look_of(arm.colour))
+                value, results = each["values"][key], [*each["results"].values()]
+                if None not in results and each["values"] == chosen | {key: value}:
+                    points[value] = float(np.mean(results))
+                    axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
+            axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(arm.colour))
             best = chosen[key]
-            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=colour(arm.colour))
+            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=tint)
         axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
