@@ -130,10 +130,7 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def chosen(
     run: Path, asked: int | None
 ) -> tuple[int, int, dict[int, Callable[[], snapshots.Tensors]]]:
-    """The step asked for, or else the last one; the last one; and all snapshots up to the step.
-
-    Raises UserError if the step has no snapshot.
-    """
+    """The step asked for, or the last one; the last one; and the snapshots up to the step."""
     if (run / EXPORTED).is_file():
         raise UserError(f"{run} is an export, which has no snapshots; give the run that it is of")
     last, found = snapshots.of_run(run)
@@ -155,10 +152,7 @@ def chosen(
 def reconstruct(
     found: Mapping[int, Callable[[], snapshots.Tensors]], step: int, lengths: Sequence[float]
 ) -> dict[float, tuple[snapshots.Tensors, float]]:
-    """The averages of these lengths at a step, by name of tensor, and the error of their profiles.
-
-    `found` reads the snapshots up to the step, which is one of them (see `coefficients`).
-    """
+    """The averages of these lengths at a step of `found`, and the error of their profiles."""
     known = [gamma_of(length) for length in snapshots.LENGTHS]
     times = [float(other) for other in found for _ in known]
     fits = {

@@ -42,10 +42,7 @@ def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def log_comparison(folder: Path, project: str, result: dict[str, Any]) -> None:
-    """Logs a written comparison to a W&B project, offline without a key or a network.
-
-    `result` is what `compare` returns. Raises UserError if W&B fails.
-    """
+    """Logs what `compare` wrote and returned to a W&B project; raises UserError if W&B fails."""
     # imported late, since reading records needs neither W&B nor torch
     import wandb
 

@@ -25,7 +25,7 @@ from diffusion_lab.data import ImageData, Split
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
-from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import (
     UNUSUAL,
@@ -62,21 +62,26 @@ class CopySpaces:
         return {name: own for name, (own,) in views.items()}
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
-        """The views (n, D) of images, uint8 (n, C, H, W), in each space, unchanged ones first.
-
-        Their features are cached under the name `stored_as`, if it is given.
-        """
-        extractor = self.metrics.extractor
+        """The views (n, D) of images, uint8 (n, C, H, W), by space; cached as `stored_as`."""
         sides = [images, images.flip(-1)] if self.mirrored else [images]
         return {
-            extractor.name: [
-                features_of(extractor, side)
-                if stored_as is None
-                else stored_features(self.metrics, side, stored_as)
-                for side in sides
-            ],
+            self.metrics.extractor.name: [self.features(side, stored_as) for side in sides],
             PIXELS: [to_float(side).flatten(1) for side in sides],
         }
+
+    def features(self, images: Tensor, stored_as: str | None) -> Tensor:
+        """The features (n, D) of images uint8 (n, C, H, W), of which each rank computes a share."""
+        extractor, everything = self.metrics.extractor, torch.arange(len(images))
+        observer, folder = Observer(extractor), self.metrics.cache_dir
+        if stored_as is None:
+            told = f"{extractor.name} features"
+            return observer.all_of(images, everything, told)[FEATURES]
+        split = RealImages(Split(images, everything), everything, stored_as, stored_as, folder)
+        key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
+        name = f"{stored_as}-{len(images)}-{extractor.name}"
+        return cached(folder, name, key, lambda: {FEATURES: split.observe(observer)[FEATURES]})[
+            FEATURES
+        ]
 
     def rates(self, images: Tensor, sources: Tensor, limits: dict[str, float]) -> Rates:
         """The shares of images, uint8 (n, C, H, W), that count as copies, by each criterion.
@@ -92,26 +97,6 @@ class CopySpaces:
             shares = detected(distances, limits[name])
             found[name] = shares | {"source_found": equal.double().mean().item()}
         return found
-
-
-def features_of(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """The features (n, D) of images uint8 (n, C, H, W), of which each rank computes a share."""
-    everything = torch.arange(len(images))
-    return Observer(extractor).all_of(images, everything, f"{extractor.name} features")[FEATURES]
-
-
-def stored_features(metrics: GenerativeMetrics, images: Tensor, name: str) -> Tensor:
-    """The features (N, D) of images uint8 (N, C, H, W), computed once and then cached."""
-    extractor, everything = metrics.extractor, torch.arange(len(images))
-    key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
-    split = RealImages(Split(images, everything), everything, name, name, metrics.cache_dir)
-    found = cached(
-        metrics.cache_dir,
-        f"{name}-{len(images)}-{extractor.name}",
-        key,
-        lambda: {FEATURES: split.observe(Observer(extractor))[FEATURES]},
-    )
-    return found[FEATURES]
 
 
 @dataclass(frozen=True)
@@ -145,10 +130,7 @@ class ControlRun:
     def counted(
         self, cfg: DictConfig, spaces: CopySpaces, drawn: Views, test: Views
     ) -> dict[str, object]:
-        """Draws the control's samples, and counts copies by them, see `against_control`.
-
-        `drawn` and `test` are the views of the run's samples and of the test images.
-        """
+        """Counts copies by the control, beside the views of our samples and of test images."""
         told = "Drawing the control's samples"
         samples = self.opened.draw_all(self.pipeline, cfg, description=told)
         found = {}
@@ -180,13 +162,12 @@ def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, flo
     same way. Copies are counted by the first, and `copies_by_control` by the second.
     """
     limit, own = (each.quantile(UNUSUAL).item() for each in (test, theirs[:, 0]))
-    run, control = detected(ours, limit), detected(theirs, limit)
     by_control = detected(ours, own)["copies"]
     return {
         "limit": limit,
         "control_limit": own,
-        **run,
-        **{f"control_{name}": share for name, share in control.items()},
+        **detected(ours, limit),
+        **{f"control_{name}": share for name, share in detected(theirs, limit).items()},
         "copies_by_control": by_control,
         "copy_ratio_by_control": by_control / expected_share(len(theirs)),
     }
@@ -231,6 +212,10 @@ def other_settings(ours: DictConfig, theirs: DictConfig) -> list[str]:
     )
 
 
+UNITS = {  # by control: the key of its levels in a report, and what was done to the images
+    "positive": ("sigma_over_alpha", "noised to sigma / alpha of {}, and denoised by the run"),
+    "grain": ("grey_levels", "with noise of {} grey levels"),
+}
 POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
 
 
@@ -249,19 +234,18 @@ def copies_found(
     """
     chosen = random_places(len(spaces.training), cfg.control_images)
     limits = {name: space.limit for name, space in measured.items()}
-    images, found = spaces.training[chosen], {}
-    planted = {
-        name: denoised(opened, pipeline, chosen, level, cfg.batch_size, cfg.seed)
-        for name, level in levels.items()
+    images, stds = spaces.training[chosen], cfg.grain or ()
+    copies = {
+        "positive": {
+            name: denoised(opened, pipeline, chosen, level, cfg.batch_size, cfg.seed)
+            for name, level in levels.items()
+        },
+        "grain": {f"{std:g}": with_grain(images, std, cfg.seed) for std in stds},
     }
-    grey = {f"{std:g}": with_grain(images, std, cfg.seed) for std in cfg.grain or ()}
-    for control, unit, copies in (
-        ("positive", "sigma_over_alpha", planted),
-        ("grain", "grey_levels", grey),
-    ):
-        if copies:
-            rates = {name: spaces.rates(each, chosen, limits) for name, each in copies.items()}
-            found[control] = {"images": len(chosen), unit: rates}
+    found: dict[str, dict] = {}
+    for name, own in filter(lambda item: item[1], copies.items()):
+        rates = {level: spaces.rates(each, chosen, limits) for level, each in own.items()}
+        found[name] = {"images": len(chosen), UNITS[name][0]: rates}
     return found
 
 
@@ -273,10 +257,7 @@ def denoised(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Noises the training images `chosen` (n,) to a level, and lets the run denoise them.
-
-    Returns uint8 (n, C, H, W) of native size; see `Pipeline.renew`.
-    """
+    """Lets the run denoise the noised training images `chosen` (n,); uint8 (n, C, H, W), native."""
     data, seed = opened.datamodule, mix_seed(seed, POSITIVE)
     images, labels = data.padded(data.train_images()[chosen]), data.train_labels()[chosen]
     batches = track(own_batches(len(chosen), batch_size), "Denoising training images")
@@ -286,10 +267,7 @@ def denoised(
 
 
 def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, NoiseLevel]:
-    """The levels of a schedule at these sigma / alpha, named by them.
-
-    Raises UserError for one that the schedule does not have.
-    """
+    """The levels of a schedule at these sigma / alpha, by name; raises UserError for others."""
     found = {}
     for ratio in ratios:
         level = schedule.at_logsnr(torch.tensor(-2 * math.log(ratio), dtype=torch.float64))
@@ -304,20 +282,14 @@ def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, Noi
 
 
 def with_grain(images: Tensor, std: float, seed: int) -> Tensor:
-    """Adds Gaussian noise of `std` grey levels to images, uint8 (n, C, H, W), and rounds them.
-
-    An image has the same noise at every level.
-    """
+    """Adds noise of `std` grey levels to images, uint8 (n, C, H, W): the same at every level."""
     noise = SampleNoise(mix_seed(seed, GRAIN), range(len(images)))(images.shape[1:])
     return (images + std * noise).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def lines(controls: Mapping[str, dict]) -> Iterator[str]:
     """The results of the controls in words, a line each, and one by space for the control run."""
-    for name, unit, done in (
-        ("positive", "sigma_over_alpha", "noised to sigma / alpha of {}, and denoised by the run"),
-        ("grain", "grey_levels", "with noise of {} grey levels"),
-    ):
+    for name, (unit, done) in UNITS.items():
         if name in controls:
             levels = controls[name][unit]
             how = done.format(" / ".join(levels))

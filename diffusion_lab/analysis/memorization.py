@@ -67,7 +67,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     levels = levels_at(pipeline.schedule, cfg.positive_at or ())
     control = ControlRun.open(cfg, opened) if cfg.control else None
     folder = Path(cfg.output or Path(cfg.run) / "memorization")
-    on_rank_zero(lambda: make(folder))
+    on_rank_zero(lambda: make(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
     spaces = CopySpaces(metrics, training, opened.mirrored)
     drawn, beside = spaces.views(samples), spaces.views(test, "test")
@@ -115,7 +115,7 @@ def protocol_of(
 def make(folder: Path) -> None:
     """Creates the report's folder; raises UserError if it cannot be created."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # fail before an hour of sampling
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output={folder} cannot be created ({error}); choose another") from error
 

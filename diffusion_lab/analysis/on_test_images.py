@@ -125,10 +125,7 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 
 def open_pixels(cfg: DictConfig, reason: str) -> DiffusionRun:
-    """Opens a run for the adaptive solver.
-
-    Raises UserError if the run diffuses latents, or has no mean of samples to follow.
-    """
+    """Opens a run for the adaptive solver; raises UserError for latents, or no mean of samples."""
     check_keys(cfg, COUNTS | {"steps": whole(1), "tolerance": above(0).as_in(1e-3)})
     opened = open_diffusion_run(cfg)
     if not opened.model.first_stage.of_pixels:
@@ -156,10 +153,7 @@ def missing(region: str, height: int, width: int) -> Tensor:
 def image_batches(
     cfg: DictConfig, opened: DiffusionRun, description: str = "Test images"
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """Yields ids, images (b, C, H, W) uint8, labels and x0 of this rank's first test images.
-
-    A model without labels ignores them.
-    """
+    """Yields ids, images (b, C, H, W) uint8, labels and x0 of this rank's first test images."""
     read_data(opened.saved, opened.datamodule)
     with errors_at(cfg, ""):
         opened.datamodule.require_test_images(cfg.num_images, "num_images")

@@ -28,7 +28,7 @@ from diffusion_lab.common.formats import literal, literal_table
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.extractor.classifier import halved, name_of
 from diffusion_lab.report.frame import Collection, collect
-from diffusion_lab.report.records import Run, median_rate, spike_in
+from diffusion_lab.report.records import Run, facts_in
 from diffusion_lab.report.tables import ArmTable
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs import published
@@ -215,8 +215,7 @@ def thin(path: Path) -> Facts | None:
     room = max(LARGEST - (sum(map(len, lines)) - size), LARGEST // 4)
     dropped = set(droppable) - set(droppable[:: max(1, -(-size // room))])
     write_atomically(path, "".join(line for i, line in enumerate(lines) if i not in dropped))
-    left_out = {"rows": len(rows), "kept": len(rows) - len(dropped)}
-    return left_out | {published.RATE: median_rate(rows), published.SPIKE: spike_in(rows)}
+    return {"rows": len(rows), "kept": len(rows) - len(dropped)} | facts_in(rows)
 
 
 def copy_classifiers(runs: Sequence[Run], folder: Path) -> list[Facts]:

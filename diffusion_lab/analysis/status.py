@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,92 +32,44 @@ from diffusion_lab.runs.progress import (
 )
 from diffusion_lab.runs.published import has_card
 from diffusion_lab.runs.search import walk
-from diffusion_lab.runs.sweep_record import FAILED, Record
+from diffusion_lab.runs.sweep_record import FAILED, Job
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A job of a sweep, and its number there."""
-
-    record: Record
-    number: int
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the job's run; None if that is known only once the run begins."""
-        return self.record.jobs[self.number].folder
-
-    @property
-    def name(self) -> str:
-        return str(self.folder or " ".join(self.record.jobs[self.number].overrides))
-
-    @property
-    def slurm(self) -> str | None:
-        """The job's id on SLURM; None if it is run here, or is not submitted yet."""
-        return self.record.jobs[self.number].slurm
-
-    @cached_property
-    def outcome(self) -> dict:
-        """How the job ended; empty if it has not."""
-        return self.record.outcome(self.number)
-
-    @property
-    def failed(self) -> bool:
-        return self.outcome.get("status") == FAILED
-
-    @property
-    def ended_at(self) -> float:
-        return self.record.ended_at(self.number)
-
-    @property
-    def log(self) -> str | None:
-        """The log of its SLURM job, once that has begun."""
-        path = self.record.log(self.number)
-        return str(path) if path else None
-
-
-@dataclass(frozen=True)
-class Found:
-    """Run folders by their resolved paths, and jobs of sweeps, those of the oldest sweep first."""
-
-    runs: dict[Path, Path]
-    jobs: list[Planned]
-
-
-def find(paths: Iterable[Path]) -> Found:
+def find(paths: Iterable[Path]) -> tuple[dict[Path, Path], list[Job]]:
     """Finds runs and jobs at and below the paths; raises UserError if one does not exist.
 
-    The published copies of runs below a path are left out.
+    Returns run folders by their resolved paths, and jobs, those of the oldest sweep first. The
+    published copies of runs below a path are left out.
     """
     runs: dict[Path, Path] = {}
-    files_of_records: dict[Path, Path] = {}
+    records: dict[Path, Path] = {}
     roots = [path.resolve() for path in paths]
     for path in paths:
-        records = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
+        found = list((path.parent / sweep_record.FOLDER).glob("*.json"))  # if it is a run's
         for folder, is_run, folders, files in walk(path):
             folders[:] = [name for name in folders if not has_card(folder / name)]
             if is_run:
                 runs.setdefault(folder.resolve(), folder)
             elif folder.name == sweep_record.FOLDER:
-                records += folder.glob("*.json")
+                found += folder.glob("*.json")
             elif sweep_record.ALONE in files:
-                records.append(folder / sweep_record.ALONE)
-        files_of_records |= {each.resolve(): each for each in records}
-    jobs = []
-    for file in sorted(files_of_records.values(), key=time_of):
-        if record := sweep_record.read(file):
-            jobs += [Planned(record, number) for number in range(len(record.jobs))]
-    return Found(runs, [job for job in jobs if is_below(job.folder, roots)])
+                found.append(folder / sweep_record.ALONE)
+        records |= {each.resolve(): each for each in found}
+    jobs = [
+        job for file in sorted(records.values(), key=time_of) for job in sweep_record.read(file)
+    ]
+    # the folder of a job may be known only once it begins
+    below = [
+        job
+        for job in jobs
+        if not job.folder or any(job.folder.resolve().is_relative_to(root) for root in roots)
+    ]
+    return runs, below
 
 
 def time_of(record: Path) -> str:
     """The time in the name of a sweep, by which names are sorted."""
     return record.parent.name if record.name == sweep_record.ALONE else record.stem
-
-
-def is_below(folder: Path | None, roots: Iterable[Path]) -> bool:
-    """Whether a folder is at or below one of the paths, or may yet be."""
-    return folder is None or any(folder.resolve().is_relative_to(root) for root in roots)
 
 
 Queue = dict[str, Queued]
@@ -141,28 +92,24 @@ class Row:
         return str(Path(self.run).parent)
 
 
-def rows_of(found: Found) -> tuple[list[Row], str | None]:
+def rows_of(runs: dict[Path, Path], jobs: Sequence[Job]) -> tuple[list[Row], str | None]:
     """The rows of all runs, and why SLURM did not answer, or None."""
-    signed = {key: read_json(folder / slurm.RECORD) for key, folder in found.runs.items()}
+    signed = {key: read_json(folder / slurm.RECORD) for key, folder in runs.items()}
     own = {key: record.get("job") for key, record in signed.items()}  # SLURM jobs that began runs
-    queue, silent = asked([*own.values(), *(job.slurm for job in found.jobs)])
-    newest = {job.folder.resolve(): job for job in found.jobs if job.folder}
-    rows = [row_of(folder, newest.get(key), own[key], queue) for key, folder in found.runs.items()]
-    to_come = [job for key, job in newest.items() if key not in found.runs]
-    to_come += [job for job in found.jobs if not job.folder and job.slurm not in own.values()]
+    queue, silent = {}, None
+    try:
+        queue = slurm.queue(filter(None, [*own.values(), *(job.slurm for job in jobs)]))
+    except UserError as error:
+        silent = str(error)
+    newest = {job.folder.resolve(): job for job in jobs if job.folder}
+    rows = [row_of(folder, newest.get(key), own[key], queue) for key, folder in runs.items()]
+    to_come = [job for key, job in newest.items() if key not in runs]
+    to_come += [job for job in jobs if not job.folder and job.slurm not in own.values()]
     rows += filter(None, (row_of_job(job, queue, silent) for job in to_come))
     return sorted(rows, key=lambda row: (row.parent, row.run)), silent
 
 
-def asked(jobs: list[str | None]) -> tuple[Queue, str | None]:
-    """Asks SLURM for jobs; returns those it knows, and why it did not answer, or None."""
-    try:
-        return slurm.queue(filter(None, jobs)), None
-    except UserError as error:
-        return {}, str(error)
-
-
-def row_of(folder: Path, job: Planned | None, own: str | None, queue: Queue) -> Row:
+def row_of(folder: Path, job: Job | None, own: str | None, queue: Queue) -> Row:
     """The row of a run that has begun; `job` is of the last sweep that it belongs to."""
     state, reason = state_of(folder), None
     ids = [each for each in (job and job.slurm, own) if each]
@@ -171,7 +118,7 @@ def row_of(folder: Path, job: Planned | None, own: str | None, queue: Queue) -> 
     if state not in (State.FINISHED, State.RUNNING):
         if given := state_of_job(job, queued):
             state, reason = given
-        elif job and job.failed and not started_since(folder, job.ended_at):
+        elif job and failed(job) and not started_since(folder, job.ended_at):
             state, reason = State.FAILED, job.outcome["error"]
         else:
             reason = failure_of(folder) or word_of(queued)
@@ -179,12 +126,12 @@ def row_of(folder: Path, job: Planned | None, own: str | None, queue: Queue) -> 
     return Row(str(folder), state, progress_of(folder, state), held, reason, log)
 
 
-def row_of_job(job: Planned, queue: Queue, silent: str | None) -> Row | None:
+def row_of_job(job: Job, queue: Queue, silent: str | None) -> Row | None:
     """The row of a job whose run has not begun; None if its run has ended, and is gone."""
     queued = queue.get(job.slurm or "")
     if given := state_of_job(job, queued):
         state, reason = given
-    elif job.failed:
+    elif failed(job):
         state, reason = State.FAILED, job.outcome["error"]
     elif job.outcome:
         return None
@@ -192,16 +139,21 @@ def row_of_job(job: Planned, queue: Queue, silent: str | None) -> Row | None:
         state, reason = State.UNKNOWN, silent
     else:
         state, reason = State.FAILED if job.log else State.NOT_STARTED, word_of(queued)
-    return Row(job.name, state, Progress(), job.slurm, reason, job.log)
+    name = str(job.folder or " ".join(job.overrides))
+    return Row(name, state, Progress(), job.slurm, reason, job.log)
 
 
-def state_of_job(job: Planned | None, queued: Queued | None) -> tuple[State, str | None] | None:
+def failed(job: Job) -> bool:
+    return job.outcome.get("status") == FAILED
+
+
+def state_of_job(job: Job | None, queued: Queued | None) -> tuple[State, str | None] | None:
     """The state of a job that is still to be run, with its reason; None if it is not."""
     if queued and queued.waits:
         return State.QUEUED, queued.reason
     if queued and queued.runs:
         return State.RUNNING, None
-    if job and not job.slurm and not job.outcome and job.record.is_alive:
+    if job and job.waits_here:
         return State.QUEUED, None
     return None
 
@@ -271,7 +223,7 @@ def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
     check_keys(cfg, {"watch": optional(above(0))})
     paths = [Path(str(path)) for path in as_list(cfg.paths)]
     while True:
-        rows, silent = rows_of(find(paths))
+        rows, silent = rows_of(*find(paths))
         if cfg.watch:
             console.clear()
         for folder, plan in plans(paths):

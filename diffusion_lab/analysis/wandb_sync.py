@@ -63,10 +63,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def _to_be_kept(path: Path) -> Iterator[Path]:
-    """Yields the files of offline runs below the path, except abandoned runs and runs in training.
-
-    Prints each run folder that is left out, and why.
-    """
+    """Yields the files of offline runs below the path, and says what it leaves out and why."""
     left_out = {}
     for file in sorted(path.glob("**/offline-run-*/*.wandb")):
         run = file.parents[2]  # run/wandb/offline-run-<time>-<id>/run-<id>.wandb

@@ -33,10 +33,7 @@ DEVICES = Range(
 def on_all_devices(
     name: str, cfg: DictConfig, overrides: list[str], work: Callable[[], Any]
 ) -> Any:
-    """Calls `work`, the command `name`, here and in the processes of the other devices.
-
-    Returns its result. If processes have to be started, they compose the configuration again.
-    """
+    """Calls `work`, the command `name`, here and on the other devices; returns its result."""
     launched = in_launched_process()
     if launched:  # before all checks: connected processes say once what is wrong
         launch.join_process_group(pick_device(cfg.device))

@@ -29,10 +29,7 @@ def reply(**content: object) -> bool:
 
 
 def fail(message: str) -> NoReturn:
-    """Prints one sentence on standard error, and exits with code 2.
-
-    Of several processes only the first that fails prints it.
-    """
+    """Prints one sentence, of several processes the first, and exits with code 2."""
     if is_first() and not reply(error=message):
         say(f"diffusion-lab: {message}")
     sys.exit(2)

@@ -80,8 +80,8 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
     earlier = [
         job.slurm
         for study in {folder.parent for folder in folders}
-        for record in sweep_record.of_study(study)
-        for job in record.jobs
+        for sweep in sweep_record.of_study(study)
+        for job in sweep
         if job.slurm and job.folder in folders
     ]
     known = slurm.queue(earlier)
@@ -108,10 +108,7 @@ def check_params(overrides: list[str]) -> None:
 
 
 def report(sweep: Path, command: list[str]) -> None:
-    """Prints the outcomes of a sweep, and how to run each failed job.
-
-    `command` is the command line without overrides: train, and Hydra's flags with their values.
-    """
+    """Prints the outcomes of a sweep, and how to run each failed job by `command`."""
     outcomes = sweep_record.outcomes(sweep)
     counts = {s: sum(o["status"] == s for o in outcomes) for s in (DONE, SKIPPED, FAILED)}
     if outcomes:

@@ -149,6 +149,12 @@ class Line(NamedTuple):
     once: int
     per_image: int
 
+    @classmethod
+    def through(cls, few: int, more: int) -> "Line":
+        """The line through the bytes of both numbers of IMAGES."""
+        slope = (more - few) // (IMAGES[1] - IMAGES[0])
+        return cls(few - IMAGES[0] * slope, slope)
+
     def of(self, images: int) -> int:
         """The bytes of so many images."""
         return self.once + images * self.per_image
@@ -160,14 +166,13 @@ class Activations:
 
     With activation checkpointing, the backward pass computes one layer at a time again, and keeps
     `again` for it; autocast keeps the `casts` of all parameters until the forward pass ends.
-    `forward` and `both` are the numbers of operations in a forward pass, and with its backward.
     """
 
     kept: Line
     again: Line
     casts: int
-    forward: int
-    both: int
+    forward: int  # operations
+    both: int  # operations, with the backward pass
 
     def of(self, images: int) -> int:
         """The most bytes at once, for so many images."""
@@ -175,51 +180,35 @@ class Activations:
 
 
 def activations(cfg: DictConfig, facts: ImageFacts, precision: str) -> Activations:
-    """The activations of a model in one of Lightning's precisions.
+    """The activations of a model in one of Lightning's precisions."""
 
-    They are found on "meta", or on the CPU for a network whose forward pass needs numbers.
-    """
-    try:
-        return activations_on("meta", cfg, facts, precision)
-    except (RuntimeError, NotImplementedError):
-        return activations_on("cpu", cfg, facts, precision)
-
-
-def activations_on(device: str, cfg: DictConfig, facts: ImageFacts, precision: str) -> Activations:
-    """The activations of a model, found on a device."""
-
-    def kept(recomputed: bool) -> Iterator[Kept]:
+    def kept(recomputed: bool) -> list[Kept]:
         changed = cfg.copy()
         changed.activation_checkpointing = recomputed
-        model = build_model(changed, *facts, device)
-        return (kept_bytes(model, images, precision) for images in IMAGES)
+        try:
+            model = build_model(changed, *facts, "meta")
+            return [kept_bytes(model, images, precision) for images in IMAGES]
+        except (RuntimeError, NotImplementedError):  # a forward pass that needs numbers
+            model = build_model(changed, *facts, "cpu")
+            return [kept_bytes(model, images, precision) for images in IMAGES]
 
     few, more = kept(cfg.activation_checkpointing)
-    whole = line(few.all, more.all)
+    whole = Line.through(few.all, more.all)
     if not cfg.activation_checkpointing:
         return Activations(whole, Line(0, 0), 0, few.forward, few.both)
     both, (few, more) = few.both, kept(False)
-    again = line(max(few.layers), max(more.layers))
+    again = Line.through(max(few.layers), max(more.layers))
     return Activations(whole, again, few.casts, few.forward, both)
 
 
-def line(few: int, more: int) -> Line:
-    """The line through the bytes of both numbers of images."""
-    slope = (more - few) // (IMAGES[1] - IMAGES[0])
-    return Line(few - IMAGES[0] * slope, slope)
-
-
 class Kept(NamedTuple):
-    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts.
-
-    The operations are those of a forward pass, and with its backward pass.
-    """
+    """The bytes that a forward pass keeps: in all, in each layer, and of parameters' casts."""
 
     all: int
     layers: list[int]
     casts: int
-    forward: int
-    both: int
+    forward: int  # operations
+    both: int  # operations, with the backward pass
 
 
 def kept_bytes(model: Model, images: int, precision: str) -> Kept:

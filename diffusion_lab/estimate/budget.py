@@ -62,11 +62,9 @@ class Budget:
         """The settings that end a run, with its images rounded up to whole batches."""
         images = self.images if images is None else images
         if images is not None:
+            steps = math.ceil(images / batch_size)
             # a recipe may have its own time limit
-            return {
-                "trainer.max_steps": math.ceil(images / batch_size),
-                "trainer.max_time": "null",
-            }
+            return {"trainer.max_steps": steps, "trainer.max_time": "null"}
         if self.seconds is not None:
             days, seconds = divmod(self.seconds, 24 * 60 * 60)
             limit = f"'{days:02}:{time.strftime('%H:%M:%S', time.gmtime(seconds))}'"
@@ -124,10 +122,7 @@ def units(cfg: DictConfig) -> list[str]:
 
 
 def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
-    """The training images of a run for so many FLOPs, at `macs` of a pass, or at its network's.
-
-    A teacher's calls count, for pairs or in each step. Raises UserError if none are left.
-    """
+    """The images to train on for so many FLOPs, with a teacher's, at `macs` of a pass if given."""
     facts = image_facts(cfg)
     cost, model = counted(cfg, facts), build_model(cfg, *facts, device="meta")
     if cost.passes is None:
@@ -138,7 +133,7 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
     left, teacher = flops, model.objective.teacher
     if teacher is not None and teacher.asked:
         passes += HEUN_CALLS * (1 if teacher.scale in (None, 1) else 2)
-    elif teacher is not None and not teacher.asked:
+    elif teacher is not None:
         theirs = load_diffusion_config(teacher.run)
         theirs.sampler.steps = teacher.steps or theirs.sampler.steps
         left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
@@ -151,9 +146,9 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
 def match_of(budget: Budget, overrides: list[str]) -> Match:
     """The size at which the composition's backbone has the cost of the reference's."""
     quoted = str(budget.reference).replace("'", "\\'")
-    wanted = f"reference='{quoted}'", f"by={budget.by}", f"tolerance={budget.tolerance}"
-    own = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
-    asked = [*own, *wanted, "device=meta"]
+    asked = [override for override in overrides if not override.startswith(NOT_OF_MATCH)]
+    asked += [f"reference='{quoted}'", f"by={budget.by}", f"tolerance={budget.tolerance}"]
+    asked.append("device=meta")
     composed = compose("match", overrides=asked, return_hydra_config=True)
     name = composed.hydra.runtime.choices.backbone
     return find_match(compose("match", overrides=asked), asked, name)

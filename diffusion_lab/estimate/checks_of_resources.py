@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,29 +35,16 @@ EVALUATION_SHARE, EVALUATION_SECONDS = 0.5, 300.0
 FULL = 0.8  # share of free memory; the backward pass needs some beyond the estimate
 
 
-Remark = tuple[str, str]  # a status and a sentence; a check without one has found nothing wrong
+class Remark(NamedTuple):
+    """A status and a sentence; a check without one has found nothing wrong."""
+
+    status: str
+    message: str
 
 
-def advice(message: str) -> Remark:
-    """Makes a remark on something that could be better."""
-    return "advice", message
-
-
-def warning(message: str) -> Remark:
-    """Makes a remark on something that spoils results."""
-    return "warning", message
-
-
-def error(message: str) -> Remark:
-    """Makes a remark on something that makes a run fail, or worthless."""
-    return "error", message
-
-
-class Times(NamedTuple):
-    """The times of a run, and the seconds of all features, with those that runs share."""
-
-    run: Duration
-    features: float
+advice = partial(Remark, "advice")  # something could be better
+warning = partial(Remark, "warning")  # something spoils results
+error = partial(Remark, "error")  # the run fails, or is worthless
 
 
 def grey_values(sample: Tensor) -> Iterator[Remark]:
@@ -151,10 +139,7 @@ def duplicates(data: ImageData) -> Iterator[Remark]:
 def overlap(data: ImageData) -> Iterator[Remark]:
     """Looks for validation and test images that are also trained on."""
     known, tests = set(digests(data.train_rows())), data.test_images()
-    sides = {
-        "validation": data.validation_rows(),
-        "test": Rows(tests, torch.arange(len(tests))),
-    }
+    sides = {"validation": data.validation_rows(), "test": Rows(tests, torch.arange(len(tests)))}
     for side, images in sides.items():
         shared = sum(digest in known for digest in digests(images))
         if shared > MANY * len(images):
@@ -179,10 +164,10 @@ def digests(images: Rows) -> list[bytes]:
     ]
 
 
-def time(cfg: DictConfig, task: DiffusionTask, times: Times) -> Iterator[Remark]:
+def time(cfg: DictConfig, task: DiffusionTask, run: Duration, features: float) -> Iterator[Remark]:
     """Checks that a run does not take days, and that it trains more than it evaluates."""
-    run = times.run
-    evaluation, training = (run.sampling or 0.0) + times.features, run.training + run.validation
+    evaluation = (run.sampling or 0.0) + features
+    training = run.training + run.validation
     if training > LONG_DAYS * DAY:
         fewer = max(1, int(run.steps * LONG_DAYS * DAY / training))
         yield (warning if training > VERY_LONG_DAYS * DAY else advice)(

@@ -15,13 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
-from diffusion_lab.assembly.costs import (
-    ImageFacts,
-    Memory,
-    RunCost,
-    calls_of_one_network,
-    counted,
-)
+from diffusion_lab.assembly.costs import ImageFacts, Memory, RunCost, calls_of_one_network, counted
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.objects import build_images, load_data
 from diffusion_lab.assembly.sentences import MISTAKES, sentence
@@ -36,10 +30,10 @@ from diffusion_lab.data import ImageData
 from diffusion_lab.data.source import decoding
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.activations import activations
-from diffusion_lab.estimate.bench import Bench, median_seconds
-from diffusion_lab.estimate.checks_of_resources import OF_IMAGES, OF_MACHINE, Times
+from diffusion_lab.estimate.checks_of_resources import OF_IMAGES, OF_MACHINE
 from diffusion_lab.estimate.checks_of_settings import OF_SETTINGS
-from diffusion_lab.estimate.run_cost import duration_of, memory_of, snapshot_bytes
+from diffusion_lab.estimate.profile import Bench, median_seconds
+from diffusion_lab.estimate.run_cost import Duration, duration_of, memory_of, snapshot_bytes
 from diffusion_lab.families.diffusion.task import DiffusionTask, build_task
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.logger.run_logger import why_offline
@@ -71,10 +65,6 @@ class Unknown(Exception):
     """Raised for a part that is not measured, or that the system does not tell."""
 
 
-class BrokenRules(UserError):
-    """The error for parts that cannot be combined, with a sentence for each rule."""
-
-
 def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Prints what is wrong with a training run; returns the checks and the facts."""
     if cfg.resume:
@@ -94,16 +84,19 @@ def diagnose(cfg: DictConfig) -> tuple[list[Finding], dict[str, Any]]:
             unknown |= {name} if absent & unknown else set()
             continue
         try:
-            with errors_at(cfg, ""):
+            with errors_at(cfg, ""), rules.collected() as broken:
                 made[name] = make(**taken(make, made))
+            reasons = list(dict.fromkeys(broken))
         except Unknown:
+            reasons = []
             unknown.add(name)
-        except BrokenRules as broken:
-            errors += [Finding(error, "error", reason) for reason in broken.args]
         except torch.OutOfMemoryError:
-            errors.append(Finding(error, "error", TOO_LARGE))
+            reasons = [TOO_LARGE]
         except MISTAKES as refusal:
-            errors.append(Finding(error, "error", sentence(refusal)))
+            reasons = [sentence(refusal)]
+        if reasons:
+            made.pop(name, None)
+        errors += [Finding(error, "error", reason) for reason in reasons]
     wrong = {each.name for each in errors}
     for check in CHECKS:
         name, absent = check.__name__, needs(check) - made.keys()
@@ -153,11 +146,8 @@ def trainable(cfg: DictConfig, layout: BatchLayout) -> BatchLayout:
 
 def built(cfg: DictConfig, trainable: BatchLayout, facts: ImageFacts) -> DiffusionTask:
     """Everything that is built for images of these facts, with the network on device "meta"."""
-    with rules.collected() as broken:
-        task = build_task(cfg, device="meta")
-        task.check_callbacks(trainable, cfg.trainer)
-    if broken:
-        raise BrokenRules(*dict.fromkeys(broken))
+    task = build_task(cfg, device="meta")
+    task.check_callbacks(trainable, cfg.trainer)
     return task
 
 
@@ -182,11 +172,7 @@ def free_on(device: torch.device) -> int:
 
 
 def memory(
-    cfg: DictConfig,
-    task: DiffusionTask,
-    facts: ImageFacts,
-    layout: BatchLayout,
-    precision: str,
+    cfg: DictConfig, task: DiffusionTask, facts: ImageFacts, layout: BatchLayout, precision: str
 ) -> Memory:
     """The memory of a training step."""
     held = activations(cfg, facts, precision).of(layout.micro_batch)
@@ -235,16 +221,21 @@ def timed(
     return cost, sum(features) / FEATURE_IMAGES / layout.world
 
 
-def times_of(
+def lasting(
     cfg: DictConfig, task: DiffusionTask, data: ImageData, timed: tuple[RunCost, float]
-) -> Times:
-    """The times of the run, of what its time limit allows."""
-    cost, features = timed
-    run = duration_of(cfg, task, cost, len(data.validated_on().labels))
+) -> Duration:
+    """The time of the run, or of what its time limit allows."""
+    return duration_of(cfg, task, timed[0], len(data.validated_on().labels))
+
+
+def features_seconds(
+    task: DiffusionTask, data: ImageData, run: Duration, timed: tuple[RunCost, float]
+) -> float:
+    """The seconds of all features, with those that runs share."""
     images, metrics = task.measured_images(run.steps), task.metrics
     if metrics:
         images += len(metrics.reference_ids(data)) + len(metrics.test_ids(data))
-    return Times(run, images * features)
+    return images * timed[1]
 
 
 # the name of a part, that of the error if it cannot be made, and the function that makes it
@@ -273,8 +264,9 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("free", "memory", free_on),  # beside the networks of the metrics
     ("memory", "memory", memory),
     ("timed", "memory", timed),
-    ("times", "memory", times_of),
-    ("steps", "time", lambda cfg, times=None: times.run.steps if times else cfg.trainer.max_steps),
+    ("run", "memory", lasting),
+    ("features", "memory", features_seconds),
+    ("steps", "time", lambda cfg, run=None: run.steps if run else cfg.trainer.max_steps),
     ("seen", "time", lambda steps, layout: steps * layout.batch_size),
 )
 
@@ -320,9 +312,9 @@ FACTS: dict[str, Callable[..., object]] = {
     "precision": lambda precision: precision,
     "options": options,
     "loggers": loggers,
-    "training_seconds": lambda times: times.run.training + times.run.validation,
-    "drawing_seconds": lambda times: times.run.sampling,
-    "features_seconds": lambda times: times.features,
+    "training_seconds": lambda run: run.training + run.validation,
+    "drawing_seconds": lambda run: run.sampling,
+    "features_seconds": lambda features: features,
     "memory_bytes": lambda memory: memory.total,
     "free_memory_bytes": lambda memory, free: free,
     "snapshot_bytes": lambda task: snapshot_bytes(task),

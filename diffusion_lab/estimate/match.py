@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from diffusion_lab.assembly.config_keys import Means, groups
-from diffusion_lab.assembly.costs import ImageFacts, counted, image_facts
+from diffusion_lab.assembly.costs import counted, image_facts
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.common.formats import amount
@@ -49,10 +49,7 @@ class Match:
 
 
 def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Prints the overrides that give the configured backbone the cost of `cfg.reference`.
-
-    Both are measured with all else that a run as reference has, unless `overrides` say otherwise.
-    """
+    """Prints the overrides that give the configured backbone the cost of `cfg.reference`."""
     with errors_at(cfg, ""):
         if is_run(text := str(cfg.reference)):
             cfg = with_costs_of(cfg, text, overrides)
@@ -70,15 +67,18 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """
     check_keys(cfg, {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     reference, facts = parse_reference(cfg, overrides), image_facts(cfg)
-    costs_of(cfg, facts)  # fails here: a search takes any refusal for a wrong size
+
+    def costs(each: DictConfig) -> dict[str, float]:
+        cost = counted(each, facts)
+        return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
+
+    costs(cfg)  # fails here: a search takes any refusal for a wrong size
     try:
-        theirs = costs_of(reference, facts)
+        theirs = costs(reference)
     except UserError as error:
         raise ValueError(f"reference={cfg.reference} cannot be built here: {error}") from error
-    target = theirs[cfg.by]
-    size, agrees = Sizes(cfg, name, lambda each: costs_of(each, facts)[cfg.by]).solve(
-        target, cfg.tolerance
-    )
+    target, sizes = theirs[cfg.by], Sizes(cfg, name, lambda each: costs(each)[cfg.by])
+    size, agrees = sizes.solve(target, cfg.tolerance)
     difference = size.cost / target - 1
     solved = {f"backbone.{key}": value for key, value in size.settings.items()}
     own = [o for o in overrides if key_of(o).startswith("backbone.") and key_of(o) not in solved]
@@ -90,9 +90,11 @@ def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
             f"no size of backbone={name} has the {cfg.by} of {cfg.reference} within "
             f"{cfg.tolerance:.3g}; the nearest, {' '.join(found)}, is {difference:+.1%} away{hint}"
         )
-    ours = costs_of(resized(cfg, size.settings), facts)
-    result = Match(found, cfg.by, difference, theirs, ours)
-    show(result, str(cfg.reference), name)
+    result = Match(found, cfg.by, difference, theirs, costs(resized(cfg, size.settings)))
+    table = Table("", *theirs, title=f"Difference in {cfg.by}: {difference:+.2%}")
+    for title, each in ((str(cfg.reference), theirs), (name, result.match)):
+        table.add_row(title, *map(amount, each.values()))
+    console.print(table)
     return result
 
 
@@ -102,21 +104,13 @@ def key_of(override: str) -> str:
     return parsed.key_or_group.replace("/", ".")
 
 
-def sets_backbone(override: str) -> bool:
-    """Whether an override chooses the backbone, or sets one of its keys."""
-    return key_of(override).split(".")[0] == "backbone"
-
-
 def is_run(reference: str) -> bool:
     """Whether a reference is the path of a run."""
     return Path(reference, CONFIG).is_file() or ("/" in reference and "=" not in reference)
 
 
 def with_costs_of(cfg: DictConfig, run: str, overrides: list[str]) -> DictConfig:
-    """A copy with all settings of a run that cost something, but its backbone and `overrides`.
-
-    Says which. Raises UserError if there is no such run.
-    """
+    """A copy with all settings of a run that cost something, but its backbone and `overrides`."""
     shared = ("data", *(group for group in groups(Means.COST) if group != "backbone"))
     cfg = inherited(cfg, load_diffusion_config(run), shared, overrides)
     given = {key_of(override) for override in overrides}
@@ -128,10 +122,9 @@ def with_costs_of(cfg: DictConfig, run: str, overrides: list[str]) -> DictConfig
 
 
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of `cfg.reference`: a run folder, overrides, or an option of backbone.
+    """`cfg` with the backbone, and all else, of its reference: a run, overrides, or an option.
 
-    It is `cfg` with another backbone, and with whatever else its overrides set. Raises ValueError,
-    which begins with `reference`, if it cannot be composed.
+    Raises ValueError, which begins with `reference`, if it cannot be composed.
     """
     text = str(cfg.reference)
     if is_run(text):
@@ -143,8 +136,8 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
                 f"same images; write {override} outside of reference=..."
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
-    own = [each for each in chosen if sets_backbone(each)]
-    others = [each for each in overrides if not sets_backbone(each)]
+    own = [each for each in chosen if key_of(each).startswith("backbone")]
+    others = [each for each in overrides if not key_of(each).startswith("backbone")]
     try:
         reference = compose("match", overrides=[*others, *chosen])
         if "backbone" not in map(key_of, chosen):
@@ -159,20 +152,6 @@ def with_backbone(cfg: DictConfig, other: DictConfig) -> DictConfig:
     """Gives `cfg`, which it changes, the backbone of another configuration."""
     OmegaConf.update(cfg, "backbone", other.backbone, merge=False)
     return cfg
-
-
-def show(found: Match, reference: str, name: str) -> None:
-    """Prints the costs of both backbones."""
-    table = Table("", *found.match, title=f"Difference in {found.by}: {found.difference:+.2%}")
-    for title, costs in ((reference, found.reference), (name, found.match)):
-        table.add_row(title, *(amount(value) for value in costs.values()))
-    console.print(table)
-
-
-def costs_of(cfg: DictConfig, facts: ImageFacts) -> dict[str, float]:
-    """The parameters, MACs and FLOPs of a configuration, whichever of them is matched."""
-    cost = counted(cfg, facts)
-    return {"params": cost.parameters, "macs": cost.macs, "flops": cost.flops()}
 
 
 @dataclass(frozen=True)

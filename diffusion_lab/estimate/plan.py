@@ -67,7 +67,7 @@ def show(plan: RunPlan) -> None:
     held = {text: size for text, size in held.items() if size} | {"all": memory.total / GB}
     print_column("memory of a GPU", "GB", held)
     say(advice(plan))
-    say(f"nvidia-smi would show about {plan.shown / GB:.1f} GB (a guess)")
+    say(f"nvidia-smi would show about {numbers['memory']['shown'] / GB:.1f} GB (a guess)")
     taken = {text.format(**words): 1e3 * getattr(plan.step, key) for key, text in STEP.items()}
     if not plan.step.encoding:
         del taken[STEP["encoding"]]

@@ -1,12 +1,17 @@
 """Profiles compositions: tables of what they cost and how fast they are on this device."""
 
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer, timer
 
 from diffusion_lab.assembly.config_keys import Means, groups
 from diffusion_lab.assembly.costs import (
@@ -18,15 +23,22 @@ from diffusion_lab.assembly.costs import (
     sampling_calls,
 )
 from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.model import LATER
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.assembly.parameter_groups import build_optimizer, for_training, inner_matrices
 from diffusion_lab.assembly.sentences import Combination
-from diffusion_lab.backbone.macs import TRAINING_PASSES, Cost, by_level, total
+from diffusion_lab.backbone import Energy
+from diffusion_lab.backbone.base import ends_of
+from diffusion_lab.backbone.macs import TRAINING_PASSES, by_level, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
+from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, mode_of, pays
+from diffusion_lab.data.augmentation import augment
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
 from diffusion_lab.estimate.activations import activations
-from diffusion_lab.estimate.bench import ALLOWED, Bench, measured_on, median_seconds, peak_flops
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 COLUMNS = {
@@ -38,40 +50,34 @@ COLUMNS = {
     "draw/s": "sampling_images_per_second",
 }
 KINDS = ("training", "network")  # of speeds
+ALLOWED = CHOICES | {each: whole(1) for each in ("batch_size", "timed_steps", "depth")}
+WARM_UP = 2  # steps; the first one allocates
+PEAK_SECONDS = 0.3
+PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
+LARGE_PEAK_SIZE = 8192
+LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the size that glibc always takes from the system
 Numbers = dict[str, Any]
 
 
 def profile(
     cfg: DictConfig, overrides: list[str], combinations: list[Combination]
 ) -> dict[str, object]:
-    """Profiles one composition, or several side by side; returns the results.
-
-    All are counted, or refused if they cannot work, before the first is timed.
-    """
+    """Profiles one composition or several, which are all counted before the first is timed."""
     title = cfg.run or f"backbone={HydraConfig.get().runtime.choices['backbone']}"
-    completed = [prepared(each.cfg, each.overrides) for each in combinations]
-    facts = [image_facts(each) for each in completed]
-    counts = [
-        counted(each, about, sampling_calls(each, about))
-        for each, about in zip(completed, facts, strict=True)
-    ]
-    results = [
-        numbers_of(cost, about)
-        | (measured(own, about, cost) if own.speed and own.device != "meta" else {})
-        for own, about, cost in zip(completed, facts, counts, strict=True)
-    ]
-    for each, cost, numbers in zip(combinations, counts, results, strict=True):
+    known = [prepared(each.cfg, each.overrides) for each in combinations]
+    results = [numbers_of(*each) for each in known]
+    for each, (_, _, cost), numbers in zip(combinations, known, results, strict=True):
         show(each.name or title, cost, numbers, each.cfg.depth)
     if len(results) > 1:
         compare([each.name for each in combinations], results)
     return {"profiles": results} if combinations[0].chosen else results[0]
 
 
-def prepared(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """A configuration completed by its budget, or its run; raises UserError for a wrong one."""
+def prepared(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, ImageFacts, RunCost]:
+    """A configuration completed by its budget or its run, its images, and what it costs."""
     if not cfg.run:
         cfg = budget.with_budget(cfg, overrides)
-    check_keys(cfg, ALLOWED | {"depth": whole(1)})
+    check_keys(cfg, ALLOWED)
     if cfg.run:
         cfg = inherited(
             cfg, load_diffusion_config(cfg.run), ("data", *groups(Means.COST)), overrides
@@ -83,12 +89,20 @@ def prepared(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             "objective/teacher=model is a second network that every step asks, which profile does "
             "not time; write speed=false, or ask `diffusion-lab doctor`, which does"
         )
-    return cfg
+    facts = image_facts(cfg)
+    return cfg, facts, counted(cfg, facts, sampling_calls(cfg, facts))
 
 
-def numbers_of(cost: RunCost, facts: ImageFacts) -> Numbers:
-    """The numbers that need no device."""
-    return {
+def measured_on(cfg: DictConfig) -> tuple[torch.device, str]:
+    """The device and precision to measure with; raises UserError if either is not available."""
+    if cfg.device == "meta":
+        return torch.device("meta"), "32-true"
+    return device_and_precision(cfg.device, cfg.precision)
+
+
+def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
+    """The counts, and how fast a composition is on a device, and how near to the device's peak."""
+    numbers = {
         "image_shape": facts.shape,
         "num_classes": facts.labels.classes,
         "params": cost.parameters,
@@ -98,17 +112,15 @@ def numbers_of(cost: RunCost, facts: ImageFacts) -> Numbers:
         "sampling_calls": cost.calls,
         "modules": [asdict(each) for each in cost.modules],
     }
-
-
-def measured(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
-    """How fast a composition is on a device, and how near to the device's peak."""
+    if not cfg.speed or cfg.device == "meta":
+        return numbers
     device, precision = measured_on(cfg)
     bench = Bench(cfg, facts, device, precision)
     bench.compile(cfg.compile)
     step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
     peak = peak_flops(precision, device)
     work = cfg.batch_size * cost.flops() / peak  # seconds that a call takes at the peak
-    return {
+    return numbers | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "batch_size": cfg.batch_size,
@@ -129,10 +141,11 @@ def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
     for column in ("parameters", "share", "MACs", "share"):
         table.add_column(column, justify="right")
     rows = by_level(cost.modules, depth)
-    for row in rows:
-        table.add_row(row.name, *_cells(row, cost))
-    table.add_section()
-    table.add_row("all", *_cells(total(rows), cost))
+    whole = total(rows, "all")
+    for row in (*rows, whole):
+        share, of_macs = row.params / max(whole.params, 1), row.macs / max(whole.macs, 1)
+        cells = amount(row.params), f"{share:.1%}", amount(row.macs), f"{of_macs:.1%}"
+        table.add_row(row.name, *cells, end_section=row is rows[-1])
     console.print(table)
     say(
         f"{amount(cost.macs)} MACs, {amount(cost.flops())} FLOPs; "
@@ -177,6 +190,99 @@ def compare(names: list[str], results: list[Numbers]) -> None:
     console.print(table)
 
 
-def _cells(row: Cost, cost: RunCost) -> list[str]:
-    params, macs = row.params / max(cost.parameters, 1), row.macs / max(cost.macs, 1)
-    return [amount(row.params), f"{params:.1%}", amount(row.macs), f"{macs:.1%}"]
+class Bench:
+    """The model of a configuration and a batch of random images on a device.
+
+    Steps are as in training, without gradient clipping and weight averaging.
+    """
+
+    def __init__(self, cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str):
+        self.device = device
+        if device.type == "cpu":
+            # once a block this large is freed, glibc keeps freed memory, as it does in training;
+            # without this, times would depend on what was measured before
+            torch.empty(LARGEST_KEPT, dtype=torch.uint8)
+        self.autocast = autocast(precision, device)
+        self.model = build_model(cfg, *facts, str(device))
+        self.model.objective.to(device)
+        if pays(cfg.channels_last, device):
+            self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts = nn.ModuleDict({"denoiser": self.model.denoiser, "objective": self.model.objective})
+        backbone = self.model.denoiser.backbone
+        hidden = inner_matrices(backbone, ends_of(backbone))
+        self.optimizer = build_optimizer(cfg)(parts, self.parameters(), hidden)
+        size = (cfg.batch_size, *facts.shape)
+        self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
+        self.labels = facts.labels.blank(cfg.batch_size, device)
+        self.noise = torch.randn(cfg.batch_size, *self.model.denoiser.image_shape, device=device)
+        self.level = self.model.schedule(torch.tensor(0.5))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [*self.model.denoiser.parameters(), *self.model.objective.parameters()]
+
+    def compile(self, choice: bool | str) -> None:
+        """Compiles the backbone as training would."""
+        backbone, objective = self.model.denoiser.backbone, self.model.objective
+        derived = objective.loss.forward_mode or isinstance(backbone, Energy)
+        if pays(choice, self.device) and not derived:
+            backbone.compile(mode=mode_of(choice))
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, (), of images (b, C, H, W) uint8 with labels (b,)."""
+        with self.autocast:
+            images, augmentation = augment(self.model.augmentation, images)
+            first_stage = self.model.first_stage
+            x0 = first_stage.draw(first_stage.moments(images))
+            given = Given(labels, augmentation=augmentation)
+            losses = self.model.objective(self.model.denoiser, x0, given, images_seen=LATER)
+            return losses.minimised.mean()
+
+    def train(self) -> None:
+        """Takes one training step."""
+        for_training(self.optimizer, True)
+        self.loss(self.images, self.labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def call(self) -> None:
+        """Calls the network once, as in sampling: without dropout."""
+        self.model.denoiser.eval()
+        with self.autocast:
+            self.model.denoiser(self.noise, self.level, Given(self.labels))
+        self.model.denoiser.train()
+
+
+def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[float]:
+    """Median seconds of each step over `times` rounds, in which they take turns."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for round_ in range(WARM_UP + times):
+        for step, taken in zip(steps, seconds, strict=True):
+            start = timer()  # waits for a GPU
+            step()
+            if round_ >= WARM_UP:
+                taken.append(timer() - start)
+    return [statistics.median(taken) for taken in seconds]
+
+
+@torch.inference_mode()
+def peak_flops(precision: str, device: torch.device) -> float:
+    """The device's peak FLOP/s, measured by the fastest of matrix products and convolutions."""
+    size = PEAK_SIZE.get(device.type, LARGE_PEAK_SIZE)
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    batch, channels, side = size // 256, 256, 32
+    images = torch.randn(batch, channels, side, side, device=device).to(dtype)
+    images = images.to(memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+    # libraries differ: on an AMD CPU float32 convolutions were nearly twice as fast
+    work: dict[Callable[[], object], int] = {
+        lambda: matrix @ matrix: 2 * size**3,
+        lambda: F.conv2d(images, kernels, padding=1): 18 * batch * (side * channels) ** 2,
+    }
+    speeds = []
+    for step, flops in work.items():
+        timed = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        speeds.append(flops / min(timed.blocked_autorange(min_run_time=PEAK_SECONDS).times))
+    return max(speeds)

@@ -33,12 +33,13 @@ def memory_of(
     sharded = sharded and world > 1
     module, shared = task.module, world if sharded else 1
     gradients = shares(module.trained_parameters(), shared)
-    stage = module.first_stage
+    stage, groups = module.first_stage, module.optimizer().param_groups
     return Memory(
         parameters=shares(module.parameters(), shared) + shares(module.buffers(), 1),
         gradients=gradients,
         optimizer=optimizer_bytes(module, shared),
-        temporary=gradients if unfused(module) else 0,
+        # without fusing, a step makes a root of a moment for all parameters at once
+        temporary=gradients if any(group.get("fused") is False for group in groups) else 0,
         averages=averages_bytes(task, shared),
         gathered=gathered_bytes(module) if sharded else 0,
         first_stage=shares(stage.network.parameters(), 1) if isinstance(stage, Latents) else 0,
@@ -72,18 +73,8 @@ def optimizer_bytes(module: TrainedModule, world: int) -> int:
     return shares((value for value in state if isinstance(value, Tensor)), world)
 
 
-def unfused(module: TrainedModule) -> bool:
-    """Whether the optimiser's step makes a root of a moment for all parameters at once."""
-    return any(group.get("fused") is False for group in module.optimizer().param_groups)
-
-
-def update_operations(module: TrainedModule) -> int:
-    """The operations of a step of the optimiser on a GPU, with those of clipping and averages."""
-    return stepped(module)[1] + BESIDE_OPTIMIZER
-
-
 def stepped(module: TrainedModule) -> tuple[Optimizer, int]:
-    """An optimiser after its first steps on "meta", and the operations of the second."""
+    """An optimiser after its first steps on "meta", and the operations of an update on a GPU."""
     optimizer = module.optimizer()
     for group in optimizer.param_groups:
         if "fused" in group:
@@ -104,14 +95,12 @@ def stepped(module: TrainedModule) -> tuple[Optimizer, int]:
         ) from error
     finally:
         optimizer.zero_grad()
-    return optimizer, operations.count
+    return optimizer, operations.count + BESIDE_OPTIMIZER
 
 
 def gathered_bytes(module: DiffusionModule) -> int:
-    """The bytes that FSDP gathers at most: what is outside of layers, and two layers.
-
-    The one that is computed and the next are whole at a time, with their gradients.
-    """
+    """The bytes that FSDP gathers at most: what is outside of layers, and two layers."""
+    # the one that is computed and the next are whole at a time, with their gradients
     sizes = [shares(layer.parameters(), 1) for layer in layers_of(module.denoiser.backbone)]
     outside = shares(module.trained_parameters(), 1) - sum(sizes)
     return 2 * (outside + 2 * max(sizes, default=0))
@@ -146,10 +135,7 @@ def snapshot_bytes(task: DiffusionTask) -> int:
 
 
 def features_bytes(metrics: GenerativeMetrics | None, images: int | None) -> int | None:
-    """The bytes of the reference's features, of their mean and of a root of their covariance.
-
-    None if the number of training images is not known.
-    """
+    """The bytes of the reference's features and of their moments; None for unknown `images`."""
     if metrics is None:
         return 0
     if images is None:
@@ -179,13 +165,10 @@ class Duration:
 
 
 def duration_of(cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: int) -> Duration:
-    """The time of a run that validates so many images, or of what its time limit allows.
-
-    The cost of a step and of a call must be known.
-    """
-    assert cost.step is not None
-    assert cost.call is not None
+    """The time of a run that validates so many images, or of what its time limit allows."""
     step, call = cost.step, cost.call
+    assert step is not None
+    assert call is not None
 
     def lasting(steps: int) -> Duration:
         drawn = task.measured_images(steps) + task.grid_images(steps)

@@ -34,13 +34,7 @@ from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
 from diffusion_lab.estimate.activations import activations
 from diffusion_lab.estimate.gpu import CONTEXT, GPU, PLAIN, UTILISATION
-from diffusion_lab.estimate.run_cost import (
-    disk_of,
-    duration_of,
-    features_bytes,
-    memory_of,
-    update_operations,
-)
+from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of, stepped
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.training.callbacks import Evaluation
@@ -57,10 +51,6 @@ PLANNED = ALLOWED | {
     "reserve": inside(0, 1),
 }
 A_NODE = 8  # devices of a node, where nothing else is said
-UNCOUNTED = {  # second networks that every step asks, and what to plan with instead
-    "objective/teacher=model": "objective=ect",
-    "alignment": "alignment=none",
-}
 BACKWARD = 2 / 3  # of the time of both passes
 GUESSES = ("mfu", "launch", "link_share", "reserve")
 LOOP = 1.5e-3  # seconds of a step in Lightning's loop and ours, on one core of a server
@@ -142,7 +132,10 @@ class RunPlan:
         self.black = torch.zeros(1, *facts.shape, dtype=torch.uint8)  # an image
         counts = counted(cfg, facts, calls_of_one_network(cfg, facts))
         self.activations = activations(cfg, facts, self.precision)
-        held, images = self.activations.of(self.batch.micro_batch), self.images_bytes()
+        held, images = self.activations.of(self.batch.micro_batch), self.stored_bytes() or 0
+        choice, most = cfg.data.on_device, FREE_MEMORY_SHARE * self.gpu.memory
+        if choice is False or (choice is not True and images >= most):
+            images = 0  # they are kept elsewhere
         self.memory = memory_of(self.task, held, self.batch.world, self.sharded, images)
         self.kind = kind_of(self.task.module.denoiser, counts.modules)
         self.mfu = cfg.mfu or UTILISATION[self.kind]
@@ -159,15 +152,16 @@ class RunPlan:
     def refuse_second_networks(self) -> None:
         """Raises UserError for a network that steps ask beside the one that is trained."""
         module = self.task.module
-        teacher = module.objective.teacher
-        aligned = module.alignment is not None and module.alignment.extractor is not None
-        asked = teacher is not None and teacher.asked, aligned
-        for second, (key, instead) in zip(asked, UNCOUNTED.items(), strict=True):
-            if second:
-                raise UserError(
-                    f"{key} is a second network that every step asks, which plan does not count; "
-                    f"plan the run with {instead}"
-                )
+        if module.objective.teacher is not None and module.objective.teacher.asked:
+            second = "objective/teacher=model", "objective=ect"
+        elif module.alignment is not None and module.alignment.extractor is not None:
+            second = "alignment", "alignment=none"
+        else:
+            return
+        raise UserError(
+            f"{second[0]} is a second network that every step asks, which plan does not count; "
+            f"plan the run with {second[1]}"
+        )
 
     def stored_bytes(self) -> int | None:
         """The bytes of all training images as they are kept; None if their number is not known.
@@ -180,13 +174,6 @@ class RunPlan:
         if not stage.cache:
             return count * self.black.numel()
         return count * 4 * (1 + self.cfg.data.flip) * stage.moments(self.black).numel()
-
-    def images_bytes(self) -> int:
-        """The bytes of the training images, where they are kept on the GPU."""
-        size, choice = self.stored_bytes(), self.cfg.data.on_device
-        if size is None or choice is False:
-            return 0
-        return size if choice is True or size < FREE_MEMORY_SHARE * self.gpu.memory else 0
 
     def seconds_of(self, cost: RunCost, reached: float | None = None) -> float:
         """The seconds of a network call on an image, by its FLOPs.
@@ -241,13 +228,7 @@ class RunPlan:
     @property
     def operations(self) -> int:
         """The operations of a step, without compilation, which makes one of many."""
-        passes = self.batch.accumulate * self.activations.both
-        return passes + update_operations(self.task.module)
-
-    @property
-    def shown(self) -> float:
-        """The bytes that nvidia-smi would show: with CUDA's own and the reserve."""
-        return self.memory.total / (1 - self.cfg.reserve) + CONTEXT
+        return self.batch.accumulate * self.activations.both + stepped(self.task.module)[1]
 
     @property
     def largest_micro_batch(self) -> int:
@@ -262,17 +243,15 @@ class RunPlan:
         most = min(share, self.largest_micro_batch)
         return next((n for n in range(most, 0, -1) if share % n == 0), 0)
 
-    @property
-    def disk(self) -> dict[str, int | None]:
-        """Bytes by what they are for; None if they depend on an unknown number of images."""
-        return disk_of(self.task, self.duration.steps) | {
-            "latents": self.stored_bytes() if self.task.module.first_stage.cache else 0,
-            "features": features_bytes(self.task.metrics, self.cfg.num_images),
-        }
-
     def as_dict(self) -> dict[str, Any]:
         """All numbers as plain values."""
         memory, batch, images_per_second = self.memory, self.batch, self.images_per_second
+        # as nvidia-smi shows it, with CUDA's own and the reserve
+        shown = memory.total / (1 - self.cfg.reserve) + CONTEXT
+        caches = {  # None if they depend on an unknown number of images
+            "latents": self.stored_bytes() if self.task.module.first_stage.cache else 0,
+            "features": features_bytes(self.task.metrics, self.cfg.num_images),
+        }
         # without recomputed FLOPs
         at_peak = TRAINING_PASSES * self.seconds_of(self.cost, 1) / batch.world
         return {
@@ -286,7 +265,7 @@ class RunPlan:
             "macs": self.cost.macs,
             **asdict(batch),
             "memory": asdict(memory)
-            | {"total": memory.total, "usable": self.usable, "shown": self.shown},
+            | {"total": memory.total, "usable": self.usable, "shown": shown},
             "activation_bytes": self.activations.of(2) - self.activations.of(1),
             "fits": self.fits,
             "largest_micro_batch": self.largest_micro_batch,
@@ -295,7 +274,7 @@ class RunPlan:
             "share_of_peak": at_peak * images_per_second,
             "images_seen": self.duration.steps * batch.batch_size,
             "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
-            "disk": self.disk,
+            "disk": disk_of(self.task, self.duration.steps) | caches,
             "kind": self.kind,
             "operations": self.operations,
             "guesses": {key: self.cfg[key] for key in GUESSES} | {"mfu": self.mfu},

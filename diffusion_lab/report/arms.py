@@ -80,10 +80,7 @@ def trained(arms: Iterable[Arm]) -> list[Arm]:
 
 
 def grouped(runs: Sequence[Run]) -> tuple[list[Arm], list[Fact]]:
-    """The arms of runs, by the size of their data; and a fact on each that a later one repeats.
-
-    What differs by the seed alone is no setting, as `shared` says.
-    """
+    """The arms of runs, the smallest data first, and a fact on each run that is repeated later."""
     by_settings: dict[str, dict[int, Run]] = {}
     repeated = []
     for run, own in zip(runs, (json.dumps(s, sort_keys=True) for s in shared(runs)), strict=True):
@@ -153,10 +150,7 @@ def _by_data(arms: Sequence[Arm]) -> list[Arm]:
     ordered = sorted(arms, key=lambda arm: (images[arm.data_size], str(arm.data_size)))
     return [
         replace(
-            arm,
-            line=lines[arm.name],
-            data=parts[arm.data_size],
-            colour=colours[lines[arm.name]],
+            arm, line=lines[arm.name], data=parts[arm.data_size], colour=colours[lines[arm.name]]
         )
         for arm in (ordered if len(parts) > 1 else arms)
     ]
@@ -218,10 +212,7 @@ def _tree(path: Path) -> list[ast.stmt]:
 
 @cache
 def _default(target: str, name: str) -> object:
-    """The default of an argument of a class of this package, as its source has it; None without.
-
-    Nothing is imported: a comparison reads records alone.
-    """
+    """The default of a class's argument, read from source without imports; None without."""
     module, _, kind = target.rpartition(".")
     path = PACKAGE.parent.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -301,10 +292,7 @@ def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) ->
 
 
 def part(key: str, settings: Settings, last: Counter) -> str | None:
-    """The part of a name for a key: the class, or the last part of the key and its value.
-
-    A setting that is true is named by its key, and left out where it is false.
-    """
+    """The part of a name for a key: the class, the key of what is true, or key and value."""
     value = settings.get(key)
     if value is None:
         return f"{_shortest(key)}=null" if key in DATA_SIZE else None

@@ -223,10 +223,7 @@ def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Dra
 
 
 def along(found: Collection, metric: Quantity, name: str, axis: str) -> Drawing | None:
-    """Draws a metric along training: the mean of the runs that got there, and their range.
-
-    `name` is that of the metric on the way.
-    """
+    """Draws a metric, `name` on the way, along training: mean and range of runs that got there."""
     frame = found.frame.assign(minutes=found.frame.seconds / 60)
     before = frame[~frame.at_end & (frame.metric == name)]
     # a run has one value at its end, the mean over sampling seeds
@@ -305,22 +302,15 @@ def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
         for arm, part in tuned:
-            chosen, points = part["chosen"], {}
+            chosen, points, tint = part["chosen"], {}, colour(arm.colour)
             for each in part["tried"]:
-                values, results = each["values"], [*each["results"].values()]
-                if None not in results and values == chosen | {key: values[key]}:
-                    points[values[key]] = float(np.mean(results))
-                    axes.plot(
-                        [values[key]] * len(results),
-                        results,
-                        "_",
-                        color=colour(arm.colour),
-                        alpha=0.6,
-                    )
-            grid = sorted(points)
-            axes.plot(grid, [points[value] for value in grid], **look_of(arm.colour))
+                value, results = each["values"][key], [*each["results"].values()]
+                if None not in results and each["values"] == chosen | {key: value}:
+                    points[value] = float(np.mean(results))
+                    axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
+            axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(arm.colour))
             best = chosen[key]
-            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=colour(arm.colour))
+            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=tint)
         axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
@@ -348,16 +338,16 @@ def laws(scaled: ScaledMetric) -> Drawing:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e+", "e"))
         axes.xaxis.set_minor_formatter("")
-        spent = [point.flops for series in scaled.series for point in series.points]
+        spent = pd.concat(series.points.flops for series in scaled.series)
         reach = max(spent) / min(spent)
         # the names of sizes stand to the right of the last points
         axes.set_xlim(min(spent) / reach**0.05, max(spent) * reach**0.2)
 
     best = []
     for series in scaled.series:
-        point = on_front(series.points)[-1]
-        value = number_of(metric, point.mean)
-        best.append(f"{series.name} {value}, with {point.size} and {amount(point.flops)} FLOPs")
+        point = on_front(series.points).iloc[-1]
+        value, spent = number_of(metric, point["mean"]), amount(point.flops)
+        best.append(f"{series.name} {value}, with {point['size']} and {spent} FLOPs")
     words = (
         "Mean over runs, a line for each size; a ring marks the compute-optimal front, and a thick "
         f"line a law along it. The best: {'; '.join(best)}."
@@ -370,13 +360,14 @@ def laws(scaled: ScaledMetric) -> Drawing:
 def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
     """Draws a line for each size, with its name at the end, and rings around the front."""
     place = series.colour
-    for size in series.sizes:
-        own = [(p.flops, metric.scale * p.mean) for p in series.points if p.size == size]
-        x, y = zip(*own, strict=True)
+    for size, own in series.points.groupby("size", sort=False):
+        x, y = [*own.flops], [*metric.scale * own["mean"]]
         axes.plot(x, y, alpha=0.55, linewidth=0.9, **look_of(place))
         # apart from the names of the other series
         aside = (5, 7 if place % 2 else -7)
-        text = axes.annotate(size, (x[-1], y[-1]), aside, textcoords="offset points")
+        text = axes.annotate(str(size), (x[-1], y[-1]), aside, textcoords="offset points")
         text.set(va="center", fontsize=7, color=colour(place))
-    best = [(point.flops, metric.scale * point.mean) for point in on_front(series.points)]
-    axes.plot(*zip(*best, strict=True), "o", markersize=9, mfc="none", mec=INK, mew=0.8)
+    best = on_front(series.points)
+    axes.plot(
+        best.flops, metric.scale * best["mean"], "o", markersize=9, mfc="none", mec=INK, mew=0.8
+    )

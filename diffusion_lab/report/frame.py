@@ -141,10 +141,7 @@ def results(*paths: str | Path) -> pd.DataFrame:
 
 
 def collect(paths: Sequence[str | Path]) -> Collection:
-    """Collects the arms at or below `paths`.
-
-    Raises UserError if there are none, or if they were measured in different ways.
-    """
+    """Collects the arms at or below `paths`; raises UserError for none, or unlike protocols."""
     runs, left_out = _read(paths)
     study = _study_of(runs)
     runs = _with_own_ways(runs, study)
@@ -265,10 +262,7 @@ def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
 
 
 def _study_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """The protocol of all runs; empty if some have none, or another one.
-
-    Autoencoders, which have none, follow that of the runs beside them.
-    """
+    """The protocol of all runs that may have one; empty if one has none, or another."""
     ours = [run for run in runs if run.family != AUTOENCODER and not run.drawn_elsewhere]
     found = [run.part("protocol") for run in ours]
     return found[0] or {} if found and all(each == found[0] for each in found) else {}

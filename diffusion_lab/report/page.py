@@ -143,10 +143,7 @@ def main_columns(report: Report) -> list[Column]:
 
 
 def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
-    """The word of another metric on the best arm beside each other one, by its interval.
-
-    A row has the name of the other arm, what the metric says, and the gap.
-    """
+    """By another metric: each arm, whether it is behind the best one, and the gap."""
     best, cells = {panel.data: panel.arms[0] for panel in report.panels}, []
     for panel in report.others[name]:
         ours = best.get(panel.data, "")
@@ -210,10 +207,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def samples(arms: Sequence[Arm]) -> list[Samples]:
-    """The grid of one run per arm that has one, of the same training seed where possible.
-
-    A VAE has none: its grids are of reconstructions.
-    """
+    """The grid of one run of each arm that draws some, of the same training seed where possible."""
     counts = Counter(run.seed for run in runs_of(arms))
     chosen = [min(arm.runs, key=lambda run: (-counts[run.seed], run.seed)) for arm in arms]
     found = [

@@ -7,9 +7,10 @@ a mean over seeds, and there are too few points for a robust loss to find outlie
 P points, K power terms.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -104,66 +105,46 @@ def closest(x: ArrayLike, values: ArrayLike, start: PowerLaw | None = None) -> P
     """The law of least squares of logarithms, from several starts, or from `start` alone."""
     from scipy import optimize  # late, as few comparisons have laws and it takes a second
 
-    logs = np.log(np.atleast_2d(np.asarray(x, dtype=float)))
-    targets, terms = np.log(np.asarray(values, dtype=float)), len(logs)
-    centre = logs.mean(axis=1)  # factors at the centre hardly depend on the exponents
-    starts = _starts(targets, terms) if start is None else [_from_law(start, centre, targets)]
-    # MINPACK's Levenberg-Marquardt; all parameters are logarithms, which need no bounds
-    tries = [
-        optimize.least_squares(
-            lambda p: _shares(p, logs - centre[:, None])[0] - targets,
-            first,
-            lambda p: _slopes(p, logs - centre[:, None]),
-            method="lm",
-            xtol=1e-10,
-            ftol=1e-10,
-            max_nfev=200,
-        )
-        for first in starts
-    ]
-    best = min(tries, key=lambda each: each.cost).x.clip(-LARGEST, LARGEST)
-    exponents = _exponents(best, terms)
-    factors = np.exp(best[1 : 1 + terms] + exponents * centre)
-    offset = float(np.exp(best[0]))
-    if offset < NO_OFFSET * np.exp(targets.min()):  # its logarithm goes on falling
-        offset = 0.0
-    return PowerLaw(offset, tuple(map(float, factors)), tuple(map(float, exponents)))
-
-
-def _exponents(parameters: NDArray, terms: int) -> NDArray:
-    return np.exp(parameters[1 + terms :].clip(-12, np.log(STEEPEST)))
-
-
-def _shares(parameters: NDArray, logs: NDArray) -> tuple[NDArray, NDArray]:
-    """The logarithm of the law (P,), and the share of E and of each term in it (1 + K, P)."""
-    terms = len(logs)
-    parameters = parameters.clip(-LARGEST, LARGEST)  # where a long step would overflow
-    powers = parameters[1 : 1 + terms, None] - _exponents(parameters, terms)[:, None] * logs
-    parts = np.vstack([np.full(logs.shape[1], parameters[0]), powers])
-    whole = np.logaddexp.reduce(parts, axis=0)
-    return whole, np.exp(parts - whole)
-
-
-def _slopes(parameters: NDArray, logs: NDArray) -> NDArray:
-    """The derivatives of the logarithm of the law by each parameter (P, 1 + 2K)."""
-    shares = _shares(parameters, logs)[1]
-    by_exponents = -shares[1:] * _exponents(parameters, len(logs))[:, None] * logs
-    return np.vstack([shares, by_exponents]).T
-
-
-def _starts(targets: NDArray, terms: int) -> Iterator[NDArray]:
+    logs, targets = np.log(np.atleast_2d(np.asarray(x, float))), np.log(np.asarray(values, float))
     least, middle = np.exp(targets.min()), np.exp(np.median(targets))
-    for part, *exponents in product(OFFSETS, *[EXPONENTS] * terms):
-        offset = part * least
-        factors = [np.log((middle - offset) / terms)] * terms
-        yield np.array([np.log(offset), *factors, *np.log(exponents)])
+    centre = logs.mean(axis=1, keepdims=True)  # factors there hardly depend on the exponents
+    terms = len(logs)
 
+    def parts(parameters: NDArray) -> tuple[NDArray, NDArray]:
+        """The logarithms of E and of each term (1 + K, P), and the exponents (K, 1)."""
+        offset, factors, exponents = np.split(parameters.clip(-LARGEST, LARGEST), (1, 1 + terms))
+        steep = np.exp(exponents.clip(-12, np.log(STEEPEST)))[:, None]
+        powers = factors[:, None] - steep * (logs - centre)
+        return np.vstack([np.tile(offset, logs.shape[1]), powers]), steep
 
-def _from_law(law: PowerLaw, centre: NDArray, targets: NDArray) -> NDArray:
-    # an offset of almost 0 has no slope in its logarithm, from which no step leads away
-    offset = max(law.offset, OFFSETS[0] * float(np.exp(targets.min())))
-    factors = np.log(law.factors) - np.array(law.exponents) * centre
-    return np.array([np.log(offset), *factors, *np.log(law.exponents)])
+    def misses(parameters: NDArray) -> NDArray:
+        return np.logaddexp.reduce(parts(parameters)[0]) - targets
+
+    def slopes(parameters: NDArray) -> NDArray:
+        each, steep = parts(parameters)
+        shares = np.exp(each - np.logaddexp.reduce(each))
+        return np.vstack([shares, -shares[1:] * steep * (logs - centre)]).T
+
+    if start is None:
+        starts = [
+            [np.log(part * least), *[np.log((middle - part * least) / terms)] * terms, *exponents]
+            for part, *exponents in product(OFFSETS, *[np.log(EXPONENTS)] * terms)
+        ]
+    else:
+        # an offset of almost 0 has no slope in its logarithm, from which no step leads away
+        offset = max(start.offset, OFFSETS[0] * least)
+        factors = np.log(start.factors) - np.array(start.exponents) * centre[:, 0]
+        starts = [[np.log(offset), *factors, *np.log(start.exponents)]]
+    # all parameters are logarithms, which need no bounds
+    how: dict[str, Any] = {"method": "lm", "xtol": 1e-10, "ftol": 1e-10, "max_nfev": 200}
+    tries = [optimize.least_squares(misses, first, slopes, **how) for first in starts]
+    best = min(tries, key=lambda each: each.cost).x.clip(-LARGEST, LARGEST)
+    steep = parts(best)[1]
+    factors = np.exp(best[1 : 1 + terms] + (steep * centre)[:, 0])
+    offset = float(np.exp(best[0]))
+    if offset < NO_OFFSET * least:  # its logarithm goes on falling
+        offset = 0.0
+    return PowerLaw(offset, tuple(factors.tolist()), tuple(steep[:, 0].tolist()))
 
 
 def bootstrap(

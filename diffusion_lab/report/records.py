@@ -1,7 +1,7 @@
 """Runs as their folders record them: configuration, summary, evaluations and rows of training."""
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from diffusion_lab.training.tuned import FOUND
 RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
 NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
-BEGINNING = 0.1  # the share of training in which `spike_in` looks for none
+BEGINNING = 0.1  # the share of training in which no spike is looked for
 BY_CONTROL, FOUND_AT = "copy_ratio_by_control", "copies_found_at_"
 
 
@@ -116,21 +116,17 @@ class Run:
         return self.summary.ended_at or "", str(self.folder)
 
     @cached_property
+    def of_rows(self) -> dict[str, Any]:
+        """The facts of `facts_in` on all rows, also on those that publishing left out."""
+        return published.facts_of(self.folder).get(published.THINNED) or facts_in(self.rows)
+
+    @property
     def images_per_second(self) -> float | None:
-        """The median over the logged windows."""
-        known = self._of_all_rows
-        return known[published.RATE] if known else median_rate(self.rows)
+        return self.of_rows[published.RATE]
 
-    @cached_property
+    @property
     def gradient_spike(self) -> float:
-        """How far gradients rose above their median (`spike_in`)."""
-        known = self._of_all_rows
-        return known[published.SPIKE] if known else spike_in(self.rows)
-
-    @cached_property
-    def _of_all_rows(self) -> dict[str, Any] | None:
-        """The facts on all rows of a published run that left out some."""
-        return published.facts_of(self.folder).get(published.THINNED)
+        return self.of_rows[published.SPIKE]
 
     def part(self, key: str) -> dict[str, Any] | None:
         """A part of the configuration as plain values; None if it is null or missing."""
@@ -139,21 +135,19 @@ class Run:
         return None if plain is None else cast(dict[str, Any], plain)
 
 
-def median_rate(rows: Iterable[dict]) -> float | None:
-    """The median of the images per second in rows of metrics.jsonl; None without any."""
-    rates = [row[RATE] for row in rows if RATE in row]
-    return statistics.median(rates) if rates else None
+def facts_in(rows: Sequence[dict]) -> dict[str, Any]:
+    """The median of images/s in rows of metrics.jsonl, and the largest gradient by its median.
 
-
-def spike_in(rows: Iterable[dict]) -> float:
-    """The largest gradient norm in rows of metrics.jsonl by its median; 0 if it is not logged.
-
-    The beginning is left out, as all gradients are large in it.
+    The first is None, and the second 0, if it is not logged.
     """
+    rates = [row[RATE] for row in rows if RATE in row]
     known = [row for row in rows if {NORM, LARGEST_NORM} <= row.keys()]
-    known = known[int(BEGINNING * len(known)) :]
+    known = known[int(BEGINNING * len(known)) :]  # all gradients are large in the beginning
     usual = statistics.median(row[NORM] for row in known) if known else 0
-    return max(row[LARGEST_NORM] for row in known) / usual if usual else 0
+    return {
+        published.RATE: statistics.median(rates) if rates else None,
+        published.SPIKE: max(row[LARGEST_NORM] for row in known) / usual if usual else 0,
+    }
 
 
 def whole(value: object) -> object:
@@ -269,11 +263,7 @@ def _of_control(name: str) -> Quantity | None:
 def copies(
     runs: Iterable[Run], sampling: Sampling
 ) -> tuple[dict[Path, dict[str, float]], list[Fact]]:
-    """The counts of copies by `memorization`, by run folder, and facts on what is left out.
-
-    A report counts if it is of a run's current weights and of `sampling`; reports of unequal
-    protocols are all left out.
-    """
+    """The counts of copies by run folder, if measured alike, and facts on what is left out."""
     found: dict[Path, dict[str, float]] = {}
     protocols, facts = [], []
     for run in runs:

@@ -1,7 +1,10 @@
-"""Scaling laws: series of sizes of one network, laws fitted to them, and their held-out sizes."""
+"""Scaling laws: series of sizes of one network, laws fitted to them, and their held-out sizes.
+
+A frame of points has a row for each arm: its size in words, MACs per image, images seen, FLOPs, the
+values of its runs by one metric, and their mean.
+"""
 
 import json
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from diffusion_lab.assembly.config_keys import Settings
 from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION_LOSS, Quantity
 from diffusion_lab.report.arms import ALL, Arm, names_of, varying
 from diffusion_lab.report.facts import EQUAL_COST
@@ -21,7 +23,8 @@ from diffusion_lab.report.words import Fact
 NETWORK = "backbone."
 LENGTH = ("trainer.max_steps", "trainer.max_time")  # a budget of images sets the steps
 FOLLOWS = {"optimizer.vector_lr": "optimizer.lr"}  # a key that takes the value of another
-COSTS, POINTS, SIZES = 3, 4, 2  # the fewest of a series: amounts of FLOPs, points, sizes
+FEWEST = {"flops": 3, "macs": 2, "images": 2}  # different amounts in a series
+POINTS = 4  # the fewest of a series
 COMPUTE, SIZE_AND_IMAGES = "E + A C^-b", "E + A N^-a + B D^-b"
 VARIED = 3  # the fewest sizes, and numbers of images, for a law of both
 TOLERATED = 0.1  # relative error up to which a law predicts a held-out size
@@ -40,32 +43,12 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Point:
-    """An arm of a series: its size in words, MACs per image, images seen, FLOPs, and values."""
-
-    size: str
-    macs: float
-    images: float
-    flops: float
-    values: list[float]  # of each run, by one metric
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-
-@dataclass(frozen=True)
 class SizeSeries:
     """A network in several sizes and budgets; `points` are sorted by MACs, then by images."""
 
     name: str
     colour: int
-    points: list[Point]
-
-    @property
-    def sizes(self) -> list[str]:
-        """The names of the sizes, from the smallest to the largest."""
-        return list(dict.fromkeys(point.size for point in self.points))
+    points: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -73,14 +56,15 @@ class ScalingLaw:
     """The law of a metric of a series: its fit to `points`, and fits of draws of their seeds."""
 
     form: str
-    points: list[Point]
+    points: pd.DataFrame
     fitted: PowerLaw
     draws: list[PowerLaw]
 
     @property
     def unit(self) -> float:
         """The number of FLOPs of a MAC of an image, C / (N D)."""
-        return self.points[0].flops / (self.points[0].macs * self.points[0].images)
+        first = self.points.iloc[0]
+        return first.flops / (first.macs * first.images)
 
     def front(self, law: PowerLaw) -> PowerLaw:
         """The law of compute C in FLOPs that `law` means along the compute-optimal front."""
@@ -91,8 +75,8 @@ class ScalingLaw:
         front = self.front(law)
         values = [law.offset, *front.factors, *front.exponents]
         if self.form == SIZE_AND_IMAGES:
-            pairs = zip(law.factors, law.exponents, strict=True)
-            values += [*(number for pair in pairs for number in pair), law.optimal_size_exponent]
+            (size, images), (a, b) = law.factors, law.exponents
+            values += [size, a, images, b, law.optimal_size_exponent]
         return dict(zip(NUMBERS, values, strict=False))
 
     @property
@@ -101,8 +85,7 @@ class ScalingLaw:
 
         A front of size and images is known where its optimum is within both; maybe nowhere.
         """
-        spent = [point.flops for point in self.points]
-        found = np.geomspace(min(spent), max(spent), 60)
+        found = np.geomspace(self.points.flops.min(), self.points.flops.max(), 60)
         if self.form == COMPUTE:
             return found
         x = variables(self.points, self.form)
@@ -160,8 +143,7 @@ def scaling(found: Collection) -> list[ScaledMetric]:
         rows: list[dict] = []
         laws: dict[str, ScalingLaw] = {}
         for each in series:
-            amounts = zip(*((point.macs, point.images) for point in each.points), strict=True)
-            both = min(map(distinct, amounts)) >= VARIED
+            both = min(map(distinct, variables(each.points, SIZE_AND_IMAGES))) >= VARIED
             for form in (COMPUTE, SIZE_AND_IMAGES)[: 1 + both]:
                 row = {"metric": metric.name, "family": each.name, "law": form}
                 try:
@@ -190,37 +172,50 @@ def size_series(found: Collection, metric: Quantity) -> list[SizeSeries]:
     Texts, switches and classes below `backbone.` are no sizes. A series has at least 3 amounts of
     training FLOPs, 4 arms, 2 sizes and 2 numbers of images, and a value of the metric.
     """
-    alike: dict[str, list[Arm]] = {}
+    values = {arm: [*own] for arm, own in found.values(metric.name).groupby("arm").value}
+    rows = []
     for arm in found.arms:
-        if arm.fact("macs") and arm.runs[0].summary.flops(1):
-            alike.setdefault(json.dumps(_fixed(arm), sort_keys=True), []).append(arm)
-    known = found.values(metric.name).groupby("arm").value
-    values = {arm: [*own] for arm, own in known}
-    series = {}
-    for fixed, arms in alike.items():
-        sizes: list[Settings] = [
-            {key: each for key, each in arm.settings.items() if _is_size(key, each)} for arm in arms
-        ]
-        unique = list({json.dumps(size, sort_keys=True): size for size in sizes}.values())
-        names = names_of(unique, varying(unique))
-        points = []
-        for arm, size in zip(arms, sizes, strict=True):
-            images, macs = arm.fact("images_seen") or 0.0, arm.fact("macs") or 0.0
-            cost = (macs, images, arm.runs[0].summary.flops(images) or 0.0)
-            points.append(Point(names[unique.index(size)], *cost, values.get(arm.name, [])))
-        fewest = {"flops": COSTS, "macs": SIZES, "images": SIZES}
-        enough = (distinct(getattr(p, key) for p in points) >= n for key, n in fewest.items())
-        if len(points) >= POINTS and all(enough) and any(point.values for point in points):
-            points.sort(key=lambda point: (point.macs, point.size, point.images))
-            series[fixed] = arms[0], [point for point in points if point.values]
-    fixed_settings = [json.loads(fixed) for fixed in series]
-    found_names = names_of(fixed_settings, varying(fixed_settings))
+        images, flops = arm.fact("images_seen") or 0.0, arm.runs[0].summary.flops
+        if arm.fact("macs") and flops(1):
+            cost = (arm.fact("macs"), images, flops(images) or 0.0)
+            rows.append((arm, *_parted(arm), *cost, values.get(arm.name, [])))
+    arms = pd.DataFrame(rows, columns=["arm", "fixed", "size", "macs", "images", "flops", "runs"])
+    series = []
+    for fixed, own in arms.groupby("fixed", sort=False):
+        names = _names(own["size"].unique())
+        points = own.assign(size=own["size"].map(names)).sort_values(["macs", "size", "images"])
+        enough = all(distinct(own[key]) >= n for key, n in FEWEST.items()) and len(own) >= POINTS
+        known = points[points.runs.astype(bool)]
+        if enough and len(known):
+            series.append((fixed, own.arm.iloc[0], known.assign(mean=known.runs.map(np.mean))))
+    names = _names([fixed for fixed, _, _ in series])
     return [
-        SizeSeries(arm.runs[0].network if name == ALL else name, place, points)
-        for place, (name, (arm, points)) in enumerate(
-            zip(found_names, series.values(), strict=True)
-        )
+        SizeSeries(arm.runs[0].network if names[fixed] == ALL else names[fixed], place, points)
+        for place, (fixed, arm, points) in enumerate(series)
     ]
+
+
+def _names(settings: Iterable[str]) -> dict[str, str]:
+    """The names of settings that are written in JSON."""
+    plain = [json.loads(each) for each in settings]
+    return dict(zip(settings, names_of(plain, varying(plain)), strict=True))
+
+
+def _parted(arm: Arm) -> tuple[str, str]:
+    """The settings that arms of a series have in common, and those that are its size, as JSON.
+
+    Values that were tuned for each size, and the length of training, are neither.
+    """
+    tuned = OmegaConf.select(arm.runs[0].config, "tuning.values") or {}
+    fixed, size = {}, {}
+    for key, value in arm.settings.items():
+        values = value if isinstance(value, list) else [value]
+        numbers = (isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+        if key.startswith(NETWORK) and all(numbers):
+            size[key] = value
+        elif key not in LENGTH and FOLLOWS.get(key, key) not in tuned:
+            fixed[key] = value
+    return json.dumps(fixed, sort_keys=True), json.dumps(size, sort_keys=True)
 
 
 def distinct(amounts: Iterable[float]) -> int:
@@ -232,81 +227,59 @@ def distinct(amounts: Iterable[float]) -> int:
     return count
 
 
-def _fixed(arm: Arm) -> Settings:
-    """The settings that arms of a series have in common, if they differ between any arms.
-
-    Settings that were tuned for each size may differ.
-    """
-    tuned = OmegaConf.select(arm.runs[0].config, "tuning.values") or {}
-    return {
-        key: value
-        for key, value in arm.settings.items()
-        if key not in LENGTH and FOLLOWS.get(key, key) not in tuned and not _is_size(key, value)
-    }
-
-
-def _is_size(key: str, value: object) -> bool:
-    """Whether a setting is a number, or a list of numbers, of the network."""
-    values = value if isinstance(value, list) else [value]
-    numbers = (isinstance(each, int | float) and not isinstance(each, bool) for each in values)
-    return key.startswith(NETWORK) and all(numbers)
-
-
-def law_of(known: Sequence[Point], form: str, draws: int = DRAWS) -> ScalingLaw:
+def law_of(known: pd.DataFrame, form: str, draws: int = DRAWS) -> ScalingLaw:
     """Fits a law of one form to points, that of compute to their front; may raise NoLaw."""
-    points = on_front(known) if form == COMPUTE else list(known)
-    if form == SIZE_AND_IMAGES and min(map(distinct, variables(points, form))) < VARIED:
+    points = on_front(known) if form == COMPUTE else known
+    x = variables(points, form)
+    if form == SIZE_AND_IMAGES and min(map(distinct, x)) < VARIED:
         raise NoLaw(f"it needs {VARIED} sizes and {VARIED} numbers of images")
-    x, seeds = variables(points, form), [point.values for point in points]
-    fitted = fit(x, [point.mean for point in points])
-    return ScalingLaw(form, points, fitted, bootstrap(fitted, x, seeds, draws))
+    fitted = fit(x, points["mean"])
+    return ScalingLaw(form, points, fitted, bootstrap(fitted, x, [*points.runs], draws))
 
 
-def row_on(law: ScalingLaw, known: Sequence[Point]) -> dict:
+def row_on(law: ScalingLaw, known: pd.DataFrame) -> dict:
     """The numbers of a law of some of the known points with their intervals, and of its fit."""
-    x, points = variables(law.points, law.form), law.points
-    row: dict = {"points": len(points), "seeds": min(len(point.values) for point in points)}
-    row["fit_error"] = float(misfit(law.fitted, x, [point.mean for point in points]).max())
-    drawn = [law.numbers(each) for each in law.draws]
+    points, drawn = law.points, [law.numbers(each) for each in law.draws]
+    row: dict = {"points": len(points), "seeds": points.runs.map(len).min()}
+    row["fit_error"] = misfit(law.fitted, variables(points, law.form), points["mean"]).max()
     for name, value in law.numbers(law.fitted).items():
         low, high = interval([each[name] for each in drawn]) if drawn else (None, None)
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
     if law.form == COMPUTE:
         # beyond these nothing was trained, so that a front of them need not be compute-optimal
-        sizes, lengths = [point.macs for point in known], [point.images for point in known]
-        row["at_the_border"] = sum(_ends(p.macs, sizes) or _ends(p.images, lengths) for p in points)
+        ends = [
+            (key, end) for key in ("macs", "images") for end in (known[key].min(), known[key].max())
+        ]
+        row["at_the_border"] = sum(
+            any(distinct([end, point[key]]) == 1 for key, end in ends)
+            for point in points.to_dict("records")
+        )
     row["extrapolated"] = law.form == SIZE_AND_IMAGES and not len(law.flops)
     return row | _held_out(law, known)
 
 
-def _held_out(law: ScalingLaw, known: Sequence[Point]) -> dict:
+def _held_out(law: ScalingLaw, known: pd.DataFrame) -> dict:
     """How far the law of the other sizes is off at the largest one, at most; or the reason.
 
     Beside it stands a guess that knows no law, the next smaller size's value after as many images.
     """
-    found: dict = {"held_out": known[-1].size}
-    smaller = [point for point in known if point.size != known[-1].size]
-    own = [point for point in law.points if point.size == known[-1].size]
-    if not own:
+    largest = known["size"].iloc[-1]
+    found: dict = {"held_out": largest}
+    smaller = known[known["size"] != largest]
+    own = law.points[law.points["size"] == largest]
+    if own.empty:
         return found | {"reason": "it is nowhere on the compute-optimal front"}
     try:
         other = law_of(smaller, law.form, draws=0).fitted
     except NoLaw as reason:
         return found | {"reason": str(reason)}
-    errors = misfit(other, variables(own, law.form), [point.mean for point in own])
-    guesses = [
-        abs(guess.mean / point.mean - 1)
-        for point in own
-        for guess in smaller
-        if guess.size == smaller[-1].size and distinct([guess.images, point.images]) == 1
-    ]
-    found |= {"held_out_error": float(errors.max()), "held_out_points": len(own)}
-    return found | {"held_out_unchanged": max(guesses, default=None)}
-
-
-def _ends(amount: float, amounts: Sequence[float]) -> bool:
-    """Whether an amount is the smallest or the largest of some, to 5 %."""
-    return any(distinct([end, amount]) == 1 for end in (min(amounts), max(amounts)))
+    errors = misfit(other, variables(own, law.form), own["mean"])
+    next_smaller = smaller[smaller["size"] == smaller["size"].iloc[-1]]
+    pairs = own.merge(next_smaller, how="cross", suffixes=("", "_guessed"))
+    alike = [distinct(each) == 1 for each in zip(pairs.images, pairs.images_guessed, strict=True)]
+    guesses = (pairs.mean_guessed / pairs["mean"] - 1).abs()[alike]
+    found |= {"held_out_error": errors.max(), "held_out_points": len(own)}
+    return found | {"held_out_unchanged": guesses.max()}
 
 
 def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[int]:
@@ -320,13 +293,11 @@ def front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list
     return best
 
 
-def on_front(points: Sequence[Point]) -> list[Point]:
+def on_front(points: pd.DataFrame) -> pd.DataFrame:
     """The points that no cheaper one equals: the compute-optimal front, by FLOPs."""
-    return [points[place] for place in front([(p.flops, p.mean) for p in points], False)]
+    return points.iloc[front([*zip(points.flops, points["mean"], strict=True)], False)]
 
 
-def variables(points: Sequence[Point], form: str) -> NDArray:
+def variables(points: pd.DataFrame, form: str) -> NDArray:
     """The variables of a form at P points: (1, P) FLOPs, or (2, P) MACs and images."""
-    if form == COMPUTE:
-        return np.array([[point.flops for point in points]])
-    return np.array([[point.macs, point.images] for point in points]).reshape(-1, 2).T
+    return points[["flops"] if form == COMPUTE else ["macs", "images"]].to_numpy().T

@@ -53,10 +53,7 @@ class Column:
     judges: bool = False
 
     def of(self, values: Sequence[float], ranges: bool = False) -> Cell:
-        """The cell of the mean of values, one of each seed; a metric has ± over several.
-
-        With `ranges`, two or three values have their range.
-        """
+        """The cell of the mean of values, one of each seed; two or three may have their range."""
         if not values:
             return Cell(None, NONE)
         mean = self.scale * statistics.mean(values)
@@ -227,10 +224,7 @@ def samplings_csv(found: Collection) -> str:
 
 
 def pairs_csv(primary: Iterable[Panel], others: Iterable[Panel]) -> str:
-    """Every pair by every metric, without rounding; a gap is that of `behind` less `ahead`.
-
-    Metrics beside the primary one have intervals alone, without p-values.
-    """
+    """Every pair by every metric, without rounding; p-values are the primary metric's alone."""
     frames = [each.pairs.assign(metric=each.metric.name, data=each.data) for each in primary]
     frames += [
         each.pairs.drop(columns=TESTED).assign(metric=each.metric.name, data=each.data)

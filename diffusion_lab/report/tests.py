@@ -176,28 +176,16 @@ def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled(by_arm: Values) -> Noise | None:
-    """The noise of a model of all arms; None for under three arms, or if their spreads differ.
+    """The noise of a model of all arms; None for under three arms, or if their spreads differ."""
+    from scipy import stats  # late, as it takes a second
 
-    The check is Bartlett's test. Arms of one run have no spread, and are not counted.
-    """
+    # an arm of one run has no spread
     rows = [np.array([*own.values()]) for own in by_arm.values() if len(own) >= ENOUGH]
     if len(rows) < 3 or not all(map(_varies, rows)):
         return None
     degrees = sum(len(row) - 1 for row in rows)
     noise = Noise(sum(row.var() * len(row) for row in rows) / degrees, degrees)
-    return noise if bartlett(rows, noise) >= LEVEL else None
-
-
-def bartlett(rows: Sequence[NDArray], noise: Noise) -> float:
-    """The p-value of Bartlett's test (1937) that rows of values have one variance, the pooled one.
-
-    It is scipy's, whose module of all tests takes a second to import.
-    """
-    free = np.array([len(row) - 1 for row in rows])
-    logs = np.log([row.var(ddof=1) for row in rows])
-    statistic = noise.degrees * math.log(noise.variance) - (free * logs).sum()
-    correction = 1 + ((1 / free).sum() - 1 / noise.degrees) / (3 * (len(rows) - 1))
-    return float(special.chdtrc(len(rows) - 1, statistic / correction))
+    return noise if stats.bartlett(*rows).pvalue >= LEVEL else None
 
 
 def _varies(values: NDArray) -> bool:
@@ -252,7 +240,7 @@ def _corrected(found: dict[str, list], noise: Noise | None) -> dict[str, Any]:
     p = 2 * special.stdtr(degrees, -size)
     arms, tests = len({*found["ahead"], *found["behind"]}), int((~np.isnan(p)).sum())
     if noise and arms > 2 and tests == arms * (arms - 1) / 2:
-        from scipy.stats import studentized_range  # late, as it takes a second
+        from scipy.stats import studentized_range
 
         tails = studentized_range.sf(math.sqrt(2) * size, arms, noise.degrees)
         correction, after = "Tukey", np.clip(tails, p, 1)

@@ -7,7 +7,7 @@ in <sweep>/jobs/3.json. Paths in a record start from its folder, so a study can 
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,38 +20,41 @@ DONE, SKIPPED, FAILED = "trained", "already finished", "failed"
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep: its overrides, the run folder that a study gives it, and its SLURM job."""
+    """A job of a sweep: its overrides, the run folder that a study gives it, and its SLURM job.
+
+    `sweep` is the folder of the sweep that a record was read for, and `number` its place there.
+    """
 
     overrides: list[str]
-    folder: Path | None = None
-    slurm: str | None = None
+    folder: Path | None = None  # None if it is known only once the run begins
+    slurm: str | None = None  # None if it is run here, or is not submitted yet
+    sweep: Path = Path()
+    number: int = 0
 
+    @property
+    def waits_here(self) -> bool:
+        """Whether its sweep, which runs on a machine that shares this disk, has yet to run it."""
+        return not self.slurm and not self.outcome and is_locked(self.sweep)
 
-@dataclass(frozen=True)
-class Record:
-    """The record of a sweep, as it was read from a file."""
-
-    sweep: Path
-    jobs: list[Job]
+    @property
+    def _outcome(self) -> Path:
+        return self.sweep / OUTCOMES / f"{self.number}.json"
 
     @cached_property
-    def is_alive(self) -> bool:
-        """Whether the command of the sweep is still running on a machine that shares this disk."""
-        return is_locked(self.sweep)
+    def outcome(self) -> dict:
+        """How the job ended, an empty dictionary if that is not known."""
+        return read_json(self._outcome)
 
-    def outcome(self, number: int) -> dict:
-        """How a job ended, an empty dictionary if that is not known."""
-        return read_json(self.sweep / OUTCOMES / f"{number}.json")
+    @property
+    def ended_at(self) -> float:
+        """The time at which the job ended, in seconds since 1970; raises OSError if unknown."""
+        return self._outcome.stat().st_mtime
 
-    def ended_at(self, number: int) -> float:
-        """The time at which a job ended, in seconds since 1970; raises OSError if it is unknown."""
-        return (self.sweep / OUTCOMES / f"{number}.json").stat().st_mtime
-
-    def log(self, number: int) -> Path | None:
-        """The log of the first task of a job's SLURM job, if that has begun."""
-        job = self.jobs[number].slurm
-        found = self.sweep.glob(f".submitit/{job}/{job}_0_log.out")
-        return next(found, None)
+    @property
+    def log(self) -> str | None:
+        """The log of the first task of its SLURM job, if that has begun."""
+        found = next(self.sweep.glob(f".submitit/{self.slurm}/{self.slurm}_0_log.out"), None)
+        return str(found) if found else None
 
 
 def path_of(sweep: Path, study: str | None) -> Path:
@@ -64,7 +67,11 @@ def write(sweep: Path, study: str | None, jobs: Sequence[Job]) -> None:
     path = path_of(sweep, study)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        asdict(job) | {"folder": job.folder and os.path.relpath(job.folder, path.parent)}
+        {
+            "overrides": job.overrides,
+            "folder": job.folder and os.path.relpath(job.folder, path.parent),
+            "slurm": job.slurm,
+        }
         for job in jobs
     ]
     write_json(path, {"sweep": os.path.relpath(sweep, path.parent), "jobs": rows})
@@ -81,17 +88,23 @@ def add_slurm_jobs(sweep: Path, study: str | None, first: int, ids: Sequence[str
     write_json(path, record)
 
 
-def read(path: Path) -> Record | None:
-    """Reads a record; returns None if the file is damaged."""
+def read(path: Path) -> list[Job]:
+    """Reads the jobs of a record; there are none if the file is damaged."""
     found = read_json(path)
     try:
-        jobs = [
-            Job(row["overrides"], row["folder"] and _joined(path, row["folder"]), row["slurm"])
-            for row in found["jobs"]
+        sweep = _joined(path, found["sweep"])
+        return [
+            Job(
+                row["overrides"],
+                row["folder"] and _joined(path, row["folder"]),
+                row["slurm"],
+                sweep,
+                number,
+            )
+            for number, row in enumerate(found["jobs"])
         ]
-        return Record(_joined(path, found["sweep"]), jobs)
     except (KeyError, TypeError):
-        return None
+        return []
 
 
 def _joined(record: Path, name: str) -> Path:
@@ -99,11 +112,9 @@ def _joined(record: Path, name: str) -> Path:
     return Path(os.path.normpath(record.parent / name))
 
 
-def of_study(study: Path) -> Iterator[Record]:
-    """Yields the records in the folder of a study, the oldest first."""
-    for path in sorted((study / FOLDER).glob("*.json")):
-        if record := read(path):
-            yield record
+def of_study(study: Path) -> Iterator[list[Job]]:
+    """Yields the jobs of each sweep in the folder of a study, those of the oldest first."""
+    yield from filter(None, map(read, sorted((study / FOLDER).glob("*.json"))))
 
 
 def note(sweep: str | Path, number: int, status: str, overrides: list[str], **more: str) -> None:

@@ -24,7 +24,7 @@ from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.compute.device import device_and_precision
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.bench import WARM_UP, Bench
+from diffusion_lab.estimate.profile import WARM_UP, Bench
 
 STEPS = 2  # of a recipe before the next one's turn
 

@@ -61,8 +61,8 @@ def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slur
     err = lab.done(*STUDY, *LEAVE)
     assert "diffusion-lab status outputs/mine" in err
     assert fake_slurm.submissions == 1  # an array
-    (record,) = sweep_record.of_study(Path("outputs/mine"))
-    assert [job.slurm for job in record.jobs] == ["17_0", "17_1"]
+    (sweep,) = sweep_record.of_study(Path("outputs/mine"))
+    assert [job.slurm for job in sweep] == ["17_0", "17_1"]
     assert not list(Path("outputs/mine").glob("*/config.yaml"))
 
     fake_slurm.says("17_1|RUNNING|None")
@@ -74,8 +74,8 @@ def test_jobs_are_submitted_left_and_not_submitted_twice(lab, refusal, fake_slur
 
     fake_slurm.says()
     lab.done(*STUDY)
-    for record, trained in zip(sweep_record.of_study(Path("outputs/mine")), (2, 0, 2), strict=True):
-        assert sum((job.folder / "config.yaml").is_file() for job in record.jobs) == trained
+    for jobs, trained in zip(sweep_record.of_study(Path("outputs/mine")), (2, 0, 2), strict=True):
+        assert sum((job.folder / "config.yaml").is_file() for job in jobs) == trained
     lab.done(*STUDY, *LEAVE)
     assert fake_slurm.submissions == 2
 
@@ -84,8 +84,8 @@ def test_a_single_job_and_jobs_without_a_study_are_left_as_well(lab, fake_slurm)
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     lab.done("train", *QUICK, "name=x", *LEAVE)
     (sweep,) = Path("outputs/multirun").iterdir()
-    record = sweep_record.read(sweep / "sweep.json")
-    assert [(job.slurm, job.folder) for job in record.jobs] == [("17", None)]
+    jobs = sweep_record.read(sweep / "sweep.json")
+    assert [(job.slurm, job.folder) for job in jobs] == [("17", None)]
 
 
 @pytest.mark.parametrize(("resources", "asked"), [("(null)", None), ("gpu:a100:4(S:0-1)", "2")])

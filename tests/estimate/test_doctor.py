@@ -425,8 +425,8 @@ def test_points_that_fall_together_are_no_copies():
 
 def test_an_evaluation_longer_than_the_training_is_said():
     cfg = SimpleNamespace(trainer=SimpleNamespace(max_steps=100))
-    times = checks.Times(Duration(100, 60.0, 0.0, 300.0), 20.0)
-    ((status, message),) = checks.time(cfg, SimpleNamespace(metrics=object()), times)
+    lasting = Duration(100, 60.0, 0.0, 300.0)
+    ((status, message),) = checks.time(cfg, SimpleNamespace(metrics=object()), lasting, 20.0)
     assert status == "advice"
     assert "84% of the time" in message
 
@@ -434,7 +434,7 @@ def test_an_evaluation_longer_than_the_training_is_said():
 def test_a_batch_that_does_not_fit_is_an_error_and_is_not_tried(examine, monkeypatch):
     monkeypatch.setattr("diffusion_lab.data.source.decoding.free_memory", lambda: 3_000_000)
     monkeypatch.setattr(
-        "diffusion_lab.estimate.bench.Bench.train", lambda bench: pytest.fail("tried")
+        "diffusion_lab.estimate.profile.Bench.train", lambda bench: pytest.fail("tried")
     )
     said, _ = examine("callbacks.evaluation=null")
     assert "write micro_batch_size=" in said["error"]["memory"]

@@ -16,7 +16,7 @@ from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.estimate.activations import KeptTensors
-from diffusion_lab.estimate.bench import Bench, median_seconds
+from diffusion_lab.estimate.profile import Bench, median_seconds
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]

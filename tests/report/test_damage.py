@@ -33,7 +33,7 @@ def damaged(whole, tmp_path):
 
 def left_out(run: Path) -> list[str]:
     """Checks what is said of a run that is left out; the others are compared."""
-    assert len(rows_of(find([run.parent]))[0]) == 3
+    assert len(rows_of(*find([run.parent]))[0]) == 3
     collection = collect([run.parent])
     assert len(collection.runs) == 3 - len(collection.left_out)
     return [str(fact) for fact in collection.left_out]

@@ -8,7 +8,7 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 
 from diffusion_lab.report.facts import notes, reservations, tunings
 from diffusion_lab.report.frame import collect
-from diffusion_lab.report.records import spike_in
+from diffusion_lab.report.records import facts_in
 
 FIDS = [100.0, 101.0, 99.0]
 MACS = 2_000_000  # of a fake run, which sees 6,400 images
@@ -168,7 +168,8 @@ def logged(norms: list[tuple[float, float]]) -> list[dict]:
     ],
 )
 def test_a_spike_is_measured_by_the_median_after_the_beginning(norms, spike):
-    assert spike_in(logged(norms) if norms else [{"step": 1, "train/loss": 0.1}]) == spike
+    found = facts_in(logged(norms) if norms else [{"step": 1, "train/loss": 0.1}])
+    assert found["gradient_spike"] == spike
 
 
 def log(runs: list[Path], *largest: float) -> None:

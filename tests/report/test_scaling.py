@@ -66,11 +66,9 @@ class TestFamilies:
         assert {family.name for family in found} == {"DiT", "UNet"}
         assert sorted(len(family.points) for family in found) == [4, 4]
         (dit,) = (family for family in found if family.name == "DiT")
-        assert dit.sizes == ["width=1", "width=2"]
+        assert [*dit.points["size"].unique()] == ["width=1", "width=2"]
         # two passes back, one forth, and two FLOPs for a MAC
-        assert [each.flops for each in dit.points] == [
-            6 * each.macs * each.images for each in dit.points
-        ]
+        assert (dit.points.flops == 6 * dit.points.macs * dit.points.images).all()
 
     @pytest.mark.parametrize(
         ("sizes", "steps"), [(SIZES[:3], STEPS[:1]), (SIZES[:1], STEPS), (SIZES, STEPS[:1])]
@@ -108,7 +106,7 @@ class TestLaws:
         assert row["held_out"] == "width=4"
         assert row["held_out_error"] < 0.01
         law = scaled.laws["DiT"]
-        assert min(law.flops) >= min(point.flops for point in law.points)
+        assert min(law.flops) >= law.points.flops.min()
         last, before = (
             LAWS["DiT"](np.array([[macs] * 3, [64.0 * count for count in STEPS]]))
             for macs in (SIZES[-1], SIZES[-2])

@@ -212,13 +212,3 @@ def test_the_gap_of_80_percent_power_is_found_in_four_of_five_draws():
     found = stats.ttest_ind(draw[0] + gap, draw[1], axis=1).pvalue < 0.05
     assert found.mean() == pytest.approx(0.8, abs=0.01)
     assert known.detectable_low.iloc[0] < gap < known.detectable_high.iloc[0]
-
-
-@pytest.mark.parametrize("counts", [(3, 3, 3), (2, 5, 4, 9)])
-def test_equal_spread_is_checked_as_scipy_checks_it(counts):
-    draw = np.random.default_rng(1)
-    rows = [draw.normal(100 * place, 1 + place, count) for place, count in enumerate(counts)]
-    degrees = sum(counts) - len(counts)
-    variance = sum(row.var(ddof=1) * (len(row) - 1) for row in rows) / degrees
-    found = tests.bartlett(rows, tests.Noise(variance, degrees))
-    assert found == pytest.approx(stats.bartlett(*rows).pvalue)

@@ -1,8 +1,10 @@
 """The command `study`: lists studies, or runs one stage by stage, from what is done already."""
 
+import re
 import shlex
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.running import Runner
 from diffusion_lab.common.formats import duration, some
 from diffusion_lab.common.messages import UserError, console, say
+from diffusion_lab.common.ranges import flag, whole
 
 HELP = """Usage: diffusion-lab study [NAME] [override ...]
 
@@ -38,17 +41,8 @@ runs nothing; hydra/launcher=slurm submits all stages, and hydra.launcher.KEY=..
 the study changes it: budget.images, protocol.seeds=[0,1], arms.ARM.KEY or stages.STAGE.seconds. Any
 other is given to its trainings; of these, first stages take data, trainer and logger, classifiers
 take data, and measurements metrics."""
-OWN = (
-    "name",
-    "question",
-    "budget.",
-    "protocol.",
-    "common.",
-    "axes.",
-    "arms.",
-    "stages.",
-)  # start keys of a study
-WANTED = {"dry": "true or false", "jobs": "a whole number above 0"}
+OWN = re.compile(r"(name|question|(budget|protocol|common|axes|arms|stages)\.).*")
+OPTIONS = {"dry": flag(), "jobs": whole(1)}
 NARROWING = ("stages", ARMS, SEEDS)
 
 
@@ -104,16 +98,13 @@ def study(arguments: list[str]) -> None:
 
 def read(arguments: Sequence[str]) -> Request:
     """Reads the command line; raises UserError for what it does not know."""
-    request, rest = Request(), list(arguments)
-    for number, word in enumerate(arguments):
-        if word.startswith(("--config-dir", "-cd")):
-            _, given, value = word.partition("=")
-            following = None if given else rest[number + 1 : number + 2]
-            request.config_dir = value or (following[0] if following else None)
-            rest = [each for each in rest if each not in (word, *(following or ()))]
-        elif word.startswith("-"):
-            raise UserError(f"study has no {word}; see diffusion-lab study --help")
+    parser = ArgumentParser("diffusion-lab study", add_help=False, allow_abbrev=False)
+    parser.add_argument("-cd", "--config-dir")
+    known, rest = parser.parse_known_args(arguments)
+    request = Request(config_dir=known.config_dir)
     for word in rest:
+        if word.startswith("-"):
+            raise UserError(f"study has no {word}; see diffusion-lab study --help")
         if "=" not in word:
             if request.name is not None:
                 raise UserError(f"write one study at a time, not {request.name} and {word}")
@@ -122,8 +113,10 @@ def read(arguments: Sequence[str]) -> Request:
         key, _, text = word.lstrip("+").partition("=")
         if key in NARROWING:
             request.only[key] = [each.strip() for each in text.split(",") if each.strip()]
-        elif key in ("dry", "jobs"):
-            setattr(request, key, option(key, text))
+        elif key in OPTIONS:
+            if not OPTIONS[key].allows(value := value_of(word)):
+                raise UserError(f"{word} must be {OPTIONS[key].wanted}")
+            setattr(request, key, value)
         elif key.startswith("hydra"):
             if key == "hydra/launcher" and (text != "slurm" or shutil.which("sbatch") is None):
                 raise UserError(
@@ -131,22 +124,13 @@ def read(arguments: Sequence[str]) -> Request:
                     "hydra/launcher=slurm where SLURM's sbatch is on the PATH"
                 )
             request.launcher.append(word)
-        elif key.startswith(OWN):
+        elif OWN.fullmatch(key):
             request.own[key] = value_of(word)
         else:
             request.given[key] = value_of(word)
     if request.launcher and "hydra/launcher=slurm" not in request.launcher:
         raise UserError(f"{request.launcher[0]} needs hydra/launcher=slurm; write that, too")
     return request
-
-
-def option(key: str, text: str) -> Any:
-    """The value of dry or jobs."""
-    if key == "dry" and text in ("true", "false"):
-        return text == "true"
-    if key == "jobs" and text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UserError(f"{key}={text} must be {WANTED[key]}")
 
 
 def value_of(word: str) -> Any:
@@ -171,13 +155,12 @@ def narrowed(jobs: Jobs, only: Mapping[str, list[str]]) -> list[StudyJob]:
                     f"{key}={name}: the study {jobs.study.name} has {', '.join(known[key])}"
                 )
     stages = only.get("stages", known["stages"])
+    axes = {axis: each for axis, each in only.items() if axis != "stages"}
+    there = [job for job in jobs.all if job.stage in stages]
     chosen = [
         job
-        for job in jobs.all
-        if job.stage in stages
-        and all(
-            job.point.get(axis, each[0]) in each for axis, each in only.items() if axis != "stages"
-        )
+        for job in there
+        if all(job.point.get(axis, each[0]) in each for axis, each in axes.items())
     ]
     keep = {id(job) for job in chosen}
     stack = [need for job in chosen if not job.paths for need in job.needs]
@@ -186,7 +169,7 @@ def narrowed(jobs: Jobs, only: Mapping[str, list[str]]) -> list[StudyJob]:
         if id(job) not in keep and job.stage in stages:
             keep.add(id(job))
             stack += job.needs
-    return [job for job in jobs.all if id(job) in keep]
+    return [job for job in there if id(job) in keep]
 
 
 def show_studies(config_dir: str | None) -> None:
@@ -227,10 +210,7 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
 
 
 def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
-    """Composes a training of each arm in each stage; raises UserError for what cannot be.
-
-    It checks the protocol of each, too.
-    """
+    """Composes a training of each arm in each stage; raises UserError for what cannot be."""
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweep_plan import first_job
     from diffusion_lab.training.study import protocol_of

@@ -77,11 +77,6 @@ class StudyStage:
     choice: Choice | None
     protocol: Settings | None  # of its runs
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The names of all needed stages."""
-        return (*(need.stage for need in self.needs.values()), *self.after)
-
 
 @dataclass(frozen=True)
 class Study:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class StudyJob:
     @property
     def name(self) -> str:
         """The name of the job in its stage, as a part of a path."""
-        return "_".join(slug(_named(axis, value)) for axis, value in self.point.items())
+        return name_of(self.point)
 
     @property
     def title(self) -> str:
@@ -76,10 +76,10 @@ class StudyJob:
         return [*map(str, self.paths), *keys]
 
 
-def _named(axis: str, value: str) -> str:
-    if axis == ARMS:
-        return value
-    return f"seed-{value}" if axis == SEEDS else f"{axis}-{value}"
+def name_of(point: Mapping[str, str]) -> str:
+    """The values of a point as a part of a path."""
+    heads = {ARMS: "", SEEDS: "seed-"}
+    return "_".join(slug(heads.get(axis, f"{axis}-") + value) for axis, value in point.items())
 
 
 def label_of(point: Mapping[str, str]) -> str:
@@ -139,11 +139,9 @@ class Jobs:
         return [self.job(stage, point) for point in points(stage.axes)]
 
     def _chooser(self, stage: StudyStage, point: Point) -> StudyJob:
-        job = StudyJob(stage.name, CHOOSE, point, label_of(point), {}, Path())
-        seed = next(iter(stage.axes[SEEDS]))
-        needs = self.job(stage, point | {SEEDS: seed}, {}).needs
+        needs = self.job(stage, point | {SEEDS: next(iter(stage.axes[SEEDS]))}).needs
         made = self.root / slug(stage.name) / FOUND
-        return StudyJob(stage.name, CHOOSE, point, job.label, {}, made, needs)
+        return StudyJob(stage.name, CHOOSE, point, label_of(point), {}, made, needs)
 
     def trials(self, chooser: StudyJob, values: Settings) -> list[StudyJob]:
         """The trainings of a stage that tunes, at one of its points, with values to try."""
@@ -164,9 +162,7 @@ class Jobs:
             return None
         own = {"run": str(trial.made), "seed": trial.settings["seed"]} | self._given("evaluate")
         settings = own | {"metrics.num_samples": choice.num_samples} | choice.measure
-        return StudyJob(
-            trial.stage, "evaluate", trial.point, trial.label, settings, trial.made, (trial,)
-        )
+        return replace(trial, command="evaluate", settings=settings, needs=(trial,))
 
     def job(self, stage: StudyStage, point: Point, values: Settings | None = None) -> StudyJob:
         """The job of a stage at a point; `values` are those that a tuning tries."""
@@ -176,9 +172,8 @@ class Jobs:
         }
         needed = {key: job for key, job in matched.items() if job}
         after = [each for name in stage.after for each in self.of(name)]
-        name = StudyJob(stage.name, stage.command, point, "", {}, Path()).name
         tried = [slug(f"{key}-{value}") for key, value in (values or {}).items()]
-        folder = self.root / slug(stage.name) / "_".join(filter(None, (name, *tried)))
+        folder = self.root / slug(stage.name) / "_".join(filter(None, (name_of(point), *tried)))
         paths: tuple[Path, ...] = ()
         if stage.command in TRAINS:
             settings = self._training(stage, point, values or {}) | {"run_dir": str(folder)}
@@ -198,8 +193,8 @@ class Jobs:
             settings = {"output": str(folder)} | stage.settings
         settings |= {key: _passed(job) for key, job in needed.items()}
         needs = (*needed.values(), *after)
-        label = label_of(point)
-        return StudyJob(stage.name, stage.command, point, label, settings, folder, needs, paths)
+        what = (stage.name, stage.command, point, label_of(point))
+        return StudyJob(*what, settings, folder, needs, paths)
 
     def _given(self, command: str) -> Settings:
         """The given settings that a command takes."""
@@ -237,26 +232,22 @@ class Jobs:
         study = self.study
         own: Settings = {"study_name": study.name}
         if stage.command == "train":
-            own |= {"arm": label_of(point)} | (
-                {"protocol": stage.protocol} if stage.protocol else {}
-            )
-            own = merged(own, study.common)
+            own["arm"] = label_of(point)
+            if stage.protocol:
+                own["protocol"] = stage.protocol
             match = {"budget": study.budget.get("match")}
             match |= {f"budget.{key}": study.budget.get(key) for key in ("reference", "tolerance")}
-            own |= {key: value for key, value in match.items() if value is not None}
-            own = merged(
-                own, {f"budget.{u}": study.budget[u] for u in LENGTHS if u in study.budget}
-            )
+            own = merged(own, study.common) | {k: v for k, v in match.items() if v is not None}
+            length = {f"budget.{u}": study.budget[u] for u in LENGTHS if u in study.budget}
+            own = merged(own, length)
         for axis, value in point.items():
             own = merged(own, stage.axes[axis][value])
-        several = stage.choice is not None
-        fixed = {k: v for k, v in stage.settings.items() if not (several and k in values)}
+        fixed = {k: v for k, v in stage.settings.items() if not (stage.choice and k in values)}
         own = merged(merged(own, fixed), {f"budget.{u}": v for u, v in stage.length.items()})
-        for unit in (f"budget.{unit}" for unit in LENGTHS):
-            length: Any = own.get(unit)
-            if length is not None:
-                own = {"budget": unit.partition(".")[2]} | own
-                own[unit] = round(length * stage.share)
+        for unit in LENGTHS:
+            amount: Any = own.get(f"budget.{unit}")
+            if amount is not None:
+                own = {"budget": unit} | own | {f"budget.{unit}": round(amount * stage.share)}
         own = merged(own, self._given(stage.command))
         if stage.choice and stage.command == "train":
             own = measured_for(stage.choice, own)
