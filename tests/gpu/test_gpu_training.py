@@ -1,8 +1,10 @@
 """Training on GPUs: precisions, layouts, compilation, resuming, several devices, and waiting."""
 
+import itertools
 import json
 import math
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from helpers.gpu import DEVICE, TRAINER
 from helpers.logged_rows import by_step
 from helpers.tiny_runs import TINY, same, summary_of
 
+from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.families.diffusion.module import DiffusionModule
 
 pytestmark = pytest.mark.gpu
@@ -135,6 +138,34 @@ def test_samples_and_figures_are_those_of_a_cpu(lab, tmp_path):
                 figures.append(result)
     assert abs(drawn[0] - drawn[1]).mean() < 0.5  # grey levels
     assert figures[0] == pytest.approx(figures[1], rel=0.01)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU nothing is moved")
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_images_of_the_host_are_gathered_ahead_and_come_in_the_same_order(monkeypatch, mirrored):
+    gathered, places = TensorLoader.gathered, []
+
+    def watched(self, start, pinned=False):
+        places.append((start, threading.current_thread() is threading.main_thread()))
+        return gathered(self, start, pinned)
+
+    monkeypatch.setattr(TensorLoader, "gathered", watched)
+    images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
+    common = {"images": images, "labels": torch.arange(50), "batch_size": 8, "seed": 3}
+    common |= {"flip": True, "pad": None if mirrored else 8, "samples_seen": lambda: 24}
+    common |= {"mirrored": images.flip(-1) if mirrored else None, "world": 2}
+    here = [*itertools.islice(TensorLoader(**common), 20)]
+    places.clear()
+    stream = iter(TensorLoader(**common, device=DEVICE, on_device=False))
+    there = [*itertools.islice(stream, 20)]
+    stream.close()
+    assert len(places) == 22
+    assert not any(in_main for _, in_main in places)
+    assert [start for start, _ in places] == [24 + 16 * i for i in range(22)]
+    for ours, theirs in zip(here, there, strict=True):
+        assert theirs.images.device.type == DEVICE
+        assert torch.equal(ours.images, theirs.images.cpu())
+        assert torch.equal(ours.labels, theirs.labels.cpu())
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has nothing to wait for")
