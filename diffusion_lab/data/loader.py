@@ -161,7 +161,7 @@ class TensorLoader:
         # a generator: nothing is read before the first batch is asked for
         first = self.samples_seen() + self.rank * self.batch_size
         starts = itertools.count(first, self.world * self.batch_size)
-        if torch.device(self.device).type == "cpu" or self.images.device.type != "cpu":
+        if torch.device(self.device).type != "cuda" or self.images.device.type != "cpu":
             yield from map(self.batch_at, starts)  # without an end
         with ThreadPoolExecutor(1) as thread:
             gather = partial(self.gathered, pinned=True)

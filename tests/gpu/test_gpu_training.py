@@ -16,6 +16,7 @@ from helpers.gpu import DEVICE, TRAINER
 from helpers.logged_rows import by_step
 from helpers.tiny_runs import TINY, same, summary_of
 
+from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.families.diffusion.module import DiffusionModule
 
@@ -138,6 +139,23 @@ def test_samples_and_figures_are_those_of_a_cpu(lab, tmp_path):
                 figures.append(result)
     assert abs(drawn[0] - drawn[1]).mean() < 0.5  # grey levels
     assert figures[0] == pytest.approx(figures[1], rel=0.01)
+
+
+def test_noise_that_is_drawn_ahead_is_that_of_a_cpu(monkeypatch):
+    drawn, threads = SampleNoise._drawn, []
+
+    def watched(self, shape):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return drawn(self, shape)
+
+    here, there = SampleNoise(3, range(5)), SampleNoise(3, range(5), DEVICE)
+    assert torch.equal(here((2, 4)), there((2, 4)).cpu())
+    ours, theirs = here.randn_like, there.randn_like
+    monkeypatch.setattr(SampleNoise, "_drawn", watched)
+    x = torch.zeros(5, 3)
+    made = [theirs(x.to(DEVICE)).cpu() for _ in range(4)]
+    assert threads == ([True] * 4 if DEVICE == "cpu" else [False] * len(threads))
+    assert all(torch.equal(ours(x), each) for each in made)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU nothing is moved")
