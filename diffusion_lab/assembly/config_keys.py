@@ -62,9 +62,10 @@ TABLE = {
     ),
     "resumable": (
         "logger. micro_batch_size validate_every_n_steps trainer.accelerator trainer.devices "
-        "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps callbacks.checkpoint. "
-        "callbacks.sample_grid. callbacks.denoising. callbacks.throughput. callbacks.level_losses. "
-        "callbacks.statistics. callbacks.operator_profile. callbacks.evaluation.every_n_steps "
+        "trainer.num_nodes trainer.strategy. trainer.log_every_n_steps trainer.benchmark "
+        "callbacks.checkpoint. callbacks.sample_grid. callbacks.denoising. callbacks.throughput. "
+        "callbacks.level_losses. callbacks.statistics. callbacks.operator_profile. "
+        "callbacks.evaluation.every_n_steps "
         "callbacks.weight_averaging.also callbacks.posthoc_ema. callbacks.evaluation.batch_size "
         "data.source.store"
     ),

@@ -54,15 +54,16 @@ def initialise(network: nn.Module) -> None:
             exceptions()
 
 
-def renormalise(network: nn.Module) -> None:
+def renormalise(network: nn.Module, unless: Tensor | None = None) -> None:
     """Puts weights back to the magnitude that a network's modules keep, after they were changed.
 
-    A module that keeps one does this in a method of the same name.
+    A module that keeps one does this in a method of the same name. Weights stay bit for bit as
+    they are if `unless`, a bool () on their device, is true.
     """
     for module in network.modules():
         # of the class: a module without one raises and catches an error to say so, at every step
         if own := getattr(type(module), "renormalise", None):
-            own(module)
+            own(module, unless)
 
 
 def layers_of(backbone: nn.Module) -> list[nn.Module]:

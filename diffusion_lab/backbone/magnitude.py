@@ -61,9 +61,10 @@ class UnitWeights:
         self.renormalise()
 
     @torch.no_grad()
-    def renormalise(self) -> None:
-        """Gives the stored weights unit magnitude."""
-        self.weight.copy_(self.unit())
+    def renormalise(self, unless: Tensor | None = None) -> None:
+        """Gives the stored weights unit magnitude, unless a bool () on their device is true."""
+        unit = self.unit()
+        self.weight.copy_(unit if unless is None else torch.where(unless, self.weight, unit))
 
 
 class MPLinear(UnitWeights, nn.Linear):

@@ -1,6 +1,8 @@
 """Randomness: one seed per sample, so that a sample does not depend on batch size or rank."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -48,16 +50,31 @@ class SampleNoise:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        return self._drawn(shape).to(self.device)  # (B, *shape)
+
+    def _drawn(self, shape: tuple[int, ...]) -> Tensor:
         draws = [
             torch.randn(shape, generator=generator, dtype=torch.float32)
             for generator in self.generators
         ]
-        return torch.stack(draws).to(self.device)  # (B, *shape)
+        return torch.stack(draws)
 
     @property
     def randn_like(self) -> Callable[[Tensor], Tensor]:
-        """The function that gives a sampler noise of the same shape (B, ...) as its argument."""
-        return lambda x: self(x.shape[1:]).to(x.dtype)
+        """The function that gives a sampler noise of the same shape (B, ...) as its argument.
+
+        The next noise for a GPU, of that shape, is drawn by a thread while the GPU computes.
+        """
+        if self.device.type != "cuda":
+            return lambda x: self(x.shape[1:]).to(x.dtype)
+        thread, ahead = ThreadPoolExecutor(1), deque[Future[Tensor]]()
+
+        def draw(x: Tensor) -> Tensor:
+            while len(ahead) < 2:
+                ahead.append(thread.submit(lambda: self._drawn(x.shape[1:]).pin_memory()))
+            return ahead.popleft().result().to(self.device, non_blocking=True).to(x.dtype)
+
+        return draw
 
 
 def random_places(count: int, size: int | None) -> Tensor:

@@ -49,15 +49,14 @@ def gather_shards(parts: Sequence[Tensor]) -> Tensor:
     rank, world = rank_and_world()
     if world == 1:
         return torch.cat(list(parts)).cpu()
-    shards: list[Any] = []
-    for source in range(world):  # in turn: all at once would take several times the memory
-        sent = [torch.cat(list(parts)).cpu() if parts and rank == source else None]
+    count, everything = sum(of_all_ranks(sum(map(len, parts)))), torch.empty(0)
+    # in turn, and put away at once: a rank holds all rows and one shard
+    for source in range(min(world, count)):  # ranks without rows are the last
+        sent: list[Any] = [torch.cat(list(parts)).cpu() if rank == source else None]
         dist.broadcast_object_list(sent, src=source)
-        shards += sent
-    found = [rows for rows in shards if rows is not None]
-    everything = torch.empty(sum(map(len, found)), *found[0].shape[1:], dtype=found[0].dtype)
-    for first, rows in enumerate(found):  # ranks without rows are the last
-        everything[first::world] = rows
+        if source == 0:
+            everything = sent[0].new_empty(count, *sent[0].shape[1:])
+        everything[source::world] = sent[0]
     return everything
 
 

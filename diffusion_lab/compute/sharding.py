@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -178,6 +178,11 @@ def shared_as(value: Any, like: Tensor | None) -> Any:
     return distribute_tensor(value, like.device_mesh, like.placements)
 
 
+def laid_out_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the layout in memory of another of its shape, for kernels that do not look."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)
+
+
 @contextmanager
 def kept_sharded() -> Iterator[None]:
     """While open, `to_save` leaves tensors sharded."""
@@ -201,6 +206,10 @@ def to_save(value: Any) -> Any:
 
 def whole(value: Any) -> Any:
     """Gathers a sharded tensor on the CPU; returns anything else unchanged."""
-    if not isinstance(value, DTensor):
-        return value
-    return cast(DTensor, value.detach()).full_tensor().cpu()
+    return unsharded(value).cpu() if isinstance(value, DTensor) else value
+
+
+def unsharded(tensor: Tensor) -> Tensor:
+    """Gathers a tensor on its device if it is sharded, without its gradient."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -5,8 +5,12 @@ of N, where order(e) is the permutation of epoch e, drawn from (seed, e). So a r
 where it stopped, on any number of ranks. B batch, C channels, H height, W width.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +23,7 @@ from diffusion_lab.data.augmentation import Augmentation, augment
 from diffusion_lab.data.rows import Rows
 
 FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
+AHEAD = 2  # batches that are gathered before they are asked for
 ORDER = 0x6F72646572  # separates these draws from others with the same seed
 
 
@@ -118,7 +123,8 @@ class TensorLoader:
     by seed and position, are mirrored left to right, or taken from `mirrored`. `chosen` (N,) are
     indices of the images to use; without it, all are used. Images are padded to `pad` pixels if
     given. `on_device` says whether all images are kept on `device`; "auto" keeps them there if a
-    GPU has memory for them. With a `period`, the stream has the images of its first `period`
+    GPU has memory for them. Of images that are not kept on a GPU, a thread gathers the next AHEAD
+    batches while the GPU computes. With a `period`, the stream has the images of its first `period`
     positions again and again.
     """
 
@@ -153,13 +159,26 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # a generator: nothing is read before the first batch is asked for
-        start = self.samples_seen() + self.rank * self.batch_size
-        while True:
-            yield self.batch_at(start)
-            start += self.world * self.batch_size
+        first = self.samples_seen() + self.rank * self.batch_size
+        starts = itertools.count(first, self.world * self.batch_size)
+        if torch.device(self.device).type != "cuda" or self.images.device.type != "cpu":
+            yield from map(self.batch_at, starts)  # without an end
+        with ThreadPoolExecutor(1) as thread:
+            gather = partial(self.gathered, pinned=True)
+            ahead = deque(thread.submit(gather, start) for start in itertools.islice(starts, AHEAD))
+            for start in starts:
+                ahead.append(thread.submit(gather, start))
+                yield self.finished(*ahead.popleft().result())
 
     def batch_at(self, start: int) -> Batch:
         """The batch at positions start, ..., start + batch_size - 1, on any rank."""
+        return self.finished(*self.gathered(start))
+
+    def gathered(self, start: int, pinned: bool = False) -> list[Tensor]:
+        """A batch as it is stored: images, labels, where it is mirrored, and the mirrored images.
+
+        In pinned memory a GPU copies it while the host goes on.
+        """
         if self.period:
             start %= self.period  # batches divide it
         count, stop = self.count, start + self.batch_size
@@ -169,14 +188,21 @@ class TensorLoader:
             pieces.append(self.order(epoch)[:, offset : offset + stop - start])
             start += pieces[-1].shape[1]
         index, mirrored = torch.cat(pieces, dim=1)  # (B,) each
-        images = self.images[index].to(self.device)
+        parts = [self.images[index], self.labels[index], mirrored.bool()]
+        if self.flip and self.mirrored is not None:
+            parts.append(self.mirrored[index])
+        return [each.pin_memory() for each in parts] if pinned else parts
+
+    def finished(self, *parts: Tensor) -> Batch:
+        """Moves what was gathered to the device, pads it, and mirrors half of it."""
+        moved = [each.to(self.device, non_blocking=True) for each in parts]
+        images, labels, mirrored, *others = moved
         if self.pad:  # not all at once, which would take as much memory again
             images = pad_to(images, self.pad)
         if self.flip:
-            flipped = images.flip(-1) if self.mirrored is None else self.mirrored[index]
-            mirrored = mirrored.bool().to(self.device)[:, None, None, None]
-            images = torch.where(mirrored, flipped.to(self.device), images)
-        return self.batch_type(images, self.labels[index].to(self.device))
+            flipped = others[0] if others else images.flip(-1)
+            images = torch.where(mirrored[:, None, None, None], flipped, images)
+        return self.batch_type(images, labels)
 
     def order(self, epoch: int) -> Tensor:
         """Returns (2, N) int64: the image indices in this epoch's order, and 1 where mirrored."""

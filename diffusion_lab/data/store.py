@@ -9,6 +9,8 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from diffusion_lab.common.files import (
     write_json,
 )
 from diffusion_lab.common.messages import say
+from diffusion_lab.compute.distributed import rank_and_world
 
 VERSION = 1  # increased when the same key comes to mean other values
 
@@ -48,21 +51,71 @@ def stored(
     that ask at the same time wait for the first, which computes. A damaged file is replaced. The
     values that are returned cannot be written to. Raises OSError if the file cannot be written.
     """
-    key = {"version": VERSION, "key": key}
-    stem = f"{name}-{hashing.of_text(json.dumps(key, sort_keys=True))[:16]}"
-    path = Path(folder) / f"{stem}.bin"
+    path = _place(folder, name, key)
     if found := _opened(path):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(path.with_name(f".{stem}.lock")) as alone:
+    with one_at_a_time(path.with_name(f".{path.stem}.lock")) as alone:
         if found := _opened(path):  # by the process that was waited for
             return found
         if alone:  # else another process may be writing its own
-            remove_unfinished(path.parent, f"{stem}*")
-        write_json(path.with_suffix(".json"), key | _written(path, compute))
+            remove_unfinished(path.parent, f"{path.stem}*")
+        about = {"version": VERSION, "key": key} | _written(path, compute)
+        write_json(path.with_suffix(".json"), about)
     if found := _opened(path):
         return found
     raise OSError(f"{path} was changed while it was written")
+
+
+def stored_by_ranks(
+    folder: str | Path,
+    name: str,
+    key: dict[str, Any],
+    count: int,
+    unit: int,
+    compute: Callable[[range, Allocate], StoredValues],
+) -> StoredValues:
+    """Like `stored`, of `count` rows of which each rank computes a range, a multiple of `unit`.
+
+    Ranks write their rows beside the store, and the first that is done puts all together. It takes
+    those that another is computing when that is done, so no rank waits for another's call; rows
+    that no rank has written here, as on another node's disk, it computes itself.
+    """
+    rank, world = rank_and_world()
+    edges = [min(count, -(-count // unit) * i // world * unit) for i in range(world + 1)]
+    rows = [range(start, stop) for start, stop in pairwise(edges)]
+    parts = [
+        (f"{name}-from-{each.start}", {**key, "rows": [*edges[i : i + 2]]})
+        for i, each in enumerate(rows)
+    ]
+
+    def part(i: int) -> Tensor:
+        return stored(folder, *parts[i], partial(compute, rows[i])).values
+
+    def together(allocate: Allocate) -> StoredValues:
+        values = None
+        for i in filter(rows.__getitem__, range(world)):
+            found = part(i)
+            values = allocate((count, *found.shape[1:]), found.dtype) if values is None else values
+            values[rows[i].start : rows[i].stop] = found
+        assert values is not None, "there are rows"
+        return StoredValues(values, {})
+
+    if world == 1:
+        return stored(folder, name, key, partial(compute, range(count)))
+    if rows[rank] and not _opened(_place(folder, name, key)):
+        part(rank)
+    found = stored(folder, name, key, together)
+    for each in parts:
+        for ending in (".json", ".bin"):
+            _place(folder, *each).with_suffix(ending).unlink(missing_ok=True)
+    return found
+
+
+def _place(folder: str | Path, name: str, key: dict[str, Any]) -> Path:
+    """The file of values that a key names."""
+    text = json.dumps({"version": VERSION, "key": key}, sort_keys=True)
+    return Path(folder) / f"{name}-{hashing.of_text(text)[:16]}.bin"
 
 
 def _opened(path: Path) -> StoredValues | None:

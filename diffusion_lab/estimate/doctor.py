@@ -274,6 +274,8 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
 def options(cfg: DictConfig, device: torch.device, layout: BatchLayout) -> str:
     """Names the options of speed and memory that are on."""
     on = [key for key in ("compile", "channels_last") if pays(cfg[key], device)]
+    if device.type == "cuda" and cfg.trainer.get("benchmark") and not cfg.trainer.deterministic:
+        on.append("trainer.benchmark")
     on += ["activation_checkpointing"] if cfg.activation_checkpointing else []
     if layout.world > 1:
         on += strategy_options(cfg.trainer)

@@ -22,8 +22,11 @@ from diffusion_lab.training.module import TrainedModule
 from diffusion_lab.training.trainer import steps_in_time
 
 IN_PLACE = 3  # checkpoints at once: the last, the one before it, and a new one being written
-BESIDE_OPTIMIZER = 25  # operations of clipping and of one average, counted in runs
+BESIDE_OPTIMIZER = 35  # operations of clipping and of one average, counted in runs
 STATISTICS = 8  # bytes of a number of a mean or covariance
+META = torch.library.Library("aten", "IMPL")  # kernels that PyTorch's "meta" has not
+for name in ("_fused_adamw_", "_fused_sgd_"):
+    META.impl(name, lambda *arguments, **named: None, "Meta")
 
 
 def memory_of(

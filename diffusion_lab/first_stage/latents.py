@@ -14,8 +14,10 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import require_finite, to_float, to_uint8
 from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import PATH, flag, ranges
+from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import EncodedImages, ImageData
-from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
+from diffusion_lab.data.rows import Rows
+from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored_by_ranks
 from diffusion_lab.first_stage.base import FirstStage, Shape
 
 BATCH = 256  # images that are encoded at once for the cache
@@ -103,37 +105,36 @@ class Latents(FirstStage):
         """Encodes the training images if they are cached, also mirrored if the data are flipped."""
         if not self.cache:
             return None
-        mirrored = self.cached_moments(data, device, True) if data.flip else None
-        return EncodedImages(self.cached_moments(data, device, False), mirrored)
-
-    def cached_moments(self, data: ImageData, device: torch.device, mirrored: bool) -> Tensor:
-        """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
         images = data.train_rows(padded=True)
-        key = {
-            "images": hashing.of_tensors(images.batches(BATCH)),
-            "first_stage": self.sha256,
-            "mirrored": mirrored,
-        }
+        checksum = on_rank_zero(lambda: hashing.of_tensors(images.batches(BATCH)))
+        mirrored = self.cached_moments(images, checksum, device, True) if data.flip else None
+        return EncodedImages(self.cached_moments(images, checksum, device, False), mirrored)
 
-        def compute(allocate: Allocate) -> StoredValues:
-            what = f"latents of {len(images):,} {'mirrored ' if mirrored else ''}training images"
+    def cached_moments(
+        self, images: Rows, checksum: str, device: torch.device, mirrored: bool
+    ) -> Tensor:
+        """Moments (N, ., h, w) of the training images, mirrored or not, computed once."""
+        key = {"images": checksum, "first_stage": self.sha256, "mirrored": mirrored}
+
+        def compute(rows: range, allocate: Allocate) -> StoredValues:
+            what = f"latents of {len(rows):,} {'mirrored ' if mirrored else ''}training images"
             say(f"Computing {what} once, to be cached in {self.cache_dir}")
             moments = None
-            for ids in track(torch.arange(len(images)).split(BATCH), what):
+            for ids in track(torch.arange(rows.start, rows.stop).split(BATCH), what):
                 part = images[ids].flip(-1) if mirrored else images[ids]
                 encoded = self.moments(part.to(device)).cpu()
                 if moments is None:
-                    moments = allocate((len(images), *encoded.shape[1:]), encoded.dtype)
-                moments[ids] = encoded
+                    moments = allocate((len(rows), *encoded.shape[1:]), encoded.dtype)
+                moments[ids - rows.start] = encoded
             assert moments is not None, "there are images to train on"
             return StoredValues(moments, {})
 
         name = f"moments-{len(images)}{'-mirrored' if mirrored else ''}"
         try:
-            return stored(self.cache_dir, name, key, compute).values
+            return stored_by_ranks(self.cache_dir, name, key, len(images), BATCH, compute).values
         except OSError as error:
             say(f"Latents could not be written, so they are kept in memory: {error}")
-            return compute(in_memory).values
+            return compute(range(len(images)), in_memory).values
 
     def __deepcopy__(self, memo: dict) -> "Latents":
         return self  # frozen, so that copies of the model, such as averaged weights, can share it

@@ -9,6 +9,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import say
+from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import EncodedImages, ImageData
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.first_stage.base import Shape
@@ -57,6 +58,7 @@ class TrainedAutoencoder(Latents):
             )
 
     def prepare(self, data: ImageData, device: torch.device) -> EncodedImages | None:
+        data.images_fingerprint = on_rank_zero(lambda: data.images_fingerprint)
         if data.images_fingerprint != self.trained.data:
             say(
                 f"Advice: {self.path} was trained on other images of this shape: its latents may "

@@ -59,7 +59,8 @@ def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
     that generated ones cover. The features are (n, D) and (m, D), of more than 3 images each.
     """
     real_radii, generated_radii = (radii(x, PRECISION_NEIGHBOURS) for x in (real, generated))
-    within_real, within_generated = [], torch.zeros(len(real), dtype=torch.bool)
+    within_real = []
+    within_generated = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     parts = (x.split(block(real)) for x in (generated, generated_radii))
     for rows, own in zip(*parts, strict=True):
         between = distances(rows, real)
@@ -76,7 +77,7 @@ def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
     The features are (n, D) and (m, D), of more than 5 real images.
     """
     reach = radii(real, DENSITY_NEIGHBOURS)
-    balls, covered = 0.0, torch.zeros(len(real), dtype=torch.bool)
+    balls, covered = 0.0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
     for rows in generated.split(block(real)):
         inside = distances(rows, real) < reach
         balls += inside.sum().item()
@@ -97,7 +98,10 @@ class Coverage(Metric):
         return super().results(generated.select(first), reference.select(first), suffix)
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
-        values = self.shares(generated.features, reference.features)
+        sides = (
+            each.features.to(generated.extractor.compares_on) for each in (generated, reference)
+        )
+        values = self.shares(*sides)
         return {q.name: value for q, value in zip(self.quantities, values, strict=True)}
 
 

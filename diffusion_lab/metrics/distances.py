@@ -6,8 +6,11 @@ exact also where a covariance is singular, and never complex. n images, D featur
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +42,13 @@ class Moments:
 class FeatureSet:
     """The features of one set of images; statistics for distances are computed on first use.
 
+    They are on `device`, to which features are moved block by block.
+
     Raises UserError for fewer than 2 images, and for features that are not finite.
     """
 
     features: Tensor  # (n, D) float32
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         count = len(self.features)
@@ -55,56 +61,61 @@ class FeatureSet:
                 "look at the images, or download the extractor's weights again"
             )
 
+    def blocks(self) -> Iterator[Any]:
+        """The features, float64, BLOCK at a time."""
+        return (block.to(self.device).double() for block in self.features.split(BLOCK))
+
     @cached_property
     def mean(self) -> Tensor:
         """The mean (D,), float64."""
-        return sum(block.double().sum(0) for block in self.features.split(BLOCK)) / len(
-            self.features
-        )
+        return sum(block.sum(0) for block in self.blocks()) / len(self.features)
 
     @cached_property
     def root(self) -> Tensor:
         """The root A (min(n, D), D), float64, with A^T A the unbiased covariance."""
         count, dim = self.features.shape
         if count <= dim:
-            return (self.features.double() - self.mean) / (count - 1) ** 0.5
-        centred = (block.double() - self.mean for block in self.features.split(BLOCK))
+            return torch.cat([block - self.mean for block in self.blocks()]) / (count - 1) ** 0.5
+        centred = (block - self.mean for block in self.blocks())
         return covariance_root(sum(block.T @ block for block in centred) / (count - 1))
 
     @cached_property
     def directions(self) -> tuple[Tensor, Tensor]:
         """The mean (D,) and the second moment (D, D), float64, of the features at length 1."""
-        mean, second = torch.zeros(2, dtype=torch.float64)
-        for block in self.features.split(BLOCK):
-            units = functional.normalize(block.double())
+        mean, second = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for block in self.blocks():
+            units = functional.normalize(block)
             mean, second = mean + units.sum(0), second + units.T @ units
         return mean / len(self.features), second / len(self.features)
 
     @cached_property
     def self_kernel(self) -> Tensor:
         """The mean KID kernel over all pairs of different images, () float64."""
-        blocks = self.features.split(BLOCK)
-        total = torch.zeros((), dtype=torch.float64)
-        for i, rows in enumerate(blocks):
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for i, rows in enumerate(self.blocks()):
             within = _kernel(rows, rows)
             total += within.sum() - within.trace()
-            total += 2 * sum(_kernel(rows, columns).sum() for columns in blocks[i + 1 :])
+            total += 2 * sum(
+                _kernel(rows, columns).sum() for columns in islice(self.blocks(), i + 1, None)
+            )
         return total / (len(self.features) * (len(self.features) - 1))
 
     def statistics(self) -> dict[str, Tensor]:
-        """All that distances need besides the features."""
-        return {"mean": self.mean, "root": self.root, "self_kernel": self.self_kernel}
+        """All that distances need besides the features, on the CPU."""
+        found = {"mean": self.mean, "root": self.root, "self_kernel": self.self_kernel}
+        return {name: value.cpu() for name, value in found.items()}
 
 
 def frechet(a: FeatureSet | Moments, b: FeatureSet | Moments) -> float:
     """The Frechet distance of two sets (FID, arXiv:1706.08500), biased upwards by about 1 / n."""
-    overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
-    spread = a.root.square().sum() + b.root.square().sum() - 2 * overlap
-    return ((a.mean - b.mean).square().sum() + spread).clamp(min=0).item()
+    mean, root = b.mean.to(a.mean.device), b.root.to(a.root.device)
+    overlap = torch.linalg.svdvals(a.root @ root.T).sum()
+    spread = a.root.square().sum() + root.square().sum() - 2 * overlap
+    return ((a.mean - mean).square().sum() + spread).clamp(min=0).item()
 
 
-def frechet_of_halves(features: Tensor, other: FeatureSet | Moments, splits: int) -> Tensor:
-    """Frechet distances to `other` of both halves of features (n, D), split at random: (2 splits,).
+def frechet_of_halves(a: FeatureSet, other: FeatureSet | Moments, splits: int) -> Tensor:
+    """Frechet distances to `other` of both halves of n images, split at random: (2 splits,).
 
     The standard deviation of the halves' distances is the delete-half jackknife estimate for the
     distance of all n: conservative, too large by a third to two thirds for Gaussian features. Since
@@ -112,13 +123,13 @@ def frechet_of_halves(features: Tensor, other: FeatureSet | Moments, splits: int
     (FID-infinity, arXiv:1911.07023) if n is several times D. For n below D the covariances are
     singular, the bias falls differently, and FID-infinity is not valid: it may even be negative.
     """
-    half = len(features) // 2
+    features, half = a.features, len(a.features) // 2
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     values = []
     for _ in range(splits):
         order = torch.randperm(len(features), generator=generator)
         for part in (order[:half], order[half : 2 * half]):
-            values.append(frechet(FeatureSet(features[part]), other))
+            values.append(frechet(FeatureSet(features[part], a.device), other))
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -127,13 +138,9 @@ def kid(a: FeatureSet, b: FeatureSet) -> float:
 
     It is about 0 for two sets from the same distribution, and may be negative.
     """
-    total = sum(
-        _kernel(rows, columns).sum()
-        for rows in a.features.split(BLOCK)
-        for columns in b.features.split(BLOCK)
-    )
+    total = sum(_kernel(rows, columns).sum() for rows in a.blocks() for columns in b.blocks())
     between = total / (len(a.features) * len(b.features))
-    return (a.self_kernel + b.self_kernel - 2 * between).item()
+    return (a.self_kernel + b.self_kernel.to(a.device) - 2 * between).item()
 
 
 def mmd(a: FeatureSet, b: FeatureSet) -> float:
@@ -145,10 +152,10 @@ def mmd(a: FeatureSet, b: FeatureSet) -> float:
     the mean directions is 99 % of the value.
     """
     (mean, second), (other_mean, other_second) = a.directions, b.directions
-    first = (mean - other_mean).square().sum() / MMD_WIDTH**2
-    rest = (second - other_second).square().sum() / (2 * MMD_WIDTH**4)
+    first = (mean - other_mean.to(mean.device)).square().sum() / MMD_WIDTH**2
+    rest = (second - other_second.to(mean.device)).square().sum() / (2 * MMD_WIDTH**4)
     return MMD_SCALE * math.exp(-1 / MMD_WIDTH**2) * (first + rest).item()
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x.double() @ y.double().T / x.shape[1] + 1).pow(3)  # (n, m)
+    return (x @ y.to(x.device).T / x.shape[1] + 1).pow(3)  # (n, m) float64

@@ -30,7 +30,7 @@ class FID(Metric):
         fid = frechet(generated.statistics, others)
         if not self.half_splits or len(generated) < 4:
             return {"fid": fid}
-        halves = frechet_of_halves(generated.features, others, self.half_splits)
+        halves = frechet_of_halves(generated.statistics, others, self.half_splits)
         deviation = halves.std(correction=0).item()
         return {"fid": fid, "fid_std": deviation, "fid_infinity": 2 * fid - halves.mean().item()}
 

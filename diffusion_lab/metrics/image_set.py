@@ -43,12 +43,14 @@ class ImageSet:
     @cached_property
     def statistics(self) -> FeatureSet:
         """The features with their mean, covariance and kernel mean."""
-        return FeatureSet(self.features)
+        return FeatureSet(self.features, self.extractor.compares_on)
 
     @cached_property
     def moments(self) -> dict[str, FeatureSet | Moments]:
         """The other outputs with their moments, by name; of a reference only the moments."""
-        return {name: FeatureSet(rows) for name, rows in self.others.items()}
+        return {
+            name: FeatureSet(rows, self.extractor.compares_on) for name, rows in self.others.items()
+        }
 
     @property
     def required_labels(self) -> Tensor:

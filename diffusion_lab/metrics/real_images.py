@@ -67,16 +67,17 @@ class RealImages:
 
         def compute() -> dict[str, Tensor]:
             observed = self.observe(Observer(network))
-            return on_rank_zero(lambda: statistics(observed)) | {FEATURES: observed[FEATURES]}
+            found = on_rank_zero(lambda: statistics(observed, network.compares_on))
+            return found | {FEATURES: observed[FEATURES]}
 
         file = f"{self.name}{short_count(len(self.chosen))}-{network.name}"
         return cached(self.folder, file, {**facts, **own}, compute)
 
 
-def statistics(observed: Observed) -> dict[str, torch.Tensor]:
-    """The statistics of features, and the moments of the map if there is one."""
-    found = FeatureSet(observed[FEATURES]).statistics()
+def statistics(observed: Observed, device: torch.device) -> dict[str, torch.Tensor]:
+    """The statistics of features, and the moments of the map if there is one; on the CPU."""
+    found = FeatureSet(observed[FEATURES], device).statistics()
     if SPATIAL in observed:
-        of_map = FeatureSet(observed[SPATIAL])
-        found |= {MAP_MEAN: of_map.mean, MAP_ROOT: of_map.root}
+        of_map = FeatureSet(observed[SPATIAL], device)
+        found |= {MAP_MEAN: of_map.mean.cpu(), MAP_ROOT: of_map.root.cpu()}
     return found

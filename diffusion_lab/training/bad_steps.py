@@ -3,7 +3,7 @@
 | when | what | where |
 |---|---|---|
 | a micro-batch's loss is not finite | its gradient becomes NaN, so all ranks see it | `poisoned` |
-| the step's gradient has no finite norm | gradients are dropped, buffers put back | `settle` |
+| the step's gradient has no finite norm | the optimiser skips it, buffers are put back | `settle` |
 | the step ends | weights and optimiser are as before; the step counts, as does its batch | |
 | | the average of the weights leaves it out | callbacks/weight_averaging.py |
 | | snapshots' averages count it as one without change | callbacks/posthoc_ema.py |
@@ -13,38 +13,93 @@ callbacks/level_losses.py |
 | | it is counted; `patience` in a row are investigated, and end the run or roll it back \
 | callbacks/non_finite.py |
 
-Callbacks ask `trainer.lightning_module.bad_steps.skipped` whether the last step was bad.
+A GPU knows by `bad_steps.bad` whether a step was bad, and keeps weights, averages and buffers as
+they were without asking the host. Callbacks that ask `bad_steps.skipped` wait for the GPU.
 """
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.sgd import sgd
 
 
 class BadSteps:
     """Finds and undoes the bad steps of a module; ranks agree because they share the gradient."""
 
     def __init__(self) -> None:
-        self.skipped = False  # whether the last step was bad
-        self._buffers: list[Tensor] = []
+        self.bad = torch.zeros((), dtype=torch.bool)  # whether the last step was bad
+        self.found_inf: Tensor | None = None  # the same as 1.0 or 0.0, for the kernels of a GPU
+        self._buffers: list[Tensor] | None = None
+        self._before: list[Tensor] = []
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was bad; waits for a GPU."""
+        return bool(self.bad)
 
     def begin(self, module: nn.Module) -> None:
         """Saves the buffers of a module, which a skipped step must not change."""
-        self._buffers = [buffer.detach().clone() for buffer in module.buffers()]
+        if self._buffers is None:  # walking over all modules takes longer than a small step
+            self._buffers = list(module.buffers())
+        self._before = [each.detach().clone() for each in self._buffers]
 
     @staticmethod
     def poisoned(loss: Tensor) -> Tensor:
         """Returns the loss (), with a gradient of NaN if the loss is not finite."""
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
-    def settle(self, module: nn.Module, norm: float, has_scaler: bool) -> None:
-        """Tells by the gradient's norm whether a step is bad, and undoes a bad step."""
-        self.skipped = not math.isfinite(norm)
-        if not self.skipped:
+    def settle(self, norm: Tensor, optimizer: Optimizer | None) -> None:
+        """Tells by the gradient's norm () whether a step is bad, and lets an optimiser skip that.
+
+        On a GPU, fused optimisers and Muon look at `found_inf` in their step; others, and a CPU,
+        are not given the gradients. None skips the step itself, as a scaler of float16 does.
+        """
+        self.bad = ~norm.isfinite()
+        self.found_inf = None if norm.is_cpu else self.bad.float()
+        looks = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if optimizer is not None and looks and self.found_inf is not None:
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
+        elif optimizer is not None and self.skipped:
+            optimizer.zero_grad()  # optimisers skip parameters without a gradient
+        if self.bad.is_cpu and not self.skipped:
             return
-        if not has_scaler:  # a scaler skips the step itself
-            for parameter in module.parameters():
-                parameter.grad = None  # optimisers skip parameters without a gradient
-        for buffer, before in zip(module.buffers(), self._buffers, strict=True):
-            buffer.data.copy_(before)  # .data: third-party buffers may require gradients
+        for buffer, before in zip(self._buffers or (), self._before, strict=True):
+            # .data: third-party buffers may require gradients
+            buffer.data.copy_(torch.where(self.bad, before, buffer.data))
+
+
+def fused_sgd(
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    lr: float,
+    weight_decay: float,
+    maximize: bool,
+    found_inf: Tensor | None,
+) -> None:
+    """Moves tensors by -lr (weight_decay tensor + gradient), or + gradient to `maximize`.
+
+    PyTorch has one kernel for all of them, which does nothing where `found_inf`, (), is 1. Tensors
+    and gradients must have one layout in memory.
+    """
+    sgd(
+        list(tensors),
+        list(gradients),
+        [None] * len(tensors),
+        fused=True,
+        found_inf=found_inf,
+        weight_decay=weight_decay,
+        momentum=0.0,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=maximize,
+    )
+
+
+def move_towards(
+    tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float, found_inf: Tensor | None
+) -> None:
+    """Moves tensors by `weight`, in [0, 1], of the way to their ends, unless `found_inf` is 1."""
+    fused_sgd(tensors, ends, weight, 1.0, True, found_inf)

@@ -22,7 +22,7 @@ from diffusion_lab.assembly.parameter_groups import (
     for_training,
 )
 from diffusion_lab.common.randomness import mix_seed, seed_device
-from diffusion_lab.compute.sharding import whole
+from diffusion_lab.compute.sharding import laid_out_as, unsharded
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
@@ -72,7 +72,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.test_metrics: dict[str, float] = {}
         self.validated_step = -1
         self.bad_steps = BadSteps()
-        self.gradient_norm = 0.0  # of the last step, before clipping
+        self.gradient_norm = torch.zeros(())  # of the last step, before clipping
 
     @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -178,6 +178,14 @@ class TrainedModule(lightning.LightningModule, ABC):
         migrate.checkpoint(checkpoint)
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
 
+    def on_train_start(self) -> None:
+        """Lays out an optimiser's state as the weights, which a GPU may have had otherwise."""
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if getattr(value, "shape", None) == parameter.shape:
+                        state[name] = laid_out_as(value, parameter)
+
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Tells the optimiser and `bad_steps` that a step begins, at its first micro-batch."""
         for optimizer in self.trainer.optimizers:
@@ -195,17 +203,19 @@ class TrainedModule(lightning.LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the gradient's norm over all parameters, and skips the step if it is bad."""
+        """Clips the gradient's norm over all parameters, and skips the step if it is bad.
+
+        The norm stays on the device: to read it is to wait for a GPU.
+        """
         largest = gradient_clip_val or math.inf
         # over all shards; a scaler of float16 has been undone before
         if self._players is None:  # walking over all modules takes longer than a small step
             self._players = [each for each in self.players() if each]
-        norms = [whole(nn.utils.clip_grad_norm_(each, largest)) for each in self._players]
+        norms = [unsharded(nn.utils.clip_grad_norm_(each, largest)) for each in self._players]
         # the norm of no gradients is on the CPU
-        norm = torch.stack([each.to(norms[0].device) for each in norms]).norm()
-        self.gradient_norm = norm.item()  # waits for a GPU, once per step
+        self.gradient_norm = torch.stack([each.to(self.device) for each in norms]).norm()
         has_scaler = self.trainer.scaler is not None
-        self.bad_steps.settle(self, self.gradient_norm, has_scaler)
+        self.bad_steps.settle(self.gradient_norm, None if has_scaler else optimizer)
 
     def optimizer_step(
         self,
@@ -237,10 +247,10 @@ def unfuse(optimizer: Optimizer) -> None:
 
     It would undo it in its own step, after the gradient's norm is taken.
     """
-    if any(group.get("fused") for group in optimizer.param_groups):
-        for group in optimizer.param_groups:
+    for group in optimizer.param_groups:
+        if group.get("fused"):
             group["fused"] = False
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
 class OneNumberModule(TrainedModule):

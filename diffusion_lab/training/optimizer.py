@@ -8,9 +8,11 @@ import torch
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from diffusion_lab.common.ranges import at_least, flag, inside, numbers, one_of, ranges, whole
-from diffusion_lab.compute.sharding import shared_as
+from diffusion_lab.compute.sharding import laid_out_as, local, shared_as, unsharded
+from diffusion_lab.training.bad_steps import fused_sgd, move_towards
 
 BETAS = numbers(
     "a list of two numbers from 0 to below 1",
@@ -33,7 +35,12 @@ class Muon(timm.optim.Muon):
     Matrices of one size are moved together, as many small products are one that takes a fifth of
     their time. Of a sharded matrix a rank keeps its rows of the momentum; the update is gathered,
     and each rank computes all of it.
+
+    Nothing changes in a step for which `found_inf`, (), is 1, as in PyTorch's fused optimisers.
     """
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     @ranges(
         lr=at_least(0),
@@ -78,41 +85,75 @@ class Muon(timm.optim.Muon):
         """Takes a step after `closure`, whose result it returns; it uses up sharded gradients."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        every = self.param_groups
-        for group in every:
-            alike: dict[tuple, list[nn.Parameter]] = {}
-            for each in group["params"] if group["use_muon"] else ():
-                if each.grad is not None:
-                    key = len(each), each.numel(), each.device, each.dtype
-                    alike.setdefault(key, []).append(each)
+        for group in self.param_groups:
+            moved: list[Tensor] = [each for each in group["params"] if each.grad is not None]
+            if not group["use_muon"]:
+                self._move_by_adamw(moved, group)
+                continue
+            alike: dict[tuple, list[Tensor]] = {}
+            for each in moved:
+                key = len(each), each.numel(), each.device, each.dtype
+                alike.setdefault(key, []).append(each)
             for matrices in alike.values():
                 together = max(1, STACKED // matrices[0].numel())
                 for start in range(0, len(matrices), together):
                     self._move(matrices[start : start + together], group)
-        self.param_groups = [group for group in every if not group["use_muon"]]
-        try:
-            super().step()
-        finally:
-            self.param_groups = every
         return loss
 
-    def _move(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _move_by_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Moves parameters by PyTorch's fused AdamW; their state has timm's names."""
+        states = [self.state[each] for each in parameters]
+        for each, state in zip(parameters, states, strict=True):
+            if not state:
+                state |= {"use_muon": False, "step": torch.zeros(())}
+                state |= {name: torch.zeros_like(each) for name in ("exp_avg", "exp_avg_sq")}
+            state["step"] = state["step"].to(each.device)
+        adamw(
+            parameters,
+            [cast(Tensor, each.grad) for each in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Moves matrices of one size as timm's step moves each, with the same numbers."""
-        updates = []
         for each in matrices:
-            state, grad = self.state[each], cast(Tensor, each.grad)
-            if not state:  # as timm's step begins
-                state |= {"use_muon": True, "momentum_buffer": torch.zeros_like(each)}
-            momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
-            update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-            if isinstance(update, DTensor):
-                update, each.grad = update.full_tensor(), None
-            updates.append(update.flatten(1))
+            if not self.state[each]:  # as timm's step begins
+                self.state[each] |= {"use_muon": True, "momentum_buffer": torch.zeros_like(each)}
+        momenta = [self.state[each]["momentum_buffer"] for each in matrices]
+        grads: list[Tensor] = [cast(Tensor, each.grad) for each in matrices]
+        aside = 1 - group["momentum"]
+        move_towards([*map(local, momenta)], [*map(local, grads)], aside, self.found_inf)
+        updates = momenta
+        if group["nesterov"]:
+            pairs = zip(grads, momenta, strict=True)
+            updates = [grad.lerp(momentum, group["momentum"]) for grad, momentum in pairs]
+        if isinstance(updates[0], DTensor):
+            updates = [unsharded(each) for each in updates]
+            for each in matrices:
+                each.grad = None
         settings = {key: group[key] for key in ("eps", "safety_factor", "scale_eps")}
         polar = zeropower_via_newtonschulz(
-            torch.stack(updates), group["ns_steps"], COEFFICIENTS, **settings
+            torch.stack([each.flatten(1) for each in updates]),
+            group["ns_steps"],
+            COEFFICIENTS,
+            **settings,
         )
-        factor = group["lr"] * get_lr_scale(polar.shape, group["adjust_lr_fn"])
-        for each, moved in zip(matrices, polar, strict=True):
-            each.mul_(1 - group["lr"] * group["weight_decay"])
-            each.add_(shared_as(moved.view(each.shape), each), alpha=-factor)
+        scale = get_lr_scale(polar.shape, group["adjust_lr_fn"])
+        pairs = zip(polar.to(matrices[0].dtype), matrices, strict=True)
+        moves = [local(shared_as(move.view(each.shape), each)) for move, each in pairs]
+        own = [*map(local, matrices)]
+        moves = [laid_out_as(*pair) for pair in zip(moves, own, strict=True)]
+        decay = group["weight_decay"] / scale
+        fused_sgd(own, moves, group["lr"] * scale, decay, False, self.found_inf)

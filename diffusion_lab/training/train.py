@@ -247,6 +247,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) ->
     task.check_validation(cfg)
     trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
+    data.fingerprint = on_rank_zero(lambda: data.fingerprint)  # reads all images
     found = facts_of_data(cfg, data) | task.prepare(device)
     metrics = None
     if task.metrics is not None:

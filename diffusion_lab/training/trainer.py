@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.common.messages import UserError, console
-from diffusion_lab.common.ranges import Range, at_least, one_of, optional, whole
+from diffusion_lab.common.ranges import Range, at_least, flag, one_of, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
@@ -35,6 +35,7 @@ TRAINER = {
         ),
     ),
     "trainer.log_every_n_steps": whole(1),
+    "trainer.benchmark": optional(flag()),  # earlier runs lack it
     "trainer.gradient_clip_val": optional(at_least(0)),
     # Lightning's other precisions make weights that do not fit the float32 inputs of networks
     "trainer.precision": one_of("auto", "32-true", "bf16-mixed", "16-mixed"),
@@ -86,6 +87,8 @@ def build_trainer(
         "enable_progress_bar": console.is_terminal,
         "devices": [*listed] if isinstance(listed, ListConfig) else devices,
         "num_nodes": nodes,
+        # each process tries for itself, and may choose another kernel
+        "benchmark": cfg.trainer.get("benchmark", True) and not cfg.trainer.get("deterministic"),
         "plugins": [AtomicCheckpointIO(), launch.cluster()],
         "logger": False,
         "callbacks": [*callbacks, Resumption(), progress],

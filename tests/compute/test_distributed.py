@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import time
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,9 +37,13 @@ def test_shards_cover_every_id_once_and_may_be_uneven():
 )
 def test_rows_are_gathered_in_the_order_of_their_ids(monkeypatch, count, batches):
     def broadcast(sent, src):
-        parts = [torch.tensor(ids) for ids in batches[src]]
-        sent[0] = torch.cat(parts) if parts else None
+        assert not any(shard() is not None for shard in sent_before), "all of them are held"
+        sent[0] = torch.cat([torch.tensor(ids) for ids in batches[src]])
+        sent_before.append(weakref.ref(sent[0]))
 
+    sent_before: list[weakref.ref] = []
+    counts = [sum(map(len, of_rank)) for of_rank in batches]
+    monkeypatch.setattr(distributed, "of_all_ranks", lambda _: counts)
     monkeypatch.setattr(distributed.dist, "broadcast_object_list", broadcast)
     for rank in range(3):
         monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 3))

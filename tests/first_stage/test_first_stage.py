@@ -3,11 +3,13 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import yaml
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names, refused
@@ -18,13 +20,14 @@ from safetensors import safe_open
 from torch.optim.swa_utils import AveragedModel
 
 from diffusion_lab import runs
+from diffusion_lab.common import hashing
 from diffusion_lab.common.images import NotFinite
 from diffusion_lab.data import EncodedImages, MomentBatch, loader
 from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.families.autoencoder.run import Prior
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.families.diffusion.module import DiffusionModule
-from diffusion_lab.first_stage import TrainedKL, TrainedVQ
+from diffusion_lab.first_stage import TrainedKL, TrainedVQ, latents
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.summary import first_stage_seconds
@@ -122,6 +125,42 @@ def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeyp
     stage.sha256 = "another"
     stage.prepare(data, torch.device("cpu"))
     assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 4
+
+
+def encode_on_rank(rank: int, world: int, folder: Path, data) -> None:
+    """Encodes its share of the images; writes how many images were hashed and encoded."""
+    store = dist.FileStore(str(folder / "connections"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    latents.BATCH = 8
+    stage, seen, hashed = open_stage(folder / "first"), [], []
+    stage.cache_dir = folder / "shared"
+    encoder, of_tensors = stage.encoder, hashing.of_tensors
+    stage.encoder = lambda images: (seen.append(len(images)), encoder(images))[1]
+    hashing.of_tensors = lambda tensors: (hashed.append(1), of_tensors(tensors))[1]
+    encoded = stage.prepare(data, torch.device("cpu"))
+    found = {"seen": sum(seen), "hashed": len(hashed), "moments": encoded.moments.clone()}
+    torch.save(found | {"mirrored": encoded.mirrored.clone()}, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_work_of_encoding(tmp_path, data, monkeypatch, world):
+    tiny_first_stage(tmp_path / "first")
+    stage = open_stage(tmp_path / "first")
+    monkeypatch.setattr(latents, "BATCH", 8)
+    whole, count = stage.prepare(data, torch.device("cpu")), len(data.train_labels())
+    arguments = (world, tmp_path, data)
+    torch.multiprocessing.start_processes(
+        encode_on_rank, arguments, nprocs=world, start_method="fork"
+    )
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
+    assert sum(rank["seen"] for rank in ranks) == 2 * count
+    assert max(rank["seen"] for rank in ranks) <= 2 * (count / world + 16)
+    assert [rank["hashed"] for rank in ranks] == [1] + [0] * (world - 1)
+    for rank in ranks:
+        assert torch.equal(rank["moments"], whole.moments)
+        assert torch.equal(rank["mirrored"], whole.mirrored)
+    assert len(list((tmp_path / "shared").glob("*.bin"))) == 2
 
 
 def test_latents_that_cannot_be_written_are_kept_in_memory(tmp_path, data, capfd):

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from helpers.fake_metrics import generated
+from helpers.fake_metrics import FakeExtractor, generated
 from helpers.gpu import DEVICE
 
 from diffusion_lab.backbone import scan
+from diffusion_lab.metrics import distances
+from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.extractor import EfficientNetLite0
+from diffusion_lab.metrics.feature_distances import FID, KID, MMD
+from diffusion_lab.metrics.image_set import ImageSet
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +43,25 @@ def test_the_kernel_of_mamba_ssm_scans_as_ours_does():
     pytest.importorskip("mamba_ssm")
     for kernel, ours in zip(scanned(DEVICE), scanned("cpu"), strict=True):
         torch.testing.assert_close(kernel, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_metrics_of_features_are_those_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(distances, "BLOCK", 20)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    ours, theirs = (torch.randn(count, 24, generator=generator) for count in (90, 70))
+    for device in ("cpu", DEVICE):
+        extractor = FakeExtractor()
+        extractor.load(device)
+        sides = [ImageSet(extractor, features) for features in (ours, theirs)]
+        stored = FeatureSet(theirs).statistics()
+        vars(sides[1].statistics).update(stored)  # as a reference is read from a file
+        metrics = (FID(), KID(), MMD(), PrecisionRecall(), DensityCoverage())
+        found.append([each.measure(*sides) for each in metrics])
+        found[-1].append({"few": frechet(FeatureSet(ours[:9], device), sides[1].statistics)})
+        found[-1].append({"own": FeatureSet(theirs, device).statistics()["self_kernel"].item()})
+    for here, there in zip(*found, strict=True):
+        assert here == pytest.approx(there, rel=1e-8)
 
 
 def test_features_are_those_of_a_cpu_also_under_autocast():

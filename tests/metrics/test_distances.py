@@ -141,7 +141,7 @@ def test_the_limit_needs_more_images_than_features_and_the_spread_is_conservativ
     reference = gaussian(zero, one)  # N(0, 1) itself
     sets = [FeatureSet(normal(count, seed)) for seed in range(1, 31)]
     values = torch.tensor([frechet(each, reference) for each in sets], dtype=torch.float64)
-    halves = torch.stack([frechet_of_halves(each.features, reference, 5) for each in sets])
+    halves = torch.stack([frechet_of_halves(each, reference, 5) for each in sets])
     # the true FID-infinity is 0, as both sides are N(0, 1)
     extrapolated = (2 * values - halves.mean(1)).mean().item()
     assert (abs(extrapolated) < 0.05 * values.mean().item()) == valid

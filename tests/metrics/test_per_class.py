@@ -18,7 +18,7 @@ def labelled(seed: int, *counts: int) -> ImageSet:
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
     labels = labels[torch.randperm(len(labels), generator=generator)]
     features = torch.randn(len(labels), 5, generator=generator)
-    return ImageSet(SimpleNamespace(name="x"), features, labels)
+    return ImageSet(SimpleNamespace(name="x", compares_on="cpu"), features, labels)
 
 
 def both(generated: ImageSet, test: ImageSet, reference: ImageSet) -> dict[str, float]:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from helpers.refusals import assert_names
 from helpers.tiny_runs import QUICK, checkpoint_of, same
+
+from diffusion_lab.training.callbacks.weight_averaging import WeightAverage
 
 RUN = [
     *QUICK,
@@ -18,6 +21,18 @@ RUN = [
 RUN += ["callbacks.weight_averaging.ramp=null", "run_dir=run"]
 HALF_LIFE = "callbacks.weight_averaging.half_life_images="
 TWO = [*RUN, f"{HALF_LIFE}20", "callbacks.weight_averaging.also=[80]"]
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.7])
+def test_an_average_moves_as_far_as_it_is_told_unless_the_step_is_bad(weight):
+    module = torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    begin = {name: torch.randn(p.shape) for name, p in module.named_parameters()}
+    average = WeightAverage(module, begin)
+    average.update(weight, torch.tensor(1.0))
+    assert same(average.to_save(), begin)
+    average.update(weight, torch.tensor(0.0))
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(average.to_save()[name], begin[name].lerp(p, weight))
 
 
 def denoiser(state):

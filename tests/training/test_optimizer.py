@@ -14,6 +14,7 @@ from helpers.tiny_runs import (
     TINY_AUTOENCODER,
     checkpoint_of,
     require_equal_training,
+    same,
 )
 from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
@@ -118,7 +119,8 @@ def test_matrices_of_one_size_are_moved_as_timm_moves_each_alone(monkeypatch, to
         own.step()
         with torch.no_grad():
             timm_muon(theirs, grads, momenta, **settings)
-        assert all(map(torch.equal, ours, theirs))
+        for pair in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-6, atol=1e-6)
         assert all(torch.equal(each.grad, grad) for each, grad in zip(ours, grads, strict=True))
 
 
@@ -138,6 +140,39 @@ def test_muon_trains_by_adamw_what_is_no_hidden_matrix():
     for name, p in module.named_parameters():
         alike = torch.allclose(p, others[name], atol=1e-6)
         assert alike == (name not in ("kernel.weight", "inner.weight")), name
+
+
+def test_a_gpu_skips_a_step_of_muon_bit_for_bit():
+    modules = []
+    for bad in (False, True):
+        torch.manual_seed(0)
+        module = Small()
+        optimizer = muon(module)
+        for step in range(3):
+            spoilt = bad and step == 1  # a step more than the other module
+            optimizer.found_inf = torch.tensor(float(spoilt)) if bad else None
+            for p in () if step == 1 and not bad else module.parameters():
+                p.grad = torch.full_like(p, torch.nan) if spoilt else torch.randn_like(p)
+            if bad or step != 1:
+                optimizer.step()
+        modules.append((module, optimizer))
+    (one, its), (other, others) = modules
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert same(its.state[ours], others.state[theirs])
+
+
+def test_the_layout_of_kernels_changes_no_step_of_muon():
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        module = Small().to(memory_format=layout)
+        optimizer = muon(module)
+        for p in module.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
+        optimizer.step()
+        moved.append(module.kernel.weight.detach())
+    torch.testing.assert_close(*moved, rtol=1e-6, atol=1e-6)
 
 
 def by_muon(module: nn.Module, sharded: bool) -> dict[str, torch.Tensor]:

@@ -9,12 +9,13 @@ from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Timer
 
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.distributed import PATIENCE_WITH_ONE
 from diffusion_lab.compute.sharding import strategy_options
 from diffusion_lab.training.module import VOTES
-from diffusion_lab.training.trainer import TimeLimit, build_trainer
+from diffusion_lab.training.trainer import TRAINER, TimeLimit, build_trainer
 
 
 class Counting:
@@ -38,6 +39,25 @@ def test_a_time_limit_is_asked_for_when_ranks_vote(ranks, asked):
         )
         limit.on_train_batch_end(trainer)
     assert strategy.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tries"),
+    [
+        ([], True),
+        (["~trainer.benchmark"], True),  # of earlier runs
+        (["trainer.benchmark=false"], False),
+        (["trainer.deterministic=true"], False),
+    ],
+)
+def test_kernels_are_tried_unless_a_run_is_deterministic(monkeypatch, overrides, tries):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tries)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["trainer.accelerator=cpu", *overrides])
+    check_keys(cfg, TRAINER)
+    build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
+    assert torch.backends.cudnn.benchmark == tries
+    torch.use_deterministic_algorithms(False)
 
 
 def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):

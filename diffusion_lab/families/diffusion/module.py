@@ -138,7 +138,10 @@ class DiffusionModule(TrainedModule):
     ) -> None:
         """Takes a step, and puts weights back to the magnitude that the network keeps."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if not self.bad_steps.skipped:  # which must not change weights
+        bad = self.bad_steps  # which must not change weights
+        if not bad.bad.is_cpu:
+            renormalise(self.denoiser, unless=bad.bad)
+        elif not bad.skipped:
             renormalise(self.denoiser)
 
     def from_all_ranks(self, values: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class FeatureExtractor(ABC):
     map_channels = 0  # E of `feature_map`, known once loaded; 0: it has none
     preprocessing: str  # transform of the pixels, in words; part of the fingerprint
     fingerprint: str  # checksum of weights and preprocessing, known once loaded
+    device = torch.device("cpu")
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, str]:
@@ -51,6 +52,11 @@ class FeatureExtractor(ABC):
         self.to(device)
         content = f"{type(self).__name__}\n{weights}\n{self.preprocessing}"
         self.fingerprint = hashing.of_text(content)
+
+    @property
+    def compares_on(self) -> torch.device:
+        """The device on which features are compared: a GPU, else the CPU, for want of float64."""
+        return self.device if self.device.type == "cuda" else torch.device("cpu")
 
     def to(self, device: torch.device | str) -> None:
         """Moves the network, once it is loaded."""

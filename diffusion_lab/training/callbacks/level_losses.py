@@ -38,8 +38,7 @@ class LevelLosses(Callback, Checked):
         self._step += sums_by_level(bins_of(t).to(losses.device), losses)
         if not stepped(trainer, batch_idx):
             return
-        if not pl_module.bad_steps.skipped:
-            self._sums += self._step
+        self._sums += self._step.masked_fill(pl_module.bad_steps.bad, 0)
         self._step = torch.zeros_like(self._sums)
         if trainer.global_step % trainer.log_every_n_steps == 0:
             means = means_by_level("train", self._reduced(trainer).cpu())  # waits for a GPU once

@@ -37,7 +37,8 @@ class BadStepCounts:
 class NonFinite(Callback):
     """Counts bad steps (`training.bad_steps`); `patience` of them in a row end the run.
 
-    So do fewer if there were no others.
+    So do fewer if there were no others. On a GPU they are counted at the steps that are logged, as
+    asking is waiting, so a row may be longer.
 
     Before that, the run is rolled back `max_rollbacks` times: weights, averages and optimiser
     return to the last checkpoint, but the data continue, as the same data would fail again. Every
@@ -52,14 +53,17 @@ class NonFinite(Callback):
         self.max_rollbacks = max_rollbacks
         self.counts = BadStepCounts()
         self._watch: Watch | None = None
+        self._unread: list[tuple[int, Tensor]] = []  # steps, and whether each was bad
 
     def state_dict(self) -> dict[str, int]:
+        self._read()
         return asdict(self.counts)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.counts = BadStepCounts(**state)
 
     def on_fit_end(self, trainer, pl_module) -> None:
+        self._read()
         skipped = self.counts.skipped
         pl_module.context.summary["skipped_steps"] = skipped
         if 0 < skipped == trainer.global_step:
@@ -71,7 +75,7 @@ class NonFinite(Callback):
             )
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if self.counts.row == self.patience - 1:
+        if self.counts.row >= self.patience - 1:
             if self._watch is None:
                 self._watch = Watch(pl_module)
             self._watch.open(batch)
@@ -86,26 +90,33 @@ class NonFinite(Callback):
         counts, watch, self._watch = self.counts, self._watch, None
         if watch:
             watch.close()
-        if pl_module.bad_steps.skipped:
-            if not counts.skipped:
-                say(
-                    f"Step {trainer.global_step} is skipped: its loss or gradient is not finite. "
-                    "Further ones are counted in train/skipped_steps."
-                )
-            counts.skipped += 1
-            counts.row += 1
-        else:
-            counts.row = 0
-        if counts.row == self.patience and watch:  # `watch` was opened when this step began
-            counts.row = 0
-            self._end_row(trainer, watch)
+        bad_steps = pl_module.bad_steps
+        self._unread.append((trainer.global_step, bad_steps.bad))
         due = trainer.global_step % trainer.log_every_n_steps == 0
+        if due or watch or bad_steps.bad.is_cpu:
+            self._read()
+        if counts.row >= self.patience and watch:  # `watch` was opened when this step began
+            self._end_row(trainer, watch)
         if counts.skipped > counts.logged and due:
             counts.logged = counts.skipped
             pl_module.record({"train/skipped_steps": counts.skipped})
 
+    def _read(self) -> None:
+        """Counts the bad steps among the ones not yet read; waits for a GPU."""
+        unread, self._unread, counts = self._unread, [], self.counts
+        flags = torch.stack([bad for _, bad in unread]).tolist() if unread else []
+        for (step, _), bad in zip(unread, flags, strict=True):
+            if bad and not counts.skipped:
+                say(
+                    f"Step {step} is skipped: its loss or gradient is not finite. Further ones are "
+                    "counted in train/skipped_steps."
+                )
+            counts.skipped += bad
+            counts.row = counts.row + 1 if bad else 0
+
     def _end_row(self, trainer: lightning.Trainer, watch: "Watch") -> None:
         """Saves what `watch` found, then rolls the run back or raises TrainingStopped."""
+        row, self.counts.row = self.counts.row, 0
         step, folder = trainer.global_step, module_of(trainer).context.folder
         path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
@@ -117,9 +128,8 @@ class NonFinite(Callback):
             kept = f"could not be written to {path.parent} ({error.strerror})"
         found = next((each for each in of_all_ranks(watch.found) if each), "was in no layer")
         reason = (
-            f"the loss or a gradient was not finite in {self.patience} consecutive steps, the last "
-            f"of them step {step}: the first such value {found}; the batch and what is known of it "
-            f"{kept}"
+            f"the loss or a gradient was not finite in {row} consecutive steps, the last of them "
+            f"step {step}: the first such value {found}; the batch and what is known of it {kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self.counts.rollbacks == self.max_rollbacks or not saved:

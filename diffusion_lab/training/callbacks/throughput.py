@@ -41,13 +41,14 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._losses: list[torch.Tensor] = []  # loss of each step since the last row
         self._loss = torch.zeros(())  # sum over this step's micro-batches
-        self._norms: list[float] = []  # gradient norm of each step since the last row
+        self._norms: list[torch.Tensor] = []  # gradient norm of each step since the last row
         self._rates: list[float] = []  # of each group of parameters
         self._start = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # only now is the module on its training device
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
+        self._norms = [norm.to(pl_module.device) for norm in self._norms]
         self._open_window(pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -60,22 +61,20 @@ class Throughput(Callback):
         self._start += pl_module.context.clock.seconds()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        checkpoint[OPEN_WINDOW] = self._reduced(trainer).cpu()
-        checkpoint[NORMS] = list(self._norms)
+        checkpoint[OPEN_WINDOW], checkpoint[NORMS] = self._taken(trainer)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         if OPEN_WINDOW not in checkpoint:  # the run was without this callback before
             return
         self._losses = list(checkpoint[OPEN_WINDOW])
-        self._norms = list(checkpoint[NORMS])
+        self._norms = list(torch.as_tensor(checkpoint[NORMS]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._loss = self._loss + outputs["loss"].detach()  # a micro-batch's share of the mean
         if not stepped(trainer, batch_idx):
             return
-        if not pl_module.bad_steps.skipped:
-            self._losses.append(self._loss)
-            self._norms.append(pl_module.gradient_norm)
+        self._losses.append(self._loss)
+        self._norms.append(pl_module.gradient_norm)
         self._loss = torch.zeros(())
         self._steps += 1
         if trainer.global_step % trainer.log_every_n_steps:
@@ -93,17 +92,20 @@ class Throughput(Callback):
 
     def _means(self, trainer: lightning.Trainer) -> dict[str, float]:
         """The loss and the gradient norms since the last row; nothing if all steps were skipped."""
-        losses, norms = self._reduced(trainer), self._norms
+        losses, norms = self._taken(trainer)
         means = {"train/loss": losses.mean().item()} if len(losses) else {}
         if norms:
             means |= {"train/grad_norm": statistics.fmean(norms), "train/grad_norm_max": max(norms)}
         return means
 
-    def _reduced(self, trainer: lightning.Trainer) -> torch.Tensor:
-        """The loss of each step since the last row, averaged over all ranks, (steps,)."""
+    def _taken(self, trainer: lightning.Trainer) -> tuple[torch.Tensor, list[float]]:
+        """The losses (n,), over all ranks, and norms of the n steps that were not skipped."""
         if not self._losses:
-            return torch.empty(0)
-        return trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
+            return torch.empty(0), []
+        losses = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").cpu()
+        norms = torch.stack(self._norms).cpu()
+        good = norms.isfinite()
+        return losses[good], norms[good].tolist()
 
     def _open_window(self, pl_module) -> None:
         self._steps = 0

@@ -18,6 +18,7 @@ from diffusion_lab.diffusion.power_average import decay, gamma_of
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.checkpoints import AVERAGES, SNAPSHOT, TRAINED
 from diffusion_lab.runs.snapshots import BUFFERS, DTYPES, FOLDER, LENGTHS, drop_after, save
+from diffusion_lab.training.bad_steps import move_towards
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.module import module_of
 
@@ -31,9 +32,9 @@ class WeightAverage:
     def __init__(self, module: nn.Module, state: Mapping[str, Tensor] | None = None):
         self._parameters = dict(module.named_parameters())
         begin = self._parameters if state is None else state
-        self._shares = [
-            local(shared_as(begin[name], parameter)).to(parameter.device, copy=True)
-            for name, parameter in self._parameters.items()
+        self._shares = [  # in the layout of the parameters, as fused kernels ask for
+            torch.empty_like(own).copy_(local(shared_as(begin[name], self._parameters[name])))
+            for name, own in zip(self._parameters, self._own(), strict=True)
         ]
 
     def follow(self) -> None:
@@ -41,9 +42,12 @@ class WeightAverage:
         places = (parameter.device for parameter in self._parameters.values())
         self._shares = [share.to(place) for share, place in zip(self._shares, places, strict=True)]
 
-    def update(self, weight: float) -> None:
-        """Moves the average towards the parameters: by `weight`, in [0, 1], of the way."""
-        torch._foreach_lerp_(self._shares, self._own(), weight)
+    def update(self, weight: float, found_inf: Tensor | None = None) -> None:
+        """Moves the average towards the parameters: by `weight`, in [0, 1], of the way.
+
+        It stays where it is if `found_inf`, () on the parameters' device, is 1.
+        """
+        move_towards(self._shares, self._own(), weight, found_inf)
 
     def copy_into_parameters(self) -> None:
         """Replaces the parameters by the average."""
@@ -120,7 +124,11 @@ class EMA(Callback):
             self._averages[name].follow()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not stepped(trainer, batch_idx) or pl_module.bad_steps.skipped:
+        if not stepped(trainer, batch_idx):
+            return
+        # a GPU is asked only until one step has been taken
+        found_inf = pl_module.bad_steps.found_inf if self._latest_step else None
+        if found_inf is None and pl_module.bad_steps.skipped:
             return  # nothing new to average
         for name, average in self._averages.items():
             half_life = self.lengths[name]
@@ -128,7 +136,7 @@ class EMA(Callback):
                 half_life = min(half_life, self.ramp * pl_module.images_seen)
             decay = 0.5 ** (pl_module.batch_size / half_life) if half_life else 0.0
             # an average begins with the weights after the first step
-            average.update(1 - decay if self._latest_step else 1.0)
+            average.update(1 - decay if self._latest_step else 1.0, found_inf)
         self._latest_step = trainer.global_step
 
     def on_train_end(self, trainer, pl_module) -> None:
