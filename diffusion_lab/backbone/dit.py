@@ -13,6 +13,8 @@ from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
 from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, whole
 
+USUAL_HEAD = 64  # the width of a head at which muP's scale of attention is the usual one
+
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
     """The mask (N, N) that lets patches attend to those at most `window` rows and columns away."""
@@ -25,8 +27,9 @@ class DiT(PatchNetwork):
 
     `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
     `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
-    skips; `overlap`, `smooth` and `registers` are explained at `PatchNetwork`. Raises ValueError
-    for sizes that do not divide.
+    skips; `overlap`, `smooth`, `registers` and `base_width` are explained at `PatchNetwork`; with
+    the last, attention's products are scaled by 8 / d. Raises ValueError for sizes that do not
+    divide.
     """
 
     @ranges()
@@ -47,6 +50,7 @@ class DiT(PatchNetwork):
         overlap: Flag = False,
         smooth: Flag = False,
         registers: Annotated[int, whole(0)] = 0,
+        base_width: Annotated[int | None, optional(whole(1))] = None,
     ):
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
@@ -58,6 +62,7 @@ class DiT(PatchNetwork):
             qk_norm=qk_norm,
             angles=rotary_angles(rows, columns, width // heads) if rotary else None,
             mask=None if window is None else window_mask(rows, columns, window),
+            scale=None if base_width is None else USUAL_HEAD**0.5 * heads / width,
         )
         places = "none" if rotary else positions
         blocks = [block(width=width, mixer=mixer) for _ in range(depth)]
@@ -73,4 +78,5 @@ class DiT(PatchNetwork):
             overlap,
             smooth,
             registers,
+            base_width,
         )

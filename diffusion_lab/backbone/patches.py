@@ -76,6 +76,10 @@ class PatchNetwork(nn.Module):
     patch on each side (as in PVTv2, arXiv:2106.13797); `smooth` adds U-ViT's last layer, a 3x3
     convolution of the output, which is the identity at first (arXiv:2209.12152). `registers` is a
     number of learned tokens that go through the blocks before all others (arXiv:2309.16588).
+
+    With `base_width` W0, networks of all widths W train alike at one learning rate of Adam, that of
+    the network which is W0 wide and starts and learns as without it (muP, arXiv:2203.03466): layers
+    whose inputs are not as many as W start as those of W0, and `rates` slows the others' down.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class PatchNetwork(nn.Module):
         overlap: bool = False,
         smooth: bool = False,
         registers: int = 0,
+        base_width: int | None = None,
     ):
         super().__init__()
         self.rows, columns = patch_grid(image_size, patch)
@@ -103,6 +108,7 @@ class PatchNetwork(nn.Module):
                 "2 or more, or long_skips=false"
             )
         self.condition_width = width
+        self.base_width = base_width
         self.patch = patch
         self.embed = embedding(in_channels, width, patch, overlap)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
@@ -134,6 +140,23 @@ class PatchNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)
         if self.smooth is not None:
             nn.init.dirac_(self.smooth.weight)
+        if self.base_width is not None:
+            width, embed = self.condition_width, self.embed.get_parameter("weight")
+            inputs = embed.shape[1]
+            embed.data *= ((inputs + width) / (inputs + self.base_width)) ** 0.5  # Xavier's
+            self.noise[2].get_parameter("weight").data *= (self.base_width / width) ** 0.5
+
+    @property
+    def rates(self) -> dict[nn.Parameter, float]:
+        """The factors of Adam's rate for parameters under muP, W0 / W; others have 1."""
+        if self.base_width is None:
+            return {}
+        grown = [
+            layer.get_parameter("weight")
+            for layer in self.modules()
+            if isinstance(layer, nn.Linear) and layer not in (self.embed, self.noise[0])
+        ]
+        return dict.fromkeys(grown, self.base_width / self.condition_width)
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
