@@ -32,11 +32,14 @@ def attend(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (M, d / 2) (arXiv:2104.09864).
+    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (..., M, d / 2).
+
+    These are rotary positions (arXiv:2104.09864).
 
     Where N > M, the first N - M tokens have no position and stay as they are.
     """
-    free, placed = x.split([x.shape[2] - len(angles), len(angles)], dim=2)
+    tokens = angles.shape[-2]
+    free, placed = x.split([x.shape[2] - tokens, tokens], dim=2)
     first, second = placed.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     placed = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -90,18 +93,19 @@ class SelfAttention(nn.Module):
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         return self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D); `kept` (B, K) are its last tokens' places, if not all M."""
         q, k, v = self.projected(x)
-        if self.angles is not None:
-            q, k = rotate(q, self.angles), rotate(k, self.angles)
+        if (angles := self.angles) is not None:
+            angles = angles if kept is None else angles[kept][:, None]  # (B, 1, K, d / 2)
+            q, k = rotate(q, angles), rotate(k, angles)
         mask = self.mask
         if mask is not None:
             free = x.shape[1] - len(mask)
             mask = F.pad(mask, (free, 0, free, 0), value=True)
         return self.out(attend(q, k, v, mask, self.scale).transpose(1, 2).flatten(2))
 
-    def mixing_macs(self, x: Tensor) -> int:
+    def mixing_macs(self, x: Tensor, kept: Tensor | None = None) -> int:
         """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
         return 2 * x.numel() * x.shape[1]
 
@@ -123,7 +127,7 @@ class CausalAttention(SelfAttention):
         """Begins to remember inputs, or ends it; forgets what is kept."""
         self.remembers, self.past = remembers, None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, N, D) -> (B, N, D)."""
         assert self.mask is not None
         q, k, v = self.projected(x)

@@ -275,6 +275,7 @@ class RunPlan:
         memory, batch, images_per_second = self.memory, self.batch, self.images_per_second
         # without recomputed FLOPs
         at_peak = TRAINING_PASSES * self.seconds_of(self.cost, 1) / batch.world
+        at_peak *= self.cost.training_share
         return {
             "name": self.name,
             "gpu": vars(self.gpu),
