@@ -26,7 +26,7 @@ from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.metrics.quantity import REAL, Quantity, quantity_of
+from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Quantity, quantity_of
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.evaluation import evaluate
 from diffusion_lab.report.scaling import front
@@ -40,7 +40,7 @@ VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 SWEEPS, ROWS = "sweeps", "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
-ADDING = ("mmd", "fld", "real_or_drawn", "per_class")  # options of metrics
+ADDING = (*ON_REQUEST, "per_class")  # options of metrics
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 

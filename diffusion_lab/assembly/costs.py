@@ -65,13 +65,15 @@ class Memory:
 class RunCost:
     """The cost of a training run, as far as it is known.
 
-    `macs` are those of a network call on one image, and its training step costs as much as `passes`
-    such calls (None if they are not counted). A sample takes `calls` of them (None if that depends
-    on the trained network). `memory` is a device's. `step` is the seconds of a training step, and
-    `call` those of a network call on an image while all devices work, measured or predicted.
+    `macs` are those of a network call on one image, and `training_macs` of one in training,
+    which may be fewer. A training step costs as much as `passes` calls out of training (None if
+    they are not counted). A sample takes `calls` of them (None if that depends on the trained
+    network). `memory` is a device's. `step` is the seconds of a training step, and `call` those
+    of a network call on an image while all devices work, measured or predicted.
     """
 
     macs: int
+    training_macs: int
     parameters: int
     passes: float | None
     modules: list[Cost]  # without their children; MACs of no module are named ELSEWHERE
@@ -84,6 +86,11 @@ class RunCost:
     def __str__(self) -> str:
         return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
 
+    @property
+    def training_share(self) -> float:
+        """The MACs of a call in training, as a share of those out of training."""
+        return self.training_macs / self.macs if self.macs else 1.0
+
     def flops(self, passes: float = 1) -> float:
         """The FLOPs of so many network calls on an image."""
         return 2 * self.macs * passes
@@ -95,25 +102,33 @@ def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> Run
     The network is on "meta", where it takes neither memory nor time.
     """
     try:
-        model, modules, seen = counted_on("meta", cfg, facts)
+        model, modules, trained, seen = counted_on("meta", cfg, facts)
     except RuntimeError:  # a custom network that reads the values of its tensors
-        model, modules, seen = counted_on("cpu", cfg, facts)
+        model, modules, trained, seen = counted_on("cpu", cfg, facts)
+    saved = macs.total(modules).macs - macs.total(trained).macs
     left_out = seen // 2 - macs.total(modules).macs
     if left_out > 0:  # the package's networks leave out nothing, but count more than PyTorch sees
         modules.append(Cost(ELSEWHERE, 0, left_out))
     whole, extra = macs.total(modules), model.objective.extra_passes(model.denoiser)
+    share = 1 - saved / whole.macs if saved else 1
     return RunCost(
         macs=whole.macs,
+        training_macs=whole.macs - saved,
         parameters=whole.params,
-        passes=None if extra is None else macs.TRAINING_PASSES + extra,
+        passes=None if extra is None else (macs.TRAINING_PASSES + extra) * share,
         modules=[each for each in modules if each.params or each.macs],
         seen_flops=seen,
         calls=calls,
     )
 
 
-def counted_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, list[Cost], int]:
-    """A model, the costs of its modules in a call on one image, and the FLOPs PyTorch sees."""
+def counted_on(
+    device: str, cfg: DictConfig, facts: ImageFacts
+) -> tuple[Model, list[Cost], list[Cost], int]:
+    """A model, the costs of its modules in a call on one image, and the FLOPs PyTorch sees.
+
+    The costs are those out of training, and those in training.
+    """
     model = build_model(cfg, *facts, device=device)
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
     labels = model.denoiser.conditioning.labels.blank(1, device)
@@ -122,7 +137,9 @@ def counted_on(device: str, cfg: DictConfig, facts: ImageFacts) -> tuple[Model, 
     def call() -> Estimate:
         return model.denoiser(x, level, Given(labels))
 
-    return model, macs.count(model.denoiser, call), macs.seen_flops(call)
+    trained = macs.count(model.denoiser, call)
+    model.denoiser.eval()
+    return model, macs.count(model.denoiser, call), trained, macs.seen_flops(call)
 
 
 class CountingBackbone(nn.Module):

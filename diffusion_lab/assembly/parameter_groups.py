@@ -39,7 +39,9 @@ class OptimizerFactory:
     """Makes an optimiser for a module, in groups: `make` takes parameters, of one group.
 
     An optimiser may have an attribute `not_hidden`, the settings of all parameters that are not
-    hidden matrices. Of the `overrides` that match a parameter, the first one counts.
+    hidden matrices, and `width_power`, the power of a module's `rates` for these matrices. A rate
+    that such a factor slows down leaves the decay per step as it is. Of the `overrides` that match
+    a parameter, the first one counts, as it is written.
     """
 
     make: Callable[[list[nn.Parameter]], Optimizer]
@@ -59,11 +61,19 @@ class OptimizerFactory:
         names = {parameter: name for name, parameter in module.named_parameters()}
         self._check_patterns([names[parameter] for parameter in trained])
         decayed, inner = set(matrices(module)), set(hidden)
+        rates = {p: f for each in module.modules() for p, f in getattr(each, "rates", {}).items()}
         groups: dict[tuple, list[nn.Parameter]] = {(): []}  # in the order of checkpoints
         for parameter in trained:
             own = {} if parameter in inner else dict(getattr(optimizer, "not_hidden", {}))
             if parameter not in decayed and "weight_decay" in base:
                 own["weight_decay"] = 0.0
+            if parameter in rates:
+                power = getattr(optimizer, "width_power", 1.0) if parameter in inner else 1.0
+                factor = rates[parameter] ** power
+                settings = base | own
+                own["lr"] = settings["lr"] * factor
+                if "weight_decay" in base:
+                    own["weight_decay"] = settings["weight_decay"] / factor
             own |= self._override(names[parameter])
             changed = {key: value for key, value in own.items() if base.get(key) != value}
             groups.setdefault(tuple(sorted(changed.items())), []).append(parameter)

@@ -79,6 +79,12 @@ TABLE: Rules = {
     "compile=auto": lambda backbone, compiled: (
         isinstance(backbone, Energy) and compiled not in (False, "auto")
     ),
+    "backbone.base_width={backbone.base_width} has no rates for the network of this condition; "
+    "write conditioning=class_label, or backbone.base_width=null": lambda conditioning, backbone: (
+        getattr(backbone, "base_width", None)
+        and conditioning.conditional
+        and not conditioning.labels.classes
+    ),
     "conditioning=raw_labels is for networks that embed labels themselves, such as "
     "backbone=diffusers_model, and this one does not; write conditioning=class_label": (
         lambda conditioning, backbone: isinstance(conditioning, RawLabels) and not embeds(backbone)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from diffusion_lab.common import forward_mode
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """Attention of q (B, h, N, d) over k and v (B, h, L, d) -> (B, h, N, d).
 
-    mask (N, L) is True where a query may look.
+    mask (N, L) is True where a query may look; `scale` is that of products, 1 / sqrt(d) if None.
     """
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if slow or forward_mode.is_taken():
@@ -24,17 +26,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         bias, beta = q.new_zeros(()), 0
         if mask is not None:
             bias, beta = q.new_zeros(mask.shape).masked_fill(~mask, float("-inf")), 1
-        scores = torch.baddbmm(bias, q, k.mT, beta=beta, alpha=q.shape[-1] ** -0.5)
+        scores = torch.baddbmm(bias, q, k.mT, beta=beta, alpha=scale or q.shape[-1] ** -0.5)
         return (scores.softmax(-1) @ v).unflatten(0, batch)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (M, d / 2) (arXiv:2104.09864).
+    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (..., M, d / 2).
+
+    These are rotary positions (arXiv:2104.09864).
 
     Where N > M, the first N - M tokens have no position and stay as they are.
     """
-    free, placed = x.split([x.shape[2] - len(angles), len(angles)], dim=2)
+    tokens = angles.shape[-2]
+    free, placed = x.split([x.shape[2] - tokens, tokens], dim=2)
     first, second = placed.chunk(2, dim=-1)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     placed = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -55,7 +60,8 @@ def check_heads(width: int, heads: int) -> None:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D).
 
-    `qk_norm` normalises queries and keys (arXiv:2302.05442); `angles` (M, d / 2) are the angles of
+    `scale` is explained at `attend`. `qk_norm` normalises queries and keys (arXiv:2302.05442);
+    `angles` (M, d / 2) are the angles of
     rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
     tokens: the tokens before those have no position, attend to all and are attended to by all.
     """
@@ -67,10 +73,12 @@ class SelfAttention(nn.Module):
         qk_norm: bool = False,
         angles: Tensor | None = None,
         mask: Tensor | None = None,
+        scale: float | None = None,
     ):
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
+        self.scale = scale
         self.angles: Tensor | None
         self.mask: Tensor | None
         self.qkv = nn.Linear(width, 3 * width)
@@ -85,18 +93,19 @@ class SelfAttention(nn.Module):
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         return self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D); `kept` (B, K) are its last tokens' places, if not all M."""
         q, k, v = self.projected(x)
-        if self.angles is not None:
-            q, k = rotate(q, self.angles), rotate(k, self.angles)
+        if (angles := self.angles) is not None:
+            angles = angles if kept is None else angles[kept][:, None]  # (B, 1, K, d / 2)
+            q, k = rotate(q, angles), rotate(k, angles)
         mask = self.mask
         if mask is not None:
             free = x.shape[1] - len(mask)
             mask = F.pad(mask, (free, 0, free, 0), value=True)
-        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, mask, self.scale).transpose(1, 2).flatten(2))
 
-    def mixing_macs(self, x: Tensor) -> int:
+    def mixing_macs(self, x: Tensor, kept: Tensor | None = None) -> int:
         """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
         return 2 * x.numel() * x.shape[1]
 
@@ -118,7 +127,7 @@ class CausalAttention(SelfAttention):
         """Begins to remember inputs, or ends it; forgets what is kept."""
         self.remembers, self.past = remembers, None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (B, N, D) -> (B, N, D)."""
         assert self.mask is not None
         q, k, v = self.projected(x)

@@ -30,6 +30,7 @@ class Backbone(Protocol):
     # gathers one of them at a time, and activation_checkpointing computes them again.
     # It may have a property `ends`, the layers that read the image and write the output, which
     # Muon leaves to AdamW.
+    # A module of it may have a property `rates`: factors of Adam's learning rate, by parameter.
     # It may have `embeds_labels = True`: it takes `condition.labels` of conditioning=raw_labels.
     # It may have a method `adapt`, which is called with the conditioning and may change it, and its
     # modules may have a method `renormalise`.

@@ -58,7 +58,8 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
     """One layer of a token network: a mixer of tokens, then an MLP if `mlp_ratio` is not 0.
 
     A block is configured as a factory: the network calls it with the facts `width` and `mixer`, a
-    constructor of the module that mixes tokens, (B, N, D) -> (B, N, D). A method `initialise` of a
+    constructor of the module that mixes tokens, (B, N, D) -> (B, N, D). With `backbone.routed` the
+    mixer also takes `kept` (B, K), the patches that its last tokens are. A method `initialise` of a
     block or of its modules makes exceptions to the network's initialisation, after it.
     `activation` is the MLP's: gelu, gelu_tanh or swiglu, which is a gate with as many parameters.
     `norm` is layer, or rms for root mean squares (arXiv:1910.07467), also before the network's
@@ -94,6 +95,12 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
         """The modules whose outputs are added to the tokens, in turn."""
         return [self.mixer] if self.mlp is None else [self.mixer, self.mlp]
 
+    def calls(self, condition: Condition) -> list[Callable[[Tensor], Tensor]]:
+        """The branches, the mixer told which patches it sees if these are not all."""
+        kept = condition.kept
+        mixer = self.mixer if kept is None else partial(self.mixer, kept=kept)
+        return [mixer, *self.branches[1:]]
+
     def shared_modulation(self, width: int) -> nn.Sequential | None:
         """Makes the modulation that the network computes once for all blocks, if they share one."""
         return nn.Sequential(nn.SiLU(), nn.Linear(width, self.shared)) if self.shared else None
@@ -121,7 +128,7 @@ class AdaLN(Block):
         """Starts without modulation, and with closed gates."""
         nn.init.zeros_(self.modulation[1].get_parameter("weight"))
 
-    def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
+    def add(self, x: Tensor, branch: Callable, *coefficients: Tensor) -> Tensor:
         """Adds one branch to x (B, N, D), modulated by its coefficients (B, D)."""
         shift, scale = coefficients
         return x + branch(modulate(self.norm(x), shift, scale))
@@ -133,7 +140,7 @@ class AdaLN(Block):
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
         coefficients = self.modulated_by(condition).chunk(len(self.branches), dim=1)
-        for branch, own in zip(self.branches, coefficients, strict=True):
+        for branch, own in zip(self.calls(condition), coefficients, strict=True):
             x = self.add(x, branch, *own.chunk(self.coefficients, dim=1))
         return x
 
@@ -146,7 +153,7 @@ class AdaLNZero(AdaLN):
 
     coefficients = 3  # shift, scale, gate
 
-    def add(self, x: Tensor, branch: nn.Module, *coefficients: Tensor) -> Tensor:
+    def add(self, x: Tensor, branch: Callable, *coefficients: Tensor) -> Tensor:
         """Adds one branch to x (B, N, D), modulated and gated by its coefficients (B, D)."""
         shift, scale, gate = coefficients
         return x + gate[:, None] * branch(modulate(self.norm(x), shift, scale))
@@ -184,7 +191,7 @@ class CrossAttentionBlock(Block):
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        x = x + self.mixer(self.norms[0](x))
+        x = x + self.calls(condition)[0](self.norms[0](x))
         x = x + self.cross(self.norms[1](x), condition.tokens)
         return x if self.mlp is None else x + self.mlp(self.norms[2](x))
 
@@ -199,6 +206,6 @@ class InContext(Block):
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """x (B, N, D) -> (B, N, D)."""
-        for norm, branch in zip(self.norms, self.branches, strict=True):
+        for norm, branch in zip(self.norms, self.calls(condition), strict=True):
             x = x + branch(norm(x))
         return x

@@ -34,6 +34,7 @@ class Condition:
     tokens: Tensor | None = None  # (B, L, D)  attended to, or prepended
     labels: Tensor | None = None  # (B,)       raw, for third-party networks
     modulation: Tensor | None = None  # (B, K D)  shared by blocks; a network sets it
+    kept: Tensor | None = None  # (B, M)    the patches, in order, that a block sees if not all
 
     def joined(self, vector: Tensor) -> "Condition":
         """Adds one more condition (B, D): to the vector, and as a further token."""

@@ -10,8 +10,10 @@ from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.base import Size
 from diffusion_lab.backbone.block import AdaLNZero, Block
 from diffusion_lab.backbone.embedding import grid_coordinates, rotary_angles
-from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
+from diffusion_lab.backbone.patches import PatchNetwork, Route, Routed, patch_grid
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, ranges, whole
+
+USUAL_HEAD = 64  # the width of a head at which muP's scale of attention is the usual one
 
 
 def window_mask(rows: int, columns: int, window: int) -> Tensor:
@@ -25,7 +27,8 @@ class DiT(PatchNetwork):
 
     `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
     `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
-    skips; `overlap`, `smooth` and `registers` are explained at `PatchNetwork`. Raises ValueError
+    skips; `overlap`, `smooth`, `registers`, `base_width`, `routed` and `route` are explained at
+    `PatchNetwork`; with a base width, attention's products are scaled by 8 / d. Raises ValueError
     for sizes that do not divide.
     """
 
@@ -47,30 +50,34 @@ class DiT(PatchNetwork):
         overlap: Flag = False,
         smooth: Flag = False,
         registers: Annotated[int, whole(0)] = 0,
+        base_width: Annotated[int | None, optional(whole(1))] = None,
+        routed: Routed = 0.0,
+        route: Route = (1, -1),
     ):
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
-        rotary = positions == "rotary"
+        if routed and window is not None:
+            raise ValueError(f"routed={routed} takes patches out of a window; write window=null")
+        angles = rotary_angles(rows, columns, width // heads) if positions == "rotary" else None
+        attention = partial(SelfAttention, width, heads, qk_norm, angles)
         mixer = partial(
-            SelfAttention,
-            width,
-            heads,
-            qk_norm=qk_norm,
-            angles=rotary_angles(rows, columns, width // heads) if rotary else None,
+            attention,
             mask=None if window is None else window_mask(rows, columns, window),
+            scale=None if base_width is None else USUAL_HEAD**0.5 * heads / width,
         )
-        places = "none" if rotary else positions
-        blocks = [block(width=width, mixer=mixer) for _ in range(depth)]
         super().__init__(
             in_channels,
             out_channels,
             image_size,
             patch,
             width,
-            places,
+            positions if angles is None else "none",
             long_skips,
-            blocks,
+            [block(width=width, mixer=mixer) for _ in range(depth)],
             overlap,
             smooth,
             registers,
+            base_width,
+            routed,
+            route,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.base import Size
 from diffusion_lab.backbone.block import AdaLNZero, Block
-from diffusion_lab.backbone.patches import PatchNetwork, patch_grid
+from diffusion_lab.backbone.patches import PatchNetwork, Route, Routed, patch_grid
 from diffusion_lab.backbone.state_space import S6
 from diffusion_lab.common.ranges import Count, Flag, one_of, ranges, whole
 
@@ -93,30 +93,40 @@ class MambaMixer(nn.Module):
             "inverse_path", None if path is None else path.argsort(), persistent=False
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D); `kept` (B, K) are its last tokens' places, if not all M."""
         x, gate = self.in_proj(x).chunk(2, dim=-1)  # (B, N, E) each
-        y = self._follow(x, self.path)
+        path, inverse = self.path, self.inverse_path
+        if kept is not None and inverse is not None:
+            path = inverse[kept].argsort(1)  # (B, K)
+            inverse = path.argsort(1)
+        y = self._follow(x, path)
         y = (
             self.forward_scan(y)
             if self.backward_scan is None
             else self.forward_scan(y) + self.backward_scan(y.flip(1)).flip(1)
         )
-        return self.out_proj(self._follow(y, self.inverse_path) * F.silu(gate))
+        return self.out_proj(self._follow(y, inverse) * F.silu(gate))
 
     def _follow(self, x: Tensor, path: Tensor | None) -> Tensor:
         if path is None:
             return x
-        free = x.shape[1] - len(path)
-        return torch.cat([x[:, :free], x[:, free:][:, path]], dim=1) if free else x[:, path]
+        free = x.shape[1] - path.shape[-1]
+        placed = x[:, free:]
+        if path.ndim == 1:
+            placed = placed[:, path]
+        else:
+            placed = placed.gather(1, path[..., None].expand_as(placed))
+        return torch.cat([x[:, :free], placed], dim=1) if free else placed
 
 
 class Mamba(PatchNetwork):
     """Patches through `depth` blocks of a selective state space (arXiv:2312.00752, 2405.21060).
 
     `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
-    learned or none; `state_space` makes the state space of some channels; `overlap`, `smooth` and
-    `registers` are explained at `PatchNetwork`. Raises ValueError for sizes that do not divide.
+    learned or none; `state_space` makes the state space of some channels; `overlap`, `smooth`,
+    `registers`, `routed` and `route` are explained at `PatchNetwork`. Raises ValueError for sizes
+    that do not divide.
     """
 
     @ranges()
@@ -138,6 +148,8 @@ class Mamba(PatchNetwork):
         overlap: Flag = False,
         smooth: Flag = False,
         registers: Annotated[int, whole(0)] = 0,
+        routed: Routed = 0.0,
+        route: Route = (1, -1),
     ):
         paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
         mixer = partial(
@@ -159,6 +171,8 @@ class Mamba(PatchNetwork):
             overlap=overlap,
             smooth=smooth,
             registers=registers,
+            routed=routed,
+            route=route,
         )
 
 

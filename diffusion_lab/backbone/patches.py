@@ -5,6 +5,7 @@ B batch, N patches, L condition tokens, D width, p patch.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,13 @@ from diffusion_lab.backbone.base import Size, height_and_width, initialise
 from diffusion_lab.backbone.block import Block, modulate
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
+from diffusion_lab.common.ranges import between, numbers
 
 FREQUENCIES = 256  # numbers in the sinusoid of the noise embedding
+Routed = Annotated[float, between(0, 0.95)]
+Route = Annotated[
+    Sequence[int], numbers("two whole numbers", lambda ends: len(ends) == 2).as_in([1, -1])
+]
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -44,6 +50,17 @@ def embedding(in_channels: int, width: int, patch: int, overlap: bool) -> nn.Mod
         return nn.Linear(in_channels * patch**2, width)
     around = max(1, patch // 2)  # pixels
     return nn.Conv2d(in_channels, width, patch + 2 * around, stride=patch, padding=around)
+
+
+def skipped_blocks(depth: int, routed: float, route: Sequence[int], long_skips: bool) -> range:
+    """The blocks that a share of the patches skips; ValueError if it is above 0 and cannot."""
+    blocks = range(depth)[slice(*route)] if routed else range(0)
+    if routed and (long_skips or not blocks):
+        raise ValueError(
+            f"routed={routed} needs route={list(route)} to have some of the {depth} blocks, and no "
+            "long_skips; write routed=0, or another route"
+        )
+    return blocks
 
 
 class LongSkips(nn.ModuleList):
@@ -76,6 +93,13 @@ class PatchNetwork(nn.Module):
     patch on each side (as in PVTv2, arXiv:2106.13797); `smooth` adds U-ViT's last layer, a 3x3
     convolution of the output, which is the identity at first (arXiv:2209.12152). `registers` is a
     number of learned tokens that go through the blocks before all others (arXiv:2309.16588).
+
+    With `base_width` W0, networks of all widths W train alike at one learning rate of Adam, that of
+    the network which is W0 wide and starts and learns as without it (muP, arXiv:2203.03466): layers
+    whose inputs are not as many as W start as those of W0, and `rates` slows the others' down.
+
+    In training, the share `routed` of an image's patches, drawn anew at each call, skips the blocks
+    route[0] to before route[1], counted as in a slice (TREAD, arXiv:2501.04765).
     """
 
     def __init__(
@@ -91,6 +115,9 @@ class PatchNetwork(nn.Module):
         overlap: bool = False,
         smooth: bool = False,
         registers: int = 0,
+        base_width: int | None = None,
+        routed: float = 0.0,
+        route: Sequence[int] = (1, -1),
     ):
         super().__init__()
         self.rows, columns = patch_grid(image_size, patch)
@@ -102,7 +129,10 @@ class PatchNetwork(nn.Module):
                 "long_skips=true connects pairs of blocks, but depth=1 has none; write a depth of "
                 "2 or more, or long_skips=false"
             )
+        self.routed = routed
+        self.short = skipped_blocks(len(blocks), routed, route, long_skips)
         self.condition_width = width
+        self.base_width = base_width
         self.patch = patch
         self.embed = embedding(in_channels, width, patch, overlap)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
@@ -134,6 +164,23 @@ class PatchNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)
         if self.smooth is not None:
             nn.init.dirac_(self.smooth.weight)
+        if self.base_width is not None:
+            width, embed = self.condition_width, self.embed.get_parameter("weight")
+            inputs = embed.shape[1]
+            embed.data *= ((inputs + width) / (inputs + self.base_width)) ** 0.5  # Xavier's
+            self.noise[2].get_parameter("weight").data *= (self.base_width / width) ** 0.5
+
+    @property
+    def rates(self) -> dict[nn.Parameter, float]:
+        """The factors of Adam's rate for parameters under muP, W0 / W; others have 1."""
+        if self.base_width is None:
+            return {}
+        grown = [
+            layer.get_parameter("weight")
+            for layer in self.modules()
+            if isinstance(layer, nn.Linear) and layer not in (self.embed, self.noise[0])
+        ]
+        return dict.fromkeys(grown, self.base_width / self.condition_width)
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
@@ -163,10 +210,17 @@ class PatchNetwork(nn.Module):
             registers = self.registers.to(tokens.dtype).expand(len(tokens), -1, -1)
             tokens = torch.cat([registers, tokens], dim=1)
         earlier: list[Tensor] = []
+        short = self.short if self.training else range(0)
         for i, block in enumerate(self.blocks):
+            if i in short and i - 1 not in short:
+                all_tokens, (kept, places) = tokens, self.kept(tokens, patches)
+                tokens, condition = tokens.gather(1, places), replace(condition, kept=kept)
             if (join := self.skips.before(i, len(self.blocks))) is not None:
                 tokens = join(torch.cat([tokens, earlier.pop()], dim=-1))
             tokens = block(tokens, condition)
+            if i in short and i + 1 not in short:
+                tokens = all_tokens.scatter(1, places, tokens.to(all_tokens.dtype))
+                condition = replace(condition, kept=None)
             if i < len(self.skips):
                 earlier.append(tokens)
         tokens = tokens[:, -patches:]
@@ -174,3 +228,15 @@ class PatchNetwork(nn.Module):
         output = self.out(modulate(self.norm(tokens), shift, scale))  # (B, N, C_out p^2)
         image = unpatchify(output, self.patch, self.rows)
         return image if self.smooth is None else self.smooth(image)
+
+    def kept(self, tokens: Tensor, patches: int) -> tuple[Tensor, Tensor]:
+        """The patches of each image that are not routed, (B, K), and the places of what is left.
+
+        These (B, M, D) are indices into the tokens, with all that come before the patches.
+        """
+        front = tokens.shape[1] - patches
+        random = torch.rand(len(tokens), patches, device=tokens.device)
+        kept = random.argsort(1)[:, int(patches * self.routed) :].sort(1).values
+        first = torch.arange(front, device=tokens.device).expand(len(tokens), -1)
+        places = torch.cat([first, kept + front], dim=1)
+        return kept, places[..., None].expand(-1, -1, tokens.shape[2])

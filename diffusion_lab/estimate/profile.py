@@ -107,6 +107,7 @@ def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
         "num_classes": facts.labels.classes,
         "params": cost.parameters,
         "macs": cost.macs,
+        "training_macs": cost.training_macs,
         "flops": cost.flops(),
         "flop_counter": cost.seen_flops,
         "sampling_calls": cost.calls,
@@ -129,7 +130,7 @@ def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
         "network_images_per_second": cfg.batch_size / call,
         "sampling_images_per_second": cfg.batch_size / call / cost.calls if cost.calls else None,
         "peak_flops": peak,
-        "training_share_of_peak": TRAINING_PASSES * work / step,
+        "training_share_of_peak": TRAINING_PASSES * cost.training_share * work / step,
         "network_share_of_peak": work / call,
     }
 
@@ -151,6 +152,8 @@ def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
         f"{amount(cost.macs)} MACs, {amount(cost.flops())} FLOPs; "
         f"PyTorch counts {amount(cost.seen_flops)}"
     )
+    if cost.training_macs != cost.macs:
+        say(f"In training: {amount(cost.training_macs)} MACs, as tokens are routed past blocks")
     if cost.calls is not None:
         say(f"Network calls per sample: {cost.calls:,}")
     if any(module.name == ELSEWHERE for module in cost.modules):

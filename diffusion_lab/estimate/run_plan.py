@@ -254,6 +254,7 @@ class RunPlan:
         }
         # without recomputed FLOPs
         at_peak = TRAINING_PASSES * self.seconds_of(self.cost, 1) / batch.world
+        at_peak *= self.cost.training_share
         return {
             "name": self.name,
             "gpu": vars(self.gpu),

@@ -1,7 +1,7 @@
 """Distances between features: FID and KID of all images, FID on other features, and by class."""
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mmd
+from diffusion_lab.metrics.distances import frechet, frechet_of_halves, kid, mind, mmd
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import SPATIAL
 from diffusion_lab.metrics.image_set import ImageSet, short_count
@@ -57,17 +57,34 @@ class MMD(Metric):
         return {"mmd": mmd(generated.statistics, reference.statistics)}
 
 
+class MIND(Metric):
+    """The sliced Wasserstein distance of MIND (arXiv:2605.06797), which needs few samples."""
+
+    quantities = named("mind")
+
+    def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        return {"mind": mind(generated.statistics, reference.statistics)}
+
+
 class SpatialFID(Metric):
     """The Fréchet distance of the extractor's map, which sees where in an image something is.
 
-    It is sFID (arXiv:2103.03841) on other features than Inception's, so values are not comparable
-    with published ones.
+    On Inception's features it is sFID (arXiv:2103.03841), which a file's statistics may serve; on
+    others, values are not comparable with published ones.
     """
 
     quantities = named("spatial_fid")
+    needs_images = False
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
+        if SPATIAL not in reference.moments:
+            return {}  # a file has no statistics of it
         return {"spatial_fid": frechet(generated.moments[SPATIAL], reference.moments[SPATIAL])}
+
+    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
+        moments = reference.moments.get(SPATIAL)
+        name = getattr(moments, "name", "") or reference.name
+        return f"{generated.extractor.name}/{name}-{short_count(len(generated))}"
 
 
 class ClassifierFID(Metric):

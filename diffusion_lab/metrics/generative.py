@@ -15,7 +15,14 @@ from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
-from diffusion_lab.metrics.feature_distances import FID, MMD, ClassFID, ClassifierFID, SpatialFID
+from diffusion_lab.metrics.feature_distances import (
+    FID,
+    MIND,
+    MMD,
+    ClassFID,
+    ClassifierFID,
+    SpatialFID,
+)
 from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.likelihood_divergence import FLD
@@ -41,8 +48,8 @@ class GenerativeMetrics:
     Each value has a reference value, `fid_real/...`: the same metric of equally many test images,
     or of all of them. `half_splits` is passed to `FID`; `per_class` adds the FID of each class;
     `classifier`, a file made by `diffusion-lab train-extractor`, adds the accuracy and the FID on
-    its features; `patch` adds the seams between patches of that many pixels a side; `mmd`, `fld`
-    and `real_or_drawn` add the metrics of these names; `extra` holds metrics from outside the
+    its features; `patch` adds the seams between patches of that many pixels a side; `mmd`, `mind`,
+    `fld` and `real_or_drawn` add the metrics of these names; `extra` holds metrics from outside the
     package, ours by kind or any of torchmetrics that look at images.
     """
 
@@ -57,6 +64,7 @@ class GenerativeMetrics:
     extra: Mapping[str, torchmetrics.Metric] | None = None
     reference: Annotated[str, REFERENCE] = "train"
     mmd: Flag = False
+    mind: Flag = False
     fld: Flag = False
     real_or_drawn: Flag = False
 
@@ -74,6 +82,7 @@ class GenerativeMetrics:
         arguments: dict[type[Metric], tuple | None] = {  # None: not measured
             FID: (self.half_splits,),
             MMD: () if self.mmd else None,
+            MIND: () if self.mind else None,
             FLD: () if self.fld else None,
             RealOrDrawn: () if self.real_or_drawn else None,
             SpatialFID: () if self.extractor.spatial_dim else None,

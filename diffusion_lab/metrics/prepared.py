@@ -16,7 +16,7 @@ from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.image_set import ImageSet, place_in_class, short_count
 from diffusion_lab.metrics.metric import Values
 from diffusion_lab.metrics.observer import Observed
-from diffusion_lab.metrics.quantity import REAL, Protocol
+from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Protocol
 from diffusion_lab.metrics.real_images import RealImages
 
 
@@ -105,7 +105,7 @@ def real_values(
         "classifier": reader.fingerprint if reader else None,
         "spatial_dim": metrics.extractor.spatial_dim,
         "patch": metrics.patch and [metrics.patch, *metrics.observer.corner],
-        **{name: True for name in ("mmd", "real_or_drawn") if getattr(metrics, name)},
+        **{name: True for name in ON_REQUEST if getattr(metrics, name)},
     }
     if own := metrics.extra_metrics:  # code outside the package may change, and its values with it
         facts["extra"] = [m.identity() for m in own]

@@ -9,6 +9,7 @@ from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.feature_distances import (
     FID,
     KID,
+    MIND,
     MMD,
     ClassFID,
     ClassifierFID,
@@ -25,6 +26,7 @@ BUILT_IN: tuple[type[Metric], ...] = (
     FID,
     KID,
     MMD,
+    MIND,
     FLD,
     PrecisionRecall,
     DensityCoverage,

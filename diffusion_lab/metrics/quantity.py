@@ -73,6 +73,7 @@ OF_SAMPLES = (
     Quantity(
         *("mmd", "MMD", "CMMD's distance of the directions of features to training images", LOWER)
     ),
+    Quantity("mind", "MIND", "sliced Wasserstein distance to training images", LOWER),
     Quantity("fld", "FLD", "surprise of test images under a density around the samples", LOWER),
     Quantity("precision", "Precision", "share of samples that lie among real images", HIGHER),
     Quantity("recall", "Recall", "share of real images that lie among samples", HIGHER),
@@ -123,6 +124,8 @@ OF_SAMPLES = (
     ),
     Quantity("fid_class", "FID of class", f"{FRECHET} of a class", LOWER, judged=False),
 )
+# the names of metrics that are measured if the key of `metrics` is true
+ON_REQUEST = ("mmd", "mind", "fld", "real_or_drawn")
 TEST_LOSS = Quantity("test_loss", "Test loss", "denoising loss of test images", LOWER)
 # runs may have been chosen by it, so compositions are not judged by it
 VALIDATION_LOSS = Quantity(

@@ -20,13 +20,14 @@ from diffusion_lab.data import ImageData, Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
-from diffusion_lab.metrics.extractor.base import ExtractorUnavailable, FeatureExtractor
+from diffusion_lab.metrics.extractor.base import SPATIAL, ExtractorUnavailable, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.quantity import FILE, Protocol
 from diffusion_lab.metrics.real_images import RealImages
 
 STATISTICS = ("mu", "sigma")  # arrays of the mean (D,) and the covariance (D, D)
+OF_MAP = ("mu_s", "sigma_s")  # the same of the extractor's map, by ADM's names
 REFERENCE = Range("train, validation or the path of an .npz", lambda value: isinstance(value, str))
 ASYMMETRY = 1e-4  # largest asymmetry of a covariance, relative to its largest entry
 
@@ -48,6 +49,10 @@ class Reference(ABC):
 
     def moments(self, extractor: FeatureExtractor) -> Moments | None:
         """The statistics of an extractor's features that were computed elsewhere."""
+        return None
+
+    def map_moments(self, extractor: FeatureExtractor) -> Moments | None:
+        """The statistics of an extractor's map that were computed elsewhere."""
         return None
 
     def check(self, extractor: FeatureExtractor) -> None:
@@ -72,6 +77,8 @@ class Reference(ABC):
             images = RealImages(self.split(source), chosen, self.name, self.word, folder)
             found = images.reference(observer, facts)
         vars(found)["given"] = self.moments(extractor)
+        if of_map := self.map_moments(extractor):
+            vars(found)["moments"] = {**found.moments, SPATIAL: of_map}
         return found
 
 
@@ -164,12 +171,19 @@ class FileReference(Reference):
         known = self._statistics
         return known if known and len(known.mean) == extractor.dim else None
 
+    def map_moments(self, extractor: FeatureExtractor) -> Moments | None:
+        known = self._read(OF_MAP) if extractor.spatial_dim else None
+        return known if known and len(known.mean) == extractor.spatial_dim else None
+
     @cached_property
     def _statistics(self) -> Moments | None:
-        if not self.names >= set(STATISTICS):
+        return self._read(STATISTICS)
+
+    def _read(self, arrays: tuple[str, str]) -> Moments | None:
+        if not self.names >= set(arrays):
             return None
         with opened_npz(self.path, self._where) as file:
-            mean, covariance = (array_in(file, name, self._where) for name in STATISTICS)
+            mean, covariance = (array_in(file, name, self._where) for name in arrays)
         return moments_of(mean, covariance, self._where, f"stats-{self.checksum}")
 
     def _images(self, shape: tuple[int, int, int]) -> Tensor:

@@ -43,7 +43,7 @@ class Summary:
     macs: int | None = None  # multiply-accumulates of a network call on one image
     peak_memory_bytes: int | None = None
     jumps: bool | None = None  # whether the network is told of two noise levels
-    forward_passes: float | None = None  # that a step costs, PASSES or more
+    forward_passes: float | None = None  # that a step costs
     teacher_images: int | None = 0  # 0 without a teacher
     teacher_calls: int | None = 0
     teacher_macs: int | None = 0

@@ -218,4 +218,9 @@ def chosen_layer(backbone: nn.Module, layer: int | None) -> nn.Module:
         raise ValueError(
             f"layer={layer} must be below {len(layers)}, the number of layers of {name}"
         )
+    if number in getattr(backbone, "short", ()):
+        raise ValueError(
+            f"layer {number} sees some of the patches alone, as backbone.routed={backbone.routed}; "
+            "choose another layer, or write backbone.routed=0"
+        )
     return layers[number]

@@ -77,6 +77,8 @@ class Muon(timm.optim.Muon):
             adjust_lr_fn=adjust_lr_fn,
             betas=(betas[0], betas[1]),
         )
+        # of muP: an update has the right size for any width, or grows with the root of the width
+        self.width_power = 0.0 if adjust_lr_fn == "original" else 0.5
         # else timm's AdamW would use Nesterov's momentum, and Muon's eps
         self.not_hidden = {"use_muon": False, "lr": vector_lr, "nesterov": False, "eps": eps}
 

@@ -28,7 +28,7 @@ from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics.from_torchmetrics import described
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.quantities import BUILT_IN
-from diffusion_lab.metrics.quantity import QUANTITIES, Quantity, higher_is_better
+from diffusion_lab.metrics.quantity import ON_REQUEST, QUANTITIES, Quantity, higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import ABANDONED, load_config
@@ -39,7 +39,6 @@ from diffusion_lab.training.callbacks import Evaluation, MedianPruning, SampleEv
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
-ON_REQUEST = ("mmd", "fld", "real_or_drawn")  # measured if the key of metrics is true
 OPTIONAL = {"test", "sampling", "contrasts", "sampling_seeds"}  # keys that have defaults
 TESTS = ("joint", "welch", "paired")  # of `compare`
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))

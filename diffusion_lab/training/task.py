@@ -172,9 +172,9 @@ class Task(ABC):
             return results
         return results | ceiling(results, self.first_stage.reconstruction_metrics(self.datamodule))
 
-    def macs(self, cfg: DictConfig) -> int | None:
-        """Multiply-accumulates of a network call on one image; None if they are not counted."""
-        return None
+    def counts(self, cfg: DictConfig) -> dict[str, object]:
+        """The entries of the summary on multiply-accumulates; none if they are not counted."""
+        return {}
 
     def finish(self, folder: Path, results: dict[str, float], device: torch.device) -> None:
         """Writes the files of a finished run other than its summary, on rank 0."""

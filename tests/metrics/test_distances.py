@@ -10,7 +10,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from diffusion_lab.metrics import FeatureSet, frechet, kid
 from diffusion_lab.metrics import distances as module
-from diffusion_lab.metrics.distances import covariance_root, frechet_of_halves, mmd
+from diffusion_lab.metrics.distances import covariance_root, frechet_of_halves, mind, mmd
 
 torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
 
@@ -101,6 +101,20 @@ def test_mmd_is_that_of_cmmd(shift):
     assert mmd(FeatureSet(a), FeatureSet(b)) == pytest.approx(expected, rel=1e-4)
     assert mmd(FeatureSet(5 * a), FeatureSet(b)) == pytest.approx(expected, rel=1e-4)
     assert mmd(FeatureSet(a), FeatureSet(a)) == pytest.approx(0, abs=1e-12)
+
+
+def test_mind_is_the_sliced_distance_of_gaussians(monkeypatch):
+    x = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(0))
+    shift, scale = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.3]), 1.5
+    # along u the means differ by u . shift, whose square is |shift|^2 / D in the mean
+    expected = 3 * shift.square().sum().item() + 3 * 6 * (scale - 1) ** 2
+    a = FeatureSet(x[:8000])
+    found = mind(a, FeatureSet(scale * x[8000:] + shift))  # sizes are unequal
+    assert found == pytest.approx(expected, rel=0.03)
+    monkeypatch.setattr(module, "TOGETHER", 7 * 8000)
+    assert mind(a, FeatureSet(scale * x[8000:] + shift)) == pytest.approx(found, rel=1e-12)
+    assert mind(a, a) == 0
+    assert mind(a, FeatureSet(x[8000:16_000])) < 0.02
 
 
 def test_kid_of_unequal_sizes_is_the_definition():

@@ -222,6 +222,15 @@ def test_inception_features_are_torch_fidelitys(inception_weights, channels):
         within = extractor.logits(features)
     assert features.shape == (3, extractor.dim)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+    seen = []
+    with network.Mixed_6d.branch1x1.register_forward_hook(lambda *called: seen.append(called[2])):
+        network(x.expand(-1, 3, -1, -1).contiguous())
+    spatial = extractor.outputs(x)["spatial"]
+    assert spatial.shape == (3, extractor.spatial_dim) == (3, 2023)
+    for row, column in ((0, 0), (3, 5), (16, 16)):  # as TensorFlow orders: row, column, channel
+        place = 7 * (17 * row + column)
+        expected = seen[0][:, :7, row, column]
+        torch.testing.assert_close(spatial[:, place : place + 7], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(within, extractor.logits(features))  # equal in dtype too: float32
     assert within.dtype == torch.float32
 

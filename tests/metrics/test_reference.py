@@ -12,7 +12,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.metrics import FeatureExtractor, FeatureSet, GenerativeMetrics, PreparedMetrics
-from diffusion_lab.metrics.distances import mmd
+from diffusion_lab.metrics.distances import Moments, covariance_root, frechet, mind, mmd
 from diffusion_lab.metrics.likelihood_divergence import fld
 
 DIM = 10
@@ -100,6 +100,27 @@ def test_statistics_of_the_training_images_give_their_fid_and_no_other_distance(
         *("fid", "fid_std", "fid_infinity", "fid_real", "fid_infinity_real", "fid_std_real"),
         *("inception_score", "inception_score_real"),
     }
+
+
+def test_statistics_of_a_map_give_its_distance(data, measured, features, tmp_path, monkeypatch):
+    monkeypatch.setattr(Projected, "dim", 4)  # the other six numbers are a map
+    monkeypatch.setattr(Projected, "spatial_dim", 6)
+    monkeypatch.setattr(Projected, "logits", lambda *_: None)
+    extractor = Projected()
+    extractor.load("cpu")
+    given, ours = (
+        extractor.outputs(each)["spatial"].double() for each in (data.test_images(), samples())
+    )
+    of_map = statistics(given)
+    known = statistics(features(data.reference_images()))
+    rest = {"mu_s": of_map["mu"], "sigma_s": of_map["sigma"]}
+    np.savez(tmp_path / "stats.npz", **known, **rest)
+    found, protocol = measured(samples(), reference=str(tmp_path / "stats.npz"))
+    moments = Moments(given.mean(0), covariance_root(given.T.cov()))
+    name = f"spatial_fid/fake/stats-{protocol['reference_file']}-40"
+    assert found[name] == pytest.approx(frechet(FeatureSet(ours), moments), rel=1e-5)
+    np.savez(tmp_path / "other.npz", **known, mu_s=np.zeros(5), sigma_s=np.eye(5))  # of another
+    assert "spatial_fid" not in kinds(measured(samples(), reference=str(tmp_path / "other.npz"))[0])
 
 
 @pytest.mark.parametrize("name", ["arr_0", "images"])
@@ -206,19 +227,23 @@ def test_values_from_files_are_torch_fidelitys(data, measured, features, tmp_pat
     assert by_kind["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * spread)
 
 
-def test_mmd_and_fld_are_measured_on_request(data, measured, features):
+def test_mmd_mind_and_fld_are_measured_on_request(data, measured, features):
     usual, protocol = measured(samples())
-    found, same = measured(samples(), mmd=True, fld=True)
-    again, _ = measured(samples(), mmd=True, fld=True)  # read from the cache
+    asked = {"mmd": True, "mind": True, "fld": True}
+    found, same = measured(samples(), **asked)
+    again, _ = measured(samples(), **asked)  # read from the cache
     assert found == pytest.approx(again)
     assert same == protocol
     assert set(found) - set(usual) == {
         *("mmd/fake/train84-40", "mmd_real/fake/train84-32"),
+        *("mind/fake/train84-40", "mind_real/fake/train84-32"),
         "fld/fake/train84-40",  # of real images it is 0 by definition
     }
     train, test = (features(images) for images in (data.reference_images(), data.test_images()))
     real, ours = FeatureSet(train), FeatureSet(features(samples()))
     assert found["mmd/fake/train84-40"] == pytest.approx(mmd(ours, real), rel=1e-5)
     train, test = (rows[random_places(len(rows), None)] for rows in (train, test))
+    expected = mind(ours, FeatureSet(train))
+    assert found["mind/fake/train84-40"] == pytest.approx(expected, rel=1e-5)
     expected = fld(ours.features, train, test)
     assert found["fld/fake/train84-40"] == pytest.approx(expected, rel=1e-3)

@@ -34,6 +34,7 @@ THEIRS += ["backbone.head_channels=8"]
 LAYERS = "{num_attention_heads: 2, attention_head_dim: 8, num_layers: 2, num_embeds_ada_norm: 4}"
 DIT = ["backbone=diffusers_model", "backbone.name=DiTTransformer2DModel"]
 DIT += [f"backbone.settings={LAYERS}", "conditioning=raw_labels"]
+OURS = ["backbone=dit", "backbone.width=16", "backbone.heads=2", "backbone.patch=2"]
 SETTINGS = (
     "{block_out_channels: [16, 32], down_block_types: [DownBlock2D, AttnDownBlock2D], "
     "up_block_types: [AttnUpBlock2D, UpBlock2D], norm_num_groups: 4, num_class_embeds: 5, "
@@ -81,6 +82,29 @@ COMPOSITIONS = {
         f"backbone.settings={SETTINGS}",
         "conditioning=raw_labels",
         "schedule=linear",
+        "objective=v_prediction",
+    ],
+    # the parts of `make train`
+    "groups_by_channels": [
+        "backbone=unet_small",
+        *SIZES,
+        "backbone.channels=32",
+        "denoiser.clip=1",
+    ],
+    "dit": OURS,
+    "published_dit": [
+        *OURS,
+        "backbone.positions=sines_first",
+        "backbone.block.activation=gelu_tanh",
+        "schedule=ddpm_linear",
+        "objective=improved_ddpm",
+        "objective/prediction=v",  # with random weights, images from eps are huge
+        "denoiser.noise_label=index",
+    ],
+    "dit_with_mup_continuous": [
+        *OURS,
+        "backbone.base_width=64",
+        "schedule=cosine",
         "objective=v_prediction",
     ],
     "another_offset": [
@@ -165,10 +189,12 @@ REFUSED = {
     "backbone.stage.skip_scale=0.5": ["backbone.stage.skip_scale=0.5"],
     "backbone.stage.qk_norm=true": ["backbone.stage.qk_norm=true"],
     "backbone.stage.heads=2": ["backbone.stage.heads=2", "backbone.stage.head_channels=null"],
-    "backbone.norm.groups=4": ["backbone.norm.groups=null"],
     "backbone/resample": ["backbone/resample=fir"],
     "backbone/embedding": ["backbone.embedding.frequencies=8"],
-    "DiT": ["backbone=dit", "backbone.width=16", "backbone.heads=2"],
+    "backbone.registers=1": [*OURS, "backbone.registers=1"],
+    "backbone.positions=rotary": [*OURS, "backbone.positions=rotary"],
+    "this backbone.block": [*OURS, "backbone/block=adaln"],
+    "this conditioning": [*OURS, "conditioning=none"],
     "DiffusersDiT": ["backbone=diffusers_dit", "backbone.width=16", "backbone.heads=2"],
     "MLP": ["backbone=mlp"],
     "VarianceExploding": ["schedule=edm", "objective=edm"],
@@ -214,6 +240,7 @@ TRAINED = [
     "+debug=fast",
     "callbacks.sample_grid=null",
     *UNET,
+    "backbone.norm.groups=null",  # so that config.json cannot say all
 ]
 
 
@@ -248,6 +275,7 @@ def test_a_trained_run_is_exported_with_a_card(lab, tmp_path, trained_once):
     fid = next(value for name, value in summary["metrics"].items() if name.startswith("fid/"))
     real = next(value for name, value in summary["metrics"].items() if name.startswith("fid_real/"))
     assert_names(card, f"{fid:.4g}", f"{real:.4g}", "num_samples", "TinyData", "UNet2DModel", "32")
+    assert_names(card, "from sample import model, scheduler")
     drawn = draw_by_its_command(lab, run, card)
     noise = SampleNoise(3, range(4))(SHAPE)
     theirs = loop_in(folder).sample(noise, torch.arange(4)).clamp(-1, 1)

@@ -70,6 +70,7 @@ TRAINED = [
     *options("optimizer"),
     *(f"{option} objective=v_prediction" for option in options("schedule")),
     *(f"trainer.precision={name}" for name in ("32-true", "bf16-mixed", "16-mixed")),
+    "backbone.depth=3 backbone.routed=0.5 backbone.positions=rotary",
     *("micro_batch_size=4", "micro_batch_size=4 trainer.precision=16-mixed"),
     *("activation_checkpointing=true", "denoiser.self_conditioning=true"),
     *("augmentation=non_leaky", "coupling=optimal_transport", "alignment=efficientnet_lite0"),

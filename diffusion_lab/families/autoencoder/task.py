@@ -23,6 +23,7 @@ from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageBatch, ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
+from diffusion_lab.metrics.quantity import ON_REQUEST
 from diffusion_lab.training.module import Optimization, TrainedModule, data_of
 from diffusion_lab.training.task import Task, build_datamodule, checked_parts
 
@@ -212,7 +213,7 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> AutoencoderTask:
     """
     if sharded(cfg.trainer):
         raise UserError("trainer=fsdp shards diffusion models only; use trainer=ddp")
-    for key in ("classifier", "patch", "mmd", "fld", "real_or_drawn", "per_class", "extra"):
+    for key in ("classifier", "patch", *ON_REQUEST, "per_class", "extra"):
         if cfg.metrics and cfg.metrics.get(key):
             raise UserError(
                 f"metrics.{key} is for generated images, and reconstructions have FID and KID "

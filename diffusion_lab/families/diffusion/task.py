@@ -106,13 +106,14 @@ class DiffusionTask(Task):
             return passes
         return passes | self.teacher.costs(self.datamodule, self.module.images_seen)
 
-    def macs(self, cfg: DictConfig) -> int | None:
+    def counts(self, cfg: DictConfig) -> dict[str, object]:
         data = self.datamodule
         try:
-            return counted(cfg, ImageFacts(data.image_shape, data.labels)).macs
+            cost = counted(cfg, ImageFacts(data.image_shape, data.labels))
+            return {"macs": cost.macs, "forward_passes": cost.passes}
         except Exception as error:  # a custom network's: no reason to lose a trained run
             say(f"MACs could not be counted: {error}")
-            return None
+            return {}
 
     def measured_images(self, steps: int) -> int:
         """The number of samples in all evaluations of a run of `steps` steps."""

@@ -21,11 +21,15 @@ HOW_TO_GET = (
     f"download {URL} and set weights_path to it, "
     "or use metrics=efficientnet_lite0, which needs no download"
 )
+MAP_CHANNELS = 7
 TIMEOUT = 10  # seconds without an answer
 
 
 class Inception(FeatureExtractor):
     """FID's own 2048 features; the weights are downloaded once, or read from `weights_path`.
+
+    The map is sFID's (arXiv:2103.03841) in the order of ADM's statistics: the first 7 channels of
+    TensorFlow's mixed_6/conv, which the port calls Mixed_6d.branch1x1.
 
     The checksum of the file at `weights_path` must begin with `sha256`. Features from other weights
     than the published ones have the checksum in their name.
@@ -33,6 +37,7 @@ class Inception(FeatureExtractor):
 
     name = "inception"
     dim = 2048
+    spatial_dim = 17 * 17 * MAP_CHANNELS
     preprocessing = "TensorFlow 1 bilinear 299x299, (x - 128) / 128"
 
     def __init__(self, weights_path: str | None = None, sha256: str | None = None):
@@ -61,18 +66,24 @@ class Inception(FeatureExtractor):
             )
         if not checksum.startswith(PUBLISHED_SHA256):
             self.name = f"inception-{checksum[:8]}"
-        return FirstOutput(torch_fidelity_network(path)), checksum
+        return PooledAndSpatial(torch_fidelity_network(path)), checksum
 
 
-class FirstOutput(nn.Module):
-    """A module that returns only the first output of a network whose output is a tuple."""
+class PooledAndSpatial(nn.Module):
+    """torch-fidelity's network: uint8 (B, 3, H, W) -> its features, and a map of 17 x 17 cells."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        seen: list[Tensor] = []
+        branch = self.network.Mixed_6d.branch1x1
+        hook = branch.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        with hook:
+            features = self.network(images)[0]
+        spatial = seen[0][:, :MAP_CHANNELS].permute(0, 2, 3, 1)  # TensorFlow's order
+        return torch.cat([features, spatial.flatten(1)], dim=1)
 
 
 def download() -> Path:

@@ -57,7 +57,7 @@ from diffusers.utils import make_image_grid
 FOLDER = Path(__file__).parent
 model = $network.from_pretrained(FOLDER, subfolder="$folder")
 scheduler = $scheduler.from_pretrained(FOLDER, subfolder="scheduler")
-$vae
+$vae$changes
 
 @torch.no_grad()
 def sample(noise, labels=None, steps=50):
@@ -83,7 +83,8 @@ if __name__ == "__main__":
 class Diffusers:
     """A model as parts of diffusers; `vae` is the autoencoder of its latents, if it has any.
 
-    `clip` is the largest magnitude of images, if estimates are clamped to it.
+    `clip` is the largest magnitude of images, if estimates are clamped to it; `changes` is code
+    that the network needs once it is loaded, as its config.json cannot say all.
     """
 
     network: Any
@@ -91,6 +92,7 @@ class Diffusers:
     vae: Any | None
     num_classes: int
     clip: float | None
+    changes: str
 
     def save(self, folder: Path) -> None:
         """Writes the parts, each to a folder of its own, and the loop."""
@@ -107,10 +109,11 @@ def convert(model: Drawable, cfg: DictConfig, num_classes: int) -> Diffusers:
     Raises UserError, which names an option of `cfg`, for what diffusers does not have.
     """
     vae = autoencoder_of(model.first_stage)
-    scheduler, network = scheduler_of(model, cfg), network_of(model, cfg)
+    scheduler = scheduler_of(model, cfg)
+    network, changes = network_of(model, cfg)
     if not model.denoiser.conditioning.conditional:
         num_classes = 0
-    return Diffusers(network, scheduler, vae, num_classes, model.denoiser.clip)
+    return Diffusers(network, scheduler, vae, num_classes, model.denoiser.clip, changes)
 
 
 def autoencoder_of(first_stage: FirstStage) -> Any | None:
@@ -158,6 +161,7 @@ def loop_of(parts: Diffusers) -> str:
         folder=FOLDERS[names[0]],
         scheduler=names[1],
         vae=load,
+        changes=parts.changes,
         shape=f"{channels}, {height}, {width}",
         labels=f"Labels (B,) are 0 to {classes - 1}" if classes else "There are no labels",
         channels=channels,
@@ -198,7 +202,16 @@ def sections(
     yield HEAD.format(name=literal(cfg.name), origin=origin)
     yield literal_table(["", ""], model_rows(run, cfg, facts, parts))
     yield "## How to load it"
-    yield f"""```python
+    if parts.changes:
+        yield f"""```python
+from {LOOP.removesuffix(".py")} import model, scheduler
+```"""
+        yield (
+            f"The network's `config.json` cannot say all: `{LOOP}` sets the rest, and "
+            f"`{network}.from_pretrained` without it answers otherwise."
+        )
+    else:
+        yield f"""```python
 from diffusers import {network}, {scheduler}
 
 model = {network}.from_pretrained(FOLDER, subfolder="{FOLDERS[network]}")
@@ -224,7 +237,8 @@ def same(parts: Diffusers) -> str:
     clamped = f"It clamps estimates of the image, as `{name}` does not. "
     return (clamped if flow and parts.clip is not None else "") + (
         f"From the same noise they are those of `diffusion-lab sample run=RUN sampler={sampler} "
-        "sampler.steps=50 sampler.time_grid.sigma_min=0 guidance=none`, up to rounding."
+        "sampler.steps=50 sampler.time_grid.sigma_min=0 guidance=none precision=32-true`, up "
+        "to rounding."
     )
 
 

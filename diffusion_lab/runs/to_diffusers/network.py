@@ -1,15 +1,16 @@
 """Denoisers as networks of diffusers, which embed labels themselves."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.model import Drawable
-from diffusion_lab.backbone import DiffusersModel, DiffusersUNet
+from diffusion_lab.backbone import DiffusersModel, DiffusersUNet, DiT
 from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
 from diffusion_lab.backbone.embedding import UNetEmbedding
@@ -18,6 +19,7 @@ from diffusion_lab.backbone.resample import BlockResampling, ConvResampling, Unc
 from diffusion_lab.backbone.unet import UNet, UpLevel
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.runs.to_diffusers.dit import renamed_dit, settings_of_dit
 from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
 from diffusion_lab.runs.to_diffusers.scheduler import first_place
 
@@ -51,6 +53,12 @@ RESIDUAL = {
     "skip": "conv_shortcut",
 }
 ATTENTION = {"norm": "group_norm", "attention.out": "to_out.0"}
+GROUPS = """
+GROUPS = {}  # of norms by their channels, which config.json cannot say
+for module in model.modules():
+    if isinstance(module, torch.nn.GroupNorm):
+        module.num_groups = GROUPS[module.num_channels]
+"""
 QKV = ("to_q", "to_k", "to_v")  # parts of our attention.qkv
 
 
@@ -81,6 +89,7 @@ def settings_of_unet(unet: UNet, cfg: DictConfig) -> dict[str, Any]:
             "the U-Net of diffusers has as many sinusoids as channels at the finest level",
         )
     groups, eps = norm_of(unet)
+    fewest = math.gcd(*groups.values())  # of which norms with more are made afterwards
     blocked = resample is BlockResampling
     attends = [level in own.attention for level in range(len(own.multipliers))]
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -96,26 +105,26 @@ def settings_of_unet(unet: UNet, cfg: DictConfig) -> dict[str, Any]:
         "time_embedding_dim": unet.noise.width,
         "freq_shift": int(unet.noise.closed),
         "attention_head_dim": head_channels(own.stage),
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups,
+        "norm_num_groups": fewest,
+        "attn_norm_num_groups": fewest,
         "norm_eps": eps,
         "dropout": own.stage.dropout,
         "resnet_time_scale_shift": "scale_shift" if own.stage.scale_shift else "default",
     }
 
 
-def norm_of(unet: UNet) -> tuple[int, float]:
-    """The number of groups and the epsilon of all norms; raises UserError if they differ."""
+def norm_of(unet: UNet) -> tuple[dict[int, int], float]:
+    """The number of groups of norms by their channels, and the epsilon of all."""
     norms = [module for module in unet.modules() if isinstance(module, GroupNorm)]
-    counts = sorted({norm.num_groups for norm in norms})
-    if len(counts) > 1:
-        raise without_counterpart(
-            "this backbone.norm",
-            f"norms have {', '.join(map(str, counts))} groups, and in the U-Net of diffusers all "
-            "have the same number",
-            f"train with backbone.norm.groups={counts[0]}, or leave format out",
-        )
-    return counts[0], norms[0].eps
+    return {norm.num_channels: norm.num_groups for norm in norms}, norms[0].eps
+
+
+def regrouping(unet: UNet) -> str:
+    """The code that gives norms of UNet2DModel their numbers of groups, if these differ."""
+    groups, _ = norm_of(unet)
+    if len(set(groups.values())) == 1:
+        return ""
+    return GROUPS.format(dict(sorted(groups.items())))
 
 
 def head_channels(stage: DictConfig) -> int | None:
@@ -192,21 +201,19 @@ def resampling(module: object, ours: str, theirs: str) -> Iterator[tuple[str, st
 
 CLOSE = 1e-4  # largest difference of an output, relative to outputs above 1
 TABLE = "class_embedding.weight"  # of a U-Net
-REMEDY = (
-    "train backbone=unet, diffusers_unet, or diffusers_model with "
-    "backbone.name=DiTTransformer2DModel, or leave format out"
-)
+REMEDY = "train backbone=unet, dit, diffusers_unet or diffusers_model, or leave format out"
 
 
-def network_of(model: Drawable, cfg: DictConfig) -> Any:
+def network_of(model: Drawable, cfg: DictConfig) -> tuple[Any, str]:
     """The network of diffusers that answers as the model's does, in evaluation mode.
 
-    `cfg` is the run's configuration. A null label that was never trained is left out of a U-Net.
-    Raises UserError if diffusers has no such network.
+    With it comes code that changes `model`, as it is loaded, where its config.json cannot. `cfg` is
+    the run's configuration. A null label that was never trained is left out of a U-Net. Raises
+    UserError if diffusers has no such network.
     """
     denoiser = model.denoiser
     check_denoiser(denoiser, model.loss.of_samples)
-    name, settings, tensors = parts_of(denoiser.backbone, cfg)
+    name, settings, tensors, changes = parts_of(denoiser, cfg)
     if name == "UNet2DModel":
         if isinstance(denoiser.conditioning, Attributes):
             tensors[TABLE] = table_of(denoiser.conditioning)
@@ -222,23 +229,33 @@ def network_of(model: Drawable, cfg: DictConfig) -> Any:
         sample_size=height if height == width else (height, width),
     )
     network.load_state_dict(tensors)
+    exec(changes, {"model": network, "torch": torch})  # the lines above, as in sample.py
     if first_place(model):
         count_from_zero(network)
     check_same(model, network.eval())
-    return network
+    return network, changes
 
 
-def parts_of(backbone: nn.Module, cfg: DictConfig) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """The class of diffusers that a backbone is, the settings, and the weights under its names."""
+def parts_of(
+    denoiser: Denoiser, cfg: DictConfig
+) -> tuple[str, dict[str, Any], dict[str, Tensor], str]:
+    """The class of diffusers that a backbone is, settings, weights by its names, and changes."""
+    backbone, conditioning = denoiser.backbone, denoiser.conditioning
     if isinstance(backbone, DiffusersModel | DiffusersUNet):
         name, network = type(backbone.network).__name__, backbone.network
         settings = {key: network.config[key] for key in settings_of(name)}
-        return name, settings, network.state_dict()
+        return name, settings, network.state_dict(), ""
     if type(backbone) is UNet:
-        return "UNet2DModel", settings_of_unet(backbone, cfg), renamed(backbone)
+        settings = settings_of_unet(backbone, cfg)
+        return "UNet2DModel", settings, renamed(backbone), regrouping(backbone)
+    if type(backbone) is DiT:
+        if not isinstance(conditioning, Attributes):
+            raise without_counterpart("this conditioning", "the DiT of diffusers needs classes")
+        settings, changes = settings_of_dit(backbone, cfg)
+        settings["num_embeds_ada_norm"] = conditioning.labels.classes
+        weights = renamed_dit(backbone, table_of(conditioning))
+        return "DiTTransformer2DModel", settings, weights, changes
     reason = "diffusers has no network that computes the same"
-    if type(backbone).__name__ in ("DiT", "DiffusersDiT"):
-        reason = "the DiT of diffusers has other frequencies in its embedding of the noise level"
     raise without_counterpart(f"the backbone {type(backbone).__name__}", reason, REMEDY)
 
 

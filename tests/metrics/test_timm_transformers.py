@@ -1,13 +1,14 @@
-"""DINOv2 features from a file of random weights, as tests do not download the published ones."""
+"""DINOv2's and CLIP's features from random weights, as tests download no published ones."""
 
 import pytest
 import timm
 import torch
 from helpers.refusals import refused
 from safetensors.torch import save_file
+from torch_fidelity.feature_extractor_clip import VisionTransformer
 
 from diffusion_lab.metrics import ExtractorUnavailable
-from diffusion_lab.metrics.extractor import DINOv2
+from diffusion_lab.metrics.extractor import CLIP, DINOv2
 
 MODEL = "vit_small_patch14_dinov2.lvd142m"
 
@@ -46,6 +47,30 @@ def test_the_class_token_at_224_pixels(weights):
     for row, column in ((0, 0), (3, 5), (15, 15)):
         expected = tokens[:, 1 + 16 * row + column]
         torch.testing.assert_close(places[..., row, column], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_embeddings_are_those_of_openais_network_at_336_pixels(tmp_path):
+    torch.manual_seed(0)
+    theirs = VisionTransformer(336, 32, width=768, layers=12, heads=12, output_dim=512).eval()
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.03)
+    weights = {f"visual.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    extractor = CLIP("vit_base_patch32_clip_quickgelu_224.openai", str(tmp_path / "weights.pth"))
+    extractor.load("cpu")
+    images = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8)
+    x = torch.nn.functional.interpolate(images.float(), (336, 336), mode="bicubic", antialias=True)
+    mean, std = (
+        torch.tensor(timm.data.constants.__dict__[f"OPENAI_CLIP_{name}"])[:, None, None]
+        for name in ("MEAN", "STD")
+    )
+    with torch.no_grad():
+        expected = theirs((x / 255 - mean) / std)
+    found = extractor(images)
+    assert found.shape == (2, extractor.dim) == (2, 512)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert expected.std(0).mean() > 1e-3 * expected.abs().mean()
 
 
 def test_what_is_missing_or_damaged_is_one_sentence(tmp_path):
