@@ -42,6 +42,7 @@ from diffusion_lab.training.trainer import check_trainer
 
 SAMPLE = 1000  # images, enough to know a standard deviation to about 1 %
 TIMED_STEPS = 3
+LARGE_STEP = 10**11  # multiply-accumulates of a forward pass, some seconds of a CPU's step
 FEATURE_IMAGES = 64  # batch of the feature extractor, as in the metrics
 CHECKS = (*OF_IMAGES, *OF_SETTINGS, *OF_MACHINE)
 UNMEASURED = "not measured: speed=false, a precision for training only, or too little memory"
@@ -190,6 +191,7 @@ def timed(
     device: torch.device,
     precision: str,
     counts: RunCost,
+    data: ImageData,
     metrics: GenerativeMetrics | None,
     memory: Memory | None = None,
     free: int | None = None,
@@ -197,14 +199,18 @@ def timed(
     """The cost of the run with its times, and the seconds of an image's features.
 
     The model is compiled as in training, if it fits into memory. Calls and features are divided
-    over the devices of the run.
+    over the devices of the run. On a CPU the step of a large network is timed on fewer images.
+    Without data there is no run to time.
     """
     if not cfg.speed or precision not in ("32-true", "bf16-mixed"):
         raise Unknown
     if memory and free and memory.total > free:
         raise Unknown
     micro, cfg = layout.micro_batch, cfg.copy()
+    if device.type == "cpu":
+        micro = max(1, min(micro, LARGE_STEP // counts.macs))
     cfg.batch_size = micro
+    say(f"Timing a step of {micro:,} images; speed=false leaves that out")
     bench = Bench(cfg, facts, device, precision)
     teacher = bench.model.objective.teacher
     if task.teacher and teacher and teacher.asked:
@@ -216,7 +222,7 @@ def timed(
         works.append(partial(metrics.observer, images))
     with float32_products(cfg.get("matmul_precision")):
         step, call, *features = median_seconds(works, TIMED_STEPS)
-    step, call = layout.accumulate * step, call / micro / layout.world
+    step, call = layout.batch_size / layout.world * step / micro, call / micro / layout.world
     cost = replace(counts, memory=memory, step=step, call=call)
     return cost, sum(features) / FEATURE_IMAGES / layout.world
 

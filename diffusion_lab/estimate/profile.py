@@ -51,6 +51,7 @@ COLUMNS = {
 }
 KINDS = ("training", "network")  # of speeds
 ALLOWED = CHOICES | {each: whole(1) for each in ("batch_size", "timed_steps", "depth")}
+PATIENCE = 20.0  # seconds of timing after which no further round begins
 WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
 PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
@@ -258,15 +259,20 @@ class Bench:
 
 
 def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[float]:
-    """Median seconds of each step over `times` rounds, in which they take turns."""
+    """Median seconds of each step over `times` rounds, in which they take turns.
+
+    Slow steps vary little: there is no further round after PATIENCE seconds.
+    """
     seconds: list[list[float]] = [[] for _ in steps]
-    for round_ in range(WARM_UP + times):
+    begun = timer()
+    for _ in range(WARM_UP + times):
         for step, taken in zip(steps, seconds, strict=True):
             start = timer()  # waits for a GPU
             step()
-            if round_ >= WARM_UP:
-                taken.append(timer() - start)
-    return [statistics.median(taken) for taken in seconds]
+            taken.append(timer() - start)
+        if timer() - begun > PATIENCE:
+            break
+    return [statistics.median(taken[WARM_UP:] or taken) for taken in seconds]
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
 from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
+from diffusion_lab.estimate import profile
 from diffusion_lab.estimate.activations import KeptTensors
 from diffusion_lab.estimate.profile import Bench, median_seconds
 
@@ -121,6 +123,14 @@ def test_steps_take_turns():
     seconds = median_seconds(steps, 3)
     assert order == ["a", "b"] * 5
     assert all(0 < taken < 0.1 for taken in seconds)
+
+
+def test_slow_steps_are_taken_once(monkeypatch):
+    monkeypatch.setattr(profile, "PATIENCE", 0.0)
+    taken = []
+    (seconds,) = median_seconds([lambda: taken.append(time.sleep(0.01))], 3)
+    assert len(taken) == 1
+    assert 0.01 <= seconds < 1
 
 
 @pytest.mark.slow
