@@ -7,6 +7,7 @@ import torch
 from helpers.compositions import composed
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
+from helpers.tiny_runs import QUICK, require_equal_training, summary_of
 from torch import nn
 
 from diffusion_lab.assembly.costs import ImageFacts, counted
@@ -119,6 +120,16 @@ def test_a_scan_follows_the_kept_patches_along_its_path():
         on_path = [each for each in path.tolist() if each in places]
         order = [0, *(1 + places.index(each) for each in on_path)]
         torch.testing.assert_close(seen[image, order], straight(x[image : image + 1, order])[0])
+
+
+def test_runs_of_one_seed_route_the_same_patches_and_resume_so(lab, tmp_path):
+    routed = [*QUICK, "backbone.depth=3", "backbone.routed=0.5"]
+    lab.done("train", *routed, "trainer.max_steps=3", "run_dir=whole")
+    lab.done("train", *routed, "trainer.max_steps=2", "run_dir=part")
+    lab.done("train", "resume=part", "trainer.max_steps=3")
+    require_equal_training(tmp_path / "whole", tmp_path / "part")
+    summary = summary_of(tmp_path / "whole")
+    assert 2 < summary["forward_passes"] < 3
 
 
 def test_a_step_costs_less_and_a_sample_as_much():
