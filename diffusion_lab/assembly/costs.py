@@ -65,15 +65,15 @@ class Memory:
 class RunCost:
     """The cost of a training run, as far as it is known.
 
-    `macs` are those of a network call on one image, and `training_macs` of one in training,
-    which may be fewer. A training step costs as much as `passes` calls out of training (None if
-    they are not counted). A sample takes `calls` of them (None if that depends on the trained
-    network). `memory` is a device's. `step` is the seconds of a training step, and `call` those
-    of a network call on an image while all devices work, measured or predicted.
+    `macs` are those of a network call on one image, of which a call in training may need only a
+    `training_share`. A training step costs as much as `passes` calls out of training (None if they
+    are not counted). A sample takes `calls` of them (None if that depends on the trained network).
+    `memory` is a device's. `step` is the seconds of a training step, and `call` those of a network
+    call on an image while all devices work, measured or predicted.
     """
 
     macs: int
-    training_macs: int
+    training_share: float
     parameters: int
     passes: float | None
     modules: list[Cost]  # without their children; MACs of no module are named ELSEWHERE
@@ -85,11 +85,6 @@ class RunCost:
 
     def __str__(self) -> str:
         return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
-
-    @property
-    def training_share(self) -> float:
-        """The MACs of a call in training, as a share of those out of training."""
-        return self.training_macs / self.macs if self.macs else 1.0
 
     def flops(self, passes: float = 1) -> float:
         """The FLOPs of so many network calls on an image."""
@@ -110,10 +105,10 @@ def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> Run
     if left_out > 0:  # the package's networks leave out nothing, but count more than PyTorch sees
         modules.append(Cost(ELSEWHERE, 0, left_out))
     whole, extra = macs.total(modules), model.objective.extra_passes(model.denoiser)
-    share = 1 - saved / whole.macs if saved else 1
+    share = 1 - saved / whole.macs if saved else 1.0
     return RunCost(
         macs=whole.macs,
-        training_macs=whole.macs - saved,
+        training_share=share,
         parameters=whole.params,
         passes=None if extra is None else (macs.TRAINING_PASSES + extra) * share,
         modules=[each for each in modules if each.params or each.macs],

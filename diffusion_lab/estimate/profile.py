@@ -108,7 +108,7 @@ def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
         "num_classes": facts.labels.classes,
         "params": cost.parameters,
         "macs": cost.macs,
-        "training_macs": cost.training_macs,
+        "training_macs": round(cost.training_share * cost.macs),
         "flops": cost.flops(),
         "flop_counter": cost.seen_flops,
         "sampling_calls": cost.calls,
@@ -153,8 +153,8 @@ def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
         f"{amount(cost.macs)} MACs, {amount(cost.flops())} FLOPs; "
         f"PyTorch counts {amount(cost.seen_flops)}"
     )
-    if cost.training_macs != cost.macs:
-        say(f"In training: {amount(cost.training_macs)} MACs, as tokens are routed past blocks")
+    if cost.training_share != 1:
+        say(f"In training: {amount(numbers['training_macs'])} MACs, as patches are routed")
     if cost.calls is not None:
         say(f"Network calls per sample: {cost.calls:,}")
     if any(module.name == ELSEWHERE for module in cost.modules):
