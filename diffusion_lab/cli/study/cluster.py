@@ -7,6 +7,7 @@ trials of a tuning writes what is best; it trains the values that a grid grows b
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,23 +29,21 @@ PLACE = "submitted"  # folder in a study's with the logs of its SLURM jobs
 SMALL = {"nodes": 1, "tasks_per_node": 1}  # of a job that trains and samples nothing
 
 
+@dataclass(frozen=True)
 class JobOnSlurm:
     """A command in a SLURM job, and what notes that it is done; a requeued job begins it again."""
 
-    def __init__(
-        self,
-        command: str,
-        arguments: Sequence[str],
-        note: Callable[[float], None] = lambda seconds: None,
-    ):
-        self.command, self.arguments, self.note = command, list(arguments), note
+    command: str
+    arguments: list[str]
+    note: Callable[[float], None] | None = None
 
     def __call__(self) -> None:
         from diffusion_lab.cli.program import execute
 
         begun = time.monotonic()
         execute(present(self.command, self.arguments))
-        self.note(time.monotonic() - begun)
+        if self.note:
+            self.note(time.monotonic() - begun)
 
     def checkpoint(self) -> Any:
         """The callable that submitit submits when the time of the job is up."""
@@ -92,7 +91,7 @@ class Submission:
             JobOnSlurm(
                 job.command,
                 [*self.flags, *job.arguments],
-                *(() if leaves(job) else (partial(self.records.note, job, result=None),)),
+                None if leaves(job) else partial(self.records.note, job, result=None),
             )
             for job in jobs
         ]
