@@ -6,7 +6,7 @@ trials of a tuning writes what is best; it trains the values that a grid grows b
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -75,11 +75,10 @@ class Submission:
         trials = [t for t in trials if not self.records.done(t) and t.title not in self.ids]
         self._send([job for job in new if job.command != CHOOSE] + trials, new)
         for job in choosers:
-            own = {t.title for t in self.records.jobs.first_trials(job)}
             arguments = [*self.again, f"stages={job.stage}"]
             if arms := job.point.get("arms"):
                 arguments.append(f"arms={arms}")
-            after = self._after([job]) | self._of(own)
+            after = self._ids([*job.needs, *self.records.jobs.first_trials(job)])
             ids, _ = self._array([JobOnSlurm("study", arguments)], job.stage, SMALL, after)
             self.ids[job.title] = ids[0]
         write_json(self.root / FILE, self.ids)
@@ -97,7 +96,8 @@ class Submission:
         ]
         trains = jobs[0].command in TRAINS
         small = not trains and not jobs[0].point
-        ids, place = self._array(tasks, jobs[0].stage, SMALL if small else {}, self._after(stage))
+        after = self._ids(need for job in stage for need in job.needs)
+        ids, place = self._array(tasks, jobs[0].stage, SMALL if small else {}, after)
         self.ids |= {job.title: number for job, number in zip(jobs, ids, strict=True)}
         if trains:
             rows = [
@@ -106,11 +106,8 @@ class Submission:
             ]
             sweep_record.write(place, self.root.name, rows)
 
-    def _after(self, jobs: Sequence[StudyJob]) -> set[str]:
-        return self._of({need.title for job in jobs for need in job.needs})
-
-    def _of(self, titles: set[str]) -> set[str]:
-        return {number for title, number in self.ids.items() if title in titles}
+    def _ids(self, jobs: Iterable[StudyJob]) -> set[str]:
+        return {self.ids[job.title] for job in jobs if job.title in self.ids}
 
     def _array(
         self, tasks: list[JobOnSlurm], stage: str, changes: dict[str, Any], after: set[str]
