@@ -71,14 +71,14 @@ class Submission:
         """Submits the jobs of one stage that are neither done nor in the queue."""
         new = [j for j in jobs if not self.records.done(j) and j.title not in self.ids]
         choosers = [job for job in new if job.command == CHOOSE]
-        trials = [t for job in choosers for t in self.records.jobs.first_trials(job)]
+        trials = [t for job in choosers for t in self.records.jobs.first_of(job)]
         trials = [t for t in trials if not self.records.done(t) and t.title not in self.ids]
         self._send([job for job in new if job.command != CHOOSE] + trials, new)
         for job in choosers:
             arguments = [*self.again, f"stages={job.stage}"]
             if arms := job.point.get("arms"):
                 arguments.append(f"arms={arms}")
-            after = self._ids([*job.needs, *self.records.jobs.first_trials(job)])
+            after = self._ids([*job.needs, *self.records.jobs.first_of(job)])
             ids, _ = self._array([JobOnSlurm("study", arguments)], job.stage, SMALL, after)
             self.ids[job.title] = ids[0]
         write_json(self.root / FILE, self.ids)
