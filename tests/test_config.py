@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import TRAINS
-from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
+from diffusion_lab.cli.study.jobs import Jobs, StudyJob
 
 # arguments that come from the data or the run when an object is built, not from a configuration
 FACTS = {
@@ -159,7 +159,7 @@ def test_every_override_that_a_comment_shows_composes(hydra_conf):
 def jobs_of(study: str) -> list[StudyJob]:
     """The jobs of a study, with a trial of each that tunes in its place."""
     jobs = Jobs(document.load(study, {}, None), {})
-    return [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in jobs.all]
+    return [jobs.first_of(job)[0] for job in jobs.all]
 
 
 def check(job: StudyJob) -> None:

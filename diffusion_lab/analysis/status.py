@@ -102,65 +102,49 @@ def rows_of(runs: dict[Path, Path], jobs: Sequence[Job]) -> tuple[list[Row], str
     except UserError as error:
         silent = str(error)
     newest = {job.folder.resolve(): job for job in jobs if job.folder}
-    rows = [row_of(folder, newest.get(key), own[key], queue) for key, folder in runs.items()]
     to_come = [job for key, job in newest.items() if key not in runs]
     to_come += [job for job in jobs if not job.folder and job.slurm not in own.values()]
-    rows += filter(None, (row_of_job(job, queue, silent) for job in to_come))
+    begun = ((folder, newest.get(key), own[key]) for key, folder in runs.items())
+    known = (*begun, *((None, job, None) for job in to_come))
+    rows = filter(None, (row_of(*each, queue, silent) for each in known))
     return sorted(rows, key=lambda row: (row.parent, row.run)), silent
 
 
-def row_of(folder: Path, job: Job | None, own: str | None, queue: Queue) -> Row:
-    """The row of a run that has begun; `job` is of the last sweep that it belongs to."""
-    state, reason = state_of(folder), None
+def row_of(
+    folder: Path | None, job: Job | None, own: str | None, queue: Queue, silent: str | None
+) -> Row | None:
+    """The row of a run, or of a job whose run has not begun; None if that has ended, and is gone.
+
+    `job` is of the last sweep that the run belongs to, and `own` the SLURM job that began it.
+    """
+    state, reason = state_of(folder) if folder else State.NOT_STARTED, None
     ids = [each for each in (job and job.slurm, own) if each]
     held = next((each for each in ids if each in queue), ids[0] if ids else None)
-    queued = queue.get(held or "")
-    if state not in (State.FINISHED, State.RUNNING):
-        if given := state_of_job(job, queued):
-            state, reason = given
-        elif job and failed(job) and not started_since(folder, job.ended_at):
-            state, reason = State.FAILED, job.outcome["error"]
-        else:
-            reason = failure_of(folder) or word_of(queued)
-    log = job.log if job else None
-    return Row(str(folder), state, progress_of(folder, state), held, reason, log)
-
-
-def row_of_job(job: Job, queue: Queue, silent: str | None) -> Row | None:
-    """The row of a job whose run has not begun; None if its run has ended, and is gone."""
-    queued = queue.get(job.slurm or "")
-    if given := state_of_job(job, queued):
-        state, reason = given
-    elif failed(job):
+    queued, log = queue.get(held or ""), job.log if job else None
+    # what SLURM says of the end of a job, if it still knows it
+    word = f"SLURM says {queued.state}" if queued and queued.state != "COMPLETED" else None
+    failed = bool(job and job.outcome.get("status") == FAILED)
+    if state in (State.FINISHED, State.RUNNING):
+        pass
+    elif queued and queued.waits:
+        state, reason = State.QUEUED, queued.reason
+    elif queued and queued.runs:
+        state = State.RUNNING
+    elif job and job.waits_here:
+        state = State.QUEUED
+    elif job and failed and not (folder and started_since(folder, job.ended_at)):
         state, reason = State.FAILED, job.outcome["error"]
-    elif job.outcome:
+    elif folder:
+        reason = failure_of(folder) or word
+    elif job and job.outcome:
         return None
-    elif job.slurm and silent:
+    elif held and silent:
         state, reason = State.UNKNOWN, silent
     else:
-        state, reason = State.FAILED if job.log else State.NOT_STARTED, word_of(queued)
-    name = str(job.folder or " ".join(job.overrides))
-    return Row(name, state, Progress(), job.slurm, reason, job.log)
-
-
-def failed(job: Job) -> bool:
-    return job.outcome.get("status") == FAILED
-
-
-def state_of_job(job: Job | None, queued: Queued | None) -> tuple[State, str | None] | None:
-    """The state of a job that is still to be run, with its reason; None if it is not."""
-    if queued and queued.waits:
-        return State.QUEUED, queued.reason
-    if queued and queued.runs:
-        return State.RUNNING, None
-    if job and job.waits_here:
-        return State.QUEUED, None
-    return None
-
-
-def word_of(queued: Queued | None) -> str | None:
-    """The reason that SLURM gives for the end of a job, if it still knows it."""
-    return f"SLURM says {queued.state}" if queued and queued.state != "COMPLETED" else None
+        state, reason = State.FAILED if log else state, word
+    progress = progress_of(folder, state) if folder else Progress()
+    name = folder or (job and (job.folder or " ".join(job.overrides)))
+    return Row(str(name), state, progress, held, reason, log)
 
 
 PLAN = "study.json"  # in the folder of a study: its question and its jobs

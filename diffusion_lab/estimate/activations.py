@@ -3,7 +3,7 @@
 Both passes are made on the device "meta", where there are shapes and types without numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -58,28 +58,21 @@ class KeptTensors(saved_tensors_hooks):
 
     def keep_graph_of(self, output: Tensor) -> None:
         """Counts what the graph of a tensor keeps, where hooks are refused."""
-        for tensor in _saved_in_graph(output):
-            self.keep(tensor)
+        nodes, seen = [output.grad_fn], set[Node]()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes += [each for each, _ in node.next_functions]
+            saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+            saved += getattr(node, "saved_tensors", ())  # of an operation of ours
+            tree_map_only(Tensor, self.keep, saved)
 
     def bytes(self, apart_from: Iterable[Tensor] = ()) -> int:
         """Bytes kept so far, some tensors aside."""
         aside = {tensor.untyped_storage()._cdata for tensor in apart_from}
         return sum(each.nbytes() for key, each in self.storages.items() if key not in aside)
-
-
-def _saved_in_graph(output: Tensor) -> Iterator[Tensor]:
-    nodes: list[Node | None] = [output.grad_fn]
-    seen = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [each for each, _ in node.next_functions]
-        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        for value in (*saved, getattr(node, "saved_tensors", ())):  # of an operation of ours
-            values = value if isinstance(value, list | tuple) else [value]
-            yield from (each for each in values if isinstance(each, Tensor))
 
 
 class GPUTypes(TorchFunctionMode):

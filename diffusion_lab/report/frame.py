@@ -79,23 +79,11 @@ class Collection:
         """The numbers at the end of runs by a sampling, that which is compared by default."""
         return self.frame[self.frame.at_end & self.frame.sampling.isin(["", way or self.ways[0]])]
 
-    @cached_property
-    def _values(self) -> dict[tuple[str, str], pd.DataFrame]:
-        keys = ["metric", "arm", "data", "seed"]
-        return {
-            (way, str(metric)): own.drop(columns="metric")
-            for way in self.ways
-            for metric, own in self.ends(way)
-            .groupby(keys, sort=False)
-            .value.mean()
-            .reset_index()
-            .groupby("metric")
-        }
-
     def values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The value of each run, by arm and seed: the mean over its sampling seeds."""
-        none = pd.DataFrame(columns=["arm", "data", "seed", "value"])
-        return self._values.get((way or self.ways[0], metric), none)
+        ends = self.ends(way)
+        runs = ends[ends.metric == metric].groupby(["arm", "data", "seed"], sort=False)
+        return runs.value.mean().reset_index()
 
     def judged_values(self, metric: str, way: str | None = None) -> pd.DataFrame:
         """The values by which a metric is judged: of the protocol's seeds, if it is its metric.

@@ -113,15 +113,9 @@ class ArmTable:
         wide = ends.pivot_table("value", ["arm", "seed"], "metric", sort=False)
         return wide.reindex(columns=ends.metric.unique())
 
-    @cached_property
-    def by_arm(self) -> dict[str, dict[str, list[float]]]:
-        """The values of the runs of an arm, by the names of the arm and of the metric or cost."""
-        kinds = self.by_run.columns
-        groups = self.by_run.groupby("arm", sort=False)
-        return {arm: {kind: [*own[kind].dropna()] for kind in kinds} for arm, own in groups}
-
     def values(self, arm: Arm, kind: str) -> list[float]:
-        return self.by_arm.get(arm.name, {}).get(kind, [])
+        own = self.by_run.index.get_level_values("arm") == arm.name
+        return [*self.by_run[kind][own].dropna()] if kind in self.by_run else []
 
     @cached_property
     def columns(self) -> list[Column]:

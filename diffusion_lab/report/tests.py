@@ -75,11 +75,9 @@ class Panel:
 
     def pair(self, one: str, other: str) -> Any | None:
         """The test of two arms; None without one."""
-        return self._by_arms.get(frozenset((one, other)))
-
-    @cached_property
-    def _by_arms(self) -> dict[frozenset[str], Any]:
-        return {frozenset((pair.ahead, pair.behind)): pair for pair in self.tested.itertuples()}
+        known = self.tested
+        found = known[known.ahead.isin([one, other]) & known.behind.isin([one, other])]
+        return next(found.itertuples(), None)
 
     @property
     def best(self) -> str | None:
@@ -147,9 +145,8 @@ def contrasts(
     `detectable_low` and `detectable_high` as the spread is known from few runs only. A pair whose
     values do not vary is not tested: then these are nan.
     """
-    by_arm: Values = {}
-    for arm, seed, value in zip(values.arm, values.seed, values.value, strict=True):
-        by_arm.setdefault(arm, {})[seed] = value
+    groups = values.groupby("arm", sort=False)
+    by_arm: Values = {arm: dict(zip(own.seed, own.value, strict=True)) for arm, own in groups}
     noise = pooled(by_arm) if test == JOINT else None
     by = WELCH if test == JOINT and noise is None else test
     rows = []
@@ -181,15 +178,11 @@ def pooled(by_arm: Values) -> Noise | None:
 
     # an arm of one run has no spread
     rows = [np.array([*own.values()]) for own in by_arm.values() if len(own) >= ENOUGH]
-    if len(rows) < 3 or not all(map(_varies, rows)):
+    if len(rows) < 3 or any(np.ptp(row) <= ROUNDING * np.abs(row).max() for row in rows):
         return None
     degrees = sum(len(row) - 1 for row in rows)
     noise = Noise(sum(row.var() * len(row) for row in rows) / degrees, degrees)
     return noise if stats.bartlett(*rows).pvalue >= LEVEL else None
-
-
-def _varies(values: NDArray) -> bool:
-    return bool(np.ptp(values) > ROUNDING * np.abs(values).max())
 
 
 def _row(

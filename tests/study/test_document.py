@@ -106,7 +106,7 @@ def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
     assert list(study.stages) == ["tune", "train", "page", "copies"]
     jobs = Jobs(study, {})
     assert [job.label for job in jobs.of("tune")] == ["U-Net", "DiT"]
-    trials = jobs.first_trials(jobs.of("tune")[0])
+    trials = jobs.first_of(jobs.of("tune")[0])
     assert [each.settings["optimizer.lr"] for each in trials] == [1e-3, 2e-3]
     assert {each.settings["budget.images"] for each in trials} == {500}
     assert {each.settings["seed"] for each in trials} == {100}
@@ -156,7 +156,7 @@ def test_overrides_change_a_study_and_lengths_replace_one_another(load):
     copies = jobs.of("copies")[0]
     assert copies.settings["metrics.num_samples"] == 4
     assert "control" not in copies.settings  # no run has another seed
-    trial = jobs.first_trials(jobs.of("tune")[0])[0]
+    trial = jobs.first_of(jobs.of("tune")[0])[0]
     assert trial.settings["optimizer.lr"] == 1
     assert trial.settings["budget.images"] == 4  # half of seven
 
@@ -194,7 +194,7 @@ def test_given_settings_go_to_each_command_that_takes_them(load):
     jobs = Jobs(
         load(**stages(**more)), {"logger": "none", "data": "other", "metrics.size": 4, "lr": 1}
     )
-    (trial, _), (classes,) = jobs.first_trials(jobs.of("kl")[0]), jobs.of("classes")
+    (trial, _), (classes,) = jobs.first_of(jobs.of("kl")[0]), jobs.of("classes")
     measured = jobs.measurement(trial)
     given = [
         each.settings.keys() & {"logger", "data", "metrics.size", "lr"}
@@ -256,7 +256,7 @@ def test_the_measurement_of_a_trial_has_the_given_metrics_but_its_own_reference(
     study = load(**stages(tune=PLAIN["stages"]["tune"] | measured))
     given = {"metrics.reference_size": 9, "metrics.reference": "test", "optimizer.lr": 1}
     jobs = Jobs(study, given)
-    settings = jobs.measurement(jobs.first_trials(jobs.of("tune")[0])[0]).settings
+    settings = jobs.measurement(jobs.first_of(jobs.of("tune")[0])[0]).settings
     assert settings["metrics.reference_size"] == 9
     assert settings["metrics.reference"] == "validation"
     assert settings["metrics.num_samples"] == 7

@@ -6,7 +6,8 @@ trials of a tuning writes what is best; it trains the values that a grid grows b
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,23 +29,21 @@ PLACE = "submitted"  # folder in a study's with the logs of its SLURM jobs
 SMALL = {"nodes": 1, "tasks_per_node": 1}  # of a job that trains and samples nothing
 
 
+@dataclass(frozen=True)
 class JobOnSlurm:
     """A command in a SLURM job, and what notes that it is done; a requeued job begins it again."""
 
-    def __init__(
-        self,
-        command: str,
-        arguments: Sequence[str],
-        note: Callable[[float], None] = lambda seconds: None,
-    ):
-        self.command, self.arguments, self.note = command, list(arguments), note
+    command: str
+    arguments: list[str]
+    note: Callable[[float], None] | None = None
 
     def __call__(self) -> None:
         from diffusion_lab.cli.program import execute
 
         begun = time.monotonic()
         execute(present(self.command, self.arguments))
-        self.note(time.monotonic() - begun)
+        if self.note:
+            self.note(time.monotonic() - begun)
 
     def checkpoint(self) -> Any:
         """The callable that submitit submits when the time of the job is up."""
@@ -72,15 +71,14 @@ class Submission:
         """Submits the jobs of one stage that are neither done nor in the queue."""
         new = [j for j in jobs if not self.records.done(j) and j.title not in self.ids]
         choosers = [job for job in new if job.command == CHOOSE]
-        trials = [t for job in choosers for t in self.records.jobs.first_trials(job)]
+        trials = [t for job in choosers for t in self.records.jobs.first_of(job)]
         trials = [t for t in trials if not self.records.done(t) and t.title not in self.ids]
         self._send([job for job in new if job.command != CHOOSE] + trials, new)
         for job in choosers:
-            own = {t.title for t in self.records.jobs.first_trials(job)}
             arguments = [*self.again, f"stages={job.stage}"]
             if arms := job.point.get("arms"):
                 arguments.append(f"arms={arms}")
-            after = self._after([job]) | self._of(own)
+            after = self._ids([*job.needs, *self.records.jobs.first_of(job)])
             ids, _ = self._array([JobOnSlurm("study", arguments)], job.stage, SMALL, after)
             self.ids[job.title] = ids[0]
         write_json(self.root / FILE, self.ids)
@@ -92,13 +90,14 @@ class Submission:
             JobOnSlurm(
                 job.command,
                 [*self.flags, *job.arguments],
-                *(() if leaves(job) else (partial(self.records.note, job, result=None),)),
+                None if leaves(job) else partial(self.records.note, job, result=None),
             )
             for job in jobs
         ]
         trains = jobs[0].command in TRAINS
         small = not trains and not jobs[0].point
-        ids, place = self._array(tasks, jobs[0].stage, SMALL if small else {}, self._after(stage))
+        after = self._ids(need for job in stage for need in job.needs)
+        ids, place = self._array(tasks, jobs[0].stage, SMALL if small else {}, after)
         self.ids |= {job.title: number for job, number in zip(jobs, ids, strict=True)}
         if trains:
             rows = [
@@ -107,11 +106,8 @@ class Submission:
             ]
             sweep_record.write(place, self.root.name, rows)
 
-    def _after(self, jobs: Sequence[StudyJob]) -> set[str]:
-        return self._of({need.title for job in jobs for need in job.needs})
-
-    def _of(self, titles: set[str]) -> set[str]:
-        return {number for title, number in self.ids.items() if title in titles}
+    def _ids(self, jobs: Iterable[StudyJob]) -> set[str]:
+        return {self.ids[job.title] for job in jobs if job.title in self.ids}
 
     def _array(
         self, tasks: list[JobOnSlurm], stage: str, changes: dict[str, Any], after: set[str]

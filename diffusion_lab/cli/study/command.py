@@ -17,7 +17,7 @@ from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
 from diffusion_lab.cli.ending import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
-from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob
+from diffusion_lab.cli.study.jobs import Jobs, StudyJob
 from diffusion_lab.cli.study.processes import Processes
 from diffusion_lab.cli.study.records import Records
 from diffusion_lab.cli.study.running import Runner
@@ -202,8 +202,7 @@ def show_plan(study: Study, records: Records, wanted: Sequence[StudyJob]) -> Non
 
 def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
     """Prints the command of a job, or those of the first trials of one that tunes."""
-    several = jobs.first_trials(job) if job.command == CHOOSE else [job]
-    for each in several:
+    for each in jobs.first_of(job):
         print(shlex.join(["diffusion-lab", each.command, *flags, *each.arguments]))
         if measurement := jobs.measurement(each):
             print(shlex.join(["diffusion-lab", "evaluate", *flags, *measurement.arguments]))
@@ -215,7 +214,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     from diffusion_lab.cli.sweep_plan import first_job
     from diffusion_lab.training.study import protocol_of
 
-    firsts = [jobs.first_trials(job)[0] if job.command == CHOOSE else job for job in left]
+    firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     for job in trainings.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]

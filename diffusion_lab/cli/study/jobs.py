@@ -150,10 +150,12 @@ class Jobs:
             self.job(stage, chooser.point | {SEEDS: seed}, values) for seed in stage.axes[SEEDS]
         ]
 
-    def first_trials(self, chooser: StudyJob) -> list[StudyJob]:
-        """The trainings with which a tuning begins."""
-        values = first_values(self.study.stages[chooser.stage], chooser.name)
-        return [trial for each in values for trial in self.trials(chooser, each)]
+    def first_of(self, job: StudyJob) -> list[StudyJob]:
+        """The commands with which a job begins: the trials of one that tunes, or itself."""
+        if job.command != CHOOSE:
+            return [job]
+        values = first_values(self.study.stages[job.stage], job.name)
+        return [trial for each in values for trial in self.trials(job, each)]
 
     def measurement(self, trial: StudyJob) -> StudyJob | None:
         """The evaluation of a trial, if the stage has one."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from diffusion_lab.analysis.status import PLAN
 from diffusion_lab.cli.study.document import ARMS, TRAINS, slug
@@ -33,7 +32,7 @@ class Records:
         if job.command == "train-extractor":
             return job.made.is_file()
         if job.command == CHOOSE:
-            found = found_for(job)
+            found = read_json(job.made).get(job.label) or {}
             grids = several(self.jobs.study.stages[job.stage])
             return bool(found.get("chosen")) and found.get("values") == grids
         record = read_json(self.path(job))
@@ -82,21 +81,18 @@ class Records:
             each
             for job in jobs
             if not self.done(job)
-            for each in self._runs(job)
+            for each in self.jobs.first_of(job)
             if not self.done(each)
         ]
 
     def count(self, jobs: Sequence[StudyJob]) -> int:
         """The number of jobs, with the first trials of those that tune in their place."""
-        return sum(len(self._runs(job)) for job in jobs)
-
-    def _runs(self, job: StudyJob) -> list[StudyJob]:
-        return self.jobs.first_trials(job) if job.command == CHOOSE else [job]
+        return sum(len(self.jobs.first_of(job)) for job in jobs)
 
     def time_left(self, jobs: Sequence[StudyJob]) -> float | None:
         """How long jobs will take, one after another; None if that is known of none of them."""
         rates: dict[str | None, list[float]] = {}
-        for each in (run for job in self.jobs.all for run in self._runs(job)):
+        for each in (run for job in self.jobs.all for run in self.jobs.first_of(job)):
             summary = read_json(each.made / SUMMARY) if each.command in TRAINS else {}
             images, seconds = summary.get("images_seen"), summary.get("wall_seconds")
             if images and seconds and summary.get("finished"):
@@ -119,8 +115,3 @@ class Records:
 def leaves(job: StudyJob) -> bool:
     """Whether what a job makes shows that it is done."""
     return job.command in (*TRAINS, CHOOSE, "train-extractor")
-
-
-def found_for(chooser: StudyJob) -> dict[str, Any]:
-    """The record of what a tuning found for a chooser; empty if it has not ended."""
-    return read_json(chooser.made).get(chooser.label) or {}
