@@ -1,4 +1,4 @@
-"""What `make setup` installs through uv is what pyproject.toml asks for, from the public index."""
+"""The versions that `make setup` installs through uv fit pyproject.toml, from the public index."""
 
 import re
 import tomllib

@@ -291,7 +291,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
 
 
 def network_and_length(prepared: Prepared) -> str:
-    """What is trained, of how many parameters, where, in which precision, and for how long."""
+    """The network, its parameters, the device, the precision, and how long it trains at most."""
     trainer, limit = prepared.trainer, prepared.cfg.trainer.max_time
     network = prepared.task.module.network
     count = sum(parameter.numel() for parameter in network.parameters())

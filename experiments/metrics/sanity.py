@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.copy_controls import stored_features
+from diffusion_lab.analysis.copy_controls import CopySpaces
 from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.data import ImageData
@@ -107,8 +107,9 @@ def measure(prepared: PreparedMetrics, data: ImageData, images: Tensor, labels: 
     observed = metrics.observer.gather(observed, range(len(images)))
     values = prepared.compute(observed, labels)
     second = slice(metrics.num_samples, 2 * metrics.num_samples)
-    test = stored_features(metrics, data.test_images()[second], "test")
-    training = stored_features(metrics, data.train_images(), "training")
+    spaces = CopySpaces(metrics, data.train_images(), mirrored=False)
+    test = spaces.features(data.test_images()[second], "test")
+    training = spaces.known[metrics.extractor.name]
     sides = equal_sides(data.train_labels(), data.test_labels()[second])
     values |= Neighbours.of([observed["features"]], [test], training, sides).results()
     return {name.split("/")[0]: value for name, value in values.items()}
