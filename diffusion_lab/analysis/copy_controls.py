@@ -79,9 +79,8 @@ class CopySpaces:
         split = RealImages(Split(images, everything), everything, stored_as, stored_as, folder)
         key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
         name = f"{stored_as}-{len(images)}-{extractor.name}"
-        return cached(folder, name, key, lambda: {FEATURES: split.observe(observer)[FEATURES]})[
-            FEATURES
-        ]
+        found = cached(folder, name, key, lambda: {FEATURES: split.observe(observer)[FEATURES]})
+        return found[FEATURES]
 
     def rates(self, images: Tensor, sources: Tensor, limits: dict[str, float]) -> Rates:
         """The shares of images, uint8 (n, C, H, W), that count as copies, by each criterion.

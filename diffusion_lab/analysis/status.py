@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,14 @@ def find(paths: Iterable[Path]) -> tuple[dict[Path, Path], list[Job]]:
             elif sweep_record.ALONE in files:
                 found.append(folder / sweep_record.ALONE)
         records |= {each.resolve(): each for each in found}
-    jobs = [
-        job for file in sorted(records.values(), key=time_of) for job in sweep_record.read(file)
-    ]
-    # the folder of a job may be known only once it begins
-    below = [
-        job
-        for job in jobs
-        if not job.folder or any(job.folder.resolve().is_relative_to(root) for root in roots)
-    ]
-    return runs, below
+    jobs = chain.from_iterable(map(sweep_record.read, sorted(records.values(), key=time_of)))
+
+    def is_below(job: Job) -> bool:
+        """Whether its folder is below a path, or may yet be, as it is known once it begins."""
+        place = job.folder and job.folder.resolve()
+        return place is None or any(map(place.is_relative_to, roots))
+
+    return runs, [*filter(is_below, jobs)]
 
 
 def time_of(record: Path) -> str:
