@@ -179,7 +179,10 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
 
     def on_train_start(self) -> None:
-        """Lays out an optimiser's state as the weights, which a GPU may have had otherwise."""
+        self.lay_out_state()
+
+    def lay_out_state(self) -> None:
+        """Lays out the optimiser's state, as of another device's run, as the weights are."""
         for optimizer in self.trainer.optimizers:
             for parameter, state in optimizer.state.items():
                 for name, value in state.items():

@@ -1,8 +1,11 @@
-"""The cost of the framework: Lightning's step over a bare loop's, samplers over the network's.
+"""The cost of the framework: a run's step beside a bare loop's, and samplers over the network's.
 
     python experiments/benchmarks/overhead.py [--rounds 8] [--threads 1] [--out FOLDER]
 
-Both sides are measured in turns within one run; results are medians over rounds, with ranges.
+A step of a whole run of `diffusion-lab train`, with what it does by default, is compared with one
+of the same network, loss, clipping, optimiser and average in a loop of ten lines. Networks are so
+small that little else than the host's work is measured, in processor time. Both take turns; each
+round counts by its best window of steps, and results are medians over rounds.
 """
 
 import argparse
@@ -10,120 +13,116 @@ import json
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import lightning
+import overhead  # this file, as runs import it
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from diffusion_lab.assembly.costs import image_facts
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.assembly.sentences import conf_dir
+from diffusion_lab.cli.program import command
+from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.common.labels import Classes
-from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.data.loader import ImageBatch
 from diffusion_lab.diffusion.estimate import Estimate, Given
-from diffusion_lab.families.diffusion.module import DiffusionModule
-from diffusion_lab.training.callbacks import EMA, Interruption, Throughput
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.logger import JSONLines
-from diffusion_lab.training.module import Optimization
+from diffusion_lab.estimate.bench import Bench
 
-BATCH, STEPS, SKIP = 64, 24, 4
+BATCH = 64  # of samplers
 SHAPE = (1, 28, 28)
 SAMPLERS = {"euler": 20, "ddim": 20, "heun": 20, "dpm_solver": 20, "ddpm": 20}
+WINDOW, WINDOWS = 25, 6  # steps whose mean is taken, and how many such windows a round has
+RUN = [
+    *("batch_size=1", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed", "logger=none"),
+    *("callbacks.evaluation=null", "callbacks.sample_grid=null", "data.validation_size=10"),
+    *("data.validate_on=10", "validate_every_n_steps=1000000", "name=overhead"),
+    f"trainer.max_steps={WINDOW * (WINDOWS + 1) + 1}",
+]
+NETWORKS = {
+    "DiT": ["backbone=dit", "backbone.width=8", "backbone.heads=1", "backbone.depth=1"],
+    "U-Net": ["backbone=unet_small", "backbone.channels=16"],
+}
+OPTIMIZERS = ("adamw", "muon")
 
 
-def configuration():
+def configuration(*overrides: str):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", ["name=benchmark", f"batch_size={BATCH}", "lr_schedule=constant"])
+        return compose("train", ["name=benchmark", *overrides])
 
 
-def model():
-    return build_model(configuration(), SHAPE, Classes.numbered(10))
+class Bare(Bench):
+    """A plain loop with the loss, clipping, optimiser and average of a run."""
+
+    def steps(self, count: int) -> None:
+        trained = self.parameters()
+        average = [parameter.detach().clone() for parameter in trained]
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            self.loss(self.images, self.labels).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            self.optimizer.step()
+            torch._foreach_lerp_(average, [parameter.detach() for parameter in trained], 0.01)
 
 
-def batches():
-    images = torch.randint(0, 256, (BATCH, *SHAPE), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (BATCH,))
-    while True:
-        yield ImageBatch(images, labels)
-
-
-def bare_step() -> float:
-    """Measures seconds per step of a plain loop with the same loss, clipping, AdamW and average."""
-    parts = model()
-    network, objective = parts.denoiser, parts.objective
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=lambda a, b, _: torch._foreach_lerp_(a, b, 0.01)
-    )
-    times, stream = [], batches()
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        images, labels = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = objective(network, parts.first_stage.encode(images), Given(labels)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(network)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[SKIP:])
+def bare_step(overrides: list[str]) -> float:
+    """Measures the seconds of processor time of a step of the plain loop."""
+    cfg = configuration(*overrides)
+    bench = Bare(cfg, image_facts(cfg), torch.device("cpu"), "bf16-mixed")
+    bench.steps(WINDOW)
+    seconds = []
+    for _ in range(WINDOWS):
+        start = time.process_time()
+        bench.steps(WINDOW)
+        seconds.append((time.process_time() - start) / WINDOW)
+    return min(seconds)
 
 
 class StepTimes(lightning.Callback):
-    """Records when each step ended."""
+    """Takes the processor time at which each step begins."""
 
-    def __init__(self):
-        self.ends = []
+    begins: ClassVar[list[float]] = []
 
-    def on_train_batch_end(self, *arguments):
-        self.ends.append(time.perf_counter())
+    def on_train_start(self, *_) -> None:
+        self.begins.clear()
 
-
-class Stream:
-    def __iter__(self):
-        return batches()
+    def on_train_batch_start(self, *_) -> None:
+        self.begins.append(time.process_time())
 
 
-def lightning_step() -> float:
-    """Measures seconds per step of Lightning's loop, with the callbacks that work at each step."""
-    parts = model()
-    module = DiffusionModule(
-        parts.denoiser,
-        parts.objective,
-        parts.first_stage,
-        Optimization.configured(configuration()),
-    )
-    times = StepTimes()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        precision="bf16-mixed",
-        max_steps=STEPS,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        limit_train_batches=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Throughput(), EMA(), Interruption(), times],
-    )
+def program_step(overrides: list[str]) -> float:
+    """Measures the seconds of processor time of a step of `diffusion-lab train`."""
+    times = "+callbacks.times={_target_:overhead.StepTimes}"
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock(BATCH)
-        rows = JSONLines(Path(folder) / "metrics.jsonl", clock)
-        module.context = RunContext(Path(folder), clock, PeakMemory(module.device), rows)
-        trainer.fit(module, Stream())
-    steps = [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
-    return statistics.median(steps[SKIP - 1 :])
+        command("train", *overrides, times, f"run_dir={folder}/run")
+    marks = overhead.StepTimes.begins[WINDOW::WINDOW]  # without the first window
+    return min((end - begin) / WINDOW for begin, end in pairwise(marks))
+
+
+def costs_of_steps(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step, bare and of a run, by network and optimiser."""
+    recipes = {
+        f"{network}, {optimizer}": [*RUN, *words, f"optimizer={optimizer}"]
+        for network, words in NETWORKS.items()
+        for optimizer in OPTIMIZERS
+    }
+    found = {name: {"bare": [], "run": []} for name in recipes}
+    for _ in range(rounds):
+        for name, words in recipes.items():
+            found[name]["bare"].append(1e3 * bare_step(words))
+            found[name]["run"].append(1e3 * program_step(words))
+    return {
+        name: {side: round(statistics.median(each), 2) for side, each in sides.items()}
+        for name, sides in found.items()
+    }
 
 
 def sampler_shares(rounds: int) -> dict[str, float]:
     """Measures a step of each sampler, without the network, as a share of a batch-64 bf16 pass."""
-    parts = model()
+    parts = build_model(configuration(), SHAPE, Classes.numbered(10))
     network = parts.denoiser.eval()
     x = torch.randn(BATCH, *SHAPE)
     labels = torch.arange(BATCH) % 10
@@ -160,20 +159,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder for overhead.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    ratios = []
-    for _ in range(options.rounds):
-        bare, framework = bare_step(), lightning_step()
-        ratios.append(framework / bare)
-        print(f"bare {bare * 1e3:.1f} ms  lightning {framework * 1e3:.1f} ms", flush=True)
-    result = {
-        "threads": options.threads,
-        "lightning_over_bare": {
-            "median": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-        },
-        "sampler_step_over_forward": sampler_shares(options.rounds),
-    }
+    steps = costs_of_steps(options.rounds)
+    rows = [
+        [name, f"{each['bare']:.2f}", f"{each['run']:.2f}", f"{each['run'] - each['bare']:.2f}"]
+        for name, each in steps.items()
+    ]
+    print(markdown_table(["ms of a step", "bare", "run", "more"], rows))
+    shares = sampler_shares(options.rounds)
+    result = {"threads": options.threads, "steps": steps, "sampler_step_over_forward": shares}
     print(json.dumps(result, indent=2))
     if options.out:
         (options.out / "overhead.json").write_text(json.dumps(result, indent=2) + "\n")

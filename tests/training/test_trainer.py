@@ -1,5 +1,6 @@
 """The trainer: how seldom its ranks wait for one another."""
 
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import lightning
@@ -8,14 +9,16 @@ import torch
 from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.trainer import call
 
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.distributed import PATIENCE_WITH_ONE
 from diffusion_lab.compute.sharding import strategy_options
+from diffusion_lab.training.callbacks import Throughput
 from diffusion_lab.training.module import VOTES
-from diffusion_lab.training.trainer import TRAINER, TimeLimit, build_trainer
+from diffusion_lab.training.trainer import STEP_HOOKS, TRAINER, TimeLimit, build_trainer
 
 
 class Counting:
@@ -39,6 +42,23 @@ def test_a_time_limit_is_asked_for_when_ranks_vote(ranks, asked):
         )
         limit.on_train_batch_end(trainer)
     assert strategy.asked == asked
+
+
+def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
+    class Own(Throughput):
+        def on_before_backward(self, *_):
+            called.append("backward")
+
+    called: list[str] = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["trainer.accelerator=cpu"])
+    own = Own()
+    trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [own])
+    assert own.on_before_zero_grad is own.on_after_backward is None
+    assert own.on_train_batch_end.__func__ is Throughput.on_train_batch_end
+    for hook in STEP_HOOKS[2:]:
+        call._call_callback_hooks(trainer, hook, torch.zeros(()))
+    assert called == ["backward"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +90,8 @@ def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):
     trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
     assert isinstance(trainer, lightning.Trainer)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    given = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), "images", 3)
+    assert given == {"batch": "images", "batch_idx": 3}
     assert [type(each) for each in trainer.callbacks if isinstance(each, Timer)] == [TimeLimit]
 
 

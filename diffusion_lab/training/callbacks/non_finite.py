@@ -152,6 +152,7 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
             callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     restore_trained(trainer, checkpoint)
     strategy.load_optimizer_state_dict(checkpoint)
+    module_of(trainer).lay_out_state()
     precision = trainer.precision_plugin
     if state := checkpoint.get(type(precision).__qualname__):
         precision.load_state_dict(state)
