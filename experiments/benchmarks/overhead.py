@@ -30,7 +30,7 @@ from diffusion_lab.cli.program import command
 from diffusion_lab.common.formats import markdown_table
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Estimate, Given
-from diffusion_lab.estimate.bench import Bench
+from diffusion_lab.estimate.profile import Bench
 
 BATCH = 64  # of samplers
 SHAPE = (1, 28, 28)
