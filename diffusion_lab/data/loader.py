@@ -175,7 +175,7 @@ class TensorLoader:
         return self.finished(*self.gathered(start))
 
     def gathered(self, start: int, pinned: bool = False) -> list[Tensor]:
-        """A batch as it is stored: images, labels, where it is mirrored, and the mirrored images.
+        """A batch as it is stored: images, labels, and with `flip` what is to be mirrored.
 
         In pinned memory a GPU copies it while the host goes on.
         """
@@ -188,19 +188,21 @@ class TensorLoader:
             pieces.append(self.order(epoch)[:, offset : offset + stop - start])
             start += pieces[-1].shape[1]
         index, mirrored = torch.cat(pieces, dim=1)  # (B,) each
-        parts = [self.images[index], self.labels[index], mirrored.bool()]
-        if self.flip and self.mirrored is not None:
-            parts.append(self.mirrored[index])
+        parts = [self.images[index], self.labels[index]]
+        if self.flip:
+            parts.append(mirrored.bool())
+            parts += [] if self.mirrored is None else [self.mirrored[index]]
         return [each.pin_memory() for each in parts] if pinned else parts
 
     def finished(self, *parts: Tensor) -> Batch:
         """Moves what was gathered to the device, pads it, and mirrors half of it."""
         moved = [each.to(self.device, non_blocking=True) for each in parts]
-        images, labels, mirrored, *others = moved
+        images, labels, *others = moved
         if self.pad:  # not all at once, which would take as much memory again
             images = pad_to(images, self.pad)
         if self.flip:
-            flipped = others[0] if others else images.flip(-1)
+            mirrored, *views = others
+            flipped = views[0] if views else images.flip(-1)
             images = torch.where(mirrored[:, None, None, None], flipped, images)
         return self.batch_type(images, labels)
 
