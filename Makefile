@@ -79,7 +79,7 @@ dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localho
 dashboard-mlflow: .venv/mlflow/installed  ### show the runs logged to MLflow, at http://localhost:5000
 	.venv/mlflow/bin/mlflow server --backend-store-uri sqlite:///outputs/mlflow/mlflow.db --workers 1 $(ARGS)
 
-test: setup  ## run the default tests, about three minutes on two idle cores
+test: setup  ## run the default tests, about seven minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several processes, a browser, compilation

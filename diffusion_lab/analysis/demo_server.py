@@ -82,10 +82,13 @@ async def events(work: Callable[[Show], None]) -> AsyncIterator[str]:
     loop, left = asyncio.get_running_loop(), threading.Event()
     shown: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
 
+    def put(event: tuple[str, dict[str, Any]] | None) -> None:
+        loop.call_soon_threadsafe(shown.put_nowait, event)
+
     def show(name: str, **facts: Any) -> None:
         if left.is_set():
             raise Left
-        loop.call_soon_threadsafe(shown.put_nowait, (name, facts))
+        put((name, facts))
 
     def run() -> None:
         try:
@@ -93,11 +96,11 @@ async def events(work: Callable[[Show], None]) -> AsyncIterator[str]:
         except Left:
             return
         except MISTAKES as error:
-            show("failed", words=sentence(error))
+            put(("failed", {"words": sentence(error)}))
         except Exception:  # the page must not wait for ever
             traceback.print_exc()
-            show("failed", words="drawing failed, as the terminal says")
-        loop.call_soon_threadsafe(shown.put_nowait, None)
+            put(("failed", {"words": "drawing failed, as the terminal says"}))
+        put(None)
 
     loop.run_in_executor(None, run)
     try:

@@ -35,10 +35,13 @@ MOVED = {  # keys of earlier versions, and what took their place
 }
 MEANT = {  # words for keys that have longer names here
     "batch": "batch_size",
+    "cfg": "guidance.scale, with guidance=classifier_free",
+    "device": "trainer.accelerator",
     "devices": "trainer.devices",
     "ema": "callbacks.weight_averaging",
     "epochs": "trainer.max_steps",
     "gpus": "trainer.devices",
+    "image_size": "data.source.image_size, of your own images",
     "images": "budget.images, with budget=images",
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -48,6 +51,7 @@ MEANT = {  # words for keys that have longer names here
     "precision": "trainer.precision",
     "scale": "guidance.scale",
     "steps": "sampler.steps, or trainer.max_steps of a training",
+    "wandb": "logger",
     "weight_decay": "optimizer.weight_decay",
     "width": "backbone.width",
 }
@@ -72,11 +76,15 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} must be given: write {error.full_key}=..."
     if isinstance(error, OverrideParseException):
+        if groups := _groups_with(error.override):
+            return f"{error.override} is an option; write {' or '.join(groups)}={error.override}"
         return (
             f"{error.override!r} is not an override; write key=value, and quote special characters"
         )
     if match := re.search(r"Ambiguous value for argument '(.+?)'", text):
-        return f"{match[1]} has several values, for a run each; write -m in front of it"
+        several = f"{match[1]} has several values, for a run each; write -m in front of it"
+        key, _, values = match[1].partition("=")
+        return several + f", or {key}=[{values}] for all in one run" * (key == "logger")
     if match := re.search(r"Could not override '(.+?)'", text):  # the error has no key
         return _unknown(match[1])
     if match := re.search(r"Error merging override (.+)", text):
@@ -85,6 +93,14 @@ def sentence(error: BaseException) -> str:
         options = sorted(path.stem for path in (conf_dir() / match[1]).glob("*.yaml"))
         return f"{match[1]} must be given: write {match[1]}= and one of {', '.join(options)}"
     return text.splitlines()[0] if text else "the configuration is invalid"
+
+
+def _groups_with(option: object) -> list[str]:
+    """The groups of a training that have an option of this name, such as backbone for dit."""
+    if not re.fullmatch(r"\w+", name := str(option)):
+        return []
+    found = sorted(each.parent.name for each in conf_dir().glob(f"*/{name}.yaml"))
+    return [each for each in found if each != "kind"]
 
 
 def _missing(name: str, options: list[str]) -> str:
@@ -150,7 +166,8 @@ def instead(word: str, known: Iterable[str]) -> str:
 
 def did_you_mean(word: str, words: list[str]) -> str:
     """Asks whether another of the words was meant, if one is close; the start of a sentence."""
-    close = difflib.get_close_matches(word, words, n=1)
+    same = [each for each in words if re.sub("_", "", each) == re.sub(r"[\W_]", "", word).lower()]
+    close = same or difflib.get_close_matches(word.lower(), words, n=1)
     # the word itself may be a key elsewhere in the configuration
     return f"did you mean {close[0]}? " if close and close[0] != word else ""
 

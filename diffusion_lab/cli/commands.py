@@ -148,5 +148,8 @@ COMMANDS = {
 def command_named(name: str) -> Command:
     """The command of this name; raises UserError if there is none."""
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; use one of {', '.join(COMMANDS)}")
+        from diffusion_lab.assembly.sentences import instead  # late: --help needs no Hydra
+
+        names = [*COMMANDS, "study", "options", "help"]
+        raise UserError(f"there is no command {name!r}{instead(name, names)}")
     return COMMANDS[name]

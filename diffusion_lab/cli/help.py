@@ -209,12 +209,14 @@ def require(what: str, name: str, known: Sequence[str]) -> None:
 def help_of(arguments: Sequence[str]) -> str | None:
     """The help that a command line asks for; None if it asks for none."""
     name, *rest = arguments
-    if name == "help" and rest:
-        name, rest = rest[0], ["--help"]
     own = config_dir(rest)
     if name == "options":
         words = [word for word in rest if not word.startswith("-") and word != own]
         return options_help(words, own)
-    if name in COMMANDS and {"-h", "--help"} & set(rest):
-        return command_help(name, COMMANDS[name], own)
+    if {"-h", "--help"} & set(rest):
+        return (
+            command_help(name, COMMANDS[name], own)
+            if name in COMMANDS
+            else options_help([name], own)
+        )
     return None

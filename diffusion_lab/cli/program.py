@@ -58,7 +58,9 @@ def main() -> None:
 
 
 def unread() -> bool:
-    """Whether the reader of standard output has closed it."""
+    """Whether the reader of standard output has closed it, as far as the system can tell."""
+    if not hasattr(select, "poll"):  # on Windows
+        return True
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # poll always reports errors
     return bool(poll.poll(0))
@@ -74,6 +76,8 @@ def execute(arguments: list[str]) -> None:
     if arguments == ["--version"]:
         print(diffusion_lab.__version__)
         return
+    if arguments[0] == "help":
+        arguments = [arguments[1], "--help"]
     name, *rest = arguments
     sys.path.append(os.getcwd())  # for the user's own modules; last, to shadow nothing
     # makes Hydra raise errors instead of printing a trace itself

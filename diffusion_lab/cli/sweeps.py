@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, apart
 from diffusion_lab.cli.ending import say
 from diffusion_lab.cli.job import run
@@ -54,6 +55,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     elif cfg.study_name or on_slurm:
         if on_slurm:
             refuse_queued(jobs)
+        check_composed(name, flags, jobs)
         sweep_record.write(folder, cfg.study_name, jobs)
     try:
         with ExitStack() as stack:
@@ -72,6 +74,16 @@ def sweep(name: str, arguments: list[str]) -> None:
         say(f"  diffusion-lab status {OUTPUTS / (cfg.study_name or '')}")
     elif any(outcome["status"] == FAILED for outcome in sweep_record.outcomes(folder)):
         sys.exit(1)
+
+
+def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
+    """Raises UserError, before anything is written, if a job has no configuration."""
+    for job in jobs:
+        try:
+            first_job(name, flags, job.overrides)
+        except MISTAKES as error:
+            where = f"; the job is {shlex.join(job.overrides)}" if len(jobs) > 1 else ""
+            raise UserError(f"{sentence(error)}{where}") from error
 
 
 def refuse_queued(jobs: Sequence[Job]) -> None:

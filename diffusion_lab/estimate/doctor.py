@@ -6,6 +6,7 @@ arguments by name. Checks and facts are functions of parts, too; those that lack
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -72,6 +73,11 @@ def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError("doctor looks at a run before it is made; leave out resume=...")
     findings, facts = diagnose(budget.with_budget(cfg, overrides))
     show(findings, facts)
+    busy, cores = getattr(os, "getloadavg", lambda: (0.0,))()[0], os.cpu_count() or 1
+    if facts.get("device") == "cpu" and busy > cores:
+        say(
+            f"Now {busy:.0f} processes want {cores} cores: a run takes longer, or sees fewer images"
+        )
     return {"checks": [finding._asdict() for finding in findings], "facts": facts}
 
 

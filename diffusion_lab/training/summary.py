@@ -1,5 +1,6 @@
 """The summary of a run that has ended, and the last lines that the run prints."""
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -123,5 +124,6 @@ def say_result(task: Task) -> None:
         say(f"Samples: {context.latest_grid}")
     say(f"Summary: {context.folder / SUMMARY}")
     if task.pipeline is not None:
-        say(f"Next: diffusion-lab sample run={context.folder}")
-        say(f"      diffusion-lab compare {context.folder} OTHER_RUN")
+        folder = shlex.quote(str(context.folder))
+        say(f"Next: diffusion-lab sample run={folder}")
+        say(f"      diffusion-lab compare {folder} OTHER_RUN")

@@ -5,6 +5,7 @@ everything and reads the data, `fit` works in the run folder.
 """
 
 import errno
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from diffusion_lab.assembly.objects import facts_of_data, read_data
 from diffusion_lab.assembly.sentences import own_places
 from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import TrainingStopped, UserError, say
-from diffusion_lab.common.ranges import PATH, optional, whole
+from diffusion_lab.common.ranges import Range, optional, whole
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import (
@@ -69,7 +70,7 @@ NO_SUCH_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError)
 
 def resume_command(command: str, folder: Path) -> str:
     """The command line that resumes a run."""
-    return f"diffusion-lab {command} resume={folder}"
+    return shlex.join(["diffusion-lab", command, f"resume={folder}"])
 
 
 @contextmanager
@@ -156,8 +157,13 @@ def remedy(command: str, folder: Path | None) -> str:
     return "nothing was saved yet, so start again"
 
 
+NAME = Range(
+    "the name of a folder in outputs",
+    lambda value: isinstance(value, str) and bool(value) and not {"..", "/"} & {*Path(value).parts},
+    "mine",
+)
 ALLOWED = {
-    "name": PATH,
+    "name": NAME,
     **CHOICES,
     **TRAINER,
     "matmul_precision": PRODUCTS,

@@ -54,9 +54,10 @@ def test_macs_are_those_counted_by_hand_and_by_pytorch(module, shapes, expected)
     assert seen_flops(lambda: module(*inputs)) == 2 * expected
 
 
-def test_pytorch_sees_neither_a_recurrence_nor_attention_on_a_cpu():
+def test_pytorch_does_not_see_a_recurrence():
     attention, x = SelfAttention(8, 2), torch.zeros(1, 5, 8)
-    assert seen_flops(lambda: attention(x)) < 2 * macs(attention, x)
+    # on a CPU it sees attention from PyTorch 2.15 on
+    assert seen_flops(lambda: attention(x)) <= 2 * macs(attention, x)
     cfg = composed("train", "name=x", "backbone=mamba2", "backbone.width=32", "backbone.depth=1")
     cost = counted(cfg, ImageFacts((1, 8, 8), Classes.numbered(4)))
     assert cost.seen_flops < 0.99 * cost.flops()

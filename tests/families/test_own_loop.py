@@ -64,7 +64,7 @@ def test_samples_are_fixed_by_their_seed_and_labels():
 
 def test_a_run_that_is_loaded_draws_what_sample_draws(run_folder, lab):
     lab.done("sample", f"run={run_folder}", "num_samples=4", "save=png", "precision=32-true")
-    model = dl.load(run_folder)
+    model = dl.load(run_folder / "checkpoints/last.ckpt")
     drawn = model.sample(4)
     files = sorted((run_folder / "samples").glob("*/*.png"))
     assert len(files) == 4
@@ -88,7 +88,13 @@ def test_wrong_calls_are_refused():
     }.items():
         with refused(name, by=UserError):
             call()
-    with pytest.raises(ValueError, match="8, 8"):
-        model.loss(images[..., :4], labels)
+    for wrong, name in (
+        ((images[..., :4], labels), "8, 8"),
+        ((images, labels + 9), "0 to 9"),
+        ((images, labels.float()), "int64"),
+        ((images.float(), labels), r"\[-1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            model.loss(*wrong)
     with pytest.raises(ValueError, match="uint8"):
         small("augmentation=non_leaky").loss(images / 127.5 - 1)

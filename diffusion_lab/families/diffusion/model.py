@@ -17,9 +17,11 @@ from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.pretrained import local
+from diffusion_lab.runs.search import run_at
 from diffusion_lab.runs.weights import WeightsChoice, load_into, load_weights
 
 BATCH = 100  # samples that are drawn at once
+LARGEST = 2.0  # above 1, as enlarged or noisy images may be; images from 0 to 255 are not meant
 Label = int | str  # a class, by its number or its name
 
 
@@ -41,13 +43,16 @@ class DiffusionModel(nn.Module):
 
         `labels` (B,) int64 are those of the images; without them the model is told none.
         `images_seen` are the training images before these, for losses that change during training.
-        Raises ValueError for images of another shape, or float images of a latent model.
+        Raises ValueError for images of another shape, or float images of a latent model, and on a
+        CPU for other labels or values.
         """
         stage = self.parts.first_stage
         if tuple(images.shape[1:]) != stage.image_shape:
             raise ValueError(
                 f"images are {tuple(images.shape[1:])}, but the model is for {stage.image_shape}"
             )
+        if images.device.type == "cpu":  # elsewhere a look at values would wait
+            self.check(images, labels)
         augmented = None
         if not images.is_floating_point():
             images, augmented = augment(self.parts.augmentation, images)
@@ -58,6 +63,15 @@ class DiffusionModel(nn.Module):
             raise ValueError("images must be uint8: they are augmented or encoded")
         given = Given(labels, augmentation=augmented)
         return self.objective(self.denoiser, x0, given, images_seen=images_seen).minimised.mean()
+
+    def check(self, images: Tensor, labels: Tensor | None) -> None:
+        """Raises ValueError for float images far outside of [-1, 1], and for unknown classes."""
+        if images.is_floating_point() and images.abs().max() > LARGEST:
+            raise ValueError("float images must be in [-1, 1]; write images / 127.5 - 1")
+        if labels is None or not self.kind.classes:
+            return
+        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.kind.classes:
+            raise ValueError(f"labels must be int64 from 0 to {self.kind.classes - 1}")
 
     def sample(
         self,
@@ -127,7 +141,7 @@ def load(run: str | Path, average: str | None = None) -> DiffusionModel:
     `run` may be pretrained:NAME, too. `average` names another average of the weights. Raises
     UserError.
     """
-    run = local(str(run))
+    run = str(run_at(Path(local(str(run)))))
     saved = load_diffusion_config(run)
     data = build_images(saved)
     model = DiffusionModel(saved, build_model(saved, data.image_shape, data.labels), data.labels)

@@ -218,17 +218,20 @@ def loss_of(trainer: lightning.Trainer, outputs: dict[str, torch.Tensor]) -> flo
     return float(outputs["loss"]) * trainer.accumulate_grad_batches
 
 
-def left_of(trainer: lightning.Trainer, steps: int, seconds: float) -> str:
-    """The time that is left after so many steps in `seconds`; a time limit may be nearer."""
+def left_of(trainer: lightning.Trainer, steps: int, seconds: float) -> float:
+    """The seconds that are left after so many steps in `seconds`; a time limit may be nearer."""
     timers = (each for each in trainer.callbacks if isinstance(each, Timer))  # type: ignore[attr-defined]
     limits = [left for each in timers if (left := each.time_remaining()) is not None]
     if trainer.max_steps > 0 and steps:
         limits.append((trainer.max_steps - trainer.global_step) * seconds / steps)
-    return duration(max(0.0, min(limits))) if limits else "?"
+    return max(0.0, min(limits, default=math.inf))
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, without the epoch: a run here is a number of steps, or a time."""
+    """Lightning's bar, without the epoch: a run here is a number of steps, or a time.
+
+    Its total is the number of steps that are likely before the nearer of both ends the run.
+    """
 
     _read, _loss = -math.inf, math.nan  # when a loss was read, and what it was
     _began = 0, 0.0  # the step and the time at which this training began
@@ -240,6 +243,12 @@ class ProgressBar(RichProgressBar):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self._read > SECONDS_BETWEEN_LOSSES:
             self._read, self._loss = time.monotonic(), loss_of(trainer, outputs)
+        steps, seconds = trainer.global_step - self._began[0], time.monotonic() - self._began[1]
+        left = left_of(trainer, steps, seconds)
+        bar = self.train_progress_bar_id
+        if self.progress is not None and bar is not None and steps and left < math.inf:
+            more = math.ceil(left / seconds * steps) * trainer.accumulate_grad_batches
+            self.progress.update(bar, total=batch_idx + 1 + more)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -248,9 +257,7 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer, pl_module) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        seconds = time.monotonic() - self._began[1]
-        left = left_of(trainer, trainer.global_step - self._began[0], seconds)
-        return {"left": left, "train/loss": self._loss} | metrics
+        return {"train/loss": self._loss} | metrics
 
 
 class ProgressLines(Callback):
@@ -269,9 +276,10 @@ class ProgressLines(Callback):
         if stepped(trainer, batch_idx) and now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now
             steps, seconds = trainer.global_step - self._first, now - self._started
+            left = left_of(trainer, steps, seconds)
             say(
                 f"step {trainer.global_step}/{trainer.max_steps}  {duration(seconds)}, "
-                f"{left_of(trainer, steps, seconds)} left  "
+                f"{duration(left) if left < math.inf else '?'} left  "
                 f"{steps * pl_module.batch_size / seconds:.0f} images/s  "
                 f"loss {loss_of(trainer, outputs):.4f}"
             )
