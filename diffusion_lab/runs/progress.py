@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -169,10 +170,16 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
+SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+LIMIT = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")  # such as 5min; else DD:HH:MM:SS
+
+
 def seconds_in(limit: str | dict[str, float]) -> float:
-    """The seconds of a time limit, DD:HH:MM:SS or numbers by their units, as Lightning reads it."""
-    units = ("days", "hours", "minutes", "seconds")
+    """The seconds of a time limit: 5min, DD:HH:MM:SS, or numbers by units, as timedelta's."""
+    if isinstance(limit, str) and (short := LIMIT.fullmatch(limit)):
+        return float(short[1]) * SECONDS[short[2]]
     if isinstance(limit, str):
+        units = ("days", "hours", "minutes", "seconds")
         limit = dict(zip(units, map(float, limit.split(":")), strict=True))
     return timedelta(**limit).total_seconds()
 

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import lightning
@@ -21,6 +22,7 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.compute.sharding import DDP
+from diffusion_lab.runs.progress import LIMIT, seconds_in
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
 from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
 from diffusion_lab.training.module import VOTES
@@ -28,11 +30,12 @@ from diffusion_lab.training.module import VOTES
 TRAINER = {
     "trainer.max_steps": whole(1),
     "trainer.max_time": Range(
-        "DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
+        "a time such as 5min or 2h, DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
         lambda value: (
             value is None
             or isinstance(value, DictConfig)
             or (isinstance(value, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)))
+            or (isinstance(value, str) and bool(LIMIT.fullmatch(value)))
         ),
     ),
     "trainer.log_every_n_steps": whole(1),
@@ -113,7 +116,7 @@ def build_trainer(
     try:
         with quiet_lightning(), errors_at(cfg, "trainer"):
             if limit := cfg.trainer.max_time:  # Lightning would make a timer of its own
-                timer = TimeLimit(limit if isinstance(limit, str) else {**limit})
+                timer = TimeLimit(timedelta(seconds=seconds_in(limit)))
                 defaults |= {"max_time": None, "callbacks": [*defaults["callbacks"], timer]}
             trainer = instantiate(cfg, "trainer", **(defaults | instead))
     except MisconfigurationException as error:
@@ -159,7 +162,7 @@ def check_followed(cfg: DictConfig) -> None:
 
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:
     """The steps that `trainer.max_time` allows of a run whose `steps` would take `seconds`."""
-    limit = Timer(max_time).time_remaining() if max_time else None
+    limit = seconds_in(max_time) if max_time else None
     if limit is None or seconds <= limit:
         return steps
     return max(1, int(steps * limit / seconds))

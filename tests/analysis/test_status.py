@@ -100,6 +100,8 @@ def test_the_state_of_a_run_is_read_from_its_folder(lab, states):
         ("00:00:01:50", None, 110 - 100),
         ("00:00:01:00", None, 0),
         ({"minutes": 1}, None, 0),
+        ("110 s", None, 110 - 100),
+        ("0.05h", 200, 100 * 64 / 400),
     ],
 )
 def test_steps_speed_and_what_is_left_follow_from_the_last_rows(shown, limit, max_steps, left):

@@ -79,6 +79,7 @@ def test_wrong_calls_are_refused():
     for call, name in {
         lambda: dl.build("backbone=dut", image_shape=SHAPE): "dit",
         lambda: dl.build("backbone.widht=8", image_shape=SHAPE): "width",
+        lambda: dl.build("backbone=dit", image_shape=28): "channels, height, width",
         lambda: model.sample(2, labels=10): "9",
         lambda: model.sample(2, labels=[1]): "1 labels",
         lambda: model.sample(0): "count",

@@ -130,6 +130,8 @@ def build(
 
         build("backbone=dit", "backbone.width=64", image_shape=(1, 28, 28), num_classes=10)
     """
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+        raise UserError(f"image_shape={image_shape} must be (channels, height, width)")
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
     cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
     return DiffusionModel(cfg, build_model(cfg, image_shape, labels), labels)
