@@ -213,10 +213,8 @@ def help_of(arguments: Sequence[str]) -> str | None:
     if name == "options":
         words = [word for word in rest if not word.startswith("-") and word != own]
         return options_help(words, own)
-    if {"-h", "--help"} & set(rest):
-        return (
-            command_help(name, COMMANDS[name], own)
-            if name in COMMANDS
-            else options_help([name], own)
-        )
-    return None
+    if not {"-h", "--help"} & set(rest):
+        return None
+    if name in COMMANDS:
+        return command_help(name, COMMANDS[name], own)
+    return options_help([name], own)

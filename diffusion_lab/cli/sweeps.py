@@ -77,13 +77,15 @@ def sweep(name: str, arguments: list[str]) -> None:
 
 
 def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
-    """Raises UserError, before anything is written, if a job has no configuration."""
-    for job in jobs:
+    """Raises UserError, before anything is written, if a job after the first has no configuration.
+
+    That of the first is composed before the jobs are known.
+    """
+    for job in jobs[1:]:
         try:
             first_job(name, flags, job.overrides)
         except MISTAKES as error:
-            where = f"; the job is {shlex.join(job.overrides)}" if len(jobs) > 1 else ""
-            raise UserError(f"{sentence(error)}{where}") from error
+            raise UserError(f"{sentence(error)}; the job is {shlex.join(job.overrides)}") from error
 
 
 def refuse_queued(jobs: Sequence[Job]) -> None:

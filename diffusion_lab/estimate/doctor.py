@@ -214,7 +214,7 @@ def timed(
         raise Unknown
     micro, cfg = layout.micro_batch, cfg.copy()
     if device.type == "cpu":
-        micro = max(1, min(micro, LARGE_STEP // counts.macs))
+        micro = max(1, min(micro, LARGE_STEP // max(1, counts.macs)))
     cfg.batch_size = micro
     say(f"Timing a step of {micro:,} images; speed=false leaves that out")
     bench = Bench(cfg, facts, device, precision)

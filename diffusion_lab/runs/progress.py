@@ -171,12 +171,13 @@ def _changed(path: Path) -> float:
 
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-LIMIT = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")  # such as 5min; else DD:HH:MM:SS
+SHORT = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)")  # such as 5min
+LIMIT = re.compile(rf"{SHORT.pattern}|\d+:\d\d:\d\d:\d\d")  # or DD:HH:MM:SS
 
 
 def seconds_in(limit: str | dict[str, float]) -> float:
     """The seconds of a time limit: 5min, DD:HH:MM:SS, or numbers by units, as timedelta's."""
-    if isinstance(limit, str) and (short := LIMIT.fullmatch(limit)):
+    if isinstance(limit, str) and (short := SHORT.fullmatch(limit)):
         return float(short[1]) * SECONDS[short[2]]
     if isinstance(limit, str):
         units = ("days", "hours", "minutes", "seconds")

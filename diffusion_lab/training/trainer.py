@@ -1,7 +1,6 @@
 """Lightning's Trainer as every run configures it."""
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -34,7 +33,6 @@ TRAINER = {
         lambda value: (
             value is None
             or isinstance(value, DictConfig)
-            or (isinstance(value, str) and bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value)))
             or (isinstance(value, str) and bool(LIMIT.fullmatch(value)))
         ),
     ),

@@ -243,13 +243,15 @@ class ProgressBar(RichProgressBar):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if time.monotonic() - self._read > SECONDS_BETWEEN_LOSSES:
             self._read, self._loss = time.monotonic(), loss_of(trainer, outputs)
+            self._set_total(trainer, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _set_total(self, trainer: lightning.Trainer, batch_idx: int) -> None:
         steps, seconds = trainer.global_step - self._began[0], time.monotonic() - self._began[1]
-        left = left_of(trainer, steps, seconds)
-        bar = self.train_progress_bar_id
+        left, bar = left_of(trainer, steps, seconds), self.train_progress_bar_id
         if self.progress is not None and bar is not None and steps and left < math.inf:
             more = math.ceil(left / seconds * steps) * trainer.accumulate_grad_batches
             self.progress.update(bar, total=batch_idx + 1 + more)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"
