@@ -54,7 +54,8 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def check_heads(width: int, heads: int) -> None:
     """Raises ValueError where heads do not divide the width."""
     if width % heads:
-        raise ValueError(f"heads={heads} must divide width={width}")
+        best = next(fewer for fewer in range(min(heads, width), 0, -1) if width % fewer == 0)
+        raise ValueError(f"heads={heads} must divide width={width}, as {best} does")
 
 
 class SelfAttention(nn.Module):

@@ -1,13 +1,16 @@
 """Sweeps of training runs: each job writes its outcome to a file, and the sweep reports them."""
 
 import os
+import re
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 
 from diffusion_lab.assembly.sentences import MISTAKES, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, apart
@@ -29,7 +32,7 @@ from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
 
-SHOWN = 5  # runs with the lowest FID
+SHOWN = 5  # arms with the lowest FID
 
 
 def sweep(name: str, arguments: list[str]) -> None:
@@ -135,17 +138,18 @@ def report(sweep: Path, command: list[str]) -> None:
 
 
 def say_best(outcomes: Sequence[dict]) -> None:
-    """Prints the runs of a study with the lowest FID, and how to compare all of its runs."""
+    """Prints a study's arms with the lowest mean FID over seeds, and how to compare its runs."""
     given = (each.partition("run_dir=")[2] for o in outcomes for each in o["overrides"])
     known = {Path(place): load_summary(place) for place in given if place}
     finished = {folder: summary.metrics for folder, summary in known.items() if summary.finished}
-    found = [
-        (value, folder)
-        for folder, values in finished.items()
-        for name, value in values.items()
-        if name.startswith("fid/")
-    ]
-    for value, folder in sorted(found)[:SHOWN]:
-        say(f"  FID {value:.4g}  {folder}")
+    arms = defaultdict(list)
+    for folder, values in finished.items():
+        arm = folder.with_name(re.sub(r"seed-\d+", "seed-*", folder.name))
+        fids = [value for name, value in values.items() if name.startswith("fid/")]
+        arms[arm] += fids[:1]  # those of a second extractor are other quantities
+    found = sorted((fmean(values), len(values), arm) for arm, values in arms.items() if values)
+    for value, runs, arm in found[:SHOWN]:
+        mean = f", mean of {runs} seeds" if runs > 1 else ""
+        say(f"  FID {value:.4g}{mean}  {arm}")
     if len(finished) > 1:
         say(f"Next: diffusion-lab compare {next(iter(finished)).parent}")

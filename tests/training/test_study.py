@@ -461,15 +461,18 @@ def test_a_run_that_another_process_trains_is_left_to_it(lab, tmp_path, finished
     assert not (tmp_path / "outputs/mine/.abandoned").exists()
 
 
-def test_a_sweep_ends_with_its_best_runs_and_how_to_compare_them(tmp_path, capsys):
-    for name, fid, finished in (("a", 30.0, True), ("b", 20.0, True), ("c", 10.0, False)):
-        summary = Summary(finished=finished, metrics={"fid/x/train1k-1k": fid, "kid/x/1k": 0.1})
+def test_a_sweep_ends_with_its_best_arms_and_how_to_compare_them(tmp_path, capsys):
+    fids = {"a_seed-0": 30.0, "a_seed-1": 20.0, "b_seed-0": 24.0, "c_seed-0": 10.0}
+    for name, fid in fids.items():
+        metrics = {"fid/x/train1k-1k": fid, "fid/y/train1k-1k": 1.0, "kid/x/1k": 0.1}
         (tmp_path / name).mkdir()
-        write_summary(tmp_path / name, summary)
-    say_best([{"overrides": ["seed=0", f"run_dir={tmp_path / name}"]} for name in "abc"])
+        write_summary(tmp_path / name, Summary(finished=name != "c_seed-0", metrics=metrics))
+    say_best([{"overrides": ["seed=0", f"run_dir={tmp_path / name}"]} for name in fids])
     *best, following = capsys.readouterr().err.splitlines()
-    assert [line.split()[1:] for line in best] == [
-        ["20", str(tmp_path / "b")],
-        ["30", str(tmp_path / "a")],
+    shown = [line.replace(",", "").split() for line in best]
+    assert [(line[1], line[-1]) for line in shown] == [
+        ("24", str(tmp_path / "b_seed-*")),
+        ("25", str(tmp_path / "a_seed-*")),
     ]
+    assert "2" in shown[1]  # seeds
     assert following.endswith(f"diffusion-lab compare {tmp_path}")
