@@ -57,9 +57,10 @@ class CopySpaces:
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
-        """The training images (N, D) by space; their features are computed once and cached."""
+        """The training images (N, D) by space, on a GPU if there is one; computed once."""
         views = replace(self, mirrored=False).views(self.training, "training")
-        return {name: own for name, (own,) in views.items()}
+        device = self.metrics.extractor.compares_on
+        return {name: own.to(device) for name, (own,) in views.items()}
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
         """The views (n, D) of images, uint8 (n, C, H, W), by space; cached as `stored_as`."""

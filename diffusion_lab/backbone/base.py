@@ -73,6 +73,17 @@ def layers_of(backbone: nn.Module) -> list[nn.Module]:
     return [layer for layer in layers if isinstance(layer, nn.Module)]
 
 
+def compile_network(network: nn.Module, mode: str | None, dynamic: bool | None = None) -> None:
+    """Compiles a network in place, in a mode of torch.compile, or None for its default.
+
+    With `layers`, each layer is compiled by itself: equal ones share a graph, so that a deep
+    network is compiled in a fraction of the time. A network that names none is compiled whole.
+    """
+    parts = layers_of(network) if mode == "layers" else []
+    for part in parts or [network]:
+        part.compile(dynamic=dynamic, mode=None if mode == "layers" else mode)
+
+
 def ends_of(backbone: nn.Module) -> list[nn.Module]:
     """The first and the last layer of a backbone; none if it names none."""
     return list(getattr(backbone, "ends", ()))

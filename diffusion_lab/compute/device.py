@@ -11,8 +11,8 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import AUTO, Range, one_of, optional
 from diffusion_lab.compute.started import in_launched_process, local_rank
 
-# of torch.compile, besides its default
-MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# of torch.compile, besides its default; `layers` compiles each of a network's layers by itself
+MODES = ("layers", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 COMPILE = Range(
     f"auto, true, false, {', '.join(MODES[:-1])} or {MODES[-1]}",
     lambda value: AUTO.allows(value) or value in MODES,
@@ -122,7 +122,7 @@ def pays(choice: bool | str, device: torch.device) -> bool:
 
 
 def mode_of(choice: bool | str) -> str | None:
-    """The mode of torch.compile that a choice names; None for its default."""
+    """The mode of compilation that a choice names; None for torch.compile's default."""
     return choice if isinstance(choice, str) and choice in MODES else None
 
 

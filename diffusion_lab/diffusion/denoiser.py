@@ -58,13 +58,18 @@ class TargetEmbedding(nn.Module):
         return self.last(nn.functional.silu(self.first(told)))
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether torch.compile has compiled a network, or its layers."""
+    return any(part._compiled_call_impl for part in (network, *getattr(network, "layers", ())[:1]))
+
+
 def in_few_graphs(network: nn.Module, x: Tensor, noise: Tensor, condition: Any) -> Tensor:
     """The answer of a network, for which torch.compile makes one graph a gradient and one without.
 
     A graph is for tensors of one kind, of inference mode or not, and for batches of one size or of
     any: validation, samples and their last batches would have a graph each.
     """
-    if torch.is_grad_enabled() or network._compiled_call_impl is None:
+    if torch.is_grad_enabled() or not is_compiled(network):
         return network(x, noise, condition)
     with torch.inference_mode(False), torch.no_grad():
         tensors = {key: value for key, value in vars(condition).items() if value is not None}
@@ -168,8 +173,8 @@ class Denoiser(nn.Module):
         output = in_few_graphs(self.backbone, x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         # a copy: the next call of a compiled network may write to the memory of its answers
-        compiled = self.backbone._compiled_call_impl is not None
-        return output.to(torch.promote_types(x.dtype, torch.float32), copy=compiled)
+        copy = is_compiled(self.backbone)
+        return output.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
 
     def score(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Tensor:
         """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.

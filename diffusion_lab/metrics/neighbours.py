@@ -57,7 +57,7 @@ class Neighbours:
         distances, index = nearest_view(generated, training, 2)
         count = len(sides[0])
         found = [
-            nearest_view(generated, features[side], 1)
+            nearest_view(generated, features[side].to(training.device), 1)
             for features, side in zip((training, test[0]), sides, strict=True)
         ]
         pair = (found[0][0][:, 0], found[1][0][:, 0])
@@ -134,11 +134,13 @@ def equal_sides(training: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_view(views: Sequence[Tensor], others: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Calls `nearest` for views (n, D) of the same images; keeps each image's nearest view.
 
-    All ranks call it together; each takes its share of the images, and returns all.
+    They are compared on the device of `others`, and returned on the CPU. All ranks call it
+    together; each takes its share of the images, and returns all.
     """
     mine = shard(len(views[0]), *rank_and_world())
-    found = [nearest(view[mine], others, count) for view in views]
-    values, index = (torch.stack(part) for part in zip(*found, strict=True))  # (views, n, count)
+    found = [nearest(view[mine].to(others.device), others, count) for view in views]
+    # (views, n, count)
+    values, index = (torch.stack(part).cpu() for part in zip(*found, strict=True))
     best = values[:, :, 0].argmin(0)
     images = torch.arange(len(best))
     return gather_shards([values[best, images]]), gather_shards([index[best, images]])

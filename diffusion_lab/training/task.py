@@ -70,7 +70,7 @@ class Task(ABC):
     def compile(self, mode: str | None) -> None:
         """Compiles the costly modules in place, so that checkpoints keep their keys.
 
-        `mode` is that of torch.compile, None for its default.
+        `mode` is as in `compile_network`.
         """
 
     def check_validation(self, cfg: DictConfig) -> None:

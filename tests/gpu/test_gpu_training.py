@@ -125,20 +125,25 @@ def test_layouts_train_alike(lab):
 
 def test_samples_and_figures_are_those_of_a_cpu(lab, tmp_path):
     trained(lab, "run", *UNET, "logger=none", "trainer.precision=32-true")
-    drawn, figures = [], []
+    drawn, figures, near = [], [], []
     for device in ("cpu", DEVICE):
         common = ["run=run", f"device={device}", "precision=32-true", "json=true"]
         asked = ["num_samples=4", "save=npz", f"output={tmp_path / device}"]
-        for command in (["sample", *common, *asked], ["evaluate", *common]):
-            code, out, err = lab(*command)
+        copies = ["num_samples=4", "control_images=5", f"output={tmp_path / device}"]
+        commands = (["sample", *asked], ["evaluate"], ["memorization", *copies])
+        for command, *own in commands:
+            code, out, err = lab(command, *common, *own)
             assert code == 0, err
             result = json.loads(out.splitlines()[-1])
-            if command[0] == "sample":
+            if command == "sample":
                 drawn.append(np.load(result["array"])["images"].astype(float))
-            else:
+            elif command == "evaluate":
                 figures.append(result)
+            else:
+                near.append(result["neighbours"]["pixels"]["distance_ratio"])
     assert abs(drawn[0] - drawn[1]).mean() < 0.5  # grey levels
     assert figures[0] == pytest.approx(figures[1], rel=0.01)
+    assert near[0] == pytest.approx(near[1], rel=0.01)
 
 
 def test_noise_that_is_drawn_ahead_is_that_of_a_cpu(monkeypatch):

@@ -16,6 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.assembly.parameter_groups import inner_matrices
+from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.common.images import to_float, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.compute.batch import BatchLayout
@@ -168,7 +169,7 @@ class AutoencoderTask(Task):
     def compile(self, mode: str | None) -> None:
         for part in (self.module.autoencoder.encoder, self.module.autoencoder.decoder):
             # Inductor fails on channels last with dynamic sizes
-            part.compile(dynamic=False, mode=mode)
+            compile_network(part, mode, dynamic=False)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         if self.metrics is not None and self.metrics.reference == "validation":

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
+from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
@@ -90,7 +91,7 @@ class AutoregressiveTask(Task):
 
     def compile(self, mode: str | None) -> None:
         for block in self.module.model.layers:
-            block.compile(mode=mode)
+            compile_network(block, mode)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         self.module.model.conditioning.labels.learn(self.datamodule.train_labels())

@@ -18,7 +18,7 @@ from diffusion_lab.assembly.model import (
 )
 from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.backbone import Energy
-from diffusion_lab.backbone.base import renormalise
+from diffusion_lab.backbone.base import compile_network, renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
@@ -51,7 +51,7 @@ class DiffusionTask(Task):
         # compile=auto on a GPU: compiled networks have no derivatives but a single gradient
         backbone = self.module.denoiser.backbone
         if not (self.module.objective.loss.forward_mode or isinstance(backbone, Energy)):
-            backbone.compile(mode=mode)
+            compile_network(backbone, mode)
 
     def advice(self) -> list[str]:
         denoiser, objective = self.module.denoiser, self.module.objective

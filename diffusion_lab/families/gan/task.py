@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
+from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
@@ -101,7 +102,7 @@ class GANTask(Task):
     def compile(self, mode: str | None) -> None:
         # the discriminator's gradients have gradients of their own, which compiled code has not;
         # Inductor fails on channels last with dynamic sizes
-        self.module.model.compile(dynamic=False, mode=mode)
+        compile_network(self.module.model, mode, dynamic=False)
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         for network in (self.module.model, self.module.objective.discriminator):
