@@ -24,7 +24,7 @@ from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_o
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.runs import averages, snapshots
+from diffusion_lab.runs import averages, weights
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.opened import load_trained_config, move_data
@@ -129,11 +129,11 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
 def chosen(
     run: Path, asked: int | None
-) -> tuple[int, int, dict[int, Callable[[], snapshots.Tensors]]]:
+) -> tuple[int, int, dict[int, Callable[[], weights.Tensors]]]:
     """The step asked for, or the last one; the last one; and the snapshots up to the step."""
     if (run / EXPORTED).is_file():
         raise UserError(f"{run} is an export, which has no snapshots; give the run that it is of")
-    last, found = snapshots.of_run(run)
+    last, found = weights.snapshots_of(run)
     if not found:
         raise UserError(
             f"{run} has no snapshots to make an average of; train a run with "
@@ -150,10 +150,10 @@ def chosen(
 
 
 def reconstruct(
-    found: Mapping[int, Callable[[], snapshots.Tensors]], step: int, lengths: Sequence[float]
-) -> dict[float, tuple[snapshots.Tensors, float]]:
+    found: Mapping[int, Callable[[], weights.Tensors]], step: int, lengths: Sequence[float]
+) -> dict[float, tuple[weights.Tensors, float]]:
     """The averages of these lengths at a step of `found`, and the error of their profiles."""
-    known = [gamma_of(length) for length in snapshots.LENGTHS]
+    known = [gamma_of(length) for length in weights.LENGTHS]
     times = [float(other) for other in found for _ in known]
     fits = {
         length: coefficients(times, known * len(found), step, gamma_of(length))
@@ -164,10 +164,10 @@ def reconstruct(
     for place, other in enumerate(track(list(found), "Reading snapshots")):
         for key, value in found[other]().items():
             part, _, name = key.partition("/")
-            if part == snapshots.BUFFERS:
+            if part == weights.BUFFERS:
                 buffers[name] = value  # those of the last snapshot stay
                 continue
-            row = place * len(known) + snapshots.LENGTHS.index(float(part))
+            row = place * len(known) + weights.LENGTHS.index(float(part))
             for length, (factors, _) in fits.items():
                 total = sums[length].setdefault(name, torch.zeros(value.shape))
                 total.add_(value.float(), alpha=factors[row].item())

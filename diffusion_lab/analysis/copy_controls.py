@@ -19,8 +19,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import gather_shards, own_batches
+from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import ImageData, Split
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule

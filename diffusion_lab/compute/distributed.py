@@ -1,17 +1,21 @@
-"""Shares work over ranks by sample id, and collects the results."""
+"""Shares work over ranks by sample id, collects the results, and keeps some of them on disk."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common import hashing
+from diffusion_lab.common.files import replacing
+from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import started
 
 Value = TypeVar("Value")
@@ -138,3 +142,41 @@ def first_to_fail() -> bool:
         return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
     except RuntimeError:  # the store has ended with the rank that kept it
         return False
+
+
+CACHE_VERSION = 2  # increased when the same key comes to mean other values
+
+
+def cached(
+    folder: str | Path, name: str, key: dict, compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Returns the tensors of `compute`, from `folder` if they are there; the same on every rank.
+
+    `key` (plain values) names everything that the tensors depend on; `name` is for people who look
+    into the folder. All ranks call this, and `compute`, together. A damaged file is replaced.
+    """
+    content = json.dumps({"version": CACHE_VERSION} | key, sort_keys=True)
+    path = Path(folder) / f"{name}-{hashing.of_text(content)[:16]}.pt"
+    found = on_rank_zero(
+        lambda: _read_cached(path)
+    )  # other nodes may not see the first node's disk
+    if found is not None:
+        return found
+    tensors = compute()
+    if rank_and_world()[0] == 0:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                torch.save({"tensors": tensors, "sha256": hashing.of_tensors(tensors)}, file)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's for a full disk
+            say(f"{path} could not be written, so it will be computed again next time: {error}")
+    return tensors
+
+
+def _read_cached(path: Path) -> dict[str, Tensor] | None:
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        # torch.load does not notice bytes that changed inside a tensor
+        return kept["tensors"] if kept["sha256"] == hashing.of_tensors(kept["tensors"]) else None
+    except Exception:  # torch.load may raise anything on a damaged file
+        return None

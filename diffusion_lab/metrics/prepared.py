@@ -8,8 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.distributed import cached, on_rank_zero
 from diffusion_lab.data import ImageData, Split
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.messages import say
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.distributed import cached, on_rank_zero
 from diffusion_lab.data import Split
 from diffusion_lab.data.rows import LabelledRows
 from diffusion_lab.metrics.distances import FeatureSet, Moments

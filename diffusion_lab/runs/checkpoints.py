@@ -2,7 +2,9 @@
 
 A checkpoint is a torch zip file of tensors and plain data. Damage is found by the checksums of the
 zip file, which torch itself does not verify. The tensors of one in shards are in a folder beside
-the file, which names it, and are found damaged if a file of theirs has another size.
+the file, which names it, and are found damaged if a file of theirs has another size. They are files
+of torch.distributed.checkpoint, of which each rank writes and reads its share: whatever number of
+ranks reads a sharded tensor puts it together, and one that is the same on all is written once.
 """
 
 import errno
@@ -10,13 +12,20 @@ import itertools
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.utils._pytree import keystr, tree_map_with_path
 
 from diffusion_lab.common.files import (
     UNFINISHED,
@@ -27,7 +36,6 @@ from diffusion_lab.common.files import (
     write_json,
 )
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.compute import shards
 from diffusion_lab.runs.files import LAST, PREVIOUS
 
 FOLDER = LAST.parent  # inside the run folder
@@ -36,7 +44,7 @@ DAMAGED = FOLDER / "damaged.ckpt"
 # weights if those are an average (a key of Lightning's), and all averages by name
 TRAINED, AVERAGES = "current_model_state", "averages"
 SHARDS = "shards"  # the folder of a checkpoint's tensors and its files' sizes, and its name's begin
-SNAPSHOT = "snapshot"  # and the snapshot of its step (runs/snapshots.py)
+SNAPSHOT = "snapshot"  # and the snapshot of its step (runs/weights.py)
 LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
 
 
@@ -57,12 +65,6 @@ def save(checkpoint: dict, path: Path) -> None:
             except OSError:  # the file system has no hard links
                 link = path
             os.replace(link, previous)
-
-
-def shards_of(checkpoint: dict, folder: Path) -> dict:
-    """A checkpoint whose tensors were written to a folder and have words in their places."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return checkpoint | {SHARDS: {"folder": folder.name, "sizes": sizes}}
 
 
 def new_shards(run: Path, step: int) -> Path:
@@ -92,7 +94,7 @@ def read(path: Path, mesh: DeviceMesh | None = None) -> dict:
     """Reads a checkpoint, with whole tensors, or with this rank's rows over a mesh if in shards."""
     content = _content(path)
     if found := content.pop(SHARDS, None):
-        return shards.put_together(content, shards.read(path.parent / found["folder"], mesh))
+        return put_together(content, read_shards(path.parent / found["folder"], mesh))
     return content
 
 
@@ -202,6 +204,69 @@ def resume_from(run: Path) -> Path:
     for folder in run.glob("*/"):
         remove_unfinished(folder, "step_*")  # training's; other commands may be writing
     return intact
+
+
+PLACE = "tensor at "  # begins the words that are in a tree in place of a tensor
+SHARED = "shared "  # begins the place of one of which each rank had some rows
+
+
+def take_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A tree with words in place of its tensors, and the tensors by their places.
+
+    A tensor that is in several places is kept once.
+    """
+    tensors: dict[str, Tensor] = {}
+    keys: dict[int, str] = {}  # by the id of a tensor
+
+    def word(path: Any, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        key = keys.setdefault(
+            id(value), f"{SHARED if isinstance(value, DTensor) else ''}{keystr(path)}"
+        )
+        tensors[key] = value
+        return f"{PLACE}{key}"
+
+    return tree_map_with_path(word, tree), tensors
+
+
+def put_together(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree that `take_apart` took apart."""
+
+    def tensor(path: Any, value: Any) -> Any:
+        placed = isinstance(value, str) and value.startswith(PLACE)
+        return tensors[value.removeprefix(PLACE)] if placed else value
+
+    return tree_map_with_path(tensor, tree)
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors into a folder; all ranks call this together.
+
+    Raises an OSError, or on all ranks a CheckpointException, for example if the disk is full.
+    """
+    with warnings.catch_warnings(action="ignore"):  # of a single process
+        dcp.save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+
+def read_shards(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Tensor]:
+    """Reads the tensors of a folder, whole and on the CPU.
+
+    With a mesh, of those that were sharded it reads this rank's rows; all ranks call it together.
+    """
+    known = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+
+    def room(key: str, found: TensorStorageMetadata) -> Tensor:
+        if mesh is None or not key.startswith(SHARED):
+            return torch.empty(found.size, dtype=found.properties.dtype)
+        return zeros(
+            *found.size, dtype=found.properties.dtype, device_mesh=mesh, placements=[Shard(0)]
+        )
+
+    tensors = {key: room(key, each) for key, each in known.items()}  # type: ignore[arg-type]
+    with warnings.catch_warnings(action="ignore"):  # of a single process
+        dcp.load(tensors, checkpoint_id=folder, no_dist=mesh is None)
+    return tensors
 
 
 FILES, RANKED = "step_*.ckpt", FOLDER / "best.json"

@@ -1,12 +1,22 @@
-"""The weights of a trained denoiser: in the checkpoint of a run, or exported from it."""
+"""The weights of a trained denoiser: in the checkpoint of a run, exported from it, in snapshots.
 
+A snapshot, snapshots/step_*.safetensors in the run folder, has averages of LENGTHS
+(diffusion/power_average.py), of which any other average is made after training, as
+"<length>/<name>", by the names of the network's parameters, and the network's other tensors as
+"buffers/<name>". A checkpoint holds that of its step.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs import averages, checkpoints, migrate
 from diffusion_lab.runs.averages import NO_AVERAGE
@@ -16,6 +26,11 @@ from diffusion_lab.runs.current import EXPORTED
 # start the names of the weights of the network that draws, in a checkpoint: of a denoiser, or of a
 # model of another family
 PREFIX, OTHER = "denoiser.", "model."
+SNAPSHOTS = "snapshots"  # the folder inside the run folder
+LENGTHS = (0.05, 0.1)  # sigma_rel of the averages in a snapshot, as in arXiv:2312.02696
+BUFFERS = "buffers"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class WeightsChoice:
     checkpoint: Path | None = None
 
 
-def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_weights(choice: WeightsChoice) -> tuple[Tensors, dict[str, str]]:
     """Loads the weights of the network that draws; returns them and the facts of their export.
 
     Raises UserError if there is no such average, or if the weights are missing or damaged.
@@ -68,7 +83,7 @@ def load_weights(choice: WeightsChoice) -> tuple[dict[str, Tensor], dict[str, st
     return weights, facts
 
 
-def load_into(network: nn.Module, state: dict[str, Tensor], folder: str | Path) -> None:
+def load_into(network: nn.Module, state: Tensors, folder: str | Path) -> None:
     """Gives a network the weights of the run `folder`; raises UserError if they do not fit."""
     try:
         network.load_state_dict(state)
@@ -78,7 +93,7 @@ def load_into(network: nn.Module, state: dict[str, Tensor], folder: str | Path) 
         ) from error
 
 
-def read(path: Path, remedy: str) -> dict[str, Tensor]:
+def read(path: Path, remedy: str) -> Tensors:
     """Reads a file of weights; if it is damaged, raises UserError, which ends with `remedy`."""
     try:
         found = safetensors.torch.load_file(path)
@@ -91,3 +106,50 @@ def facts_of(folder: str | Path) -> dict[str, str]:
     """The facts that an export or an import keeps beside its weights."""
     with safe_open(Path(folder) / EXPORTED, "pt") as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != "format"}
+
+
+def save_snapshot(run: Path, step: int, tensors: Tensors, dtype: str) -> None:
+    """Writes the snapshot of a step, whole or not at all; averages are stored as `dtype`.
+
+    Raises OSError, for example if the disk is full.
+    """
+    stored = {
+        name: (value if name.startswith(f"{BUFFERS}/") else value.to(DTYPES[dtype])).cpu()
+        for name, value in tensors.items()
+    }
+    contiguous = {name: value.contiguous() for name, value in stored.items()}
+    (run / SNAPSHOTS).mkdir(exist_ok=True)
+    path = run / SNAPSHOTS / f"step_{step:07d}.safetensors"
+    write_atomically(path, safetensors.torch.save(contiguous))
+
+
+def snapshot_paths(run: Path) -> dict[int, Path]:
+    """The files of a run's snapshots by step, in order."""
+    found = (run / SNAPSHOTS).glob("step_*.safetensors")
+    return dict(sorted((int(path.stem.removeprefix("step_")), path) for path in found))
+
+
+def drop_snapshots_after(run: Path, step: int) -> None:
+    """Deletes the snapshots of later steps, which a run that is resumed takes again."""
+    for later, path in snapshot_paths(run).items():
+        if later > step:
+            path.unlink()
+
+
+def snapshots_of(run: Path) -> tuple[int, dict[int, Callable[[], Tensors]]]:
+    """The step of a run's newest intact checkpoint, and functions that read the snapshots by step.
+
+    There are none after that step. Raises UserError if no checkpoint is intact, and a function does
+    if its snapshot is damaged.
+    """
+    checkpoint = checkpoints.read(checkpoints.newest_intact(run))
+    last = checkpoint["global_step"]
+    remedy = "delete it, and the others make the average less exactly"
+    found: dict[int, Callable[[], Tensors]] = {
+        step: partial(read, path, remedy)
+        for step, path in snapshot_paths(run).items()
+        if step <= last
+    }
+    if own := checkpoint.get(checkpoints.SNAPSHOT):
+        found[last] = lambda: own
+    return last, found

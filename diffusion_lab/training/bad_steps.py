@@ -6,18 +6,16 @@
 | the step's gradient has no finite norm | the optimiser skips it, buffers are put back | `settle` |
 | the step ends | weights and optimiser are as before; the step counts, as does its batch | |
 | | the average of the weights leaves it out | callbacks/weight_averaging.py |
-| | snapshots' averages count it as one without change | callbacks/posthoc_ema.py |
-| | the means of losses and gradient norms leave it out | callbacks/throughput.py, \
-callbacks/level_losses.py |
+| | snapshots' averages count it as one without change | callbacks/weight_averaging.py |
+| | the means of losses and gradient norms leave it out | callbacks/throughput.py |
 | | no checkpoint is written | callbacks/checkpoint.py |
-| | it is counted; `patience` in a row are investigated, and end the run or roll it back \
-| callbacks/non_finite.py |
+| | some in a row are investigated, and end the run or roll it back | callbacks/non_finite.py |
 
 A GPU knows by `bad_steps.bad` whether a step was bad, and keeps weights, averages and buffers as
 they were without asking the host. Callbacks that ask `bad_steps.skipped` wait for the GPU.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +69,8 @@ class BadSteps:
 
 
 def fused_sgd(
-    tensors: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    tensors: list[Tensor],
+    gradients: list[Tensor],
     lr: float,
     weight_decay: float,
     maximize: bool,
@@ -83,23 +81,13 @@ def fused_sgd(
     PyTorch has one kernel for all of them, which does nothing where `found_inf`, (), is 1. Tensors
     and gradients must have one layout in memory.
     """
-    sgd(
-        list(tensors),
-        list(gradients),
-        [None] * len(tensors),
-        fused=True,
-        found_inf=found_inf,
-        weight_decay=weight_decay,
-        momentum=0.0,
-        lr=lr,
-        dampening=0.0,
-        nesterov=False,
-        maximize=maximize,
-    )
+    settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+    settings |= {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "fused": True}
+    sgd(tensors, gradients, [None] * len(tensors), found_inf=found_inf, **settings)
 
 
 def move_towards(
-    tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float, found_inf: Tensor | None
+    tensors: list[Tensor], ends: list[Tensor], weight: float, found_inf: Tensor | None
 ) -> None:
     """Moves tensors by `weight`, in [0, 1], of the way to their ends, unless `found_inf` is 1."""
     fused_sgd(tensors, ends, weight, 1.0, True, found_inf)

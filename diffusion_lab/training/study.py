@@ -35,7 +35,7 @@ from diffusion_lab.runs.folder import ABANDONED, load_config
 from diffusion_lab.runs.progress import has_locks, require_unlocked
 from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.runs.summary import load_summary
-from diffusion_lab.training.callbacks import Evaluation, MedianPruning, SampleEvaluation, configured
+from diffusion_lab.training.callbacks import MedianPruning, SampleEvaluation, configured
 
 JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
@@ -133,12 +133,11 @@ def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
 
 def varied(job: HydraConf) -> set[str]:
     """The keys that take several values in a sweep."""
-    if job.mode != RunMode.MULTIRUN:
-        return set(job.sweeper.get("params") or {})
-    fixed = job.job.config.override_dirname.exclude_keys  # keys with one value in a sweep
-    parsed = parse(job.overrides.task)
     searched = set(job.sweeper.get("params") or {})
-    return searched | ({key_of(override) for override in parsed} - set(fixed))
+    if job.mode != RunMode.MULTIRUN:
+        return searched
+    fixed = job.job.config.override_dirname.exclude_keys  # keys with one value in a sweep
+    return searched | ({key_of(each) for each in parse(job.overrides.task)} - set(fixed))
 
 
 def name_of(values: dict[str, str]) -> str:
@@ -184,11 +183,11 @@ def _state(folder: Path, cfg: DictConfig) -> str:
             f"{folder} has no checkpoint yet, and its file system has no locks that show whether "
             "it is being trained; wait for a checkpoint, or delete the folder if it is not"
         )
-    for key, old, new in differences(load_config(folder), cfg):
+    for key, *values in differences(load_config(folder), cfg):
+        old, new = (each if isinstance(each, str) else json.dumps(each) for each in values)
         raise UserError(
-            f"{folder} was trained with {key}={_written(old)}, but this command has "
-            f"{key}={_written(new)}; write study_name={cfg.study_name}_2 for a separate study, or "
-            f"move {folder} away"
+            f"{folder} was trained with {key}={old}, but this command has {key}={new}; write "
+            f"study_name={cfg.study_name}_2 for a separate study, or move {folder} away"
         )
     return FINISHED if finished else UNFINISHED
 
@@ -224,25 +223,12 @@ def overrides_to_resume(folder: Path, overrides: list[str]) -> list[str]:
     return replacing
 
 
-def _written(value: object) -> str:
-    """A value as a command line writes it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def check_metric(cfg: DictConfig, folder: Path | None) -> None:
-    """Raises UserError if `cfg.optimized_metric` will not be available at the end of a run."""
-    if not cfg.optimized_metric:
-        return
-    if folder is None:
+    """Raises UserError if `cfg.optimized_metric` cannot be read at the end of a run."""
+    if cfg.optimized_metric and folder is None:
         raise UserError(
             f"optimized_metric={cfg.optimized_metric} is read from the run folder, which must be "
             "known; write study_name=... and the values that vary, or run_dir=..."
-        )
-    by_validation = str(cfg.optimized_metric).startswith("val/")
-    if not by_validation and configured(cfg, Evaluation) is None:
-        raise UserError(
-            f"optimized_metric={cfg.optimized_metric} is not measured without "
-            "callbacks.evaluation; write optimized_metric=val/loss"
         )
 
 

@@ -74,16 +74,20 @@ class Task(ABC):
         """
 
     def check_validation(self, cfg: DictConfig) -> None:
-        """Raises UserError if the run selects by validation images, and none are used or kept."""
+        """Raises UserError if the run selects by metrics or images that it does not have."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
+        pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
         metric = str(cfg.optimized_metric or "")
-        self.check_optimized(metric)
+        used = {f"callbacks.pruning.metric={each}": each for each in pruning}
+        for key, each in (used | {f"optimized_metric={metric}": metric}).items():
+            if each and not self.measures(each):
+                known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
+                raise UserError(f"{key} is not measured by this run; use one of {known}")
         if len(self.datamodule.validation_labels()):
             return
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
-        if any(isinstance(callback, MedianPruning) for callback in self.callbacks):
-            selecting.append("callbacks.pruning")
+        selecting += ["callbacks.pruning" for _ in pruning]
         selecting += [f"callbacks.checkpoint.best={each}" for each in ranked_by]
         if selecting:
             raise UserError(
@@ -105,15 +109,6 @@ class Task(ABC):
             return own == self.module.shown or self.pipeline is None
         known = re.sub(r"^fid_class\d+$", "fid_class", kind) in self.quantities
         return known or (bool(own) and kind.partition("_")[0] in ("train", "val", "test"))
-
-    def check_optimized(self, metric: str) -> None:
-        """Raises UserError if a search optimises or prunes by a metric that is not measured."""
-        pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
-        used = {f"callbacks.pruning.metric={each}": each for each in pruning}
-        for key, each in (used | {f"optimized_metric={metric}": metric}).items():
-            if each and not self.measures(each):
-                known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
-                raise UserError(f"{key} is not measured by this run; use one of {known}")
 
     def check_ranking(self, ranked_by: Sequence[str]) -> None:
         """Raises UserError if checkpoints are ranked by a metric that is not of validation images.
@@ -200,11 +195,18 @@ def checked_parts(
     """The fields of every task, with callbacks and metrics; raises UserError for wrong settings."""
     # for its errors: the optimiser that trains is made later, when parameters may be sharded
     module.optimizer()
-    callbacks, classes = build_callbacks(cfg), data.num_classes
-    if also_steps := other_steps(callbacks):
-        require_steps(cfg, also_steps, pipeline)
-    by_class = (pipeline is None or pipeline.conditional) and classes > 0
-    metrics = build_metrics(cfg, callbacks, by_class, classes)
+    callbacks, classes, metrics = build_callbacks(cfg), data.num_classes, None
+    if (also_steps := other_steps(callbacks)) and not isinstance(pipeline, Pipeline):
+        family = f"family={cfg.family}" if "family" in cfg else "an autoencoder"
+        raise UserError(
+            f"callbacks.evaluation.also_steps={also_steps} is for samplers with a choice of steps, "
+            f"and {family} has none; leave it out"
+        )
+    if any(isinstance(callback, Evaluation) for callback in callbacks):
+        metrics = instantiate(cfg, "metrics")
+        by_class = (pipeline is None or pipeline.conditional) and classes > 0
+        with errors_at(cfg, "metrics"):
+            metrics.check(by_class, classes)
     parts = {"datamodule": data, "module": module, "pipeline": pipeline}
     return parts | {"callbacks": callbacks, "metrics": metrics}
 
@@ -215,16 +217,6 @@ def other_steps(callbacks: list[Callback]) -> list[int]:
     return [steps for each in kinds for steps in each.also_steps or ()]
 
 
-def require_steps(cfg: DictConfig, also_steps: list[int], pipeline: Generator | None) -> None:
-    """Raises UserError if samples are not drawn in a number of steps at all."""
-    if not isinstance(pipeline, Pipeline):
-        family = f"family={cfg.family}" if "family" in cfg else "an autoencoder"
-        raise UserError(
-            f"callbacks.evaluation.also_steps={also_steps} is for samplers with a choice of steps, "
-            f"and {family} has none; leave it out"
-        )
-
-
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The configured callbacks in the order in which their hooks must run, by `phase` (0)."""
     callbacks = []
@@ -233,15 +225,3 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
         if not isinstance(callbacks[-1], Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")
     return sorted(callbacks, key=lambda callback: getattr(callback, "phase", 0))
-
-
-def build_metrics(
-    cfg: DictConfig, callbacks: list[Callback], conditional: bool, num_classes: int
-) -> GenerativeMetrics | None:
-    """The metrics of a run; None unless one of its callbacks evaluates."""
-    if not any(isinstance(callback, Evaluation) for callback in callbacks):
-        return None
-    metrics = instantiate(cfg, "metrics")
-    with errors_at(cfg, "metrics"):
-        metrics.check(conditional, num_classes)
-    return metrics

@@ -55,9 +55,8 @@ from diffusion_lab.runs.folder import (
 )
 from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of, seconds_in
 from diffusion_lab.training.callbacks import Interruption, Periodic
-from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.logger import JSONLines, build_loggers, check_loggers
+from diffusion_lab.training.logger import Clock, JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.summary import metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task, build_task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning

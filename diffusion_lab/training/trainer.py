@@ -86,7 +86,9 @@ def build_trainer(
 
     Raises UserError for settings that it would not follow.
     """
-    check_followed(cfg)
+    for key in cfg.trainer.keys() & OWN.keys():
+        other = OWN[key] and f", or write {OWN[key]}"
+        raise UserError(f"trainer.{key} is set by the run itself; leave it out{other}")
     progress = ProgressBar() if console.is_terminal else ProgressLines()
     listed, (devices, nodes) = cfg.trainer.devices, launch.processes(cfg.trainer)
     defaults = {
@@ -151,13 +153,6 @@ class TimeLimit(Timer):
             super().on_train_batch_end(trainer, *args, **kwargs)
 
 
-def check_followed(cfg: DictConfig) -> None:
-    """Raises UserError for a key that a run sets itself."""
-    for key in cfg.trainer.keys() & OWN.keys():
-        other = OWN[key] and f", or write {OWN[key]}"
-        raise UserError(f"trainer.{key} is set by the run itself; leave it out{other}")
-
-
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:
     """The steps that `trainer.max_time` allows of a run whose `steps` would take `seconds`."""
     limit = seconds_in(max_time) if max_time else None
@@ -167,10 +162,7 @@ def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:
 
 
 def check_trainer(cfg: DictConfig, layout: BatchLayout) -> None:
-    """Raises Lightning's errors about `cfg.trainer`, by constructing its Trainer.
-
-    The check needs no devices, so a process that only starts others can make it.
-    """
+    """Raises Lightning's errors about `cfg.trainer`, by building its Trainer on the CPU."""
     build_trainer(cfg, layout, torch.device("cpu"), [], accelerator="cpu", devices=1, num_nodes=1)
 
 

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from diffusion_lab import command, runs
 from diffusion_lab.training.callbacks import Throughput
-from diffusion_lab.training.callbacks.interruption import SIGNALS
+from diffusion_lab.training.callbacks.stopping import SIGNALS
 
 QUIET = ["logger=none", "callbacks.sample_grid=null"]
 

@@ -16,7 +16,7 @@ from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.device import float32_precision, float32_products
 from diffusion_lab.metrics.extractor import EfficientNetLite0
 from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.training.callbacks.denoising import denoising
+from diffusion_lab.training.callbacks.evaluation import denoising
 
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
 ALONE.append("logger=none")

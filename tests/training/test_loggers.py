@@ -22,8 +22,7 @@ from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.cli.training_job import joined
 from diffusion_lab.common import messages
 from diffusion_lab.training import train
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger import TensorBoard
+from diffusion_lab.training.logger import Clock, TensorBoard
 
 SHORT = [*TINY, "callbacks.evaluation=null", "run_dir=run"]
 PICTURES = ["callbacks.sample_grid.every_n_steps=2"]

@@ -16,7 +16,7 @@ from helpers.tiny_runs import TINY, summary_of
 from omegaconf import OmegaConf
 from PIL import Image
 
-from diffusion_lab.training.logger.mlflow_logger import local_store
+from diffusion_lab.training.logger.dashboards import local_store
 
 RESUMED = ["trainer.max_steps=8", "trainer.log_every_n_steps=3", "validate_every_n_steps=4"]
 RESUMED += ["callbacks.checkpoint.every_n_steps=2", "callbacks.sample_grid.every_n_steps=2"]
@@ -102,8 +102,7 @@ def test_a_server_that_is_away_does_not_hold_training_up(lab, tmp_path, mlflow):
 def test_several_runs_may_open_a_new_database_at_once(tmp_path, mlflow):
     code = (
         "from pathlib import Path\n"
-        "from diffusion_lab.training.clock import Clock\n"
-        "from diffusion_lab.training.logger import MLflow\n"
+        "from diffusion_lab.training.logger import Clock, MLflow\n"
         "import sys\n"
         "logger = MLflow(Path(sys.argv[1]), Clock(8), {'name': 'x'}, 0, run_id=sys.argv[1])\n"
         "print(logger.start())\n"

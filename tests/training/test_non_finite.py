@@ -23,9 +23,8 @@ from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.clock import Clock
 from diffusion_lab.training.context import RunContext
-from diffusion_lab.training.logger import JSONLines
+from diffusion_lab.training.logger import Clock, JSONLines
 from diffusion_lab.training.module import Optimization, TrainedModule
 
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
@@ -223,7 +222,7 @@ class Weights(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         weight = pl_module.layer.weight.item()
-        with trainer.callbacks[0].swapped():
+        with trainer.callbacks[0].current.swapped():
             average = pl_module.layer.weight.item()
         self.found[trainer.global_step] = [weight, average, trainer.scaler.get_scale()]
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")

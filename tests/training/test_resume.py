@@ -26,8 +26,7 @@ from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import is_locked, locked
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger import JSONLines
+from diffusion_lab.training.logger import Clock, JSONLines
 
 SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages"]
 MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal

@@ -6,7 +6,6 @@ import torch
 from helpers.tiny_runs import TINY, checkpoint_of
 from torch.utils._pytree import tree_leaves
 
-from diffusion_lab.compute import shards
 from diffusion_lab.runs import checkpoints, weights
 
 RUN = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
@@ -21,10 +20,10 @@ def folders(run: str) -> list[str]:
 def test_a_tree_is_taken_apart_and_put_together():
     shared = torch.arange(3)
     tree = {"a": [shared, {"b": shared}], "step": 3, "words": "tensors"}
-    words, tensors = shards.take_apart(tree)
+    words, tensors = checkpoints.take_apart(tree)
     assert len(tensors) == 1
     assert not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(words))
-    again = shards.put_together(words, tensors)
+    again = checkpoints.put_together(words, tensors)
     assert again["a"][1]["b"] is again["a"][0] is shared
     assert (again["step"], again["words"]) == (3, "tensors")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.tiny_runs import TINY, checkpoint_of, rows, summary_of
 
-from diffusion_lab.runs import snapshots
+from diffusion_lab.runs.weights import read, snapshot_paths
 
 EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 BATCH = ["batch_size=16", "micro_batch_size=2", "trainer.max_steps=5", "validate_every_n_steps=3"]
@@ -58,10 +58,10 @@ def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, o
             assert len(expected) >= 2
             assert curve(tmp_path / name, metric) == pytest.approx(expected, rel=1e-5), metric
         assert_alike(tmp_path / "1x8", tmp_path / name)
-        first, second = (snapshots.paths_of(tmp_path / run) for run in ("1x8", name))
+        first, second = (snapshot_paths(tmp_path / run) for run in ("1x8", name))
         assert list(first) == list(second) == [3, 5]
         for step, path in first.items():
-            snapshot, other = snapshots.read(path), snapshots.read(second[step])
+            snapshot, other = (read(each, "") for each in (path, second[step]))
             torch.testing.assert_close(other, snapshot, rtol=1e-3, atol=2e-5)
 
 

@@ -28,7 +28,7 @@ from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.resuming import differences
 from diffusion_lab.runs.summary import Summary
 from diffusion_lab.training import study
-from diffusion_lab.training.callbacks.interruption import Interruption
+from diffusion_lab.training.callbacks.stopping import Interruption
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]

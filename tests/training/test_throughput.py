@@ -11,8 +11,7 @@ from helpers.tiny_runs import TINY, TINY_AUTOENCODER, summary_of
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
 from diffusion_lab.families.autoencoder import task as autoencoder_task
 from diffusion_lab.training.callbacks import SampleEvaluation, Throughput
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger import WandB
+from diffusion_lab.training.logger import Clock, WandB
 
 
 def test_a_resumed_window_is_on_the_device_of_the_module():
@@ -33,7 +32,7 @@ def late(monkeypatch) -> list[float]:
     """The seconds by which the clock of a run is ahead, which a test increases."""
     late = [0.0]
     monkeypatch.setattr(
-        "diffusion_lab.training.clock.time",
+        "diffusion_lab.training.logger.run_logger.time",
         SimpleNamespace(monotonic=lambda: monotonic() + late[0]),
     )
     return late

@@ -16,8 +16,7 @@ from PIL import Image
 
 from diffusion_lab import runs
 from diffusion_lab.runs import log_names
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger import WandB
+from diffusion_lab.training.logger import Clock, WandB
 from diffusion_lab.training.logger.wandb_logger import COLUMNS, MOST_ROWS, chosen
 
 PAGE = (ROOT / "docs/pages/wandb.md").read_text()

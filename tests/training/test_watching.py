@@ -9,8 +9,8 @@ from helpers.pairs import first_fast
 from helpers.tiny_runs import TINY, checkpoint_of, rows
 from torch import nn
 
-from diffusion_lab.training.callbacks.level_losses import bins_of
 from diffusion_lab.training.callbacks.statistics import GradientNoise, PartNorms
+from diffusion_lab.training.callbacks.throughput import bins_of
 
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
 ALONE += ["logger=none", "trainer.precision=32-true", "optimizer.lr=1e-2"]

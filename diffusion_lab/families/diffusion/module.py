@@ -15,8 +15,7 @@ Some steps have more: an augmentation changes the images first (data/augmentatio
 orders the noise (data/coupling.py), a layer is aligned (training/alignment.py), a bad step is
 skipped (training/bad_steps.py), and a schedule sets the learning rate (training/lr_schedule.py).
 After the step, callbacks average the weights (callbacks/weight_averaging.py) and write `train/loss`
-to the loggers (callbacks/throughput.py alone does that; callbacks/level_losses.py adds the loss by
-noise level).
+to the loggers, as well as the loss by noise level (callbacks/throughput.py).
 """
 
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from diffusion_lab.diffusion.objective import BatchShare, Loss, Objective
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.training.alignment import LayerLoss
-from diffusion_lab.training.callbacks.level_losses import LEVELS, means_by_level, sums_by_level
+from diffusion_lab.training.callbacks.throughput import LEVELS, means_by_level, sums_by_level
 from diffusion_lab.training.module import OBSERVED, Optimization, TrainedModule
 
 VALIDATION_SEED = 0  # an image has the same noise in every run, whatever its seed

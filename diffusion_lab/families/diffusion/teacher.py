@@ -11,8 +11,7 @@ from diffusion_lab.assembly.costs import ImageFacts, counted, sampling_calls
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.objects import build_pipeline
 from diffusion_lab.common.messages import UserError, progress_bar, say
-from diffusion_lab.compute.cache import cached
-from diffusion_lab.compute.distributed import gather_shards, own_batches
+from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageData, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.families.diffusion.initial_weights import starts_anew

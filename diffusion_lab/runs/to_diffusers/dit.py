@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.backbone import AdaLNZero, DiT
-from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
+from diffusion_lab.runs.to_diffusers.scheduler import without_counterpart
 
 # what the DiT of diffusers has in place of each option of `backbone`
 FIXED: dict[str, object] = {

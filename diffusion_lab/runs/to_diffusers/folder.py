@@ -20,8 +20,7 @@ from diffusion_lab.runs.current import CurrentWeights
 from diffusion_lab.runs.results import Record, evaluations_of
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.to_diffusers.network import network_of
-from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
-from diffusion_lab.runs.to_diffusers.scheduler import scheduler_of
+from diffusion_lab.runs.to_diffusers.scheduler import scheduler_of, without_counterpart
 
 FOLDERS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
 LOOP = "sample.py"

@@ -20,8 +20,7 @@ from diffusion_lab.backbone.unet import UNet, UpLevel
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.runs.to_diffusers.dit import renamed_dit, settings_of_dit
-from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
-from diffusion_lab.runs.to_diffusers.scheduler import first_place
+from diffusion_lab.runs.to_diffusers.scheduler import first_place, without_counterpart
 
 # what UNet2DModel has in place of each option of `backbone`, and the only value that is the same
 FIXED: dict[str, tuple[object, str]] = {

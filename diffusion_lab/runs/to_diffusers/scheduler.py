@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.assembly.model import Drawable
 from diffusion_lab.backbone.diffusers_networks import network_class
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.rules import option
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
 from diffusion_lab.diffusion.noise import NoiseLevel
@@ -19,7 +20,6 @@ from diffusion_lab.diffusion.schedule import (
     ZeroTerminalSNR,
 )
 from diffusion_lab.diffusion.schedule.transforms import follows
-from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
 
 STEPS = 1000  # of a table; networks are told the place of a noise level among them
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # prediction_type by option
@@ -29,6 +29,11 @@ BETAS: dict[type[NoiseSchedule], str] = {  # beta_schedule by schedule
     DDPMCosine: "squaredcos_cap_v2",
 }
 CLOSE = 1e-5  # largest difference of a level's alpha
+
+
+def without_counterpart(option: str, reason: str, remedy: str = "leave format out") -> UserError:
+    """The error for an option, as written in a command, of a run that diffusers cannot hold."""
+    return UserError(f"{option} cannot be exported with format=diffusers: {reason}; {remedy}")
 
 
 def scheduler_of(model: Drawable, cfg: DictConfig) -> Any:

@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, settings
-from diffusion_lab.compute import shards
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.sharding import kept_sharded
 from diffusion_lab.metrics.quantities import BUILT_IN
@@ -87,8 +86,7 @@ class Checkpoint(Periodic):
 
     def lasting(self, step: int) -> bool:
         """Whether a step's checkpoint is a milestone."""
-        every = self.keep_every_n_steps
-        return every is not None and step % every == 0
+        return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
 
     def ranking(self, trainer: lightning.Trainer) -> dict[int, float]:
         """The values of `best` at the best steps, this one included if it is; the best one first.
@@ -100,9 +98,8 @@ class Checkpoint(Periodic):
             return {}
         folder = module_of(trainer).context.folder
         values = checkpoints.ranked(folder, self.best) | {trainer.global_step: value}
-        better_first = sorted(
-            values, key=values.__getitem__, reverse=bool(higher_is_better(self.best))
-        )
+        higher = bool(higher_is_better(self.best))
+        better_first = sorted(values, key=values.__getitem__, reverse=higher)
         return {step: values[step] for step in better_first[: self.top_k]}
 
     def keep(self, trainer: lightning.Trainer) -> None:
@@ -135,12 +132,14 @@ class Checkpoint(Periodic):
         """Writes `last.ckpt` and the folder of its tensors; returns as `save` does."""
         with kept_sharded():
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        content, tensors = shards.take_apart(content)
+        content, tensors = checkpoints.take_apart(content)
         folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
         try:
-            shards.write(folder, tensors)
+            checkpoints.write_shards(folder, tensors)
             if trainer.is_global_zero:
-                checkpoints.save(checkpoints.shards_of(content, folder), run / checkpoints.LAST)
+                sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+                content |= {checkpoints.SHARDS: {"folder": folder.name, "sizes": sizes}}
+                checkpoints.save(content, run / checkpoints.LAST)
                 checkpoints.drop_shards(run)
         except (OSError, CheckpointException) as error:
             return getattr(error, "strerror", None) or str(error).splitlines()[0]

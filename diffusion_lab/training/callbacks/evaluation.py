@@ -1,17 +1,17 @@
-"""Measures metrics and draws pictures (`samples/step_*.png`) during training.
-
-Both use the averaged weights.
-"""
+"""Measures metrics and draws pictures (`samples/*.png`) during training, with averaged weights."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import lightning
 import torch
+from hydra.utils import get_class
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion_lab.common.images import (
@@ -23,24 +23,27 @@ from diffusion_lab.common.images import (
     to_uint8,
 )
 from diffusion_lab.common.messages import say, track
-from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole_list
+from diffusion_lab.common.ranges import Count, Seed, optional, settings, whole, whole_list
+from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.distributed import failing_together, rank_and_world, shard
 from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.pipeline import Generator, draw_rows, with_steps
+from diffusion_lab.pipeline import Generator, Pipeline, draw_rows, with_steps
 from diffusion_lab.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.training.callbacks.interruption import Interruption
-from diffusion_lab.training.callbacks.periodic import Interval, Periodic
+from diffusion_lab.training.callbacks.periodic import (
+    Checked,
+    Interval,
+    Periodic,
+    require_diffusion,
+)
+from diffusion_lab.training.callbacks.stopping import Interruption
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import RunLogger, WandB, chosen
-from diffusion_lab.training.module import data_of, module_of
+from diffusion_lab.training.module import TrainedModule, data_of, module_of
 
-KEPT = (
-    "fid",
-    "kid",
-)  # metrics of reconstructions; coverage and similar metrics are for generated images
+KEPT = ("fid", "kid")  # metrics of reconstructions; others, as coverage, are of generated images
 
 
 @contextmanager
@@ -199,7 +202,6 @@ class Grid(Periodic):
 
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
         """Logs some of the images (N, C, H, W) in addition to the picture, on rank 0."""
-        return None
 
 
 @settings
@@ -265,3 +267,76 @@ def reconstruct(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     images = to_float(images.to(next(autoencoder.parameters()).device))
     back = autoencoder.decode(autoencoder.mean(autoencoder.moments(images)))
     return to_uint8(require_finite(back))
+
+
+MOST_KEPT = 8  # calls for each column
+
+
+@settings
+class DenoisingGrid(Grid, Checked):
+    """Draws two rows for each of `samples` samples, from noise on the left to the image.
+
+    The upper row has noisy images x / sqrt(alpha^2 + sigma^2) on the sampler's way, and the lower
+    one the model's estimates of x0 for them. They are of `columns - 1` of the sampler's calls,
+    evenly spaced, and the last column is the sample.
+    """
+
+    name = "denoising"
+    file = "denoising"
+    columns: Annotated[int, whole(2)] = 10
+    samples: Count = 4
+    seed: Seed = 0
+
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        require_diffusion(module, "callbacks.denoising")
+
+    def run(self, trainer: lightning.Trainer) -> None:
+        if max(data_of(trainer).native_shape[1:]) > 1:  # points in the plane make no strip
+            super().run(trainer)
+
+    def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
+        pipeline = module_of(trainer).context.denoising()
+        strips = denoising(pipeline, range(self.samples), self.seed, self.columns)
+        return strips, f"samples of seed {self.seed} out of noise, each above estimates of them"
+
+
+def denoising(pipeline: Pipeline, ids: range, seed: int, columns: int) -> Tensor:
+    """The strips of samples `ids`, uint8 (2 x samples, columns, C, H, W); fewer for few calls.
+
+    Of many calls every second, fourth, ... is kept, so that memory does not grow with them.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []  # of the model: x of unit scale and x0, (B, c, h, w)
+    count, every = 0, 1
+
+    def see(noisy: Tensor, estimates: Tensor) -> None:
+        nonlocal count, every
+        if count % every == 0:
+            calls.append((noisy, estimates))
+        count += 1
+        if len(calls) == MOST_KEPT * columns:
+            del calls[1::2]
+            every *= 2
+
+    images = pipeline.watched(see)(ids, seed)
+    places = torch.linspace(0, len(calls) - 1, columns - 1).round().long().unique().tolist()
+    with torch.inference_mode():
+        rows = [
+            torch.stack([*(pipeline.first_stage.decode(calls[i][row]) for i in places), images], 1)
+            for row in (0, 1)
+        ]  # (B, columns, C, H, W) each
+    return torch.stack(rows, 1).flatten(0, 1)
+
+
+def sampling_seed(cfg: DictConfig) -> int:
+    """The seed of the samples by which a run was measured; 0 if none were."""
+    evaluation = configured(cfg, SampleEvaluation)
+    return evaluation.get("seed", 0) if evaluation else 0
+
+
+def configured(cfg: DictConfig, kind: type[Callback]) -> DictConfig | None:
+    """The settings of the first callback of a class, or None if a run has no such callback."""
+    for node in filter(None, cfg.callbacks.values()):
+        with suppress(Exception):  # a saved run may name a class that is not installed here
+            if issubclass(get_class(node._target_), kind):
+                return node
+    return None

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.training.module import OBSERVED, TrainedModule, module_of
+from diffusion_lab.training.module import OBSERVED, TrainedModule, data_of, module_of
 
 
 class Checked(ABC):
@@ -80,3 +80,14 @@ class Periodic(Callback, ABC):
         context = module_of(trainer).context
         with context.clock.stopped(), context.memory.stopped():
             self.run(trainer)
+
+
+class OneBatch(Callback):
+    """Takes the images of the first step in every step; noise and levels are drawn anew.
+
+    A model that cannot learn a few images will not learn many. (Lightning's overfit_batches makes
+    an epoch of each batch, and a run here is one epoch.)
+    """
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        data_of(trainer).repeats_batch = True

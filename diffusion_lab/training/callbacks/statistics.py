@@ -19,6 +19,7 @@ from diffusion_lab.training.callbacks.non_finite import tensors
 from diffusion_lab.training.callbacks.periodic import Checked, Interval, stepped
 from diffusion_lab.training.module import TrainedModule
 
+MODEL = "denoiser."  # left out at the start of names
 KEPT = 0.9  # share of the earlier estimates in an average, at each new one
 
 
@@ -60,9 +61,6 @@ class PartNorms:
         """Removes the hooks."""
         for hook in self._hooks:
             hook.remove()
-
-
-MODEL = "denoiser."  # left out at the start of names
 
 
 @settings
@@ -147,23 +145,15 @@ class Statistics(Callback, Checked):
             return
         row = look.row(trainer)
         if look.parts:
-            self._observe(trainer, look, look.parts)
+            accumulated, batch_size = trainer.accumulate_grad_batches, pl_module.batch_size
+            # a micro-batch's gradient is divided by their number, and multiplied by the scale
+            part = accumulated * trainer.strategy.reduce(look.parts.total, reduce_op="mean")
+            squared = sum(norm**2 for norm in look.gradients.values())
+            part_size = batch_size // (accumulated * trainer.world_size)
+            self._noise.observe(float(part / look.scale**2), squared, part_size, batch_size)
             if self._noise.scale:
                 row["train/noise_scale"] = self._noise.scale
         pl_module.record(row)
-
-    def _observe(self, trainer: lightning.Trainer, look: "Look", parts: PartNorms) -> None:
-        """Adds the step to the averages of the noise scale."""
-        accumulated = trainer.accumulate_grad_batches
-        # a micro-batch's gradient is divided by their number, and multiplied by the scale
-        part = accumulated * trainer.strategy.reduce(parts.total, reduce_op="mean") / look.scale**2
-        batch_size = look.module.batch_size
-        self._noise.observe(
-            float(part),
-            look.squared_norm,
-            batch_size // (accumulated * trainer.world_size),
-            batch_size,
-        )
 
 
 class Look:
@@ -173,7 +163,8 @@ class Look:
         self.module = module
         self.weights = weights_of_parts(module, depth)
         self.gradients: dict[str, float] = {}  # norms by part of the module
-        self.parts = PartNorms(self._parameters()) if in_parts else None
+        trained = [parameter for part in self.weights.values() for parameter in part]
+        self.parts = PartNorms(trained) if in_parts else None
         self._before: dict[str, list[Tensor]] = {}  # copies of the weights
         self._extremes: dict[str, Tensor] = {}
         self.scale = 1.0  # by which fp16's scaler has multiplied the gradients
@@ -181,14 +172,6 @@ class Look:
             module.get_submodule(path).register_forward_hook(partial(self._see, path))
             for path in self.weights
         ]
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for part in self.weights.values() for parameter in part]
-
-    @property
-    def squared_norm(self) -> float:
-        """The squared norm of the whole gradient."""
-        return sum(norm**2 for norm in self.gradients.values())
 
     def _see(self, path: str, layer: nn.Module, inputs: tuple, output: Any) -> None:
         for tensor in tensors(output):
@@ -199,11 +182,8 @@ class Look:
 
     def at_gradients(self) -> None:
         """Measures the gradients before they are clipped, and copies the weights."""
-        present = {
-            path: [parameter.grad for parameter in part if parameter.grad is not None]
-            for path, part in self.weights.items()
-        }
-        self.gradients = norms_of(present)
+        grads = {path: [p.grad for p in part] for path, part in self.weights.items()}
+        self.gradients = norms_of({k: [g for g in v if g is not None] for k, v in grads.items()})
         self._before = {path: [p.detach().clone() for p in w] for path, w in self.weights.items()}
 
     def close(self) -> None:
@@ -221,8 +201,9 @@ class Look:
             for path, before in self._before.items()
         }
         weights, updates = norms_of(now), norms_of(moved)
-        row = {"train/weight_norm": total(weights), "train/update_norm": total(updates)}
-        row |= named("weight_norm", weights)
+        # the norm of a vector is that of the norms of its parts
+        row = {"train/weight_norm": math.hypot(*weights.values())}
+        row |= {"train/update_norm": math.hypot(*updates.values())} | named("weight_norm", weights)
         row |= named("grad_norm", self.gradients) | named("update_norm", updates)
         # of all modules, as another rank may have called others
         unseen = torch.zeros((), device=self.module.device)
@@ -258,11 +239,8 @@ def norms_of(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
     return dict(zip(norms, values, strict=True))
 
 
-def total(norms: Mapping[str, float]) -> float:
-    """The norm of a vector from those of its parts."""
-    return math.sqrt(sum(norm**2 for norm in norms.values()))
-
-
 def named(kind: str, values: Mapping[str, float]) -> dict[str, float]:
     """The values of parts under the names that are logged."""
-    return {f"train_{kind}/{path.removeprefix(MODEL)}": value for path, value in values.items()}
+    return {
+        f"train_{kind}/{path.removeprefix('denoiser.')}": value for path, value in values.items()
+    }

@@ -1,4 +1,4 @@
-"""Logs the loss, gradient norm, learning rates and speed of training."""
+"""Shows training as it goes: losses, norms, rates and speed, by operator, and in the terminal."""
 
 import math
 import statistics
@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import profile, schedule
 
@@ -18,7 +19,7 @@ from diffusion_lab.common.formats import duration, markdown_table, percent
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Count, settings, whole
 from diffusion_lab.compute.batch import BatchLayout
-from diffusion_lab.training.callbacks.periodic import Checked, stepped
+from diffusion_lab.training.callbacks.periodic import Checked, require_diffusion, stepped
 from diffusion_lab.training.module import OBSERVED, TrainedModule, module_of
 
 # checkpoint keys
@@ -39,10 +40,10 @@ class Throughput(Callback):
     phase = 1  # once others have put their values into the row
 
     def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []  # loss of each step since the last row
+        self._losses: list[Tensor] = []  # loss of each step since the last row
         self._loss = torch.zeros(())  # sum over this step's micro-batches
-        self._norms: list[torch.Tensor] = []  # gradient norm of each step since the last row
-        self._rates: list[float] = []  # of each group of parameters
+        self._norms: list[Tensor] = []  # gradient norm of each step since the last row
+        self._rates: dict[str, float] = {}  # of each group of parameters
         self._start = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
@@ -52,7 +53,8 @@ class Throughput(Callback):
         self._open_window(pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        groups = enumerate(trainer.optimizers[0].param_groups)
+        self._rates = {f"train/lr_group{i}" if i else "train/lr": each["lr"] for i, each in groups}
 
     def on_validation_start(self, trainer, pl_module) -> None:
         self._start -= pl_module.context.clock.seconds()
@@ -79,26 +81,21 @@ class Throughput(Callback):
         self._steps += 1
         if trainer.global_step % trainer.log_every_n_steps:
             return
-        means = self._means(trainer)
+        losses, norms = self._taken(trainer)
+        means = {"train/loss": losses.mean().item()} if len(losses) else {}
+        if norms:
+            means |= {"train/grad_norm": statistics.fmean(norms), "train/grad_norm_max": max(norms)}
         # a GPU has caught up by now, as item() waits for it
         seconds = pl_module.context.clock.seconds() - self._start
         parts = {k: float(each) for k, each in outputs.items() if k not in ("loss", OBSERVED)}
         speed = {"train/images_per_second": self._steps * pl_module.batch_size / seconds}
-        pl_module.record(parts | means | named_rates(self._rates) | speed | pl_module.context.row)
+        pl_module.record(parts | means | self._rates | speed | pl_module.context.row)
         pl_module.context.row.clear()
         self._losses.clear()
         self._norms.clear()
         self._open_window(pl_module)
 
-    def _means(self, trainer: lightning.Trainer) -> dict[str, float]:
-        """The loss and the gradient norms since the last row; nothing if all steps were skipped."""
-        losses, norms = self._taken(trainer)
-        means = {"train/loss": losses.mean().item()} if len(losses) else {}
-        if norms:
-            means |= {"train/grad_norm": statistics.fmean(norms), "train/grad_norm_max": max(norms)}
-        return means
-
-    def _taken(self, trainer: lightning.Trainer) -> tuple[torch.Tensor, list[float]]:
+    def _taken(self, trainer: lightning.Trainer) -> tuple[Tensor, list[float]]:
         """The losses (n,), over all ranks, and norms of the n steps that were not skipped."""
         if not self._losses:
             return torch.empty(0), []
@@ -112,9 +109,73 @@ class Throughput(Callback):
         self._start = pl_module.context.clock.seconds()
 
 
-def named_rates(rates: list[float]) -> dict[str, float]:
-    """The learning rates of groups of parameters by name; the first group's is train/lr."""
-    return {f"train/lr_group{i}" if i else "train/lr": rate for i, rate in enumerate(rates)}
+LEVELS = 10  # losses are reported by level: at t = 0.05, 0.15, ..., 0.95
+LEVELS_WINDOW = "losses_by_level_since_the_last_row"  # checkpoint key
+
+
+class LevelLosses(Callback, Checked):
+    """Adds `train_by_level/*` to each row of Throughput: the mean loss in each tenth of t.
+
+    It covers what `train/loss` does: all ranks, and the steps since the last row that were not
+    skipped. Losses are those of training, without importance weights and learned uncertainty.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(LEVELS, 2)  # sum and number of the losses since the last row
+        self._step = torch.zeros(LEVELS, 2)  # those of this step's micro-batches
+
+    def check(self, module: TrainedModule, layout: BatchLayout, trainer: DictConfig) -> None:
+        require_diffusion(module, "callbacks.level_losses")
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        # only now is the module on its training device
+        self._sums = self._sums.to(pl_module.device)
+        self._step = torch.zeros_like(self._sums)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        t, losses = outputs[OBSERVED]
+        self._step += sums_by_level(bins_of(t).to(losses.device), losses)
+        if not stepped(trainer, batch_idx):
+            return
+        self._sums += self._step.masked_fill(pl_module.bad_steps.bad, 0)
+        self._step = torch.zeros_like(self._sums)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            means = means_by_level("train", self._reduced(trainer).cpu())  # waits for a GPU once
+            pl_module.context.row |= {name: float(mean) for name, mean in means.items()}
+            self._sums = torch.zeros_like(self._sums)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint[LEVELS_WINDOW] = self._reduced(trainer).cpu()
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        if LEVELS_WINDOW not in checkpoint:  # the run was without this callback before
+            return
+        if trainer.is_global_zero:  # the sums of all ranks, so one rank takes them
+            self._sums = checkpoint[LEVELS_WINDOW].clone()
+
+    def _reduced(self, trainer: lightning.Trainer) -> Tensor:
+        """The sums over all ranks, (LEVELS, 2)."""
+        return trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
+
+
+def bins_of(t: Tensor) -> Tensor:
+    """The tenth of (0, 1] that each t (B,) is in: 0 for t in (0, 0.1], and so on, (B,) int64."""
+    return (t * LEVELS).ceil().long().sub(1).clamp(0, LEVELS - 1)
+
+
+def sums_by_level(bins: Tensor, losses: Tensor) -> Tensor:
+    """The sum and the number of losses (B,) in each of the LEVELS bins (B,), (LEVELS, 2)."""
+    sums = torch.zeros(LEVELS, 2, device=losses.device)
+    return sums.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], 1))
+
+
+def means_by_level(split: str, sums: Tensor) -> dict[str, Tensor | float]:
+    """The mean loss at each level that has any, by name, from `sums_by_level` (LEVELS, 2)."""
+    total, count = sums.unbind(1)
+    return {
+        f"{split}_by_level/t{(index + 0.5) / LEVELS:.2f}": total[index] / count[index]
+        for index in count.nonzero().flatten().tolist()
+    }
 
 
 FOLDER = "profile"  # inside the run folder
@@ -175,13 +236,12 @@ class OperatorProfile(Callback, Checked):
         trace = folder / f"trace_rank{rank}.json"
         recorded.export_chrome_trace(str(trace))
         lines = operators(recorded, trainer.strategy.root_device.type == "cuda", self.steps)
-        head = ["operator", "calls", "ms", "share"]
-        table = markdown_table(head, lines)
+        table = markdown_table(["operator", "calls", "ms", "share"], lines)
         write_atomically(folder / f"operators_rank{rank}.md", table)
         if trainer.is_global_zero:
             say(f"Trace for ui.perfetto.dev: {trace}")
             say("Operators by their own time in a step:")
-            for line in markdown_table(head, lines[: self.rows]).splitlines():
+            for line in table.splitlines()[: 2 + self.rows]:
                 say(line)
 
 
@@ -208,12 +268,10 @@ def operators(recorded: profile, on_gpu: bool, steps: int) -> list[list[str]]:
 
 
 SECONDS_BETWEEN_LINES = 30.0
-
-
 SECONDS_BETWEEN_LOSSES = 1.0  # in the bar: reading one waits for a GPU
 
 
-def loss_of(trainer: lightning.Trainer, outputs: dict[str, torch.Tensor]) -> float:
+def loss_of(trainer: lightning.Trainer, outputs: dict[str, Tensor]) -> float:
     """The loss of a micro-batch, of which a step returns its share."""
     return float(outputs["loss"]) * trainer.accumulate_grad_batches
 

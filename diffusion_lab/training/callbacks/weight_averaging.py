@@ -10,14 +10,21 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from diffusion_lab.common.formats import amount, joined
-from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.formats import amount
+from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import above, one_of, optional, ranges, settings, whole, whole_list
 from diffusion_lab.compute.sharding import gathered, local, shared_as, to_save
 from diffusion_lab.diffusion.power_average import decay, gamma_of
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.checkpoints import AVERAGES, SNAPSHOT, TRAINED
-from diffusion_lab.runs.snapshots import BUFFERS, DTYPES, FOLDER, LENGTHS, drop_after, save
+from diffusion_lab.runs.weights import (
+    BUFFERS,
+    DTYPES,
+    LENGTHS,
+    SNAPSHOTS,
+    drop_snapshots_after,
+    save_snapshot,
+)
 from diffusion_lab.training.bad_steps import move_towards
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.module import module_of
@@ -139,15 +146,20 @@ class EMA(Callback):
             average.update(1 - decay if self._latest_step else 1.0, found_inf)
         self._latest_step = trainer.global_step
 
+    @property
+    def current(self) -> WeightAverage | None:
+        """The average that is evaluated; None before training, or if it came after all steps."""
+        return self._averages.get(self.evaluated)
+
     def on_train_end(self, trainer, pl_module) -> None:
-        if average := self._averages.get(self.evaluated):  # none if it came after all steps
-            average.copy_into_parameters()
+        if self.current:
+            self.current.copy_into_parameters()
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._swap()
+        if self.current:
+            self.current.swap()
 
-    def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        self._swap()
+    on_validation_epoch_end = on_validation_epoch_start
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         # again: a run that was stopped in its final tests has no more training to end
@@ -175,19 +187,6 @@ class EMA(Callback):
         for name in self.lengths.keys() & kept.keys():
             self._averages[name] = WeightAverage(pl_module, kept[name])
 
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Puts the averaged weights into the module for this block."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        if self._averages:  # empty before training
-            self._averages[self.evaluated].swap()
-
 
 def restore_trained(trainer: lightning.Trainer, checkpoint: dict) -> None:
     """Loads a checkpoint's trained weights into the module, if it also holds averaged ones."""
@@ -202,10 +201,13 @@ def averaged_weights(trainer: lightning.Trainer) -> Iterator[None]:
     training = module.training
     module.eval()
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    average = next((c for c in callbacks if isinstance(c, EMA)), None)
-    swapped = average.swapped() if average else nullcontext()
+    average = next((c.current for c in callbacks if isinstance(c, EMA)), None)
     try:
-        with swapped, gathered(module), trainer.precision_plugin.forward_context():
+        with (
+            average.swapped() if average else nullcontext(),
+            gathered(module),
+            trainer.precision_plugin.forward_context(),
+        ):
             yield
     finally:
         module.train(training)
@@ -237,7 +239,7 @@ class PosthocEMA(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         if trainer.is_global_zero:
-            drop_after(pl_module.context.folder, trainer.global_step)
+            drop_snapshots_after(pl_module.context.folder, trainer.global_step)
         if not self.snapshots:
             return
         for length in self.lengths:
@@ -248,7 +250,7 @@ class PosthocEMA(Callback):
         size = self.bytes_of(sum(p.numel() for p in pl_module.network.parameters()))
         say(
             f"Snapshots: {self.snapshots} of {len(LENGTHS)} averages in {self.dtype}, about "
-            f"{amount(size)}B in all, go to {pl_module.context.folder / FOLDER}"
+            f"{amount(size)}B in all, go to {pl_module.context.folder / SNAPSHOTS}"
         )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
@@ -269,20 +271,10 @@ class PosthocEMA(Callback):
             checkpoint[SNAPSHOT] = self._snapshot(pl_module)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        """Takes up the averages of a checkpoint, of a run that is resumed or rolled back.
-
-        Raises UserError if the checkpoint has averages of other lengths, as of another version.
-        """
+        """Takes up the averages of a checkpoint, of a run that is resumed or rolled back."""
         step, found = checkpoint["global_step"], checkpoint.get(SNAPSHOT)
-        known = {name.partition("/")[0] for name in found or ()}
-        if found and (missing := [str(each) for each in self.lengths if str(each) not in known]):
-            raise UserError(
-                f"the checkpoint of step {step} has no averages of length {joined(missing)}, as "
-                "another version wrote it; resume with that version, or with "
-                "callbacks.posthoc_ema.snapshots=0"
-            )
         if trainer.is_global_zero:
-            drop_after(pl_module.context.folder, step)
+            drop_snapshots_after(pl_module.context.folder, step)
         if self.snapshots and found:
             self._step = step
             for length in self.lengths:
@@ -295,7 +287,7 @@ class PosthocEMA(Callback):
         return int(self.snapshots * pl_module.progress)
 
     def _snapshot(self, pl_module) -> dict[str, Tensor]:
-        """The snapshot of this step, on every rank (see runs/snapshots.py)."""
+        """The snapshot of this step, on every rank (see runs/weights.py)."""
         averages = {
             f"{length}/{name}": value
             for length, average in self._averages.items()
@@ -315,7 +307,7 @@ class PosthocEMA(Callback):
         if not trainer.is_global_zero:
             return
         try:
-            save(module.context.folder, step, tensors, self.dtype)
+            save_snapshot(module.context.folder, step, tensors, self.dtype)
         except OSError as error:  # an exception on one rank would leave the others waiting
             say(
                 f"The snapshot of step {step} could not be written ({error.strerror}); training "

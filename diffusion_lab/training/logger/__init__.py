@@ -4,13 +4,12 @@ Every row carries `images` (training images seen) and `seconds` (of training), s
 different batch sizes, machines and numbers of pictures share an x-axis.
 """
 
-from diffusion_lab.training.logger.mlflow_logger import MLflow
+from diffusion_lab.training.logger.dashboards import MLflow, TensorBoard, Trackio
 from diffusion_lab.training.logger.run_logger import (
+    Clock,
     JSONLines,
     RunLogger,
     build_loggers,
     check_loggers,
 )
-from diffusion_lab.training.logger.tensorboard_logger import TensorBoard
-from diffusion_lab.training.logger.trackio_logger import Trackio
 from diffusion_lab.training.logger.wandb_logger import WandB, chosen

@@ -1,13 +1,15 @@
-"""The base class of a run's loggers besides metrics.jsonl, and those that a configuration names."""
+"""The clock of a run, metrics.jsonl, and the base class of its other loggers."""
 
 import json
 import netrc
 import os
 import socket
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
@@ -20,7 +22,6 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import METRICS
-from diffusion_lab.training.clock import Clock
 
 MODES = ("auto", "online", "offline")
 REACH_SECONDS = 2.0  # how long to look for the server before a run goes offline
@@ -37,11 +38,12 @@ def why_offline(mode: str) -> str | None:
 
 def why_unreachable() -> str | None:
     """Returns why nothing can be sent to W&B's server, or None if it can."""
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = address.hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
-        return "no API key; `wandb login` stores one"
-    return no_connection(address.geturl())
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    key: object = os.environ.get("WANDB_API_KEY")
+    if not key:
+        with suppress(OSError, netrc.NetrcParseError):
+            key = netrc.netrc().authenticators(urlparse(url).hostname or "")
+    return no_connection(url) if key else "no API key; `wandb login` stores one"
 
 
 def no_connection(url: str) -> str | None:
@@ -55,22 +57,53 @@ def no_connection(url: str) -> str | None:
     return None
 
 
-def _in_netrc(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 Row = dict[str, Any]
+Result = TypeVar("Result")
+
+
+class Clock:
+    """Adds the x-axes to a row of metrics: images trained on, and seconds of training.
+
+    Validation counts as training; Periodic callbacks (pictures, metrics, checkpoints) do not.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.start = time.monotonic()  # start of training, shifted by what does not count
+        self.left_out = 0.0  # seconds that do not count
+        self._stopped: float | None = None
+
+    def continue_from(self, seconds: float, left_out: float = 0.0) -> None:
+        """Continues from the seconds that a run had taken before it was resumed."""
+        self.start = time.monotonic() - seconds
+        self.left_out = left_out
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stops the clock for a block."""
+        self._stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - self._stopped
+            self.start += seconds
+            self.left_out += seconds
+            self._stopped = None
+
+    def row(self, metrics: Mapping[str, Any], step: int) -> Row:
+        row = {key: value for key, value in metrics.items() if key != "epoch"}
+        return row | {"images": step * self.batch_size, "seconds": round(self.seconds(), 3)}
+
+    def seconds(self) -> float:
+        """The seconds of training up to now, without the time between a stop and a resume."""
+        return (self._stopped or time.monotonic()) - self.start
 
 
 class RunLogger(Logger, ABC):
     """A logger on rank 0 that never stops training: its first failure is reported and ends it.
 
     Subclasses are loggers of Lightning's, too. They write each name once a step, as dashboards have
-    it. A resumed run
-    continues after the step `resumed_from` of its checkpoint, which is 0 for a new run.
+    it. A resumed run continues after the step `resumed_from` of its checkpoint, 0 for a new run.
     """
 
     title: ClassVar[str]  # its name in messages
@@ -83,17 +116,12 @@ class RunLogger(Logger, ABC):
         self.resumed_from = resumed_from
         self.broken = False
         self._step = resumed_from  # the step of the latest row, and the names that it has
-        self._names = {name for row in self.past() if row["step"] == resumed_from for name in row}
-
-    def past(self) -> list[Row]:
-        """The rows of metrics.jsonl up to the checkpoint, before the run cuts them back to it."""
-        rows = (row for row in read_rows(self.run_dir / METRICS) if "step" in row)
-        return [row for row in rows if row["step"] <= self.resumed_from]
+        rows = read_rows(run_dir / METRICS)  # before the run cuts them back to its checkpoint
+        self._names = {name for row in rows if row.get("step") == resumed_from for name in row}
 
     @classmethod
     def require(cls) -> None:
         """Raises ValueError, in advance, if the logger cannot work here."""
-        return None
 
     @abstractmethod
     def open(self) -> str:
@@ -105,18 +133,15 @@ class RunLogger(Logger, ABC):
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
         """Writes the picture in a file, where a logger has pictures."""
-        return None
 
     def close(self, summary: Row | None) -> None:
         """Writes what is only known at the end, and closes the run; None marks a failure."""
-        return None
 
     @rank_zero_only
     def start(self) -> str:
         """Opens the run; returns the line to print."""
-        lines: list[str] = []
-        self.guard(lambda: lines.append(self.open()))
-        return "".join(lines) or f"{self.title}: could not be started; {METRICS} holds everything"
+        opened = self.guard(self.open)
+        return opened or f"{self.title}: could not be started; {METRICS} holds everything"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -149,31 +174,26 @@ class RunLogger(Logger, ABC):
         """The name of a run that is given none: the configuration's, and the folder."""
         return f"{self.config['name']}/{self.run_dir.name}"
 
-    def guard(self, action: Callable[[], None]) -> None:
-        """Calls an action unless the logger is broken; if it fails, the logger is."""
+    def guard(self, action: Callable[[], Result]) -> Result | None:
+        """The result of an action, unless the logger is broken; if the action fails, it is."""
         if self.broken:
-            return
+            return None
         try:
-            action()
+            return action()
         except Exception as error:  # of a server, a disk, or another library
             self.broken = True
             said = first_line(error.__cause__ or error)  # Lightning hides a full disk, for example
             say(f"{self.title} failed and is not used for the rest of this run: {said}")
+            return None
 
-    @rank_zero_only
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
         """Does nothing: the run gets the configuration when it is opened."""
-        return None
 
-    @rank_zero_only
     def save(self) -> None:
         """Does nothing: every row is written at once."""
-        return None
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Leaves the run open: the final metrics come after `fit`, and `finish` closes the run."""
-        return None
 
 
 def first_line(error: BaseException) -> str:
@@ -208,7 +228,6 @@ class JSONLines(Logger):
     def version(self) -> str:
         return self.path.parent.name
 
-    @rank_zero_only
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
         """Writes nothing: the configuration has its own file."""
 

@@ -19,17 +19,21 @@ from diffusion_lab.metrics.quantity import OF_SAMPLES
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
-from diffusion_lab.training.clock import Clock
-from diffusion_lab.training.logger.run_logger import MODES, Row, RunLogger, first_line, why_offline
+from diffusion_lab.training.logger.run_logger import (
+    MODES,
+    Clock,
+    Row,
+    RunLogger,
+    first_line,
+    why_offline,
+)
 
 COLUMNS: list[str | int] = ["image", "class", "sample", "seed", "step", "images_seen"]
 MOST_ROWS = 50  # rows of the table `samples`; each is a file, at every step with a grid
 # the picture, its class (None without classes), its index among the samples of a seed, the seed
 Sample = tuple[Image.Image, str | None, int, int]
-FINISH_SECONDS = 60.0  # how long a run's end waits for its upload; the rest stays on the disk
-SETTINGS = wandb.Settings(
-    console="off", init_timeout=20, finish_timeout=FINISH_SECONDS, silent=True
-)
+# a run's end waits a minute for its upload; the rest stays on the disk
+SETTINGS = wandb.Settings(console="off", init_timeout=20, finish_timeout=60.0, silent=True)
 
 
 class WandB(RunLogger, WandbLogger):
@@ -66,11 +70,9 @@ class WandB(RunLogger, WandbLogger):
         self.mode = mode
         name = name or self.label()
         WandbLogger.__init__(self, save_dir=str(run_dir), project=project, name=name, id=run_id)
+        settings = SETTINGS.model_copy(update={"console": "wrap" if console else "off"})
         self.facts: Row = {"project": project, "name": name, "id": run_id, "resume": "allow"}
-        self.facts |= {"group": group, "tags": tags, "config": config}
-        self.facts["settings"] = SETTINGS.model_copy(
-            update={"console": "wrap" if console else "off"}
-        )
+        self.facts |= {"group": group, "tags": tags, "config": config, "settings": settings}
 
     def open(self) -> str:
         run, reason = opened(why_offline(self.mode), self.run_dir, **self.facts)
@@ -95,15 +97,14 @@ class WandB(RunLogger, WandbLogger):
     @rank_zero_only
     def log_samples(self, samples: Sequence[Sample], step: int) -> None:
         """Logs generated images of a step as rows of the table `samples`."""
+        self.guard(lambda: self._log_samples(samples, step))
 
-        def log() -> None:
-            table = wandb.Table(columns=COLUMNS)
-            for image, *facts in samples:
-                table.add_data(wandb.Image(image), *facts, step, step * self.clock.batch_size)
-            with staged_in(self.run_dir / "wandb"):
-                self.write(self.new({log_names.SAMPLES: table}, step), step)
-
-        self.guard(log)
+    def _log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        table = wandb.Table(columns=COLUMNS)
+        for image, *facts in samples:
+            table.add_data(wandb.Image(image), *facts, step, step * self.clock.batch_size)
+        with staged_in(self.run_dir / "wandb"):
+            self.write(self.new({log_names.SAMPLES: table}, step), step)
 
     def close(self, summary: Row | None) -> None:
         self.experiment.summary.update(summary or {})
