@@ -134,7 +134,7 @@ COMMANDS = {
         ),
     ),
     "match": Command(
-        "find the size at which one backbone costs as much as another", "estimate.match:match"
+        "find the size at which one backbone costs as much as another", "estimate.budget:match"
     ),
     "sync": Command("upload offline W&B runs", "analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command(
