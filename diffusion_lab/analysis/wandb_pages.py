@@ -1,6 +1,5 @@
 """Workspaces and reports of Weights & Biases, made of the runs in a folder."""
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -103,12 +102,6 @@ def verdict_of(runs: Sequence[LoggedRun]) -> str:
 
 def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError(
-            "wandb-report needs the package wandb-workspaces; "
-            "write pip install 'diffusion-lab[report]'"
-        )
-
     check_keys(cfg, {"protocol": optional(PROTOCOL)})
     project, group = str(cfg.project), None if cfg.group is None else str(cfg.group)
     runs = list(logged_runs([str(path) for path in as_list(cfg.paths)], project, group))

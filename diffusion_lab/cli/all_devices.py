@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import own_places
-from diffusion_lab.cli.ending import REPLY, STOPPED
+from diffusion_lab.cli.job import REPLY, STOPPED
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import TrainingStopped, UserError
 from diffusion_lab.common.ranges import Range, whole

@@ -1,11 +1,18 @@
-"""Runs a command under Hydra: composes its configuration, calls it, and prints its result."""
+"""Runs a command under Hydra: composes its configuration, calls it, and prints its result.
+
+A process that another one has started leaves its result, or its error, to that one.
+"""
 
 import json
+import os
 import pkgutil
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose
@@ -23,10 +30,12 @@ from diffusion_lab.assembly.sentences import (
 )
 from diffusion_lab.cli.arguments import admit, expand
 from diffusion_lab.cli.commands import COMMANDS, Command
-from diffusion_lab.cli.ending import STOPPED, fail, leave_group, reply, say
-from diffusion_lab.common.files import require_writable
+from diffusion_lab.common.files import require_writable, write_json
 from diffusion_lab.common.messages import FULL, UserError
 from diffusion_lab.compute import slurm, started
+
+STOPPED = 130  # the exit code of a command that Ctrl-C has ended
+REPLY = "DIFFUSION_LAB_REPLY"  # the variable with the file for a result or an error
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -71,7 +80,15 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
 def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     """Calls a command's function with the configuration that Hydra has composed."""
     # imported late: torch and lightning take seconds, which --help and typing errors need not wait
-    function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
+    try:
+        function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
+    except ImportError as error:
+        if not command.extra:
+            raise
+        raise UserError(
+            f"{config.replace('_', '-')} needs {error.name}, which is not installed; write "
+            f"pip install 'diffusion-lab[{command.extra}]'"
+        ) from error
     overrides = list(HydraConfig.get().overrides.task)
     check_boxes(cfg)
     leave_out(cfg, HydraConfig.get().runtime.choices, overrides)
@@ -115,3 +132,52 @@ def combinations(
         overrides = [*single, *own]
         composed.append(Combination(chosen, compose(config, overrides=overrides), overrides))
     return composed
+
+
+def say(line: str) -> None:
+    """Prints one line on standard error, on any rank."""
+    print(line, file=sys.stderr)
+
+
+def reply(**content: object) -> bool:
+    """Leaves a result or an error to the process that has started this one; False if none has."""
+    path = os.environ.get(REPLY)
+    if path:
+        write_json(Path(path), content)
+    return bool(path)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one sentence, of several processes the first, and exits with code 2."""
+    if is_first() and not reply(error=message):
+        say(f"diffusion-lab: {message}")
+    sys.exit(2)
+
+
+def is_first() -> bool:
+    """Whether this process is the first to fail of those that were started together."""
+    if not started.in_a_group():
+        return True
+    from diffusion_lab.compute.distributed import first_to_fail  # late: torch takes seconds
+
+    return first_to_fail()
+
+
+def leave_group(error: Exception) -> NoReturn:
+    """Ends this process, one of several, after an error; exits with the code of one process."""
+    from diffusion_lab.compute import distributed
+
+    lost = distributed.another_ended(error)
+    follows = isinstance(error, distributed.FirstStopped)
+    if lost or follows:
+        time.sleep(distributed.SECONDS_TO_BE_ENDED_IN)  # the launcher ends this process too
+    if follows:
+        sys.exit(2)
+    if lost:
+        fail("another process of this command ended, or did not answer")
+    if isinstance(error, MISTAKES):
+        fail(sentence(error))
+    if is_first():
+        reply(code=1)
+        traceback.print_exception(error)
+    sys.exit(1)

@@ -14,25 +14,15 @@ from omegaconf import open_dict
 import diffusion_lab
 from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
 from diffusion_lab.cli.arguments import MULTIRUN, prepare
-from diffusion_lab.cli.commands import COMMANDS, command_named
-from diffusion_lab.cli.ending import STOPPED, fail
+from diffusion_lab.cli.commands import USAGE, command_named
 from diffusion_lab.cli.help import help_of
-from diffusion_lab.cli.job import result_of, run
+from diffusion_lab.cli.job import STOPPED, fail, result_of, run
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.started import end_with_launcher, let_rank_zero_speak
 
 # Threads of a parallel loop that have ended wait for the others by spinning, GNU's by default for
 # milliseconds: on a machine that others use, they take the processor from what they wait for.
 SPINS = "20000"
-STUDY_HELP = "run a study, from its question to its page"
-USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
-
-Commands:
-{commands}
-
-`diffusion-lab COMMAND --help` explains a command and lists its keys and groups of options, and
-`diffusion-lab options [GROUP[=OPTION]]` what can be chosen in them.
-Quick start: diffusion-lab train experiment=quickstart"""
 
 
 def main() -> None:
@@ -69,9 +59,7 @@ def unread() -> bool:
 def execute(arguments: list[str]) -> None:
     """Runs the command that the arguments begin with; exits with a code above 0 if it fails."""
     if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
-        helps = {"study": STUDY_HELP} | {name: each.help for name, each in COMMANDS.items()}
-        listed = "\n".join(f"  {name:<18}{words}" for name, words in helps.items())
-        print(USAGE.format(commands=listed))
+        print(USAGE)
         return
     if arguments == ["--version"]:
         print(diffusion_lab.__version__)

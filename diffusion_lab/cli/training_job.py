@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.sentences import MISTAKES
-from diffusion_lab.cli.ending import STOPPED, fail
+from diffusion_lab.cli.job import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.estimate import budget

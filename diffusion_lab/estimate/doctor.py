@@ -29,12 +29,10 @@ from diffusion_lab.compute.device import float32_products, pays, pick_precision
 from diffusion_lab.compute.sharding import sharded, strategy_options
 from diffusion_lab.data import ImageData
 from diffusion_lab.data.source import decoding
-from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.activations import activations
+from diffusion_lab.estimate import budget, run_cost
 from diffusion_lab.estimate.checks_of_resources import OF_IMAGES, OF_MACHINE
 from diffusion_lab.estimate.checks_of_settings import OF_SETTINGS
 from diffusion_lab.estimate.profile import Bench, median_seconds
-from diffusion_lab.estimate.run_cost import Duration, duration_of, memory_of, snapshot_bytes
 from diffusion_lab.families.diffusion.task import DiffusionTask, build_task
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.logger.run_logger import why_offline
@@ -182,9 +180,9 @@ def memory(
     cfg: DictConfig, task: DiffusionTask, facts: ImageFacts, layout: BatchLayout, precision: str
 ) -> Memory:
     """The memory of a training step."""
-    held = activations(cfg, facts, precision).of(layout.micro_batch)
+    held = run_cost.activations(cfg, facts, precision).of(layout.micro_batch)
     try:
-        return memory_of(task, held, layout.world, sharded(cfg.trainer))
+        return run_cost.memory_of(task, held, layout.world, sharded(cfg.trainer))
     except UserError as error:  # an optimiser whose state cannot be counted without its numbers
         raise Unknown from error
 
@@ -235,13 +233,13 @@ def timed(
 
 def lasting(
     cfg: DictConfig, task: DiffusionTask, data: ImageData, timed: tuple[RunCost, float]
-) -> Duration:
+) -> run_cost.Duration:
     """The time of the run, or of what its time limit allows."""
-    return duration_of(cfg, task, timed[0], len(data.validated_on().labels))
+    return run_cost.duration_of(cfg, task, timed[0], len(data.validated_on().labels))
 
 
 def features_seconds(
-    task: DiffusionTask, data: ImageData, run: Duration, timed: tuple[RunCost, float]
+    task: DiffusionTask, data: ImageData, run: run_cost.Duration, timed: tuple[RunCost, float]
 ) -> float:
     """The seconds of all features, with those that runs share."""
     images, metrics = task.measured_images(run.steps), task.metrics
@@ -331,7 +329,7 @@ FACTS: dict[str, Callable[..., object]] = {
     "features_seconds": lambda features: features,
     "memory_bytes": lambda memory: memory.total,
     "free_memory_bytes": lambda memory, free: free,
-    "snapshot_bytes": lambda task: snapshot_bytes(task),
+    "snapshot_bytes": lambda task: run_cost.snapshot_bytes(task),
 }
 
 

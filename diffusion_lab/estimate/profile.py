@@ -38,7 +38,7 @@ from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import TeacherModel
 from diffusion_lab.estimate import budget
-from diffusion_lab.estimate.activations import activations
+from diffusion_lab.estimate.run_cost import activations
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
 COLUMNS = {
@@ -120,13 +120,13 @@ def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
     bench = Bench(cfg, facts, device, precision)
     bench.compile(cfg.compile)
     step, call = (median_seconds([work], cfg.timed_steps)[0] for work in (bench.train, bench.call))
-    peak = peak_flops(precision, device)
+    peak, kept = peak_flops(precision, device), activations(cfg, facts, precision).kept
     work = cfg.batch_size * cost.flops() / peak  # seconds that a call takes at the peak
     return numbers | {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "batch_size": cfg.batch_size,
-        "activation_bytes": activations(cfg, facts, precision).kept.per_image,
+        "activation_bytes": kept(2) - kept(1),
         "training_images_per_second": cfg.batch_size / step,
         "network_images_per_second": cfg.batch_size / call,
         "sampling_images_per_second": cfg.batch_size / call / cost.calls if cost.calls else None,

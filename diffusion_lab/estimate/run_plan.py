@@ -32,9 +32,8 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data.loader import FREE_MEMORY_SHARE
 from diffusion_lab.data.source import Absent
-from diffusion_lab.estimate.activations import activations
+from diffusion_lab.estimate import run_cost
 from diffusion_lab.estimate.gpu import CONTEXT, GPU, PLAIN, UTILISATION
-from diffusion_lab.estimate.run_cost import disk_of, duration_of, features_bytes, memory_of, stepped
 from diffusion_lab.families.diffusion.task import build_task
 from diffusion_lab.first_stage.base import FirstStage, Shape
 from diffusion_lab.training.callbacks import Evaluation
@@ -131,12 +130,12 @@ class RunPlan:
         self.refuse_second_networks()
         self.black = torch.zeros(1, *facts.shape, dtype=torch.uint8)  # an image
         counts = counted(cfg, facts, calls_of_one_network(cfg, facts))
-        self.activations = activations(cfg, facts, self.precision)
+        self.activations = run_cost.activations(cfg, facts, self.precision)
         held, images = self.activations.of(self.batch.micro_batch), self.stored_bytes() or 0
         choice, most = cfg.data.on_device, FREE_MEMORY_SHARE * self.gpu.memory
         if choice is False or (choice is not True and images >= most):
             images = 0  # they are kept elsewhere
-        self.memory = memory_of(self.task, held, self.batch.world, self.sharded, images)
+        self.memory = run_cost.memory_of(self.task, held, self.batch.world, self.sharded, images)
         self.kind = kind_of(self.task.module.denoiser, counts.modules)
         self.mfu = cfg.mfu or UTILISATION[self.kind]
         self.step = self.step_of(counts, self.memory)
@@ -144,7 +143,7 @@ class RunPlan:
         launching = cfg.launch * self.activations.forward / (drawn.batch_size if drawn else 1)
         call = max(self.seconds_of(counts), launching) / self.batch.world
         self.cost = replace(counts, memory=self.memory, step=self.step.seconds, call=call)
-        self.duration = duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
+        self.duration = run_cost.duration_of(cfg, self.task, self.cost, cfg.data.validate_on)
         self.usable = (1 - cfg.reserve) * (self.gpu.memory - CONTEXT)  # bytes of a GPU
         self.fits = self.memory.total <= self.usable  # a micro-batch into a GPU
         self.images_per_second = self.batch.batch_size / self.step.seconds  # of all GPUs
@@ -228,7 +227,7 @@ class RunPlan:
     @property
     def operations(self) -> int:
         """The operations of a step, without compilation, which makes one of many."""
-        return self.batch.accumulate * self.activations.both + stepped(self.task.module)[1]
+        return self.batch.accumulate * self.activations.both + run_cost.stepped(self.task.module)[1]
 
     @property
     def largest_micro_batch(self) -> int:
@@ -250,7 +249,7 @@ class RunPlan:
         shown = memory.total / (1 - self.cfg.reserve) + CONTEXT
         caches = {  # None if they depend on an unknown number of images
             "latents": self.stored_bytes() if self.task.module.first_stage.cache else 0,
-            "features": features_bytes(self.task.metrics, self.cfg.num_images),
+            "features": run_cost.features_bytes(self.task.metrics, self.cfg.num_images),
         }
         # without recomputed FLOPs
         at_peak = TRAINING_PASSES * self.seconds_of(self.cost, 1) / batch.world
@@ -275,7 +274,7 @@ class RunPlan:
             "share_of_peak": at_peak * images_per_second,
             "images_seen": self.duration.steps * batch.batch_size,
             "duration": asdict(self.duration) | {"seconds": self.duration.seconds},
-            "disk": disk_of(self.task, self.duration.steps) | caches,
+            "disk": run_cost.disk_of(self.task, self.duration.steps) | caches,
             "kind": self.kind,
             "operations": self.operations,
             "guesses": {key: self.cfg[key] for key in GUESSES} | {"mfu": self.mfu},

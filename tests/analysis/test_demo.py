@@ -20,9 +20,8 @@ from hydra import initialize_config_dir
 from PIL import Image
 from starlette.testclient import TestClient
 
-from diffusion_lab.analysis import demo_run, demo_server
-from diffusion_lab.analysis.demo import HERE, listen
-from diffusion_lab.analysis.demo_run import ShownRun
+from diffusion_lab.analysis import demo
+from diffusion_lab.analysis.demo import HERE, ShownRun, listen
 from diffusion_lab.assembly.sentences import HYDRA_VERSION
 from diffusion_lab.common.files import read_rows
 
@@ -37,7 +36,7 @@ def shown(run_folder) -> Iterator[list[ShownRun]]:
 
 @pytest.fixture
 def client(shown) -> TestClient:
-    return TestClient(demo_server.app(shown, HERE), base_url=f"http://{HERE}")
+    return TestClient(demo.app(shown), base_url=f"http://{HERE}")
 
 
 def drawn(client: TestClient, **asked: object) -> list[tuple[str, dict]]:
@@ -115,7 +114,7 @@ def test_the_fid_of_a_setting_is_the_one_that_was_measured(lab, run_folder, requ
 
 
 def test_the_nearest_training_image_is_found_by_pixels(client, shown, monkeypatch):
-    monkeypatch.setattr(demo_run, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(demo, "ROWS_AT_ONCE", 7)
     _, end = drawn(client)[-1]
     [images] = shown[0].drawn.values()
     training = None
@@ -146,7 +145,7 @@ def test_a_drawing_ends_when_nobody_waits_for_it(shown):
     gone = threading.Event()
 
     async def leave():
-        stream = demo_server.events(work)
+        stream = demo.events(work)
         first = await anext(stream)
         await stream.aclose()
         gone.set()
@@ -180,7 +179,7 @@ def test_what_cannot_be_shown_is_refused_in_one_sentence(refusal, run_folder, mo
 def served(shown: list[ShownRun]):
     """The address of the page, served in a thread."""
     listening = listen(0)
-    server = uvicorn.Server(uvicorn.Config(demo_server.app(shown, HERE), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(demo.app(shown), log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     try:

@@ -1,6 +1,7 @@
 """The workspace and the report are built offline; their panels show names that runs log."""
 
 import re
+import sys
 from itertools import product
 
 import pytest
@@ -246,5 +247,6 @@ def test_what_is_wrong_is_said(refusal, monkeypatch, tmp_path):
     sentence = refusal("wandb-report", "entity=me", protocol)
     assert "permission denied" in sentence
     assert "and more" not in sentence
-    monkeypatch.setattr(wandb_pages.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.delitem(sys.modules, wandb_pages.__name__)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert "pip install 'diffusion-lab[report]'" in refusal("wandb-report")

@@ -15,7 +15,7 @@ from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.estimate.activations import GPUTypes, activations, kept_bytes
+from diffusion_lab.estimate.run_cost import GPUTypes, activations, kept_bytes
 
 SHAPE, CLASSES = (1, 8, 8), 4
 FACTS = ImageFacts(SHAPE, Classes.numbered(CLASSES))

@@ -7,7 +7,7 @@ from helpers.refusals import refused
 from omegaconf import OmegaConf
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.estimate.match import Size, Sizes
+from diffusion_lab.estimate.budget import Size, Sizes
 
 PAIRS = [
     ("dit", "unet_small", "params"),

@@ -17,8 +17,8 @@ from diffusion_lab.backbone.macs import Cost, by_level, count, seen_flops, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.estimate import profile
-from diffusion_lab.estimate.activations import KeptTensors
 from diffusion_lab.estimate.profile import Bench, median_seconds
+from diffusion_lab.estimate.run_cost import KeptTensors
 
 META = ["device=meta", "json=true"]
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_lab.common.files import write_json
 from diffusion_lab.compute.sharding import local
-from diffusion_lab.estimate.activations import KeptTensors
+from diffusion_lab.estimate.run_cost import KeptTensors
 from diffusion_lab.training.callbacks import EMA, PosthocEMA
 
 

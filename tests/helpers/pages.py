@@ -13,7 +13,7 @@ from diffusion_lab.cli.commands import COMMANDS
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.command import check, narrowed, read
 from diffusion_lab.cli.study.jobs import Jobs
-from diffusion_lab.cli.sweep_plan import first_values
+from diffusion_lab.cli.sweeps import first_values
 from helpers.compositions import composed
 from helpers.paths import CONF, ROOT
 

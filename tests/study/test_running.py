@@ -20,14 +20,13 @@ from helpers.started_study import ends, started, summaries, waits_for
 from helpers.tiny_study import STUDY
 from rich.console import Console
 
-from diffusion_lab.cli.ending import reply
+from diffusion_lab.cli.job import reply
 from diffusion_lab.cli.study import document, running
 from diffusion_lab.cli.study.cluster import JobOnSlurm
 from diffusion_lab.cli.study.document import ARMS
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob, present
 from diffusion_lab.cli.study.processes import Ended, Processes
-from diffusion_lab.cli.study.records import Records
-from diffusion_lab.cli.study.values import best, beyond
+from diffusion_lab.cli.study.running import Records, best, beyond
 
 
 @pytest.fixture

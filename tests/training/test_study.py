@@ -20,8 +20,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.assembly.sentences import conf_dir
-from diffusion_lab.cli.sweep_plan import first_job, jobs_of, sweep_overrides
-from diffusion_lab.cli.sweeps import say_best
+from diffusion_lab.cli.sweeps import first_job, jobs_of, say_best, sweep_overrides
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.runs.folder import save_config, write_summary
 from diffusion_lab.runs.progress import locked

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.cli.study.document import TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob, present
-from diffusion_lab.cli.study.records import Records, leaves
-from diffusion_lab.cli.sweep_plan import first_job
+from diffusion_lab.cli.study.running import Records, leaves
+from diffusion_lab.cli.sweeps import first_job
 from diffusion_lab.common.files import read_json, write_json
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute import slurm

@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
-from diffusion_lab.cli.ending import STOPPED
+from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob
 from diffusion_lab.cli.study.processes import Processes
-from diffusion_lab.cli.study.records import Records
-from diffusion_lab.cli.study.running import Runner
+from diffusion_lab.cli.study.running import Records, Runner
 from diffusion_lab.common.formats import duration, some
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import flag, whole
@@ -211,7 +210,7 @@ def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
 def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     """Composes a training of each arm in each stage; raises UserError for what cannot be."""
     # late: they wait for torch, which the process that calls this has
-    from diffusion_lab.cli.sweep_plan import first_job
+    from diffusion_lab.cli.sweeps import first_job
     from diffusion_lab.training.study import protocol_of
 
     firsts = [jobs.first_of(job)[0] for job in left]

@@ -1,6 +1,9 @@
 """The jobs of a study: for each stage one command for each combination of its axes' values."""
 
+import hashlib
+import math
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +27,6 @@ from diffusion_lab.cli.study.document import (
     StudyStage,
     slug,
 )
-from diffusion_lab.cli.study.values import first_values
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.tuned import FOUND
@@ -112,6 +114,42 @@ def merged(settings: Settings, more: Settings) -> Settings:
     if any(more.get(unit) is not None for unit in units):
         replaced += tuple(units)
     return {k: v for k, v in settings.items() if not k.startswith(replaced)} | more
+
+
+def several(stage: StudyStage) -> dict[str, Any]:
+    """The keys that a stage tunes, each with its grid or range."""
+    return {key: each for key, each in stage.settings.items() if isinstance(each, list | dict)}
+
+
+def first_values(stage: StudyStage, name: str) -> list[Settings]:
+    """The values to begin with: all of a grid, or as many random ones as there are trials.
+
+    Random values depend on the study's stage and on `name`, what is tuned, alone.
+    """
+    assert stage.choice is not None
+    grids = several(stage)
+    if stage.choice.trials is None:
+        return [dict(zip(grids, each, strict=True)) for each in product(*grids.values())]
+    drawn = []
+    for trial in range(stage.choice.trials):
+        text = f"{stage.name} {name} {trial}"
+        draw = random.Random(hashlib.sha256(text.encode()).digest())
+        drawn.append({key: _drawn(each, draw) for key, each in grids.items()})
+    return drawn
+
+
+def _drawn(values: Any, draw: random.Random) -> Any:
+    if isinstance(values, list):
+        return draw.choice(values)
+    ((kind, (low, high)),) = values.items()
+    if kind == "log":
+        return short(math.exp(draw.uniform(math.log(low), math.log(high))))
+    return short(draw.uniform(low, high))
+
+
+def short(value: float) -> float:
+    """A value in three digits, so that 0.001 * 2 * 2 is 0.004."""
+    return float(f"{value:.3g}")
 
 
 class Jobs:

@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from diffusion_lab.cli.ending import REPLY, STOPPED
+from diffusion_lab.cli.job import REPLY, STOPPED
 from diffusion_lab.cli.study.document import slug
 from diffusion_lab.cli.study.jobs import StudyJob, present
 from diffusion_lab.common.files import read_json
