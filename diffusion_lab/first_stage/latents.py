@@ -16,7 +16,7 @@ from diffusion_lab.common.messages import say, track
 from diffusion_lab.common.ranges import PATH, flag, ranges
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import EncodedImages, ImageData
-from diffusion_lab.data.rows import Rows
+from diffusion_lab.data.loader import Rows
 from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored_by_ranks
 from diffusion_lab.first_stage.base import FirstStage, Shape
 

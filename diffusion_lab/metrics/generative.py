@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.data import ImageData, Split
-from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.data.loader import LabelledRows
 from diffusion_lab.metrics.classifier_scores import Accuracy
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FeatureExtractor

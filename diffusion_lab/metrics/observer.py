@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.common.messages import track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageData
-from diffusion_lab.data.rows import Rows
+from diffusion_lab.data.loader import Rows
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet

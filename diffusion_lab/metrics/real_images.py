@@ -10,7 +10,7 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.compute.cache import cached
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import Split
-from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.data.loader import LabelledRows
 from diffusion_lab.metrics.distances import FeatureSet, Moments
 from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL, FeatureExtractor
 from diffusion_lab.metrics.image_set import ImageSet, short_count

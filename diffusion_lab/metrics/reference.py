@@ -17,7 +17,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import Range
 from diffusion_lab.data import ImageData, Split
-from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.data.loader import LabelledRows
 from diffusion_lab.data.source.drawn_images import ARRAYS, array_in, images_in, opened_npz
 from diffusion_lab.metrics.distances import Moments, covariance_root
 from diffusion_lab.metrics.extractor.base import SPATIAL, ExtractorUnavailable, FeatureExtractor

@@ -9,8 +9,8 @@ from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 
 from diffusion_lab.common.ranges import RangeError
+from diffusion_lab.data.images import subset
 from diffusion_lab.data.source import FashionMNIST
-from diffusion_lab.data.subsets import subset
 
 LABELS = torch.arange(1000) % 7 % 4  # classes of unequal sizes
 

@@ -8,8 +8,8 @@ import torch
 from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 
+from diffusion_lab.data.images import stratified, validation_and_rest
 from diffusion_lab.data.loader import TensorLoader
-from diffusion_lab.data.subsets import stratified, validation_and_rest
 
 EVEN = torch.arange(6000) % 10
 UNEVEN = torch.arange(1000).sqrt().long() // 4  # classes of 16 to 240 images

@@ -13,10 +13,10 @@ from diffusion_lab.common.labels import TEXT
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.decoding import BadImage, check_bytes
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import LABELS, ImageFiles, Listed
-from diffusion_lab.data.source.verified_files import DataError
 
 LARGEST_LABELS = 2**30  # bytes of a dataset.json: labels of 20 million images
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import SHOWN, some
 from diffusion_lab.common.labels import LARGEST, LONGEST, TEXT, is_caption, is_number
-from diffusion_lab.data.source.verified_files import DataError
+from diffusion_lab.data.source.acquire import DataError
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
