@@ -15,10 +15,9 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import Range, above, either, numbers, optional, ranges
 from diffusion_lab.data import EncodedImages, ImageData
-from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
+from diffusion_lab.first_stage.autoencoder.base import pad_to_multiple
 from diffusion_lab.first_stage.autoencoder.saving import OF_OTHER_CONTENT
-from diffusion_lab.first_stage.base import Shape
-from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.first_stage.base import Latents, Shape
 
 # the supported classes, and how each encodes images to moments
 MOMENTS: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -12,8 +12,7 @@ from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.data import EncodedImages, ImageData
 from diffusion_lab.first_stage.autoencoder import saving
-from diffusion_lab.first_stage.base import Shape
-from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.first_stage.base import Latents, Shape
 
 
 class TrainedAutoencoder(Latents):

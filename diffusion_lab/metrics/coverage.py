@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.observer import ImageSet
 from diffusion_lab.metrics.quantity import named
 
 PAIRS = 2**25  # pairs whose distances are held at a time, 256 MiB

@@ -9,8 +9,8 @@ from torch import Tensor
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.extractor.base import GPU_BATCH
-from diffusion_lab.metrics.image_set import ImageSet, short_count
 from diffusion_lab.metrics.metric import Metric, Values, identity_of
+from diffusion_lab.metrics.observer import ImageSet, short_count
 from diffusion_lab.metrics.quantity import Quantity
 
 SEED = 0  # of what a metric draws

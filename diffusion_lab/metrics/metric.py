@@ -15,8 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from diffusion_lab.common import hashing
 from diffusion_lab.compute.distributed import rank_and_world
-from diffusion_lab.metrics.image_set import ImageSet, short_count
-from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.metrics.observer import ImageSet, Observer, short_count
 from diffusion_lab.metrics.quantity import Quantity
 
 LABELS, PLACES = "labels", "places"  # states of metrics, beside the outputs of networks

@@ -15,7 +15,7 @@ from diffusion_lab.first_stage.autoencoder import (
     saving,
 )
 from diffusion_lab.first_stage.autoencoder.base import kl_divergence as ours
-from diffusion_lab.first_stage.autoencoder.network import pad_to_multiple
+from diffusion_lab.first_stage.autoencoder.base import pad_to_multiple
 
 NETWORK = {"channels": 8, "multipliers": [1, 2, 2], "blocks": 1, "attention": True}
 CODES = {"codes": 16, "decay": 0.9, "revive_below": 1.0, "commitment_weight": 0.25}

@@ -12,7 +12,7 @@ from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.importing.kind import DiTFiles
-from diffusion_lab.importing.names import LABELS
+from diffusion_lab.importing.kind.base import LABELS
 
 
 def imported(lab, tmp_path, kind: str, *settings: str):

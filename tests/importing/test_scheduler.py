@@ -8,7 +8,7 @@ from helpers.compositions import composed
 from helpers.refusals import refused
 
 from diffusion_lab.assembly.instantiate import instantiate
-from diffusion_lab.importing.scheduler import scheduler_overrides
+from diffusion_lab.importing.kind.diffusers import scheduler_overrides
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
 from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.metrics.observer import edge_gradients
-from diffusion_lab.metrics.real_images import RealImages
+from diffusion_lab.metrics.reference import RealImages
 
 SAMPLES = 24
 

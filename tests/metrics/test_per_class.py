@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from diffusion_lab.metrics.feature_distances import ClassFID
-from diffusion_lab.metrics.image_set import ImageSet, place_in_class
+from diffusion_lab.metrics.built_in import ClassFID
+from diffusion_lab.metrics.observer import ImageSet, place_in_class
 
 
 def test_the_place_in_the_class():

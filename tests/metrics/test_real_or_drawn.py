@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.fake_metrics import FakeSource, generated, prepared
 
-from diffusion_lab.metrics.real_or_drawn import told_apart
+from diffusion_lab.metrics.built_in import told_apart
 
 CPU = torch.device("cpu")
 

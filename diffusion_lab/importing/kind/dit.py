@@ -9,8 +9,18 @@ from torch import Tensor
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Flag, optional, settings, whole
-from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
-from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed, with_null_row
+from diffusion_lab.importing.kind.base import (
+    BACKBONE,
+    FIXED_VARIANCE,
+    LABELS,
+    Imported,
+    Kind,
+    assigned,
+    count,
+    joined,
+    renamed,
+    with_null_row,
+)
 from diffusion_lab.importing.reading import read
 
 NAMES = {
@@ -106,3 +116,27 @@ def check_positions(path: Path, given: Tensor, fixed: Tensor) -> None:
             f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so it "
             "cannot be imported"
         )
+
+
+@settings
+class SiTFiles(DiTFiles):
+    """SiT on the straight path, in the latents of Stable Diffusion's VAE.
+
+    Its time runs from noise to data, and so does its velocity, data - noise; ours is noise - data.
+    """
+
+    recipe = (
+        *NETWORK,
+        "schedule=rectified",
+        "objective=flow_matching",
+        "objective/time_sampler=uniform",
+        "denoiser.noise_label=data_time",
+        "sampler=heun",
+        "sampler.steps=125",
+        "sampler.time_grid.sigma_min=0.0",  # to the end of the path, in even steps
+    )
+    unlearned = ()
+
+    def used(self, outputs: Tensor, channels: int) -> Tensor:
+        # the published networks have twice the outputs, and their code drops the second half
+        return -outputs[:channels]

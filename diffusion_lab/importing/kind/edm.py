@@ -6,10 +6,12 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import settings
-from diffusion_lab.importing.kind.base import Imported, Kind, assigned
-from diffusion_lab.importing.names import (
+from diffusion_lab.importing.kind.base import (
     BACKBONE,
     LABELS,
+    Imported,
+    Kind,
+    assigned,
     count,
     joined,
     numbers,

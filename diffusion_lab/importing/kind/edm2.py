@@ -4,11 +4,12 @@ from pathlib import Path
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, settings
-from diffusion_lab.importing.kind.base import Imported, Kind, assigned
-from diffusion_lab.importing.kind.dit import SIDE
-from diffusion_lab.importing.names import (
+from diffusion_lab.importing.kind.base import (
     BACKBONE,
     LABELS,
+    Imported,
+    Kind,
+    assigned,
     by_head,
     count,
     joined,
@@ -16,6 +17,7 @@ from diffusion_lab.importing.names import (
     renamed,
     with_null_row,
 )
+from diffusion_lab.importing.kind.dit import SIDE
 from diffusion_lab.importing.reading import State, read
 
 NAMES = {"emb_noise": "noise", "emb_fourier": "features", "out_conv": "out"}
