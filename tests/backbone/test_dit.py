@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_lab.backbone.attention import SelfAttention, rotate
 from diffusion_lab.backbone.block import AdaLNZero
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
-from diffusion_lab.backbone.dit import window_mask
 from diffusion_lab.backbone.embedding import rotary_angles
+from diffusion_lab.backbone.patches import window_mask
 from diffusion_lab.common.labels import Classes
 
 small = small_dit(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lab.backbone import scan
-from diffusion_lab.backbone.scan import dual_macs, selective_scan, state_space_dual
+from diffusion_lab.backbone import state_space
+from diffusion_lab.backbone.state_space import dual_macs, selective_scan, state_space_dual
 
 LENGTHS = [1, 2, 3, 7, 49, 51, 64, 66, 130]
 
@@ -54,8 +54,10 @@ def test_the_scan_and_its_gradients_are_those_of_the_sequential_recurrence(lengt
 def test_blocks_of_channels_change_nothing(monkeypatch):
     leaves = arguments(20)
     whole = torch.autograd.grad(selective_scan(*leaves).square().sum(), leaves)
-    monkeypatch.setitem(scan.BLOCK, "cpu", 2 * 20 * 3 * 4)  # four of the six channels at a time
-    assert len(scan._blocks(leaves[0].transpose(0, 1), leaves[2])) == 2
+    monkeypatch.setitem(
+        state_space.BLOCK, "cpu", 2 * 20 * 3 * 4
+    )  # four of the six channels at a time
+    assert len(state_space._blocks(leaves[0].transpose(0, 1), leaves[2])) == 2
     parts = torch.autograd.grad(selective_scan(*leaves).square().sum(), leaves)
     for ours, expected in zip(parts, whole, strict=True):
         torch.testing.assert_close(ours, expected)

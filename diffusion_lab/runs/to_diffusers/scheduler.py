@@ -17,8 +17,8 @@ from diffusion_lab.diffusion.schedule import (
     NoiseSchedule,
     Rectified,
     ZeroTerminalSNR,
+    follows,
 )
-from diffusion_lab.diffusion.schedule.transforms import follows
 from diffusion_lab.runs.to_diffusers.refusal import without_counterpart
 
 STEPS = 1000  # of a table; networks are told the place of a noise level among them

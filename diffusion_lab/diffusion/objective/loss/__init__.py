@@ -1,14 +1,10 @@
 """Training losses, each one object with all of its settings."""
 
-from diffusion_lab.diffusion.objective.loss.alpha_flow import AlphaFlow
 from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, Recorded
-from diffusion_lab.diffusion.objective.loss.consistency import Consistency
-from diffusion_lab.diffusion.objective.loss.contrastive import Contrastive
-from diffusion_lab.diffusion.objective.loss.denoising import Denoising
-from diffusion_lab.diffusion.objective.loss.distillation import Distillation
-from diffusion_lab.diffusion.objective.loss.improved_mean_flow import ImprovedMeanFlow
+from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation
+from diffusion_lab.diffusion.objective.loss.denoising import Contrastive, Denoising
 from diffusion_lab.diffusion.objective.loss.lagrangian import Lagrangian
-from diffusion_lab.diffusion.objective.loss.mean_flow import MeanFlow
+from diffusion_lab.diffusion.objective.loss.mean_flow import AlphaFlow, ImprovedMeanFlow, MeanFlow
 from diffusion_lab.diffusion.objective.loss.score_matching import (
     ExactScoreMatching,
     ScoreMatching,

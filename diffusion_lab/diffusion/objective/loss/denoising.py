@@ -6,12 +6,13 @@ given x, since an estimate of bounded data that is within the bounds loses nothi
 pseudo-Huber loss it is between the mean and the median.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import nn
 
-from diffusion_lab.common.ranges import above, optional, ranges
+from diffusion_lab.common.ranges import above, inside, optional, ranges
 from diffusion_lab.common.rules import Rules
+from diffusion_lab.diffusion.noise import add_noise
 from diffusion_lab.diffusion.objective.loss.base import Loss, Losses
 from diffusion_lab.diffusion.objective.loss.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.loss.variance import Hybrid
@@ -53,3 +54,32 @@ class Denoising(nn.Module, Loss):
             return Losses(losses, level)
         expected = self.uncertainty(level)
         return Losses(losses * (-expected).exp() + expected, level, losses)
+
+
+class Contrastive(Denoising):
+    """The denoising loss less `weight` times that to the next sample's target (arXiv:2506.05350).
+
+    The best output is (E[target | x] - weight E[target of others]) / (1 - weight): the exact one,
+    moved away from what is the same for all samples.
+    The next sample of the batch has its own image and noise, and is taken at this one's level. In a
+    batch of one it is the sample itself.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        weight: Annotated[float, inside(0, 1)] = 0.05,
+        weighting: Weighting | None = None,
+    ):
+        super().__init__(weighting)
+        self.weight = weight
+
+    def __call__(self, parts, denoiser, x0, eps, level, given, generator):
+        estimate = denoiser(add_noise(x0, eps, level), level, given)
+        own, other = (
+            self.errors(
+                parts.prediction, denoiser.clip, estimate, x0.roll(by, 0), eps.roll(by, 0), level
+            )
+            for by in (0, 1)
+        )
+        return Losses(own - self.weight * other, level, own)

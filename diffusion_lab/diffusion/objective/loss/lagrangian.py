@@ -15,7 +15,7 @@ from diffusion_lab.common.ranges import settings
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump
 from diffusion_lab.diffusion.objective.loss.base import Losses, Parts, mean_square, same_dropout
-from diffusion_lab.diffusion.objective.loss.jumps import Jumps, rates
+from diffusion_lab.diffusion.objective.loss.mean_flow import Jumps, rates
 from diffusion_lab.diffusion.objective.prediction import X0
 
 
