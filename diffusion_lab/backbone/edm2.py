@@ -170,7 +170,6 @@ class CosineAttention(nn.Module):
         return mixed.unflatten(1, pixels.shape[1:3]).permute(0, 3, 1, 2)
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Multiply-accumulates between pixels: the scores, and the sum of values by them."""
         return 2 * x.numel() * x.shape[2] * x.shape[3]
 
 
@@ -299,16 +298,13 @@ class EDM2UNet(nn.Module):
 
     @property
     def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
         return self.entry, self.out
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.down, *self.middle, *self.up]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         embedding = self.noise(self.features(noise))  # (B, E)
         if condition.vector is not None:
             embedding = (

@@ -200,16 +200,13 @@ class PatchNetwork(nn.Module):
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
-        """The layers that read the image and write the output."""
         return self.embed, self.out, *filter(None, [self.smooth])
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, context = condition.after(self.noise(noise))  # (B, D), (B, L, D)
         shared = None if self.shared_modulation is None else self.shared_modulation(vector)
         condition = replace(condition, vector=vector, tokens=context, modulation=shared)

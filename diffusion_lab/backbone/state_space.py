@@ -260,7 +260,6 @@ class S6(nn.Module):
         return torch.addcmul(y, channels, self.skip).to(x.dtype)
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Half of the scan's 9 operations a token, channel and state."""
         return 9 * x.numel() * self.state // 2
 
 
@@ -301,6 +300,5 @@ class SSD(nn.Module):
         return torch.addcmul(y, heads, self.skip[:, None]).flatten(2).to(x.dtype)
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Multiply-accumulates of the scan's matrix products."""
         batch, length, channels = x.shape
         return batch * dual_macs(length, channels, self.state)

@@ -146,7 +146,6 @@ class Latents(FirstStage):
             return self.encoder(to_float(images))
 
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) uint8 -> scaled mean latents (B, c, h, w) float32."""
         return self.scaled(self.mean(self.moments(images)))
 
     @torch.no_grad()
@@ -156,7 +155,6 @@ class Latents(FirstStage):
         return to_uint8(require_finite(self.decoder(self.restored(latents))))
 
     def draw(self, moments: Tensor) -> Tensor:
-        """Draws scaled latents from moments."""
         return self.scaled(self.sample(moments))
 
     def scaled(self, latents: Tensor) -> Tensor:

@@ -125,7 +125,6 @@ class ClassFID(Metric):
     needs_labels = by_class = True
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
-        """The FID of images of a single class."""
         return {"fid_class": frechet(reference.statistics, generated.statistics)}
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:

@@ -81,7 +81,6 @@ class CodeTransformer(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, codes: Tensor, labels: Tensor | None, begun: int = 0) -> Tensor:

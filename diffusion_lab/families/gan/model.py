@@ -72,7 +72,6 @@ class ConvGenerator(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, noise: Tensor, labels: Tensor | None) -> Tensor:

@@ -33,7 +33,6 @@ class TimmTransformer(FeatureExtractor):
         self.name = f"{self.kind}-{model}"
 
     def build(self) -> tuple[nn.Module, str]:
-        """Returns timm's network and the checksum of its weights."""
         import timm
 
         options = dict(self.options)
