@@ -28,12 +28,11 @@ from diffusion_lab.metrics.built_in import (
     Seams,
     SpatialFID,
 )
-from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
-from diffusion_lab.metrics.from_torchmetrics import FromTorchmetrics
 from diffusion_lab.metrics.likelihood_divergence import FLD
-from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.metric import FromTorchmetrics, Metric, Values
+from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.observer import ImageSet, Observed, Observer, place_in_class, short_count
 from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Protocol, Quantity, with_fingerprint
 from diffusion_lab.metrics.reference import REFERENCE, RealImages, reference_of

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import track
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.metrics.coverage import square_distances
 from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.neighbours import square_distances
 from diffusion_lab.metrics.observer import ImageSet
 from diffusion_lab.metrics.quantity import named
 

@@ -25,8 +25,7 @@ from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
-from diffusion_lab.metrics.from_torchmetrics import described
-from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.metric import Metric, described
 from diffusion_lab.metrics.quantity import (
     OF_SAMPLES,
     ON_REQUEST,

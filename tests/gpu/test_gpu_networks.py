@@ -8,9 +8,9 @@ from helpers.gpu import DEVICE
 from diffusion_lab.backbone import state_space
 from diffusion_lab.metrics import distances
 from diffusion_lab.metrics.built_in import FID, KID, MMD
-from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.extractor import EfficientNetLite0
+from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.observer import ImageSet
 
 pytestmark = pytest.mark.gpu

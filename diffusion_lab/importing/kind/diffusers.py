@@ -73,7 +73,8 @@ class DiffusersFolders(Kind):
                 "first_stage=hub_vae",
                 *assigned("first_stage", {"path": str(path / VAE)}),
             ]
-            factor = factor_of(path / VAE)
+            widths = read_settings(path / VAE / "config.json").get("block_out_channels", [1])
+            factor = 2 ** (len(widths) - 1)  # pixels along a side for each of a latent
             image_shape = (3, factor * height, factor * width)
         ours = {f"{BACKBONE}network.{key}": tensor for key, tensor in tensors.items()}
         return Imported(file, ours, shape, image_shape, classes, overrides)
@@ -123,12 +124,6 @@ def check_plain(folder: Path, given: dict[str, Any]) -> None:
         raise UserError(
             f"{folder}/config.json has a {wrong[0]} that is no number, word or list of them"
         )
-
-
-def factor_of(autoencoder: Path) -> int:
-    """The number of pixels along a side for each of a latent."""
-    config = read_settings(autoencoder / "config.json")
-    return 2 ** (len(config.get("block_out_channels", [1])) - 1)
 
 
 FILES = ("scheduler/scheduler_config.json", "scheduler_config.json")

@@ -78,7 +78,12 @@ class DiTFiles(Kind):
         table, positions = tensors.pop(TABLE), tensors.pop(POSITIONS)[0]  # (K + 1, D), (N, D)
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         rows = round(len(positions) ** 0.5)
-        check_positions(path, positions, grid_positions(rows, rows, width, sines_first=True))
+        fixed = grid_positions(rows, rows, width, sines_first=True)
+        if positions.shape != fixed.shape or (positions - fixed).abs().max() > 1e-4:
+            raise UserError(
+                f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so "
+                "it cannot be imported"
+            )
         depth = count(tensors, r"blocks\.(\d+)\.")
         blocks = joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
         ours = renamed(tensors, NAMES | blocks)
@@ -107,15 +112,6 @@ class DiTFiles(Kind):
     def used(self, outputs: Tensor, channels: int) -> Tensor:
         """The last layer's outputs (c, p, p, ...) that our network has, for so many channels."""
         return outputs
-
-
-def check_positions(path: Path, given: Tensor, fixed: Tensor) -> None:
-    """Raises UserError unless the positions in a file are the fixed ones, both (N, D)."""
-    if given.shape != fixed.shape or (given - fixed).abs().max() > 1e-4:
-        raise UserError(
-            f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so it "
-            "cannot be imported"
-        )
 
 
 @settings

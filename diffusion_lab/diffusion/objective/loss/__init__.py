@@ -3,8 +3,12 @@
 from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, Recorded
 from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation
 from diffusion_lab.diffusion.objective.loss.denoising import Contrastive, Denoising
-from diffusion_lab.diffusion.objective.loss.lagrangian import Lagrangian
-from diffusion_lab.diffusion.objective.loss.mean_flow import AlphaFlow, ImprovedMeanFlow, MeanFlow
+from diffusion_lab.diffusion.objective.loss.mean_flow import (
+    AlphaFlow,
+    ImprovedMeanFlow,
+    Lagrangian,
+    MeanFlow,
+)
 from diffusion_lab.diffusion.objective.loss.score_matching import (
     ExactScoreMatching,
     ScoreMatching,
