@@ -86,7 +86,10 @@ class FilesAtPaths(FileSource):
                 wanted = f"the classes {some(classes)}" if classes else "label_size"
                 raise DataError(f"{where} has no labels for {wanted}; add them")
             return place.names, (), [0] * len(place.names)
-        listing.check_all(list(named), place.names, where)
+        if absent := sorted(set(named) - set(place.names)):
+            raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
+        if lacking := sorted(set(place.names) - set(named)):
+            raise DataError(f"{where} has no label for {some(lacking)}; label all images or none")
         return list(named), *listing.labelled(named, classes, self.label_size, where)
 
 

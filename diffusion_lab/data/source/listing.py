@@ -265,14 +265,6 @@ def labelled(
     return (), [[float(v) for v in vector] for vector in vectors]
 
 
-def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Raises DataError unless all images, and no others, are labelled."""
-    if absent := sorted(set(labelled) - set(names)):
-        raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
-    if unlabelled := sorted(set(names) - set(labelled)):
-        raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")
-
-
 def _numbers_in(row: Sequence[str]) -> list[float]:
     """The numbers after the name in a row of a CSV; none if one of them is no number."""
     try:

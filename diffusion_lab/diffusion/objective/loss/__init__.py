@@ -1,8 +1,14 @@
 """Training losses, each one object with all of its settings."""
 
-from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, Recorded
-from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation
-from diffusion_lab.diffusion.objective.loss.denoising import Contrastive, Denoising
+from diffusion_lab.diffusion.objective.loss.base import (
+    Contrastive,
+    Denoising,
+    Loss,
+    Losses,
+    Parts,
+    Recorded,
+)
+from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation, Shortcut
 from diffusion_lab.diffusion.objective.loss.mean_flow import (
     AlphaFlow,
     ImprovedMeanFlow,
@@ -14,7 +20,6 @@ from diffusion_lab.diffusion.objective.loss.score_matching import (
     ScoreMatching,
     SlicedScoreMatching,
 )
-from diffusion_lab.diffusion.objective.loss.shortcut import Shortcut
 from diffusion_lab.diffusion.objective.loss.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.loss.variance import Hybrid
 from diffusion_lab.diffusion.objective.loss.weighting import (
