@@ -188,7 +188,8 @@ class Accuracy(Metric):
 class Seams(Metric):
     """The mean difference across the edges of patches over that inside of them.
 
-    Real images have about 1; the value of test images stands beside it. Needs patches of at least 2
+    A network that writes each patch by itself leaves seams, which FID sees only in part. Real
+    images have about 1; the value of test images stands beside it. Needs patches of at least 2
     pixels a side.
     """
 
@@ -215,7 +216,9 @@ SEED = 0  # of the network and of the order of its batches
 class RealOrDrawn(Metric):
     """The accuracy of a network on equally many samples and real images that it has not seen.
 
-    0.5 means that it cannot tell them apart. The value of test images is 0.5 up to chance.
+    It is a classifier two-sample test (arXiv:1610.06545), in which no feature of another network
+    and no class has a part: half of the images train the network. 0.5 means that it cannot tell
+    them apart. The value of test images is 0.5 up to chance.
     """
 
     quantities = named("real_or_drawn")

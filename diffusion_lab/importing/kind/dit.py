@@ -116,7 +116,7 @@ class DiTFiles(Kind):
 
 @settings
 class SiTFiles(DiTFiles):
-    """SiT on the straight path, in the latents of Stable Diffusion's VAE.
+    """SiT on the straight path (willisma/SiT, arXiv:2401.08740), in Stable Diffusion's latents.
 
     Its time runs from noise to data, and so does its velocity, data - noise; ours is noise - data.
     """

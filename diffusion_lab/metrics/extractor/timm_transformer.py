@@ -101,9 +101,9 @@ class NormalisedPixels(nn.Module):
 
 
 class CLIP(TimmTransformer):
-    """The embedding that is compared with texts; CMMD (arXiv:2401.09603) uses ViT-L/14 at 336.
+    """CLIP's embedding (arXiv:2103.00020), on whose directions MMD is CMMD (arXiv:2401.09603).
 
-    OpenAI's weights need the models that timm calls quickgelu.
+    CMMD uses ViT-L/14 at 336. OpenAI's weights need the models that timm calls quickgelu.
     """
 
     kind, listed = "clip", "vit*_clip_quickgelu_336*"
@@ -114,7 +114,11 @@ class CLIP(TimmTransformer):
 
 
 class DINOv2(TimmTransformer):
-    """The class token; the published comparison uses vit_large_patch14_dinov2 at 224 pixels."""
+    """DINOv2's class token (arXiv:2304.07193), which judges models more fairly than Inception's.
+
+    The comparison in arXiv:2306.04675, whose FD-DINOv2 is the Frechet distance of these features,
+    uses vit_large_patch14_dinov2 at 224 pixels.
+    """
 
     kind, listed = "dinov2", "*patch14_dinov2*"
     size, clamped = 224, True
