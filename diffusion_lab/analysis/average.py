@@ -23,7 +23,7 @@ from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.first_stage.autoencoder import saving
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.runs import averages, weights
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED

@@ -34,7 +34,7 @@ from diffusion_lab.metrics.neighbours import (
     nearest_view,
 )
 from diffusion_lab.metrics.observer import Observer
-from diffusion_lab.metrics.real_images import RealImages
+from diffusion_lab.metrics.reference import RealImages
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.summary import load_summary
 

@@ -9,8 +9,8 @@ from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.families.images.run import open_images
-from diffusion_lab.metrics.prepared import PreparedMetrics
-from diffusion_lab.metrics.quantities import ceiling, report, side_by_side
+from diffusion_lab.metrics.generative import PreparedMetrics
+from diffusion_lab.metrics.quantity import ceiling, report, side_by_side
 from diffusion_lab.pipeline.evaluation import evaluate
 from diffusion_lab.runs.opened import inherited, open_run
 from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of

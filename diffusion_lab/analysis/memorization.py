@@ -23,7 +23,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
 from diffusion_lab.data import Split
-from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.data.loader import LabelledRows
 from diffusion_lab.families.diffusion.module import LEVELS, losses_by_level
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.metrics.distances import FeatureSet, frechet

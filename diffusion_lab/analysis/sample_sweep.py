@@ -24,8 +24,7 @@ from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
-from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Quantity, quantity_of
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.evaluation import evaluate

@@ -148,7 +148,6 @@ class CountingBackbone(nn.Module):
         self.asked = 0
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W) -> zeros (B, C_out, H, W)."""
         self.asked += len(x)
         return x.new_zeros(len(x), self.out_channels, *x.shape[2:])
 

@@ -5,6 +5,7 @@ opens its runs, and `task` has `build_task`, which builds all that a training ne
 yours is one module with both, which `family` names.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -25,13 +26,6 @@ def family_of(cfg: DictConfig) -> str:
     return own or cfg.get("family") or DIFFUSION  # runs of earlier versions have no such key
 
 
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
 def part(cfg: DictConfig, name: str) -> ModuleType:
     """The module `run` or `task` of a configuration's family; a user's has both in one.
 
@@ -40,7 +34,10 @@ def part(cfg: DictConfig, name: str) -> ModuleType:
     family = str(family_of(cfg))
     if family in (*TRAINED, AUTOENCODER, IMAGES):
         return import_module(f"{HOME}{family}.{name}")
-    if not _is_there(family):
+    found = None
+    with suppress(ImportError, ValueError):
+        found = find_spec(family)
+    if found is None:
         raise UserError(
             f"family={family} is not known; it must be {', '.join(TRAINED[:-1])} or {TRAINED[-1]}, "
             "or a module of yours, as in my_package.my_family"

@@ -240,13 +240,5 @@ def build_pipeline(
     with errors_at(cfg, "sampler"):
         sampler.levels(model.schedule)  # raises if they do not fit
     rules.check(sampler=sampler, schedule=model.schedule, paired=model.paired)
-    return Pipeline(
-        model.denoiser,
-        model.schedule,
-        sampler,
-        guidance,
-        model.first_stage,
-        kind,
-        weak,
-        classifier,
-    )
+    drawing = model.denoiser, model.schedule, sampler, guidance, model.first_stage
+    return Pipeline(*drawing, kind, weak, classifier)

@@ -110,7 +110,9 @@ def _missing(name: str, options: list[str]) -> str:
     group, _, option = name.rpartition("/")
     if name.startswith(IN_FOLDERS):
         group, option = IN_FOLDERS.rstrip("/"), name.removeprefix(IN_FOLDERS)
-        options = _in_folders(group)
+        folder = conf_dir() / group  # options such as fashion_mnist/dit are in folders of it
+        files = (file.relative_to(folder) for file in folder.rglob("*.yaml"))
+        options = sorted(file.with_suffix("").as_posix() for file in files)
     if not options:
         return f"{name} does not exist in the configuration folder; see --help for the groups"
     below = [each for each in options if each.startswith((f"{option}/", f"{option}_"))]
@@ -119,13 +121,6 @@ def _missing(name: str, options: list[str]) -> str:
     near = did_you_mean(option, below or options)
     other = ", and of PyTorch optimizer=any optimizer._target_=..." * (group == "optimizer")
     return f"{group}={option} does not exist; {near}the options are {_listed(options)}{other}"
-
-
-def _in_folders(group: str) -> list[str]:
-    """The options of a group and of its folders, such as fashion_mnist/dit."""
-    folder = conf_dir() / group
-    files = folder.rglob("*.yaml")
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def _listed(options: list[str]) -> str:

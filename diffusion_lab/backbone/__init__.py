@@ -18,11 +18,11 @@ from diffusion_lab.backbone.conditioning import (
     Unconditional,
 )
 from diffusion_lab.backbone.diffusers_networks import DiffusersDiT, DiffusersModel, DiffusersUNet
-from diffusion_lab.backbone.dit import DiT
 from diffusion_lab.backbone.edm2 import EDM2UNet
 from diffusion_lab.backbone.energy import Energy
 from diffusion_lab.backbone.mamba import Mamba, Mamba2
 from diffusion_lab.backbone.mlp import MLP
+from diffusion_lab.backbone.patches import DiT
 from diffusion_lab.backbone.resample import (
     BlockResampling,
     ConvResampling,

@@ -107,7 +107,6 @@ class SelfAttention(nn.Module):
         return self.out(attend(q, k, v, mask, self.scale).transpose(1, 2).flatten(2))
 
     def mixing_macs(self, x: Tensor, kept: Tensor | None = None) -> int:
-        """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
         return 2 * x.numel() * x.shape[1]
 
 
@@ -129,7 +128,6 @@ class CausalAttention(SelfAttention):
         self.remembers, self.past = remembers, None
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """x (B, N, D) -> (B, N, D)."""
         assert self.mask is not None
         q, k, v = self.projected(x)
         if self.past is not None:
@@ -159,5 +157,4 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def mixing_macs(self, x: Tensor, context: Tensor) -> int:
-        """Multiply-accumulates between tokens: the scores, and the sum of values by them."""
         return 2 * x.numel() * context.shape[1]

@@ -138,7 +138,6 @@ class AdaLN(Block):
         return self.modulation(condition.vector)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
         coefficients = self.modulated_by(condition).chunk(len(self.branches), dim=1)
         for branch, own in zip(self.calls(condition), coefficients, strict=True):
             x = self.add(x, branch, *own.chunk(self.coefficients, dim=1))
@@ -154,7 +153,6 @@ class AdaLNZero(AdaLN):
     coefficients = 3  # shift, scale, gate
 
     def add(self, x: Tensor, branch: Callable, *coefficients: Tensor) -> Tensor:
-        """Adds one branch to x (B, N, D), modulated and gated by its coefficients (B, D)."""
         shift, scale, gate = coefficients
         return x + gate[:, None] * branch(modulate(self.norm(x), shift, scale))
 
@@ -171,11 +169,9 @@ class AdaLNSingle(AdaLNZero):
         self.table = nn.Parameter(torch.zeros(self.shared))
 
     def initialise(self) -> None:
-        """Starts with closed gates."""
         nn.init.zeros_(self.table)
 
     def modulated_by(self, condition: Condition) -> Tensor:
-        """The coefficients of all branches, (B, K D)."""
         assert condition.modulation is not None, "the network has set it"
         return condition.modulation + self.table.to(condition.modulation.dtype)
 
@@ -190,7 +186,6 @@ class CrossAttentionBlock(Block):
         self.norms = nn.ModuleList(self.make_norm() for _ in range(len(self.branches) + 1))
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
         x = x + self.calls(condition)[0](self.norms[0](x))
         x = x + self.cross(self.norms[1](x), condition.tokens)
         return x if self.mlp is None else x + self.mlp(self.norms[2](x))
@@ -205,7 +200,6 @@ class InContext(Block):
         self.norms = nn.ModuleList(self.make_norm() for _ in self.branches)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        """x (B, N, D) -> (B, N, D)."""
         for norm, branch in zip(self.norms, self.calls(condition), strict=True):
             x = x + branch(norm(x))
         return x

@@ -56,7 +56,6 @@ class DiffusersNetwork(nn.Module):
 
     @property
     def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
         network = self.network
         if hasattr(network, "conv_in"):
             return network.conv_in, network.conv_out
@@ -64,7 +63,6 @@ class DiffusersNetwork(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         network = self.network
         if hasattr(network, "transformer_blocks"):
             return [*network.transformer_blocks]
@@ -125,7 +123,6 @@ class DiffusersUNet(DiffusersNetwork):
         zero(self.network.conv_out)
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector = condition.vector  # (B, D)
         if vector is None:
             vector = noise.new_zeros(len(x), self.condition_width)
@@ -188,7 +185,6 @@ class DiffusersDiT(DiffusersNetwork):
         zero(self.network.proj_out_2)
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, _ = condition.after(self.noise(noise))  # (B, D)
         return self.network(x, class_labels=vector, return_dict=False)[0]
 

@@ -44,7 +44,6 @@ class Energy(nn.Module):
 
     @property
     def ends(self) -> list[nn.Module]:
-        """The layers of f that read the image and write the output."""
         return ends_of(self.network)
 
     def potential(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
@@ -52,5 +51,4 @@ class Energy(nn.Module):
         return (x * self.network(x, noise, condition)).flatten(1).sum(1)
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C, H, W), noise (B,) float32 -> (B, C, H, W)."""
         return forward_mode.gradient(lambda y: self.potential(y, noise, condition).sum(), x)

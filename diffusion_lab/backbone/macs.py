@@ -40,7 +40,14 @@ def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
         params[name.rpartition(".")[0]] += parameter.numel()
 
     def add(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> None:
-        macs[names[module]] += own_macs(module, inputs, keywords, output)
+        own = 0
+        if isinstance(module, PER_OUTPUT):
+            own = output.numel() * module.weight[0].numel()
+        elif isinstance(module, PER_INPUT):
+            own = inputs[0].numel() * module.weight[0].numel()
+        if mixing_macs := getattr(module, "mixing_macs", None):
+            own += mixing_macs(*inputs, **keywords)
+        macs[names[module]] += own
 
     hooks = [module.register_forward_hook(add, with_kwargs=True) for module in names]
     try:
@@ -50,18 +57,6 @@ def count(network: nn.Module, forward: Callable[[], object]) -> list[Cost]:
         for hook in hooks:
             hook.remove()
     return [Cost(name, params[name], macs[name]) for name in names.values()]
-
-
-def own_macs(module: nn.Module, inputs: tuple, keywords: dict, output: Tensor) -> int:
-    """The MACs of one call of a module without its children."""
-    macs = 0
-    if isinstance(module, PER_OUTPUT):
-        macs = output.numel() * module.weight[0].numel()
-    elif isinstance(module, PER_INPUT):
-        macs = inputs[0].numel() * module.weight[0].numel()
-    if mixing_macs := getattr(module, "mixing_macs", None):
-        macs += mixing_macs(*inputs, **keywords)
-    return macs
 
 
 class Untracked(nullcontext):

@@ -57,7 +57,6 @@ class CausalConv(nn.Module):
         return F.silu(y)
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Multiply-accumulates between tokens."""
         return x.numel() * len(self.weight)
 
 

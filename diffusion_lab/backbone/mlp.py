@@ -54,16 +54,13 @@ class MLP(nn.Module):
 
     @property
     def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
         return self.embed, self.out
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, _ = condition.after(self.noise(noise))  # (B, width)
         h = self.embed(x.flatten(1))  # (B, width)
         for block in self.blocks:

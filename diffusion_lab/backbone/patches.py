@@ -1,21 +1,37 @@
-"""A network on patches: image -> tokens -> conditioned blocks -> image (arXiv:2212.09748).
+"""Networks on patches, such as DiT: image -> tokens -> blocks -> image (arXiv:2212.09748).
 
 B batch, N patches, L condition tokens, D width, p patch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.backbone.attention import SelfAttention, check_heads
 from diffusion_lab.backbone.base import Size, height_and_width, initialise
-from diffusion_lab.backbone.block import Block, modulate
+from diffusion_lab.backbone.block import AdaLNZero, Block, modulate
 from diffusion_lab.backbone.conditioning import Condition
-from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions
-from diffusion_lab.common.ranges import between, numbers
+from diffusion_lab.backbone.embedding import (
+    NoiseEmbedding,
+    grid_coordinates,
+    grid_positions,
+    rotary_angles,
+)
+from diffusion_lab.common.ranges import (
+    Count,
+    Flag,
+    between,
+    numbers,
+    one_of,
+    optional,
+    ranges,
+    whole,
+)
 
 FREQUENCIES = 256  # numbers in the sinusoid of the noise embedding
 Routed = Annotated[float, between(0, 0.95)]
@@ -184,16 +200,13 @@ class PatchNetwork(nn.Module):
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
-        """The layers that read the image and write the output."""
         return self.embed, self.out, *filter(None, [self.smooth])
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.blocks]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         vector, context = condition.after(self.noise(noise))  # (B, D), (B, L, D)
         shared = None if self.shared_modulation is None else self.shared_modulation(vector)
         condition = replace(condition, vector=vector, tokens=context, modulation=shared)
@@ -240,3 +253,73 @@ class PatchNetwork(nn.Module):
         first = torch.arange(front, device=tokens.device).expand(len(tokens), -1)
         places = torch.cat([first, kept + front], dim=1)
         return kept, places[..., None].expand(-1, -1, tokens.shape[2])
+
+
+USUAL_HEAD = 64  # the width of a head at which muP's scale of attention is the usual one
+
+
+def window_mask(rows: int, columns: int, window: int) -> Tensor:
+    """The mask (N, N) that lets patches attend to those at most `window` rows and columns away."""
+    places = grid_coordinates(rows, columns)  # (N, 2)
+    return (places[:, None] - places[None]).abs().amax(2) <= window
+
+
+class DiT(PatchNetwork):
+    """Patches through `depth` blocks of self-attention.
+
+    `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
+    `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
+    skips; `overlap`, `smooth`, `registers`, `base_width`, `routed` and `route` are explained at
+    `PatchNetwork`; with a base width, attention's products are scaled by 8 / d. Raises ValueError
+    for sizes that do not divide.
+    """
+
+    @ranges()
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Size,
+        patch: Count = 4,
+        width: Count = 384,
+        depth: Count = 3,
+        heads: Count = 6,
+        positions: Annotated[str, one_of("sincos", "sines_first", "learned", "rotary")] = "sincos",
+        qk_norm: Flag = False,
+        window: Annotated[int | None, optional(whole(1))] = None,
+        long_skips: Flag = False,
+        block: Callable[..., Block] = AdaLNZero,
+        overlap: Flag = False,
+        smooth: Flag = False,
+        registers: Annotated[int, whole(0)] = 0,
+        base_width: Annotated[int | None, optional(whole(1))] = None,
+        routed: Routed = 0.0,
+        route: Route = (1, -1),
+    ):
+        rows, columns = patch_grid(image_size, patch)
+        check_heads(width, heads)
+        if routed and window is not None:
+            raise ValueError(f"routed={routed} takes patches out of a window; write window=null")
+        angles = rotary_angles(rows, columns, width // heads) if positions == "rotary" else None
+        attention = partial(SelfAttention, width, heads, qk_norm, angles)
+        mixer = partial(
+            attention,
+            mask=None if window is None else window_mask(rows, columns, window),
+            scale=None if base_width is None else USUAL_HEAD**0.5 * heads / width,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            image_size,
+            patch,
+            width,
+            positions if angles is None else "none",
+            long_skips,
+            [block(width=width, mixer=mixer) for _ in range(depth)],
+            overlap,
+            smooth,
+            registers,
+            base_width,
+            routed,
+            route,
+        )

@@ -63,7 +63,6 @@ class FilterHalve(_Filter):
         return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Multiply-accumulates of the filter."""
         rows, columns = (side // 2 - 1 + self.padding for side in x.shape[2:])
         return x.shape[0] * x.shape[1] * rows * columns * self.kernel.numel()
 
@@ -77,7 +76,6 @@ class FilterDouble(_Filter):
         return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
     def mixing_macs(self, x: Tensor) -> int:
-        """Multiply-accumulates of the filter."""
         return x.numel() * self.kernel.numel()
 
 

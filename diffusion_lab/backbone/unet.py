@@ -35,7 +35,6 @@ class UpLevel(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         return [*self.stages] if self.upsample is None else [*self.stages, self.upsample]
 
     def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor) -> Tensor:
@@ -122,22 +121,18 @@ class UNet(nn.Module):
 
     @property
     def condition_width(self) -> int:
-        """The width of a condition's vector and tokens."""
         return self.noise.condition_width
 
     @property
     def ends(self) -> tuple[nn.Module, nn.Module]:
-        """The layers that read the image and write the output."""
         return self.entry, self.out
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The modules that are called one after another."""
         levels = [level for level in self.up if isinstance(level, UpLevel)]
         return [*self.down, *self.middle, *(layer for level in levels for layer in level.layers)]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
-        """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
         if self.noise.condition_first:
             embedding = self.noise(noise, condition.vector)  # (B, E)
             context = embedding[:, None]

@@ -226,7 +226,7 @@ def say_best(outcomes: Sequence[dict]) -> None:
     given = (each.partition("run_dir=")[2] for o in outcomes for each in o["overrides"])
     known = {Path(place): load_summary(place) for place in given if place}
     finished = {folder: summary.metrics for folder, summary in known.items() if summary.finished}
-    arms = defaultdict(list)
+    arms: dict[Path, list[float]] = defaultdict(list)
     for folder, values in finished.items():
         arm = folder.with_name(re.sub(r"seed-\d+", "seed-*", folder.name))
         fids = [value for name, value in values.items() if name.startswith("fid/")]

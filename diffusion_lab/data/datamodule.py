@@ -8,8 +8,7 @@ from lightning.pytorch import Trainer
 
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.images import ImageData
-from diffusion_lab.data.loader import PassLoader, TensorLoader
-from diffusion_lab.data.rows import LabelledRows
+from diffusion_lab.data.loader import LabelledRows, PassLoader, TensorLoader
 
 
 @settings

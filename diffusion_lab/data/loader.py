@@ -7,7 +7,7 @@ where it stopped, on any number of ranks. B batch, C channels, H height, W width
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,38 @@ from diffusion_lab.common.images import pad_to
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed
 from diffusion_lab.data.augmentation import Augmentation, augment
-from diffusion_lab.data.rows import Rows
 
 FREE_MEMORY_SHARE = 0.1  # of a GPU's free memory, the most that images take if on_device is auto
 AHEAD = 2  # batches that are gathered before they are asked for
 ORDER = 0x6F72646572  # separates these draws from others with the same seed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images at `places` (n,) of a tensor (N, C, H, W), padded to `pad` pixels if given."""
+
+    images: Tensor
+    places: Tensor
+    pad: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Tensor:
+        """Copies some of the images, in the order of `index`."""
+        images = self.images[self.places[index]]
+        return pad_to(images, self.pad) if self.pad else images
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Copies all images in order, `size` at a time."""
+        return (self[ids] for ids in torch.arange(len(self)).split(size))
+
+
+class LabelledRows(NamedTuple):
+    """Images, and their n labels, as in a `Split`."""
+
+    images: Rows
+    labels: Tensor
 
 
 class Clean(NamedTuple):

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.level_features import features
-from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, features, noise_of
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
 # How the noise level is passed to a network, as a float of at most a few hundred in magnitude.

@@ -20,7 +20,7 @@ from diffusion_lab.common.images import ENLARGED
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data import ImageData
-from diffusion_lab.data.rows import Rows
+from diffusion_lab.data.loader import Rows
 from diffusion_lab.estimate.run_cost import Duration, disk_of
 from diffusion_lab.families.diffusion.task import DiffusionTask
 

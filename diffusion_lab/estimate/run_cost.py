@@ -29,7 +29,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.task import DiffusionTask
-from diffusion_lab.first_stage.latents import Latents
+from diffusion_lab.first_stage.base import Latents
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.callbacks import EMA, Checkpoint, PosthocEMA
 from diffusion_lab.training.callbacks.periodic import times

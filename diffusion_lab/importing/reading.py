@@ -67,11 +67,6 @@ def _stored(meta: dict[str, Any]) -> Stored:
     return found
 
 
-def _storage(content: bytes) -> torch.TypedStorage:
-    """The numbers of a tensor, which a pickle holds as a file of torch."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
 def _tensor(
     storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *rest: object
 ) -> Tensor:
@@ -79,16 +74,15 @@ def _tensor(
     return empty.set_(storage.untyped(), offset, size, stride)
 
 
-def _parameter(data: Tensor, *rest: object) -> Tensor:
-    return data
-
-
 NAMES: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "dnnlib.util.EasyDict": dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch.storage._load_from_bytes": _storage,
+    "torch._utils._rebuild_parameter": lambda data, *rest: data,
+    # the numbers of a tensor, which a pickle holds as a file of torch
+    "torch.storage._load_from_bytes": lambda content: torch.load(
+        io.BytesIO(content), map_location="cpu", weights_only=True
+    ),
     "torch.nn.modules.container.ModuleDict": Stored,
     "torch_utils.persistence._reconstruct_persistent_obj": _stored,
     # numbers and arrays of numpy, which are settings and not weights

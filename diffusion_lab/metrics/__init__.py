@@ -10,16 +10,16 @@ HOMES = {
     "FeatureExtractor": "extractor.base",
     "FeatureSet": "distances",
     "GenerativeMetrics": "generative",
-    "ImageSet": "image_set",
+    "ImageSet": "observer",
     "Metric": "metric",
-    "PreparedMetrics": "prepared",
+    "PreparedMetrics": "generative",
     "Quantity": "quantity",
     "REAL": "quantity",
-    "ceiling": "quantities",
+    "ceiling": "quantity",
     "frechet": "distances",
     "kid": "distances",
-    "report": "quantities",
-    "side_by_side": "quantities",
+    "report": "quantity",
+    "side_by_side": "quantity",
 }
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import track
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.metrics.coverage import square_distances
-from diffusion_lab.metrics.image_set import ImageSet
 from diffusion_lab.metrics.metric import Metric, Values
+from diffusion_lab.metrics.neighbours import square_distances
+from diffusion_lab.metrics.observer import ImageSet
 from diffusion_lab.metrics.quantity import named
 
 MOST = 10_000  # samples, as published

@@ -9,7 +9,7 @@ import torch
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageData
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.pipeline.generator import Generator, draw
 
 

@@ -28,7 +28,7 @@ from diffusion_lab.common.files import OUTPUTS, write_atomically, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world
-from diffusion_lab.first_stage import hub
+from diffusion_lab.first_stage.trained import COPY_FOLDER
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import EXPORTED
 from diffusion_lab.runs.files import CONFIG, FORMAT, SUMMARY, WRITTEN_BY, load_record
@@ -250,6 +250,6 @@ def load_config(folder: str | Path) -> DictConfig:
     if "run" in first_stage:
         first_stage.run = verbatim(str(folder))  # the copy in the folder, wherever that now is
     if "path" in first_stage:
-        first_stage.path = verbatim(str(Path(folder) / hub.COPY_FOLDER))
+        first_stage.path = verbatim(str(Path(folder) / COPY_FOLDER))
     check(cfg, Path(folder) / CONFIG)
     return cfg

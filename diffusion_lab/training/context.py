@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.logger.run_logger import Clock, JSONLines
 

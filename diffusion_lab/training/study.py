@@ -25,10 +25,14 @@ from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
-from diffusion_lab.metrics.from_torchmetrics import described
-from diffusion_lab.metrics.metric import Metric
-from diffusion_lab.metrics.quantities import BUILT_IN
-from diffusion_lab.metrics.quantity import ON_REQUEST, QUANTITIES, Quantity, higher_is_better
+from diffusion_lab.metrics.metric import Metric, described
+from diffusion_lab.metrics.quantity import (
+    OF_SAMPLES,
+    ON_REQUEST,
+    QUANTITIES,
+    Quantity,
+    higher_is_better,
+)
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import ABANDONED, load_config
@@ -92,7 +96,7 @@ def require_measured(metric: str, cfg: DictConfig) -> None:
         )
     if metric in ON_REQUEST and not cfg.metrics.get(metric):
         raise UserError(f"protocol.metric={metric} is not measured; write metrics.{metric}=true")
-    of_samples = [quantity.name for each in BUILT_IN for quantity in each.quantities]
+    of_samples = [quantity.name for quantity in OF_SAMPLES]
     if metric in of_samples and configured(cfg, SampleEvaluation) is None:
         raise UserError(
             f"protocol.metric={metric} is not measured without callbacks.evaluation; keep that "

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.device import float32_precision
-from diffusion_lab.metrics.quantities import report
+from diffusion_lab.metrics.quantity import report
 from diffusion_lab.runs import averages
 from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import SUMMARY

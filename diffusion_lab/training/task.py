@@ -19,8 +19,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.metrics.quantities import ceiling
-from diffusion_lab.metrics.quantity import VALIDATION
+from diffusion_lab.metrics.quantity import VALIDATION, ceiling
 from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.callbacks import (
     EMA,

@@ -41,7 +41,7 @@ from diffusion_lab.compute.distributed import (
     rank_and_world,
 )
 from diffusion_lab.compute.started import in_launched_process
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.environment import git_commit
 from diffusion_lab.runs.files import METRICS

@@ -27,9 +27,8 @@ from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.data import ImageData
 from diffusion_lab.metrics.extractor import Classifier, EfficientNetLite0
-from diffusion_lab.metrics.generative import GenerativeMetrics
+from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
-from diffusion_lab.metrics.prepared import PreparedMetrics
 
 HERE = Path(__file__).parent
 Set = tuple[Tensor, Tensor]  # images uint8 (N, C, H, W), labels (N,)

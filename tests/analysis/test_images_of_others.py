@@ -15,8 +15,8 @@ from helpers.tiny_data import TinyData
 from helpers.tiny_runs import tiny_classifier
 from PIL import Image
 
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.drawn_images import read_drawn
-from diffusion_lab.data.source.verified_files import DataError
 from diffusion_lab.runs import published
 
 DATA = ["data=fashion_mnist", "data.source._target_=helpers.tiny_data.TinyData"]

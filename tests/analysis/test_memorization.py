@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffusion_lab.analysis.memorization import fid_gap
-from diffusion_lab.data.subsets import subset
+from diffusion_lab.data.images import subset
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.runs.current import CurrentWeights
 

@@ -24,16 +24,16 @@ from diffusion_lab.backbone import (
     Unconditional,
 )
 from diffusion_lab.backbone.base import ends_of, renormalise
-from diffusion_lab.backbone.edm2 import EDM2Stage
-from diffusion_lab.backbone.embedding import FourierEmbedding
-from diffusion_lab.backbone.macs import count, total
-from diffusion_lab.backbone.magnitude import (
+from diffusion_lab.backbone.edm2 import (
     CosineAttention,
+    EDM2Stage,
     MPConv,
     MPEmbedding,
     MPFourier,
     MPLinear,
 )
+from diffusion_lab.backbone.embedding import FourierEmbedding
+from diffusion_lab.backbone.macs import count, total
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.compute.sharding import whole
 from diffusion_lab.diffusion.estimate import Given

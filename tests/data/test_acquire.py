@@ -25,8 +25,8 @@ from helpers.refusals import refused
 from torchvision import datasets
 
 from diffusion_lab.data import DataError
-from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, known_sets, verified_files
-from diffusion_lab.data.source.verified_files import SourceUnavailable
+from diffusion_lab.data.source import CIFAR10, FashionMNIST, acquire, known_sets
+from diffusion_lab.data.source.acquire import SourceUnavailable
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -85,7 +85,7 @@ def put(folder: Path, gz: bool = False) -> Path:
 
 def everything_under(root: Path) -> set[str]:
     files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)) for path in files if path.name != verified_files.LOCK}
+    return {str(path.relative_to(root)) for path in files if path.name != acquire.LOCK}
 
 
 def is_one_sentence(error: BaseException) -> bool:
@@ -172,7 +172,7 @@ def test_a_damaged_file_of_the_users_is_named_and_kept(root, monkeypatch, how, g
 def test_a_gz_that_unpacks_without_end_is_refused_before_it_fills_the_disk(root, monkeypatch):
     path = put(root, gz=True) / f"{NAME}.gz"
     path.write_bytes(gzip.compress(bytes(2**21)))
-    monkeypatch.setattr(verified_files, "LARGEST", 2**20)
+    monkeypatch.setattr(acquire, "LARGEST", 2**20)
     with refused(path, "1,048,576", "delete it", by=DataError):
         acquire.fashion_mnist(root)
 

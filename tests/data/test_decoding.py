@@ -13,9 +13,9 @@ from helpers.refusals import refused
 from PIL import Image
 
 from diffusion_lab.data.source import decoding
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.decoding import BadImage, check_memory, decode, infer, pixels
 from diffusion_lab.data.source.listing import ImageFiles
-from diffusion_lab.data.source.verified_files import DataError
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 RED, BLUE = (200, 30, 10), (10, 30, 200)

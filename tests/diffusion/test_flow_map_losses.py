@@ -22,10 +22,7 @@ from diffusion_lab.diffusion.objective.loss import (
     MeanFlow,
     Parts,
 )
-from diffusion_lab.diffusion.objective.loss.alpha_flow import halted
-from diffusion_lab.diffusion.objective.loss.improved_mean_flow import guided
-from diffusion_lab.diffusion.objective.loss.lagrangian import output_of
-from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target
+from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, guided, halted, output_of
 from diffusion_lab.diffusion.schedule import Rectified
 
 NEARLY = 65  # images of 100, after which alpha is 0.023

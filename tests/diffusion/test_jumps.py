@@ -31,7 +31,7 @@ from diffusion_lab.diffusion.objective.loss import (
     Shortcut,
 )
 from diffusion_lab.diffusion.objective.loss.base import adaptive
-from diffusion_lab.diffusion.objective.loss.distillation import heun
+from diffusion_lab.diffusion.objective.loss.consistency import heun
 from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target
 from diffusion_lab.diffusion.sampler import Euler, FewStep, FlowMap, UniformGrid
 from diffusion_lab.diffusion.sampler.time_grid import Explicit

@@ -1,5 +1,7 @@
 """The training loss: the papers' formulas, and stored values of a tiny denoiser."""
 
+import math
+
 import pytest
 import torch
 from helpers.measured import loss_at
@@ -8,6 +10,7 @@ from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
+from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.noise import add_noise, noise_of
 from diffusion_lab.diffusion.objective import (
@@ -25,13 +28,22 @@ from diffusion_lab.diffusion.objective import (
     V,
 )
 from diffusion_lab.diffusion.objective.loss import (
+    P2,
+    SNR,
     Contrastive,
     Denoising,
+    EDMWeight,
+    Hybrid,
     LearnedUncertainty,
     MinSNR,
     Parts,
+    SigmoidWeight,
+    SoftMinSNR,
+    TruncatedSNR,
+    VelocityWeight,
 )
 from diffusion_lab.diffusion.objective.loss.base import pseudo_huber
+from diffusion_lab.diffusion.objective.loss.variance import bound_term, negative_log_likelihood
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PRESETS = {
@@ -344,3 +356,350 @@ def test_the_best_contrastive_output_is_moved_away_from_the_mean_target(name):
     assert update.std() > 0.1
     plain = Denoising()(parts, Best(prediction), x0, eps, level, NOTHING, None)
     torch.testing.assert_close(found.observed[1], plain.minimised.detach())
+
+
+def on_output(weighting, prediction, level):
+    """Returns the weight of the squared error of the network's output."""
+    return weighting(level.logsnr) * prediction.x0_gain(level) ** 2
+
+
+def levels(schedule):
+    return schedule(torch.linspace(0.05, 0.95, 19))
+
+
+def test_min_snr_is_capped_at_gamma():
+    snr = torch.tensor([0.0, 0.25, 4.0, 5.0, 6.0, math.inf], dtype=torch.float64)
+    assert MinSNR().gamma == 5
+    assert MinSNR()(snr.log()).tolist() == pytest.approx([0, 0.25, 4, 5, 5, 5])
+    assert MinSNR(2.0)(snr.log()).tolist() == pytest.approx([0, 0.25, 2, 2, 2, 2])
+
+
+def test_min_snr_on_outputs_is_the_published_weight():
+    level = Cosine()(torch.linspace(0.05, 0.95, 19))
+    snr, weight = level.logsnr.exp(), MinSNR(5.0)(level.logsnr)
+    torch.testing.assert_close(weight * Eps().x0_gain(level) ** 2, snr.clamp(max=5) / snr)
+    torch.testing.assert_close(weight * V().x0_gain(level) ** 2, snr.clamp(max=5) / (snr + 1))
+
+
+def test_snr_is_the_plain_loss_of_eps_and_sigma_squared_times_that_of_the_score():
+    level = levels(Cosine())
+    one = torch.ones(19, dtype=torch.float64)
+    torch.testing.assert_close(on_output(SNR(), Eps(), level), one)
+    torch.testing.assert_close(on_output(SNR(), Score(), level), one)
+    unscaled = on_output(SNR(), Score(scale_by_sigma=False), level)
+    torch.testing.assert_close(unscaled, level.sigma**2)  # NCSN's lambda(sigma)
+
+
+def test_truncated_snr_is_the_published_weight_of_x0():
+    """Compares with max(alpha^2 / sigma^2, 1) of arXiv:2202.00512."""
+    level = levels(Cosine())
+    expected = (level.alpha**2 / level.sigma**2).clamp(min=1)
+    torch.testing.assert_close(TruncatedSNR()(level.logsnr), expected)
+    assert TruncatedSNR()(torch.tensor(-math.inf)) == 1
+
+
+@pytest.mark.parametrize("std", [0.5, 0.6162])
+def test_soft_min_snr_on_edm_outputs_is_k_diffusions(std):
+    """Compares with k-diffusion's weight of the preconditioned output, with equal constants."""
+    level = levels(VarianceExploding())
+    expected = (level.sigma * std) ** 2 / (level.sigma**2 + std**2) ** 2
+    weight = on_output(SoftMinSNR(gamma=std**-2), EDM(std), level)
+    torch.testing.assert_close(weight, expected)
+    assert SoftMinSNR().gamma == 0.5**-2
+
+
+def test_soft_min_snr_has_min_snr_at_both_ends():
+    far = torch.tensor([-30.0, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(SoftMinSNR(5.0)(far), MinSNR(5.0)(far))
+    middle = torch.tensor(math.log(5.0), dtype=torch.float64)
+    assert SoftMinSNR(5.0)(middle).item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 1.0), (0.0, 2.0), (1.0, 0.3)])
+def test_p2_on_eps_is_the_published_weight(gamma, k):
+    """Compares with 1 / (k + snr)^gamma on the simple loss (arXiv:2204.00227)."""
+    level = levels(Cosine())
+    snr = level.alpha**2 / level.sigma**2
+    torch.testing.assert_close(on_output(P2(gamma, k), Eps(), level), 1 / (k + snr) ** gamma)
+    assert (P2().gamma, P2().k) == (1, 1)
+
+
+@pytest.mark.parametrize("std", [0.5, 0.7])
+def test_edm_weight_is_the_published_one_and_plain_on_its_own_outputs(std):
+    """Compares with (sigma^2 + s^2) / (sigma s)^2, c_out^2 times it with 1 (arXiv:2206.00364)."""
+    level = levels(VarianceExploding())
+    expected = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
+    torch.testing.assert_close(EDMWeight(std)(level.logsnr), expected)
+    on_edm = on_output(EDMWeight(std), EDM(std), level)
+    torch.testing.assert_close(on_edm, torch.ones_like(on_edm))
+    assert EDMWeight().data_std == 0.5
+
+
+@pytest.mark.parametrize("bias", [-1.0, 2.0])
+def test_sigmoid_on_eps_is_the_published_weight(bias):
+    """Compares with sigmoid(bias - logsnr) on eps, lower on clean data (arXiv:2303.00848)."""
+    level = levels(Cosine())
+    on_eps = on_output(SigmoidWeight(bias), Eps(), level)
+    torch.testing.assert_close(on_eps, 1 / (1 + (level.logsnr - bias).exp()))
+    assert on_eps[0] < 0.1 < 0.9 < on_eps[-1]
+    assert SigmoidWeight().bias == -1
+
+
+def test_velocity_weight_is_the_plain_loss_of_flow_matching_down_to_its_smallest_sigma():
+    level = levels(Rectified())
+    one = torch.ones(19, dtype=torch.float64)
+    torch.testing.assert_close(on_output(VelocityWeight(0.01), Flow(), level), one)
+    level = Rectified()(torch.tensor([0.001, 0.04, 0.05, 0.06]))
+    weight = VelocityWeight()(level.logsnr)  # of JiT's clipped denominators
+    torch.testing.assert_close(weight, level.sigma.clamp(min=0.05) ** -2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        on_output(VelocityWeight(0.01), Flow(), levels(Cosine())), one
+    )  # on any schedule
+
+
+WEIGHTS = [MinSNR(), SoftMinSNR(), SNR(), TruncatedSNR(), P2(), EDMWeight(), SigmoidWeight()]
+
+
+@pytest.mark.parametrize("weighting", [*WEIGHTS, VelocityWeight()])
+def test_weights_are_finite_and_not_negative_down_to_pure_noise(weighting):
+    logsnr = torch.tensor([-math.inf, -20.0, 0.0, 20.0], dtype=torch.float64)
+    weight = weighting(logsnr)
+    assert weight.isfinite().all()
+    assert weight.min() >= 0
+    assert weight.dtype == torch.float64
+
+
+STEPS = 100
+SCHEDULE = DDPMLinear(STEPS)
+FIRST, LAST = 0, STEPS - 1  # indices of the table, as in the published code
+
+
+class Published:
+    """guided-diffusion's bound in float64, from its betas alone; t are indices from 0."""
+
+    def __init__(self, alphas_cumprod):
+        previous = torch.cat([torch.ones(1).double(), alphas_cumprod[:-1]])
+        self.betas = 1 - alphas_cumprod / previous
+        self.cumprod, self.previous = alphas_cumprod, previous
+        variance = self.betas * (1 - previous) / (1 - alphas_cumprod)
+        self.log_clipped = torch.cat([variance[1:2], variance[1:]]).log()
+
+    def mean(self, x0, x, t):
+        first = self.betas * self.previous.sqrt() / (1 - self.cumprod)
+        alphas = 1 - self.betas
+        second = (1 - self.previous) * alphas.sqrt() / (1 - self.cumprod)
+        return first[t, None, None, None] * x0 + second[t, None, None, None] * x
+
+    def bits(self, x0, x, x0_hat, fraction, t):
+        low = self.log_clipped[t, None, None, None]
+        high = self.betas.log()[t, None, None, None]
+        log_variance = fraction * high + (1 - fraction) * low
+        mean, guess = self.mean(x0, x, t), self.mean(x0_hat, x, t)
+        kl = 0.5 * (
+            -1
+            + log_variance
+            - low
+            + torch.exp(low - log_variance)
+            + (mean - guess) ** 2 * torch.exp(-log_variance)
+        )
+        nll = -self.log_likelihood(x0, guess, 0.5 * log_variance)
+        kl, nll = (value.mean((1, 2, 3)) / math.log(2) for value in (kl, nll))
+        return torch.where(t == 0, nll, kl)
+
+    @staticmethod
+    def log_likelihood(x, means, log_scales):
+        def cdf(value):  # the published code uses a tanh within 2e-4 of this
+            return 0.5 * (1 + torch.erf(value / math.sqrt(2)))
+
+        centered = x - means
+        inverse = torch.exp(-log_scales)
+        plus, minus = cdf(inverse * (centered + 1 / 255)), cdf(inverse * (centered - 1 / 255))
+        inside = (plus - minus).clamp(min=1e-12).log()
+        upper = (1 - minus).clamp(min=1e-12).log()
+        middle = torch.where(x > 0.999, upper, inside)
+        return torch.where(x < -0.999, plus.clamp(min=1e-12).log(), middle)
+
+
+def example(index, n=6, seed=0):
+    """Makes clean images (both ends included), noisy ones, an estimate and a variance, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, 2, 3, 3)
+    x0 = torch.randint(0, 256, shape, generator=generator).double() / 127.5 - 1
+    x0[:, :, 0, 0], x0[:, :, 0, 1] = -1, 1
+    eps, error, fraction = (torch.randn(shape, generator=generator).double() for _ in range(3))
+    index = torch.as_tensor(index).expand(n)
+    level = SCHEDULE((index + 1).double() / STEPS)
+    return index, level, x0, add_noise(x0, eps, level), x0 + 0.01 * error, fraction.sigmoid()
+
+
+@pytest.mark.parametrize("index", [FIRST, 1, 2, 50, LAST, [0, 1, 5, 30, 70, 99]])
+def test_it_is_the_published_bound(index):
+    """Compares with guided-diffusion's bits per dimension in float64, first step included."""
+    t, level, x0, x, x0_hat, fraction = example(torch.tensor(index))
+    alphas_cumprod = SCHEDULE(torch.arange(1, STEPS + 1).double() / STEPS).alpha ** 2
+    expected = Published(alphas_cumprod).bits(x0, x, x0_hat, fraction, t)
+    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    torch.testing.assert_close(bits, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("index", [FIRST, 1, LAST])
+def test_float32_is_enough(index):
+    _, level, x0, x, x0_hat, fraction = example(index)
+    exact = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    single = bound_term(*(v.float() for v in (x, x0, x0_hat, fraction)), level, SCHEDULE)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_the_likelihoods_of_all_bins_add_up_to_one():
+    bins = torch.arange(256).double() / 127.5 - 1
+    for mean in (-1.2, 0.013, 0.97):
+        log_variance = torch.full((256,), math.log(0.05**2)).double()
+        nats = negative_log_likelihood(bins, torch.full_like(bins, mean), log_variance)
+        assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_weights_are_those_of_the_hybrid_loss():
+    assert Hybrid().weight == 0.001
+    _, level, x0, x, x0_hat, fraction = example(7)
+    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    added = Hybrid(0.01)(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
+    torch.testing.assert_close(added, 0.01 * STEPS * bits)
+
+
+class Affine(torch.nn.Module):
+    """A network with one parameter for each half of its output."""
+
+    condition_width = 1
+
+    def __init__(self, in_channels, out_channels, image_size):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.3))
+        self.variance = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, noise, condition):
+        return torch.cat([self.value * x, self.variance * x], 1)
+
+
+@pytest.mark.parametrize("prediction", [Eps(), V()])
+def test_only_the_variance_learns_from_the_bound(prediction):
+    denoiser = Denoiser(Affine, Unconditional, prediction, (2, 3, 3), 0, learned_variance=True)
+    _, level, x0, _, _, _ = example(torch.tensor([0, 1, 5, 30, 70, 99]))
+    eps = torch.randn_like(x0)
+
+    def gradients(objective):
+        denoiser.zero_grad()
+        loss_at(objective, denoiser, x0, eps, level).mean().backward()
+        network = denoiser.backbone
+        return network.value.grad.clone(), network.variance.grad
+
+    simple, none = gradients(Objective(SCHEDULE, prediction, UniformTime(), Denoising()))
+    hybrid, variance = gradients(
+        Objective(SCHEDULE, prediction, UniformTime(), Denoising(variance=Hybrid()))
+    )
+    assert none == 0
+    assert torch.equal(simple, hybrid)
+    assert variance.abs() > 0
+
+
+def test_its_optimum_is_the_log_of_the_expected_loss():
+    """For gamma-distributed losses of known mean, u is log E[L] at every level to 0.1."""
+    torch.manual_seed(0)
+    schedule, head = VarianceExploding(), LearnedUncertainty(64)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
+
+    def mean(level):
+        log_sigma = level.sigma.log()
+        return (0.3 * log_sigma + (0.8 * log_sigma).sin() - 1).exp().float()
+
+    for step in range(600):
+        level = schedule(torch.rand(256, dtype=torch.float64))
+        losses = mean(level) * torch.distributions.Gamma(4.0, 4.0).sample((256,))
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-2 * (1 - step / 600)
+        u = head(level)
+        optimizer.zero_grad()
+        (losses * (-u).exp() + u).mean().backward()
+        optimizer.step()
+    level = schedule(torch.linspace(0.02, 0.98, 50))
+    error = (head(level) - mean(level).log()).abs()
+    assert error.max() < 0.1
+    assert (mean(level).log().max() - mean(level).log().min()) > 2, "not a flat line to learn"
+
+
+def test_it_starts_as_the_plain_loss():
+    head = LearnedUncertainty()
+    assert len(head.weight) == 128
+    level = Cosine()(torch.linspace(0, 1, 5))
+    assert torch.equal(head(level), torch.zeros(5))
+
+
+@pytest.mark.parametrize("schedule", [Rectified(), Cosine(), VarianceExploding()])
+def test_it_is_finite_at_both_ends(schedule):
+    head = LearnedUncertainty()
+    nn.init.ones_(head.weight)
+    u = head(schedule(torch.tensor([0.0, 0.5, 1.0])))
+    u.sum().backward()
+    assert u.isfinite().all()
+    assert head.weight.grad.isfinite().all()
+
+
+def test_its_features_tell_levels_apart_and_have_unit_mean_square():
+    head = LearnedUncertainty(512)
+    level = Cosine()(torch.linspace(0.05, 0.95, 19))
+    features = torch.stack(
+        [torch.autograd.grad(head(level)[i], head.weight)[0] for i in range(len(level))]
+    )
+    assert (features.square().mean(1) - 1).abs().max() < 0.05
+    products = features @ features.T / 512
+    assert products[0, 1:].max() < 0.9
+    assert products[0, -1].abs() < 0.2  # levels far apart are unrelated
+
+
+def test_it_is_float32_under_autocast_and_with_bfloat16_weights():
+    head, level = LearnedUncertainty(), Cosine()(torch.linspace(0.1, 0.9, 5))
+    nn.init.normal_(head.weight)
+    exact = head(level)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(level), exact)
+    rounded = head.bfloat16()(level)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.2
+
+
+class Zero(nn.Module):
+    """Output 0, so that the loss is the mean square of the target."""
+
+    self_conditioning = False
+    clip = None
+    conditioning = Unconditional(Classes.numbered(0), 0)
+
+    def forward(self, x, level, given=NOTHING):
+        return Estimate(x, None, torch.zeros_like(x))
+
+
+def test_training_divides_by_it_and_the_reported_loss_does_not():
+    x0 = torch.linspace(-1, 1, 64).reshape(16, 1, 2, 2)
+    plain = Objective(Rectified(), X0(), UniformTime(), Denoising())
+    learned = Objective(
+        Rectified(), X0(), UniformTime(), Denoising(uncertainty=LearnedUncertainty())
+    )
+    nn.init.normal_(learned.loss.uncertainty.weight)
+    losses = plain(Zero(), x0, generator=torch.Generator().manual_seed(0))
+    level, _ = plain.time_sampler(16, Rectified(), torch.Generator().manual_seed(0))
+    u = learned.loss.uncertainty(level)
+    divided = learned(Zero(), x0, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(divided.minimised, losses.minimised / u.exp() + u)
+    eps = torch.randn(16, 1, 2, 2)
+    assert torch.equal(
+        loss_at(plain, Zero(), x0, eps, level),
+        loss_at(learned, Zero(), x0, eps, level),
+    )
+
+
+def test_its_gradient_comes_from_the_loss():
+    objective = Objective(
+        Rectified(), Flow(), LogitNormal(), Denoising(uncertainty=LearnedUncertainty())
+    )
+    objective(Zero(), torch.zeros(8, 1, 2, 2)).minimised.mean().backward()
+    assert objective.loss.uncertainty.weight.grad.abs().sum() > 0

@@ -21,7 +21,7 @@ from diffusion_lab.families.autoregressive import (
     LogitGuidance,
     NextCode,
 )
-from diffusion_lab.families.autoregressive.next_code import nats
+from diffusion_lab.families.autoregressive.model import nats
 from diffusion_lab.first_stage import TrainedVQ
 
 CODES, TOKENS, CLASSES = 5, 6, 3

@@ -27,7 +27,7 @@ from diffusion_lab.data.loader import TensorLoader
 from diffusion_lab.families.autoencoder.run import Prior
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.families.diffusion.module import DiffusionModule
-from diffusion_lab.first_stage import TrainedKL, TrainedVQ, latents
+from diffusion_lab.first_stage import TrainedKL, TrainedVQ, base
 from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.summary import first_stage_seconds
@@ -131,7 +131,7 @@ def encode_on_rank(rank: int, world: int, folder: Path, data) -> None:
     """Encodes its share of the images; writes how many images were hashed and encoded."""
     store = dist.FileStore(str(folder / "connections"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    latents.BATCH = 8
+    base.BATCH = 8
     stage, seen, hashed = open_stage(folder / "first"), [], []
     stage.cache_dir = folder / "shared"
     encoder, of_tensors = stage.encoder, hashing.of_tensors
@@ -147,7 +147,7 @@ def encode_on_rank(rank: int, world: int, folder: Path, data) -> None:
 def test_ranks_share_the_work_of_encoding(tmp_path, data, monkeypatch, world):
     tiny_first_stage(tmp_path / "first")
     stage = open_stage(tmp_path / "first")
-    monkeypatch.setattr(latents, "BATCH", 8)
+    monkeypatch.setattr(base, "BATCH", 8)
     whole, count = stage.prepare(data, torch.device("cpu")), len(data.train_labels())
     arguments = (world, tmp_path, data)
     torch.multiprocessing.start_processes(

@@ -12,7 +12,7 @@ from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY
 
-from diffusion_lab.first_stage import HubVAE, hub
+from diffusion_lab.first_stage import HubVAE, trained
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -105,7 +105,7 @@ def test_a_measured_scale_gives_unit_deviation_to_what_is_drawn(tmp_path, monkey
     # a wide posterior, and images whose first ones do not represent the rest
     network.quant_conv.bias.data[4:] = 0.5
     network.save_pretrained(tmp_path)
-    monkeypatch.setattr(hub, "MEASURED", 32)
+    monkeypatch.setattr(trained, "MEASURED", 32)
     found = []
     for cache in (True, False):
         data = tiny_data()

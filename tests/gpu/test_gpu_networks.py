@@ -5,13 +5,13 @@ import torch
 from helpers.fake_metrics import FakeExtractor, generated
 from helpers.gpu import DEVICE
 
-from diffusion_lab.backbone import scan
+from diffusion_lab.backbone import state_space
 from diffusion_lab.metrics import distances
-from diffusion_lab.metrics.coverage import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.built_in import FID, KID, MMD
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.extractor import EfficientNetLite0
-from diffusion_lab.metrics.feature_distances import FID, KID, MMD
-from diffusion_lab.metrics.image_set import ImageSet
+from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.observer import ImageSet
 
 pytestmark = pytest.mark.gpu
 
@@ -28,13 +28,13 @@ def scan_inputs(device: str) -> list[torch.Tensor]:
 def scanned(device: str) -> list[torch.Tensor]:
     """The output of a scan and its gradients, on the CPU."""
     inputs = scan_inputs(device)
-    output = scan.selective_scan(*inputs)
+    output = state_space.selective_scan(*inputs)
     output.square().sum().backward()
     return [each.detach().cpu() for each in (output, *(each.grad for each in inputs))]
 
 
 def test_the_scan_is_that_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(scan, "_cuda_kernel", lambda: None)
+    monkeypatch.setattr(state_space, "_cuda_kernel", lambda: None)
     for ours, cpu in zip(scanned(DEVICE), scanned("cpu"), strict=True):
         torch.testing.assert_close(ours, cpu, rtol=1e-3, atol=1e-4)
 

@@ -2,11 +2,10 @@
 
 from fnmatch import fnmatchcase
 
-from diffusion_lab.metrics.feature_distances import ClassFID
-from diffusion_lab.metrics.quantities import BUILT_IN
+from diffusion_lab.metrics.quantity import OF_SAMPLES
 from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES
 
-KINDS = ("fid_std", *(q.name for each in BUILT_IN if each is not ClassFID for q in each.quantities))
+KINDS = ("fid_std", *(q.name for q in OF_SAMPLES if q.name != "fid_class"))
 SCALARS = (
     "train/*",
     "val/*",

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from diffusion_lab.metrics import ExtractorUnavailable, GenerativeMetrics, PreparedMetrics
-from diffusion_lab.metrics.classifier_scores import inception_score
+from diffusion_lab.metrics.built_in import inception_score
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 

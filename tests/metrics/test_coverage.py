@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from diffusion_lab.metrics import coverage
-from diffusion_lab.metrics.coverage import density_coverage, nearest, precision_recall, radii
+from diffusion_lab.metrics import neighbours
+from diffusion_lab.metrics.neighbours import density_coverage, nearest, precision_recall, radii
 
 
 def draw(count, seed, scale=1.0, shift=0.0):
@@ -15,7 +15,7 @@ def draw(count, seed, scale=1.0, shift=0.0):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(coverage, "PAIRS", 20_000)
+    monkeypatch.setattr(neighbours, "PAIRS", 20_000)
 
 
 REAL, GENERATED = draw(300, 0), draw(250, 1, scale=0.8, shift=0.2)

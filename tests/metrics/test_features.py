@@ -1,3 +1,5 @@
+"""Extractors: what they compute, how they find their weights, and what they refuse."""
+
 import copy
 import hashlib
 import os
@@ -6,14 +8,34 @@ import socket
 import time
 
 import pytest
+import timm
 import torch
 from helpers.refusals import refused
+from helpers.tiny_data import tiny_data
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torch_fidelity.feature_extractor_clip import VisionTransformer
 
-from diffusion_lab.metrics import ExtractorUnavailable, FeatureExtractor
-from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception, efficientnet_lite0
+from diffusion_lab.metrics import (
+    ExtractorUnavailable,
+    FeatureExtractor,
+    GenerativeMetrics,
+    PreparedMetrics,
+)
+from diffusion_lab.metrics.extractor import (
+    CLIP,
+    Classifier,
+    DINOv2,
+    EfficientNetLite0,
+    Inception,
+    efficientnet_lite0,
+)
 from diffusion_lab.metrics.extractor import inception as inception_module
+from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
+from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
+from diffusion_lab.metrics.observer import edge_gradients
+from diffusion_lab.metrics.reference import RealImages
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +321,189 @@ def test_without_a_network_inception_says_so_at_once(tmp_path, monkeypatch):
         is_unavailable(Inception())  # connection accepted, never answered
         assert time.monotonic() - start < 5
     assert socket.getdefaulttimeout() is None
+
+
+SAMPLES = 24
+
+
+def distance(ours: torch.Tensor, real: torch.Tensor) -> float:
+    """The Fréchet distance by its textbook formula, from the eigenvalues of the covariances."""
+    (m1, s1), (m2, s2) = ((each.double().mean(0), each.double().T.cov()) for each in (ours, real))
+    root = torch.linalg.eigvals(s1 @ s2).real.clamp(min=0).sqrt().sum()
+    return float((m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * root)
+
+
+def few_images(seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (SAMPLES, 1, 8, 8), generator=generator).to(torch.uint8)
+
+
+def checkerboard(side: int, patch: int, rise: int = 0) -> torch.Tensor:
+    """An image whose patches alternate between 0 and 100, with a rise from column to column."""
+    patches = torch.arange(side) // patch
+    board = 100 * ((patches[:, None] + patches[None]) % 2) + rise * torch.arange(side)
+    return board[None, None].to(torch.uint8)
+
+
+def test_edges_and_insides_of_patches_by_hand():
+    across, inside = edge_gradients(checkerboard(8, 4), 4)[0].tolist()
+    assert (across, inside) == (100, 0)
+    ramp = torch.arange(8).expand(1, 1, 8, 8).to(torch.uint8)  # changes along rows, by 1 a pixel
+    assert edge_gradients(ramp, 4)[0].tolist() == [0.5, 0.5]
+    assert edge_gradients(checkerboard(8, 2), 4)[0].tolist() == [100, pytest.approx(100 / 3)]
+
+
+def test_the_corner_moves_the_patches():
+    """Images cropped from larger ones have their edges elsewhere."""
+    cropped = checkerboard(16, 4)[:, :, 2:14, 1:13]
+    assert edge_gradients(cropped, 4, (2, 1))[0].tolist() == [100, 0]
+    assert edge_gradients(cropped, 4)[0, 1] > 0
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    torch.manual_seed(0)
+    facts = {"shape": [1, 8, 8], "classes": list(tiny_data().class_names)}
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
+    data = tiny_data(pad=12)
+    metrics = GenerativeMetrics(
+        EfficientNetLite0(), None, SAMPLES, str(tmp_path), 0, classifier=str(path), patch=4
+    )
+    metrics.load(data, "cpu")
+    return PreparedMetrics.of(metrics, data), data, Classifier(str(path))
+
+
+def measured(prepared, samples: torch.Tensor) -> dict[str, float]:
+    return prepared.compute(prepared.metrics.observer(samples), torch.arange(len(samples)) % 4)
+
+
+@pytest.mark.slow
+def test_each_value_is_the_textbook_distance_of_its_own_features(prepared):
+    prepared, data, classifier = prepared
+    classifier.load("cpu")
+    extractor, real = prepared.metrics.extractor, data.reference_images()
+    values, count = measured(prepared, few_images()), len(real)
+    by_classifier = distance(classifier(few_images()), classifier(real))
+    name = f"{classifier.name}/train{count}-{SAMPLES}"
+    assert values[f"classifier_fid/{name}"] == pytest.approx(by_classifier, rel=1e-4)
+    ours, theirs = (extractor.outputs(each)[SPATIAL] for each in (few_images(), real))
+    name = f"efficientnet_lite0-96/train{count}-{SAMPLES}"
+    assert values[f"spatial_fid/{name}"] == pytest.approx(distance(ours, theirs), rel=1e-4)
+    tests = data.test_images()[prepared.metrics.test_ids(data)]
+    beside = distance(extractor.outputs(tests)[SPATIAL], theirs)
+    assert values[f"spatial_fid_real/{name}"] == pytest.approx(beside, rel=1e-4)
+
+
+def test_seams_are_those_of_the_padded_images_and_stand_beside_real_ones(prepared):
+    """Images of 8 pixels in 12: patches of 4 begin two pixels before the image."""
+    prepared, data, _ = prepared
+    values = measured(prepared, few_images())
+    across, inside = edge_gradients(few_images(), 4, (2, 2)).mean(0).tolist()
+    assert values[f"seams/4px/{SAMPLES}"] == pytest.approx(across / inside)
+    tests = data.test_images()[prepared.metrics.test_ids(data)]
+    across, inside = edge_gradients(tests, 4, (2, 2)).mean(0).tolist()
+    assert values[f"seams_real/4px/{SAMPLES}"] == pytest.approx(across / inside)
+
+
+def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_path, monkeypatch):
+    first, data, _ = prepared
+    expected = measured(first, few_images())
+    metrics = GenerativeMetrics(
+        EfficientNetLite0(),
+        None,
+        SAMPLES,
+        str(tmp_path),
+        0,
+        classifier=str(tmp_path / "classifier.safetensors"),
+        patch=4,
+    )
+    metrics.load(data, "cpu")
+    monkeypatch.setattr(RealImages, "observe", None)
+    assert measured(PreparedMetrics.of(metrics, data), few_images()) == expected
+
+
+def test_features_are_those_without_the_map(prepared):
+    extractor = prepared[0].metrics.extractor
+    network = extractor.network[1].network
+    with torch.no_grad():
+        whole = network(extractor.network[0](few_images().expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(
+        extractor.outputs(few_images())[FEATURES], whole, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_patches_as_large_as_the_images_are_refused(tmp_path):
+    metrics = GenerativeMetrics(EfficientNetLite0(), None, SAMPLES, str(tmp_path), patch=8)
+    with refused("patch", by=ValueError):
+        metrics.load(tiny_data(), "cpu")
+
+
+MODEL = "vit_small_patch14_dinov2.lvd142m"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file with the weights of a whole model, at its own size of 518 pixels."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("dinov2") / "model.safetensors"
+    save_file(timm.create_model(MODEL, pretrained=False, num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_class_token_at_224_pixels(weights):
+    extractor = DINOv2(MODEL, str(weights))
+    extractor.load("cpu")
+    images = torch.randint(256, (2, 3, 28, 28), generator=torch.Generator().manual_seed(0))
+    features = extractor(images.to(torch.uint8))
+    assert features.shape == (2, extractor.dim) == (2, 384)
+    assert extractor.name.startswith(f"dinov2-{MODEL}-")
+
+    options = {"pretrained_cfg_overlay": {"file": str(weights)}, "num_classes": 0, "img_size": 224}
+    network = timm.create_model(MODEL, pretrained=True, **options).eval()
+    x = torch.nn.functional.interpolate(
+        images.float(), (224, 224), mode="bicubic", antialias=True
+    ).clamp(0, 255)
+    mean, std = (
+        torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std")
+    )
+    with torch.no_grad():
+        tokens = network.forward_features((x / 255 - mean) / std)
+    torch.testing.assert_close(features, tokens[:, 0], rtol=1e-4, atol=1e-4)
+    places = extractor.feature_map(images / 127.5 - 1)
+    assert places.shape == (2, extractor.map_channels, 16, 16)
+    for row, column in ((0, 0), (3, 5), (15, 15)):
+        expected = tokens[:, 1 + 16 * row + column]
+        torch.testing.assert_close(places[..., row, column], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_embeddings_are_those_of_openais_network_at_336_pixels(tmp_path):
+    torch.manual_seed(0)
+    theirs = VisionTransformer(336, 32, width=768, layers=12, heads=12, output_dim=512).eval()
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.03)
+    weights = {f"visual.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    extractor = CLIP("vit_base_patch32_clip_quickgelu_224.openai", str(tmp_path / "weights.pth"))
+    extractor.load("cpu")
+    images = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8)
+    x = torch.nn.functional.interpolate(images.float(), (336, 336), mode="bicubic", antialias=True)
+    mean, std = (
+        torch.tensor(timm.data.constants.__dict__[f"OPENAI_CLIP_{name}"])[:, None, None]
+        for name in ("MEAN", "STD")
+    )
+    with torch.no_grad():
+        expected = theirs((x / 255 - mean) / std)
+    found = extractor(images)
+    assert found.shape == (2, extractor.dim) == (2, 512)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert expected.std(0).mean() > 1e-3 * expected.abs().mean()
+
+
+def test_what_is_missing_or_damaged_is_one_sentence(tmp_path):
+    (tmp_path / "text").write_text("no weights")
+    for model, path in ((MODEL, tmp_path / "none"), (MODEL, tmp_path / "text"), ("vit_x", None)):
+        with refused(path or model, by=ExtractorUnavailable):
+            DINOv2(model, path and str(path)).load("cpu")

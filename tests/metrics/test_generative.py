@@ -28,7 +28,7 @@ from diffusion_lab.metrics import (
     side_by_side,
 )
 from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
-from diffusion_lab.metrics.image_set import short_count
+from diffusion_lab.metrics.observer import short_count
 from diffusion_lab.metrics.quantity import higher_is_better, quantity_of
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"

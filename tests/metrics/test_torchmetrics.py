@@ -19,7 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.feature_distances import FID
+from diffusion_lab.metrics.built_in import FID
 
 LABELS = torch.arange(101) % 2
 

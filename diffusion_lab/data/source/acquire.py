@@ -1,19 +1,23 @@
 """Acquisition of data sets: files are found, unpacked or downloaded, and verified before use."""
 
+import contextlib
 import gzip
+import hashlib
 import http.client
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, cast
 
+from diffusion_lab.common.files import one_at_a_time
 from diffusion_lab.common.messages import say
-from diffusion_lab.data.source import verified_files
-from diffusion_lab.data.source.verified_files import Damaged, DataError, SourceUnavailable, missing
 
 Fetch = Callable[[Path], Path]  # takes a scratch folder, returns one that may hold the files
 # sha256 of the uncompressed files; compressed ones differ from one distributor to the next
@@ -27,6 +31,23 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
 SILENCE_SECONDS = 10  # longest silence of a server
 APT_SECONDS = 300  # enough for 31 MB over a slow line
+LOCK = ".lock"  # in the folder of a data set
+CHUNK, LARGEST = 2**20, 2**28  # bytes: read at once, and of a file of these data sets at most
+
+
+class DataError(ValueError):
+    """A data set's files are missing or damaged; the message says how to fix that."""
+
+
+class SourceUnavailable(Exception):
+    """A source cannot provide the files; the message says why, and the next source is tried."""
+
+
+class Damaged(SourceUnavailable):
+    """A file is truncated, no valid gzip file, or has the wrong checksum."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"{path} is damaged ({reason})")
 
 
 def fashion_mnist(root: Path) -> Path:
@@ -60,7 +81,7 @@ def cifar10(root: Path) -> Path:
 
     def unpacked(scratch: Path) -> tuple[Path, ...]:
         if archive.is_file():
-            verified_files.check(archive, source.tgz_md5)
+            check(archive, source.tgz_md5)
             (scratch / archive.name).symlink_to(archive.resolve())
             source(scratch, download=True)  # only unpacks, as the archive is there
         return (scratch / source.base_folder,)
@@ -91,7 +112,7 @@ def complete(
     try:
         if not missing(folder, files):
             return folder
-        with verified_files.workspace(folder) as scratch:
+        with workspace(folder) as scratch:
             say(f"{name}: looking in {root}")
             for place in own(scratch):
                 _take(place, folder, files, scratch)
@@ -128,9 +149,7 @@ def _take(source: Path, folder: Path, files: Mapping[str, str], scratch: Path) -
         for path in (source / name, source / f"{name}.gz"):
             if path.is_file():
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-                    verified_files.install(
-                        cast(IO[bytes], stream), path, folder / name, files[name], scratch
-                    )
+                    install(cast(IO[bytes], stream), path, folder / name, files[name], scratch)
                 break
 
 
@@ -186,3 +205,59 @@ def _from_debian(scratch: Path) -> Path:
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else "no reason given"
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder in `folder`, to one process at a time; removes empty folders."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with one_at_a_time(folder / LOCK):
+            for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
+                yield Path(scratch)
+    finally:
+        if created and os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+        for path in created:
+            with contextlib.suppress(OSError):  # the folder is not empty
+                path.rmdir()
+
+
+def missing(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Names the `files` (name: checksum) that `folder` lacks; a wrong file in it raises Damaged."""
+    present = [name for name in files if (folder / name).is_file()]
+    for name in present:
+        check(folder / name, files[name])
+    return [name for name in files if name not in present]
+
+
+def check(path: Path, checksum: str, source: Path | None = None) -> None:
+    """Raises Damaged, which names `source` if given, unless the file has this md5 or sha256."""
+    method = "md5" if len(checksum) == 32 else "sha256"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.new(method, usedforsecurity=False))
+    if digest.hexdigest() != checksum:
+        raise Damaged(source or path, "its checksum is wrong")
+
+
+def install(stream: IO[bytes], source: Path, target: Path, checksum: str, scratch: Path) -> None:
+    """Copies `stream`, opened from the file `source`, to `target`, if it has this checksum.
+
+    Raises Damaged, which names `source`, if not; `scratch` is a folder on `target`'s file system.
+    """
+    temporary = scratch / target.name
+    try:
+        with temporary.open("wb") as file:
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+                if file.tell() > LARGEST:
+                    raise Damaged(source, f"it unpacks to more than {LARGEST:,} bytes")
+    except EOFError as error:
+        raise Damaged(source, "it is truncated") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise Damaged(source, "it is not a valid gzip file") from error
+    check(temporary, checksum, source)
+    os.replace(temporary, target)

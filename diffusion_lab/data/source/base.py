@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lab.common.images import grid
 from diffusion_lab.common.labels import TEXT, Labels, labels_of
 from diffusion_lab.common.ranges import IMAGE_SHAPE, Range, optional, ranges, whole
-from diffusion_lab.data.source.verified_files import DataError
+from diffusion_lab.data.source.acquire import DataError
 
 LABEL_SIZE = Range(
     f"a number of at least 0, {TEXT} or null",

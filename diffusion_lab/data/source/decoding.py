@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.started import in_launched_process, processes_started
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.listing import ImageFiles
-from diffusion_lab.data.source.verified_files import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow's others are never used
 LANCZOS = Image.Resampling.LANCZOS

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from diffusion_lab.common.formats import some
 from diffusion_lab.data.source import listing
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.decoding import check_memory, decode, infer
 from diffusion_lab.data.source.image_folder import in_folder, in_zip
 from diffusion_lab.data.source.listing import LABELS, ImageFiles, labels_of
-from diffusion_lab.data.source.verified_files import DataError
 
 Shape = tuple[int, int, int]
 # arrays of images and their labels: those of `diffusion-lab sample save=npz`, and of ADM's programs

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 from diffusion_lab.common import messages
 from diffusion_lab.common.formats import some
 from diffusion_lab.common.ranges import settings
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import ImageFiles, Listed, labelled
-from diffusion_lab.data.source.verified_files import DataError
 
 SAVED = ("dataset_dict.json", "state.json")  # save_to_disk writes one of these
 

@@ -23,10 +23,10 @@ from diffusion_lab.common.ranges import (
     whole,
     whole_list,
 )
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.base import LABEL_SIZE, DataSource, Split
 from diffusion_lab.data.source.decoding import RESIZE, check_memory, decode_into, infer
 from diffusion_lab.data.source.listing import ImageFiles
-from diffusion_lab.data.source.verified_files import DataError
 from diffusion_lab.data.store import Allocate, StoredValues, in_memory, stored
 
 LARGE = 10**9  # bytes of both splits, from which on store=auto keeps images in files

@@ -13,10 +13,10 @@ from diffusion_lab.common.labels import TEXT
 from diffusion_lab.common.messages import say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.data.source import listing
+from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.decoding import BadImage, check_bytes
 from diffusion_lab.data.source.image_files import FileSource
 from diffusion_lab.data.source.listing import LABELS, ImageFiles, Listed
-from diffusion_lab.data.source.verified_files import DataError
 
 LARGEST_LABELS = 2**30  # bytes of a dataset.json: labels of 20 million images
 
@@ -86,7 +86,10 @@ class FilesAtPaths(FileSource):
                 wanted = f"the classes {some(classes)}" if classes else "label_size"
                 raise DataError(f"{where} has no labels for {wanted}; add them")
             return place.names, (), [0] * len(place.names)
-        listing.check_all(list(named), place.names, where)
+        if absent := sorted(set(named) - set(place.names)):
+            raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
+        if lacking := sorted(set(place.names) - set(named)):
+            raise DataError(f"{where} has no label for {some(lacking)}; label all images or none")
         return list(named), *listing.labelled(named, classes, self.label_size, where)
 
 

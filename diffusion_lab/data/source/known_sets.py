@@ -36,11 +36,9 @@ class Downloaded(DataSource):
         self.root = Path(root)
 
     def prepare(self) -> None:
-        """Fetches the files if they are not under `root`; raises DataError."""
         type(self).acquire(self.root)
 
     def load(self) -> tuple[Split, Split]:
-        """Reads the verified files."""
         folder = type(self).acquire(self.root)  # may hold pickles: never opened unverified
         return self.read(folder, train=True), self.read(folder, train=False)
 
@@ -80,7 +78,6 @@ class FashionMNISTShades(FashionMNIST):
     )
 
     def load(self) -> tuple[Split, Split]:
-        """Reads FashionMNIST with labels of both attributes."""
         train, test = super().load()
         return shaded(train, train, 3), shaded(test, train, 3)
 

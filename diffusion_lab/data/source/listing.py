@@ -15,7 +15,7 @@ from typing import IO, Any
 from diffusion_lab.common import hashing
 from diffusion_lab.common.formats import SHOWN, some
 from diffusion_lab.common.labels import LARGEST, LONGEST, TEXT, is_caption, is_number
-from diffusion_lab.data.source.verified_files import DataError
+from diffusion_lab.data.source.acquire import DataError
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
@@ -263,14 +263,6 @@ def labelled(
                 "the others"
             )
     return (), [[float(v) for v in vector] for vector in vectors]
-
-
-def check_all(labelled: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Raises DataError unless all images, and no others, are labelled."""
-    if absent := sorted(set(labelled) - set(names)):
-        raise DataError(f"{where} has labels for missing images, {some(absent)}; remove them")
-    if unlabelled := sorted(set(names) - set(labelled)):
-        raise DataError(f"{where} has no label for {some(unlabelled)}; label all images or none")
 
 
 def _numbers_in(row: Sequence[str]) -> list[float]:

@@ -25,7 +25,6 @@ class PointsInPlane(DataSource):
         """Draws points (N, 2) float32 and their labels (N,) int64."""
 
     def load(self) -> tuple[Split, Split]:
-        """Draws the points, the same on every machine."""
         return self._drawn(TRAIN_SIZE, seed=0), self._drawn(TEST_SIZE, seed=1)
 
     def _drawn(self, count: int, seed: int) -> Split:

@@ -1,8 +1,8 @@
 """Guidance, between the denoiser and the sampler."""
 
 from diffusion_lab.diffusion.guidance.base import Guidance, LabelLikelihood
-from diffusion_lab.diffusion.guidance.classifier import ClassifierGuidance
 from diffusion_lab.diffusion.guidance.variants import (
+    ClassifierGuidance,
     EmbeddedGuidance,
     PlusPlusGuidance,
     ProjectedGuidance,

@@ -120,19 +120,15 @@ class Objective(nn.Module):
         level, importance = self.time_sampler(len(x0), self.schedule, generator, share)
         level = level.to(x0.device)
         eps, given = self.noising(denoiser, x0, given, eps, generator)
-        if denoiser.self_conditioning and coin(generator):
-            with torch.no_grad():
-                previous = denoiser(add_noise(x0, eps, level), level, given).x0
-            given = replace(given, previous=previous)
+        if denoiser.self_conditioning:
+            # without a generator it is the CPU's, so as not to wait for a GPU
+            device = generator.device if generator else "cpu"
+            if torch.rand((), generator=generator, device=device).item() < SELF_CONDITIONED:
+                with torch.no_grad():
+                    previous = denoiser(add_noise(x0, eps, level), level, given).x0
+                given = replace(given, previous=previous)
         parts = self.parts(images_seen, images_seen + share.index * len(x0))
         losses = self.loss(parts, denoiser, x0, eps, level, given, generator)
         self.time_sampler.observe(*losses.observed, share.gather)
         weighed = losses.minimised * importance.to(x0.device, non_blocking=True)
         return Losses(weighed, losses.level, losses.observed[1])
-
-
-def coin(generator: torch.Generator | None) -> bool:
-    """Whether a step asks a self-conditioned network once more."""
-    # without a generator it is the CPU's, so as not to wait for a GPU
-    device = generator.device if generator else "cpu"
-    return torch.rand((), generator=generator, device=device).item() < SELF_CONDITIONED

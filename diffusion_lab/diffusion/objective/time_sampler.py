@@ -126,18 +126,14 @@ class LogitNormal(TimeSampler):
         super().__init__(stratified)
         self.mean, self.std, self.uniform = mean, std, uniform
 
-    def share_below(self, t: Tensor) -> Tensor:
-        """The share of draws below t (n,) in (0, 1), of its shape and dtype."""
-        normal = torch.special.ndtr((torch.logit(t) - self.mean) / self.std)
-        return torch.lerp(normal, t, self.uniform)
-
     def quantile(self, u: Tensor, schedule: NoiseSchedule) -> Tensor:
         if not self.uniform:
             return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         low, high = torch.zeros_like(u), torch.ones_like(u)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            beyond = self.share_below(middle) < u
+            normal = torch.special.ndtr((torch.logit(middle) - self.mean) / self.std)
+            beyond = torch.lerp(normal, middle, self.uniform) < u  # the share of draws below it
             low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
         return high
 

@@ -45,20 +45,16 @@ class AutoencoderModule(TrainedModule):
         self.loss = loss
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the autoencoder and of its loss (the discriminator's)."""
         return [*self.autoencoder.parameters(), *self.loss.parameters()]
 
     def players(self) -> list[list[nn.Parameter]]:
-        """The parameters of the autoencoder, and those of the discriminator, if there is one."""
         return [list(self.autoencoder.parameters()), list(self.loss.parameters())]
 
     @property
     def network(self) -> Autoencoder:
-        """The autoencoder."""
         return self.autoencoder
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices of encoder, decoder and discriminator without the first and last layers."""
         parts: list[nn.Sequential] = [self.autoencoder.encoder, self.autoencoder.decoder]
         if self.loss.discriminator is not None:
             parts.append(self.loss.discriminator.layers)
@@ -75,7 +71,6 @@ class AutoencoderModule(TrainedModule):
         return {"loss": loss} | {f"train/{name}": value.detach() for name, value in parts.items()}
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a micro-batch."""
         with self.kept_buffers():
             super().backward(loss)
 

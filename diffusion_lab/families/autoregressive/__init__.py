@@ -1,5 +1,9 @@
 """Images as sequences of codes, each predicted from those before it."""
 
-from diffusion_lab.families.autoregressive.drawing import CodePipeline, CodeSampler, LogitGuidance
-from diffusion_lab.families.autoregressive.next_code import NextCode
-from diffusion_lab.families.autoregressive.transformer import CodeTransformer
+from diffusion_lab.families.autoregressive.model import (
+    CodePipeline,
+    CodeSampler,
+    CodeTransformer,
+    LogitGuidance,
+    NextCode,
+)

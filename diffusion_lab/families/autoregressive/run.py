@@ -16,7 +16,6 @@ from diffusion_lab.families.autoregressive import (
     CodeSampler,
     CodeTransformer,
     LogitGuidance,
-    NextCode,
 )
 from diffusion_lab.families.building import built, check_groups, require
 from diffusion_lab.first_stage import TrainedVQ
@@ -44,13 +43,6 @@ def build_code_model(
         labels=datamodule.labels,
     )
     return model, first_stage
-
-
-def build_code_loss(cfg: DictConfig) -> NextCode:
-    """Builds the loss of an autoregressive model; raises UserError for another objective."""
-    objective = instantiate(cfg, "objective")
-    require(cfg, "objective", objective, NextCode)
-    return objective
 
 
 def build_code_pipeline(

@@ -9,17 +9,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
-from diffusion_lab.families.autoregressive.next_code import nats
-from diffusion_lab.families.autoregressive.run import (
-    build_code_loss,
-    build_code_model,
-    build_code_pipeline,
-)
+from diffusion_lab.families.autoregressive.model import nats
+from diffusion_lab.families.autoregressive.run import build_code_model, build_code_pipeline
+from diffusion_lab.families.building import require
 from diffusion_lab.first_stage import TrainedVQ
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.module import OneNumberModule, Optimization
@@ -44,20 +42,16 @@ class AutoregressiveModule(OneNumberModule):
         self.first_stage = first_stage
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the transformer."""
         return list(self.model.parameters())
 
     @property
     def network(self) -> CodeTransformer:
-        """The transformer."""
         return self.model
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices of the blocks."""
         return inner_matrices(self.model.blocks, ())
 
     def configure_model(self) -> None:
-        """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             policy = cast(FSDP, self.trainer.strategy).layers_policy
@@ -65,20 +59,16 @@ class AutoregressiveModule(OneNumberModule):
                 shard_parameters(layer, mesh, policy)
             shard_parameters(self.model, mesh)
 
-    def codes(self, moments: Tensor) -> Tensor:
-        """Moments (B, c, h, w) -> codes row by row, (B, N) int64."""
-        return self.first_stage.codes(moments).flatten(1)
-
     def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
         """Returns the mean loss of a code, (), for b images, or for their moments."""
         self.seed_share(batch_idx)
-        codes = self.codes(batch.encoded(self.first_stage))
+        codes = self.first_stage.codes(batch.encoded(self.first_stage)).flatten(1)  # (B, N)
         return self.objective(self.model, codes, batch.labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Adds up the negative log-likelihoods of the codes of validation or test images."""
         images, labels, _ = batch
-        codes = self.codes(self.first_stage.moments(images))
+        codes = self.first_stage.codes(self.first_stage.moments(images)).flatten(1)
         self.add(nats(self.model, codes, labels) / math.log(2))
 
 
@@ -105,8 +95,8 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> AutoregressiveTask:
     lightning.seed_everything(cfg.seed, verbose=False)
     data = build_datamodule(cfg)
     model, first_stage = build_code_model(cfg, data, device)
-    module = AutoregressiveModule(
-        model, build_code_loss(cfg), first_stage, Optimization.configured(cfg)
-    )
+    objective = instantiate(cfg, "objective")
+    require(cfg, "objective", objective, NextCode)
+    module = AutoregressiveModule(model, objective, first_stage, Optimization.configured(cfg))
     pipeline = build_code_pipeline(cfg, cfg, model, first_stage, data.labels)
     return AutoregressiveTask(**checked_parts(cfg, data, module, pipeline))

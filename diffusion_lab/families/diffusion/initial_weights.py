@@ -78,11 +78,7 @@ class InitialWeights:
     @property
     def facts(self) -> dict[str, object]:
         """The values of the keys of a configuration that are filled in."""
-        return {
-            "init_sha256": self.sha256,
-            "init_images": self.images,
-            "init_flops": self.flops,
-        }
+        return {f"init_{key}": getattr(self, key) for key in ("sha256", "images", "flops")}
 
     @torch.no_grad()
     def load_into(self, denoiser: Denoiser) -> None:
@@ -135,18 +131,13 @@ def differences(ours: DictConfig, theirs: DictConfig) -> tuple[str, ...]:
         return (*found, "schedule")
     schedule, labels = instantiate(ours, "schedule"), []
     for cfg in (ours, theirs):
-        auto = noise_label(schedule, differentiated=takes_derivative(cfg))
+        differentiated, loss = False, OmegaConf.select(cfg, "objective.loss._target_")
+        with suppress(Exception):  # a saved run may name a class that is not installed here
+            differentiated = getattr(get_class(loss), "differentiates_time", False)
+        auto = noise_label(schedule, differentiated=differentiated)
         label = OmegaConf.select(cfg, "denoiser.noise_label")
         labels.append(auto if label == "auto" else label)
     return (*found, "denoiser.noise_label") if labels[0] != labels[1] else tuple(found)
-
-
-def takes_derivative(cfg: DictConfig) -> bool:
-    """Whether the loss of a configuration takes a derivative with respect to the time."""
-    loss = OmegaConf.select(cfg, "objective.loss._target_")
-    with suppress(Exception):  # a saved run may name a class that is not installed here
-        return loss is not None and getattr(get_class(loss), "differentiates_time", False)
-    return False
 
 
 def starts_anew(cfg: DictConfig) -> bool:

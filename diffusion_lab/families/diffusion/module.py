@@ -69,7 +69,6 @@ class DiffusionModule(TrainedModule):
         self.alignment = alignment
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters of the denoiser, of the objective and of the alignment."""
         parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
         if self.alignment is not None:
             parameters += self.alignment.parameters()
@@ -77,16 +76,13 @@ class DiffusionModule(TrainedModule):
 
     @property
     def network(self) -> Denoiser:
-        """The denoiser."""
         return self.denoiser
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices of the backbone without its ends'."""
         backbone = self.denoiser.backbone
         return inner_matrices(backbone, ends_of(backbone))
 
     def configure_model(self) -> None:
-        """Shards the parameters over the ranks if the trainer's strategy is FSDP."""
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             policy = cast(FSDP, self.trainer.strategy).layers_policy

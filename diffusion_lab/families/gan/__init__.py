@@ -1,4 +1,3 @@
 """Generative adversarial networks: a generator against a discriminator (arXiv:1406.2661)."""
 
-from diffusion_lab.families.gan.generator import ConvGenerator, GANPipeline
-from diffusion_lab.families.gan.relativistic import RelativisticLoss
+from diffusion_lab.families.gan.model import ConvGenerator, GANPipeline, RelativisticLoss

@@ -41,20 +41,16 @@ class GANModule(OneNumberModule):
         self.objective = objective
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of generator and discriminator."""
         return [*self.model.parameters(), *self.objective.parameters()]
 
     def players(self) -> list[list[nn.Parameter]]:
-        """The parameters of the generator, and those of the discriminator."""
         return [list(self.model.parameters()), list(self.objective.parameters())]
 
     @property
     def network(self) -> ConvGenerator:
-        """The generator."""
         return self.model
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices of both networks without their first and last layers."""
         layers = self.objective.discriminator.layers
         return [
             *inner_matrices(self.model.blocks, ()),

@@ -3,7 +3,5 @@
 from diffusion_lab.importing.kind.adm import ADMFiles
 from diffusion_lab.importing.kind.base import Imported, Kind
 from diffusion_lab.importing.kind.diffusers import DiffusersFolders
-from diffusion_lab.importing.kind.dit import DiTFiles
-from diffusion_lab.importing.kind.edm import EDMFiles
-from diffusion_lab.importing.kind.edm2 import EDM2Files
-from diffusion_lab.importing.kind.sit import SiTFiles
+from diffusion_lab.importing.kind.dit import DiTFiles, SiTFiles
+from diffusion_lab.importing.kind.edm import EDM2Files, EDMFiles

@@ -6,10 +6,13 @@ from typing import Annotated
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, Flag, optional, settings, whole
-from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
-from diffusion_lab.importing.names import (
+from diffusion_lab.importing.kind.base import (
     BACKBONE,
+    FIXED_VARIANCE,
     LABELS,
+    Imported,
+    Kind,
+    assigned,
     count,
     joined,
     overrides_of,

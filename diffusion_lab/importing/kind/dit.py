@@ -9,8 +9,18 @@ from torch import Tensor
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Flag, optional, settings, whole
-from diffusion_lab.importing.kind.base import FIXED_VARIANCE, Imported, Kind, assigned
-from diffusion_lab.importing.names import BACKBONE, LABELS, count, joined, renamed, with_null_row
+from diffusion_lab.importing.kind.base import (
+    BACKBONE,
+    FIXED_VARIANCE,
+    LABELS,
+    Imported,
+    Kind,
+    assigned,
+    count,
+    joined,
+    renamed,
+    with_null_row,
+)
 from diffusion_lab.importing.reading import read
 
 NAMES = {
@@ -68,7 +78,12 @@ class DiTFiles(Kind):
         table, positions = tensors.pop(TABLE), tensors.pop(POSITIONS)[0]  # (K + 1, D), (N, D)
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         rows = round(len(positions) ** 0.5)
-        check_positions(path, positions, grid_positions(rows, rows, width, sines_first=True))
+        fixed = grid_positions(rows, rows, width, sines_first=True)
+        if positions.shape != fixed.shape or (positions - fixed).abs().max() > 1e-4:
+            raise UserError(
+                f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so "
+                "it cannot be imported"
+            )
         depth = count(tensors, r"blocks\.(\d+)\.")
         blocks = joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
         ours = renamed(tensors, NAMES | blocks)
@@ -99,10 +114,25 @@ class DiTFiles(Kind):
         return outputs
 
 
-def check_positions(path: Path, given: Tensor, fixed: Tensor) -> None:
-    """Raises UserError unless the positions in a file are the fixed ones, both (N, D)."""
-    if given.shape != fixed.shape or (given - fixed).abs().max() > 1e-4:
-        raise UserError(
-            f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so it "
-            "cannot be imported"
-        )
+@settings
+class SiTFiles(DiTFiles):
+    """SiT on the straight path (willisma/SiT, arXiv:2401.08740), in Stable Diffusion's latents.
+
+    Its time runs from noise to data, and so does its velocity, data - noise; ours is noise - data.
+    """
+
+    recipe = (
+        *NETWORK,
+        "schedule=rectified",
+        "objective=flow_matching",
+        "objective/time_sampler=uniform",
+        "denoiser.noise_label=data_time",
+        "sampler=heun",
+        "sampler.steps=125",
+        "sampler.time_grid.sigma_min=0.0",  # to the end of the path, in even steps
+    )
+    unlearned = ()
+
+    def used(self, outputs: Tensor, channels: int) -> Tensor:
+        # the published networks have twice the outputs, and their code drops the second half
+        return -outputs[:channels]

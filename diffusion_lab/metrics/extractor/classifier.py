@@ -95,7 +95,6 @@ class Classifier(FeatureExtractor):
         self.path = Path(path)
 
     def build(self) -> tuple[nn.Module, str]:
-        """Returns the network and the checksum of its file."""
         if not self.path.is_file():
             raise ExtractorUnavailable(f"{self.argument}={self.path} does not exist; {HOW_TO_GET}")
         try:

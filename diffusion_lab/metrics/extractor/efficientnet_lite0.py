@@ -37,7 +37,6 @@ class EfficientNetLite0(FeatureExtractor):
     preprocessing = f"antialiased bilinear {SIZE}x{SIZE}, (x / 255 - 0.5) / 0.5"
 
     def build(self) -> tuple[nn.Module, str]:
-        """Returns the network with folded norms, and the checksum of the package's weights."""
         network = fold_batch_norm(pretrained(weights_file(self.variant), self.variant))
         return nn.Sequential(ShrunkPixels(), FeaturesAndMap(network)), SHA256[self.variant]
 

@@ -52,7 +52,6 @@ class Inception(FeatureExtractor):
             return features.to(weight) @ weight.T
 
     def build(self) -> tuple[nn.Module, str]:
-        """Returns torch-fidelity's network, and the checksum of the file with its weights."""
         if self.weights_path is None:
             path, expected = download(), PUBLISHED_SHA256
         else:

@@ -33,7 +33,6 @@ class TimmTransformer(FeatureExtractor):
         self.name = f"{self.kind}-{model}"
 
     def build(self) -> tuple[nn.Module, str]:
-        """Returns timm's network and the checksum of its weights."""
         import timm
 
         options = dict(self.options)
@@ -99,3 +98,30 @@ class NormalisedPixels(nn.Module):
         x = functional.interpolate(images.float(), size, mode="bicubic", antialias=True)
         x = x.clamp(0, 255) if self.clamped else x
         return (x / 255 - self.mean) / self.std
+
+
+class CLIP(TimmTransformer):
+    """CLIP's embedding (arXiv:2103.00020), on whose directions MMD is CMMD (arXiv:2401.09603).
+
+    CMMD uses ViT-L/14 at 336. OpenAI's weights need the models that timm calls quickgelu.
+    """
+
+    kind, listed = "clip", "vit*_clip_quickgelu_336*"
+    size, clamped = 336, False
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+    preprocessing = f"antialiased bicubic {size}x{size}, CLIP's mean and std"
+    options: ClassVar[dict] = {"img_size": size}
+
+
+class DINOv2(TimmTransformer):
+    """DINOv2's class token (arXiv:2304.07193), which judges models more fairly than Inception's.
+
+    The comparison in arXiv:2306.04675, whose FD-DINOv2 is the Frechet distance of these features,
+    uses vit_large_patch14_dinov2 at 224 pixels.
+    """
+
+    kind, listed = "dinov2", "*patch14_dinov2*"
+    size, clamped = 224, True
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in training
+    preprocessing = f"antialiased bicubic {size}x{size}, ImageNet's mean and std"
+    options: ClassVar[dict] = {"num_classes": 0, "img_size": size}

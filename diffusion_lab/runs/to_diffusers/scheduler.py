@@ -18,8 +18,8 @@ from diffusion_lab.diffusion.schedule import (
     NoiseSchedule,
     Rectified,
     ZeroTerminalSNR,
+    follows,
 )
-from diffusion_lab.diffusion.schedule.transforms import follows
 
 STEPS = 1000  # of a table; networks are told the place of a noise level among them
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # prediction_type by option

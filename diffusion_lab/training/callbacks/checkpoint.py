@@ -14,8 +14,7 @@ from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, settings
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.sharding import kept_sharded
-from diffusion_lab.metrics.quantities import BUILT_IN
-from diffusion_lab.metrics.quantity import VALIDATION, higher_is_better
+from diffusion_lab.metrics.quantity import OF_SAMPLES, VALIDATION, higher_is_better
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks.periodic import Interval, Periodic, validates
 from diffusion_lab.training.callbacks.weight_averaging import restore_trained
@@ -24,7 +23,7 @@ from diffusion_lab.training.module import module_of
 # checkpoint keys: number of logged rows; seconds of training, and seconds that do not count
 ROWS, TIMES = "rows_of_metrics", "seconds"
 # the metrics that can rank checkpoints: of validations, and of samples
-RANKING = [*VALIDATION, *(q.name for each in BUILT_IN for q in each.quantities if q.judged)]
+RANKING = [*VALIDATION, *(q.name for q in OF_SAMPLES if q.judged)]
 
 
 @settings

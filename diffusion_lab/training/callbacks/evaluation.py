@@ -28,7 +28,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.distributed import failing_together, rank_and_world, shard
 from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder
-from diffusion_lab.metrics.prepared import PreparedMetrics
+from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.pipeline import Generator, Pipeline, draw_rows, with_steps
 from diffusion_lab.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.runs.files import SAMPLES

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusion_lab.common.ranges import Range, flag, one_of
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
-from diffusion_lab.first_stage.hub import COPY_FOLDER
+from diffusion_lab.first_stage.trained import COPY_FOLDER
 from diffusion_lab.metrics.quantity import OF_SAMPLES
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS

@@ -1,20 +1,25 @@
 """Training losses, each one object with all of its settings."""
 
-from diffusion_lab.diffusion.objective.loss.alpha_flow import AlphaFlow
-from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, Recorded
-from diffusion_lab.diffusion.objective.loss.consistency import Consistency
-from diffusion_lab.diffusion.objective.loss.contrastive import Contrastive
-from diffusion_lab.diffusion.objective.loss.denoising import Denoising
-from diffusion_lab.diffusion.objective.loss.distillation import Distillation
-from diffusion_lab.diffusion.objective.loss.improved_mean_flow import ImprovedMeanFlow
-from diffusion_lab.diffusion.objective.loss.lagrangian import Lagrangian
-from diffusion_lab.diffusion.objective.loss.mean_flow import MeanFlow
+from diffusion_lab.diffusion.objective.loss.base import (
+    Contrastive,
+    Denoising,
+    Loss,
+    Losses,
+    Parts,
+    Recorded,
+)
+from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation, Shortcut
+from diffusion_lab.diffusion.objective.loss.mean_flow import (
+    AlphaFlow,
+    ImprovedMeanFlow,
+    Lagrangian,
+    MeanFlow,
+)
 from diffusion_lab.diffusion.objective.loss.score_matching import (
     ExactScoreMatching,
     ScoreMatching,
     SlicedScoreMatching,
 )
-from diffusion_lab.diffusion.objective.loss.shortcut import Shortcut
 from diffusion_lab.diffusion.objective.loss.uncertainty import LearnedUncertainty
 from diffusion_lab.diffusion.objective.loss.variance import Hybrid
 from diffusion_lab.diffusion.objective.loss.weighting import (

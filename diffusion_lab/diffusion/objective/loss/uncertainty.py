@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.diffusion.level_features import level_features
-from diffusion_lab.diffusion.noise import NoiseLevel
+from diffusion_lab.diffusion.noise import NoiseLevel, level_features
 
 
 class LearnedUncertainty(nn.Module):
