@@ -101,6 +101,12 @@ def patient_group() -> dist.ProcessGroup:
     return group
 
 
+@cache
+def writers_group() -> dist.ProcessGroup:
+    """All ranks as a group of threads that write while others train, with tensors on the CPU."""
+    return dist.new_group(backend="gloo")
+
+
 def of_all_ranks(value: Value) -> list[Value]:
     """The value of each rank, in order, on every rank."""
     values = [value] * rank_and_world()[1]

@@ -15,8 +15,9 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ from diffusion_lab.common.files import (
     write_json,
 )
 from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.compute.distributed import writers_group
 from diffusion_lab.runs.files import LAST, PREVIOUS
 
 FOLDER = LAST.parent  # inside the run folder
@@ -240,13 +242,17 @@ def put_together(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tree_map_with_path(tensor, tree)
 
 
-def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors into a folder; all ranks call this together.
+def begin_shards(folder: Path, tensors: dict[str, Tensor]) -> Future:
+    """Copies tensors, and begins to write them into a folder; all ranks call this together.
 
-    Raises an OSError, or on all ranks a CheckpointException, for example if the disk is full.
+    The result raises an OSError, or on all ranks a CheckpointException, for example if the disk is
+    full.
     """
-    with warnings.catch_warnings(action="ignore"):  # of a single process
-        dcp.save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    group = writers_group() if dist.is_initialized() else None
+    begun = dcp.async_save(
+        tensors, checkpoint_id=folder, process_group=group, no_dist=group is None
+    )
+    return cast(Future, begun)
 
 
 def read_shards(folder: Path, mesh: DeviceMesh | None = None) -> dict[str, Tensor]:

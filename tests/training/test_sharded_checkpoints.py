@@ -1,15 +1,22 @@
 """Checkpoints in shards hold what whole ones do, and are kept, dropped and found damaged."""
 
+import errno
+import os
 from pathlib import Path
+from time import sleep
 
 import torch
-from helpers.tiny_runs import TINY, checkpoint_of
+from helpers.refusals import assert_names
+from helpers.tiny_runs import TINY
 from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.runs import checkpoints, weights
 
 RUN = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 SHARDED = "callbacks.checkpoint.sharded=true"
+BEHIND = "callbacks.checkpoint.background=true"
+RUNS = {"whole": [], "parts": [SHARDED], "behind": [BEHIND], "parts_behind": [SHARDED, BEHIND]}
+STATE = ("state_dict", "averages", "current_model_state", "optimizer_states", "global_step")
 
 
 def folders(run: str) -> list[str]:
@@ -28,20 +35,27 @@ def test_a_tree_is_taken_apart_and_put_together():
     assert (again["step"], again["words"]) == (3, "tensors")
 
 
-def test_a_run_with_shards_is_resumed_sampled_and_exported_as_another(lab):
+def test_a_run_with_shards_is_resumed_sampled_and_exported_as_another(lab, monkeypatch):
+    def slow(checkpoint: dict, path: Path) -> None:
+        sleep(0.2)  # later steps have changed the weights by then
+        save(checkpoint, path)
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", slow)
     steps = ["callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2"]
-    for name, *more in (("whole",), ("parts", SHARDED)):
+    for name, more in RUNS.items():
         lab.done("train", *RUN, *steps, *more, "trainer.max_steps=5", f"run_dir={name}")
         lab.done("train", f"resume={name}", "trainer.max_steps=7")
         lab.done("sample", f"run={name}", "num_samples=2", "save=npz", "device=cpu")
         lab.done("export", f"run={name}", f"output={name}_weights")
-    whole, parts = (checkpoint_of(Path(name)) for name in ("whole", "parts"))
-    for key in ("state_dict", "averages", "current_model_state", "optimizer_states", "global_step"):
-        torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=0)
-    first, second = (
-        weights.read(Path(f"{name}_weights/model.safetensors"), "") for name in ("whole", "parts")
-    )
-    torch.testing.assert_close(second, first, rtol=0, atol=0)
+    for file in ("last.ckpt", "step_0000002.ckpt", "step_0000004.ckpt"):
+        whole, *others = (checkpoints.read(Path(name) / "checkpoints" / file) for name in RUNS)
+        for key in STATE:
+            for other in others:
+                torch.testing.assert_close(other[key], whole[key], rtol=0, atol=0)
+    whole, *others = (weights.read(Path(f"{name}_weights/model.safetensors"), "") for name in RUNS)
+    for other in others:
+        torch.testing.assert_close(other, whole, rtol=0, atol=0)
     # milestones, the last and the one before it
     assert folders("parts") == ["2", "4", "6", "7"]
     small = Path("parts/checkpoints/last.ckpt").stat().st_size
@@ -50,6 +64,20 @@ def test_a_run_with_shards_is_resumed_sampled_and_exported_as_another(lab):
     part.write_bytes(part.read_bytes()[:-1])
     assert "has another size" in checkpoints.fault(Path("parts/checkpoints/last.ckpt"))
     assert checkpoints.newest_intact("parts").name == "previous.ckpt"
+
+
+def test_training_goes_on_where_a_thread_cannot_write(lab, monkeypatch):
+    def failing(checkpoint: dict, path: Path) -> None:
+        if checkpoint["global_step"] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(checkpoint, path)
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", failing)
+    steps = ["callbacks.checkpoint.keep_every_n_steps=2", "trainer.max_steps=5", "run_dir=run"]
+    err = lab.done("train", *RUN, BEHIND, *steps)
+    assert_names(err, "step 2", os.strerror(errno.ENOSPC))
+    assert [path.name for path in Path("run/checkpoints").glob("step_*")] == ["step_0000004.ckpt"]
 
 
 def test_no_folder_is_removed_while_a_checkpoint_cannot_be_read(tmp_path):

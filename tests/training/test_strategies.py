@@ -85,7 +85,7 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
 def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer, shards):
     common = [*PLAIN, f"optimizer={optimizer}"]
     lab.done("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
-    common.append(f"callbacks.checkpoint.sharded={shards}")
+    common += [f"callbacks.checkpoint.{key}={shards}" for key in ("sharded", "background")]
     sharded = [
         "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
         "trainer.devices=2",

@@ -1,14 +1,20 @@
 """Saves checkpoints during training, and prepares a run to resume from one."""
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._pytree import tree_map
 
 from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, settings
@@ -36,6 +42,9 @@ class Checkpoint(Periodic):
     If `sharded`, each rank writes its share of the tensors to a folder beside the file, and none
     holds all of them.
 
+    With `background`, training goes on as soon as the state has been copied to main memory, and a
+    thread writes it, one at a time; training waits for the last.
+
     Those of every `keep_every_n_steps` steps are kept, and the `top_k` that are best by the metric
     `best` of validation images, whenever it is measured.
     """
@@ -44,9 +53,11 @@ class Checkpoint(Periodic):
     at_end = True
     every_n_steps: Interval = 1000
     sharded: Flag = False
+    background: Flag = False
     keep_every_n_steps: Interval = None
     best: Annotated[str | None, optional(one_of(*RANKING))] = None
     top_k: Count = 1
+    pending: Future | None = field(init=False, default=None)  # that is being written
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not validates(trainer):  # else on_validation_end saves, after this hook
@@ -63,7 +74,8 @@ class Checkpoint(Periodic):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module) -> None:
         # not on_train_end: by then the averaged weights have replaced the trained ones
-        failure = self.save(trainer)
+        self.wait()
+        failure = self.writer(trainer)()
         if failure := on_rank_zero(lambda: failure):
             raise TrainingStopped(
                 f"the checkpoint of step {trainer.global_step} could not be written ({failure}); "
@@ -71,7 +83,7 @@ class Checkpoint(Periodic):
             )
 
     def at_the_end(self, trainer: lightning.Trainer) -> None:
-        self.keep(trainer)  # its metrics are known only now
+        self.keeper(trainer)()  # its metrics are known only now
 
     def keeps(self, trainer: lightning.Trainer) -> bool:
         """Whether the checkpoint of this step is kept, unless it is the last step."""
@@ -101,57 +113,83 @@ class Checkpoint(Periodic):
         better_first = sorted(values, key=values.__getitem__, reverse=higher)
         return {step: values[step] for step in better_first[: self.top_k]}
 
-    def keep(self, trainer: lightning.Trainer) -> None:
-        """Keeps the last checkpoint if it is a milestone or among the best, on rank 0."""
+    def keeper(self, trainer: lightning.Trainer) -> Callable[[], None]:
+        """What keeps this step's checkpoint if it is a milestone or among the best, on rank 0."""
         folder, step = module_of(trainer).context.folder, trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        ranking = self.ranking(trainer)
-        try:
-            if self.lasting(step) or step in ranking:
-                checkpoints.keep(folder, step)
-            if step in ranking:
-                checkpoints.rank(folder, str(self.best), ranking, self.lasting)
-        except OSError as error:
-            say(
-                f"The checkpoint of step {step} could not be kept ({error.strerror}); training "
-                "continues"
-            )
+        ranking = self.ranking(trainer) if trainer.is_global_zero else {}
 
-    def save(self, trainer: lightning.Trainer) -> str | None:
-        """Writes `last.ckpt`; returns, on the rank that writes, why that failed, or None."""
-        run = module_of(trainer).context.folder
-        if self.sharded:
-            return self.save_shards(trainer, run)
-        trainer.save_checkpoint(run / checkpoints.LAST)
-        return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
+        def keep() -> None:
+            try:
+                if self.lasting(step) or step in ranking:
+                    checkpoints.keep(folder, step)
+                if step in ranking:
+                    checkpoints.rank(folder, str(self.best), ranking, self.lasting)
+            except OSError as error:
+                say(
+                    f"The checkpoint of step {step} could not be kept ({error.strerror}); training "
+                    "continues"
+                )
 
-    @staticmethod
-    def save_shards(trainer: lightning.Trainer, run: Path) -> str | None:
-        """Writes `last.ckpt` and the folder of its tensors; returns as `save` does."""
-        with kept_sharded():
+        return keep if trainer.is_global_zero else lambda: None
+
+    def writer(self, trainer: lightning.Trainer) -> Callable[[], str | None]:
+        """What writes the state of now to `last.ckpt`, and returns why that failed, or None."""
+        run, first = module_of(trainer).context.folder, trainer.is_global_zero
+        with kept_sharded() if self.sharded else nullcontext():
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        content, tensors = checkpoints.take_apart(content)
-        folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
-        try:
-            checkpoints.write_shards(folder, tensors)
-            if trainer.is_global_zero:
-                sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-                content |= {checkpoints.SHARDS: {"folder": folder.name, "sizes": sizes}}
-                checkpoints.save(content, run / checkpoints.LAST)
-                checkpoints.drop_shards(run)
-        except (OSError, CheckpointException) as error:
-            return getattr(error, "strerror", None) or str(error).splitlines()[0]
-        return None
+        if self.sharded:
+            content, tensors = checkpoints.take_apart(content)
+            folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
+            written = checkpoints.begin_shards(folder, tensors)
+        elif self.background and first:
+            content = tree_map(copied, content)
+
+        def write() -> str | None:
+            try:
+                if self.sharded:
+                    written.result()
+                if self.sharded and first:
+                    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+                    content[checkpoints.SHARDS] = {"folder": folder.name, "sizes": sizes}
+                if first:
+                    checkpoints.save(content, run / checkpoints.LAST)
+                if self.sharded and first:
+                    checkpoints.drop_shards(run)
+            except (OSError, CheckpointException) as error:
+                return getattr(error, "strerror", None) or str(error).splitlines()[0]
+            return None
+
+        return write
 
     def run(self, trainer: lightning.Trainer) -> None:
-        if failure := self.save(trainer):
-            say(
-                f"The checkpoint of step {trainer.global_step} could not be written ({failure}); "
-                "training continues, and earlier checkpoints are kept"
-            )
-        else:
-            self.keep(trainer)
+        self.wait()  # for the one before, which may be in the ranking
+        step, keep, write = trainer.global_step, self.keeper(trainer), self.writer(trainer)
+
+        def finish() -> None:
+            if failure := write():
+                say(
+                    f"The checkpoint of step {step} could not be written ({failure}); training "
+                    "continues, and earlier checkpoints are kept"
+                )
+            else:
+                keep()
+
+        if not self.background:
+            return finish()
+        thread = ThreadPoolExecutor(1)
+        self.pending = thread.submit(finish)
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Waits until no checkpoint is being written."""
+        if self.pending is not None:
+            self.pending.result()
+            self.pending = None
+
+
+def copied(value: Any) -> Any:
+    """A copy of a tensor in main memory; anything else unchanged."""
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
 
 
 def measured_now(trainer: lightning.Trainer, name: str | None) -> float | None:
@@ -167,19 +205,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a file next to the target and renames it, so a kill never leaves half a checkpoint.
 
     Lightning moves a temporary file from $TMPDIR; across file systems the move is a copy, and a
-    kill during the copy destroys the previous checkpoint. `failure` says why the last write failed:
-    an exception on the one rank that writes would leave the others waiting.
+    kill during the copy destroys the previous checkpoint.
     """
 
-    failure: str | None = None
     mesh: DeviceMesh | None = None  # over which a rank reads its rows of tensors in shards
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
-        self.failure = None
-        try:
-            checkpoints.save(checkpoint, Path(path))
-        except OSError as error:
-            self.failure = error.strerror or str(error)
+        checkpoints.save(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return checkpoints.read(Path(path), self.mesh)
