@@ -142,7 +142,7 @@ class Checkpoint(Periodic):
             folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
             written = checkpoints.begin_shards(folder, tensors)
         elif self.background and first:
-            content = tree_map(copied, content)
+            content = copied(content)
 
         def write() -> str | None:
             try:
@@ -187,9 +187,19 @@ class Checkpoint(Periodic):
             self.pending = None
 
 
-def copied(value: Any) -> Any:
-    """A copy of a tensor in main memory; anything else unchanged."""
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+def copied(tree: Any) -> Any:
+    """A tree with copies of its tensors in main memory; those that share memory share a copy."""
+    copies: dict[tuple, Tensor] = {}
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if place not in copies:
+            copies[place] = value.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return tree_map(copy, tree)
 
 
 def measured_now(trainer: lightning.Trainer, name: str | None) -> float | None:
