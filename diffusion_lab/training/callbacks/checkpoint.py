@@ -114,7 +114,7 @@ class Checkpoint(Periodic):
         return {step: values[step] for step in better_first[: self.top_k]}
 
     def keeper(self, trainer: lightning.Trainer) -> Callable[[], None]:
-        """What keeps this step's checkpoint if it is a milestone or among the best, on rank 0."""
+        """Returns what keeps this step's checkpoint if it is a milestone or among the best, on rank 0."""
         folder, step = module_of(trainer).context.folder, trainer.global_step
         ranking = self.ranking(trainer) if trainer.is_global_zero else {}
 
@@ -133,7 +133,7 @@ class Checkpoint(Periodic):
         return keep if trainer.is_global_zero else lambda: None
 
     def writer(self, trainer: lightning.Trainer) -> Callable[[], str | None]:
-        """What writes the state of now to `last.ckpt`, and returns why that failed, or None."""
+        """Returns what writes the state of now to `last.ckpt` and says why that failed, or None."""
         run, first = module_of(trainer).context.folder, trainer.is_global_zero
         with kept_sharded() if self.sharded else nullcontext():
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
