@@ -23,9 +23,8 @@ from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.logger import Clock, JSONLines
-from diffusion_lab.training.module import Optimization, TrainedModule
+from diffusion_lab.training.module import Optimization, RunContext, TrainedModule
 
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
 

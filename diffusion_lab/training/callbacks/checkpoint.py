@@ -122,14 +122,9 @@ class Checkpoint(Periodic):
     def save(self, trainer: lightning.Trainer) -> str | None:
         """Writes `last.ckpt`; returns, on the rank that writes, why that failed, or None."""
         run = module_of(trainer).context.folder
-        if self.sharded:
-            return self.save_shards(trainer, run)
-        trainer.save_checkpoint(run / checkpoints.LAST)
-        return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
-
-    @staticmethod
-    def save_shards(trainer: lightning.Trainer, run: Path) -> str | None:
-        """Writes `last.ckpt` and the folder of its tensors; returns as `save` does."""
+        if not self.sharded:
+            trainer.save_checkpoint(run / checkpoints.LAST)
+            return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io).failure
         with kept_sharded():
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         content, tensors = checkpoints.take_apart(content)

@@ -17,7 +17,7 @@ from diffusion_lab.common.files import OUTPUTS, one_at_a_time
 from diffusion_lab.common.messages import package
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.training.logger.run_logger import (
-    Dashboard,
+    GroupedLogger,
     Row,
     RunLogger,
     no_connection,
@@ -81,7 +81,7 @@ PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT
 
 
 @settings
-class MLflow(Dashboard):
+class MLflow(GroupedLogger):
     """A run in MLflow's database, or on its server, that a resumed run continues.
 
     Rows cannot be deleted there, so a resumed run leaves out those that it finds.
@@ -177,7 +177,7 @@ def local_store() -> str:
 
 
 @settings
-class Trackio(Dashboard):
+class Trackio(GroupedLogger):
     """A run in Trackio's database, which a resumed run continues after the last step there.
 
     Trackio writes twice a second, so a process that is killed may lose the rows in between there.

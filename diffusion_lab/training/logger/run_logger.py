@@ -202,7 +202,7 @@ class RunLogger(Logger, ABC):
 
 
 @settings
-class Dashboard(RunLogger):
+class GroupedLogger(RunLogger):
     """A logger whose runs have an id, by which a resumed run is found, a name, a group and tags."""
 
     run_id: str

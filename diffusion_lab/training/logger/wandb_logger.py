@@ -20,7 +20,7 @@ from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.training.logger.run_logger import (
     MODES,
-    Dashboard,
+    GroupedLogger,
     Row,
     first_line,
     why_offline,
@@ -35,7 +35,7 @@ SETTINGS = wandb.Settings(console="off", init_timeout=20, finish_timeout=60.0, s
 
 
 @settings
-class WandB(Dashboard):
+class WandB(GroupedLogger):
     """W&B, offline without a key or a network.
 
     With `checkpoints`, a finished run is uploaded as an artifact that opens as a run folder; with
