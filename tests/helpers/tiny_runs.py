@@ -29,6 +29,10 @@ ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none
 QUICK = [*TINY, *ALONE]  # neither measured nor drawn
 PLAIN = [each for each in TINY if not each.startswith("backbone")] + ["logger=none"]
 TINY_AUTOENCODER = [*PLAIN, "autoencoder.channels=8", "autoencoder.multipliers=[1,1]"]
+ADVERSARIAL = [
+    *("reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"),
+    *("reconstruction.discriminator.start=2", "reconstruction.perceptual.size=16"),
+]
 # small models of the other families; codes are of the first stage in the folder `stage`
 FAMILIES = {
     "autoregressive": [

@@ -23,9 +23,7 @@ from diffusion_lab.training.module import TrainedModule
 
 RUN = [
     *QUICK,
-    "optimizer.lr=0.1",
-    "lr_schedule.warmup_images=0",
-    "trainer.max_steps=6",
+    *("optimizer.lr=0.1", "lr_schedule.warmup_images=0", "trainer.max_steps=6"),
     "callbacks.checkpoint.every_n_steps=2",
 ]
 RUN += ["callbacks.weight_averaging.ramp=null", "run_dir=run"]

@@ -9,6 +9,7 @@ import torch
 from helpers.pairs import first_fast
 from helpers.ranks import on_two_ranks
 from helpers.tiny_runs import (
+    ADVERSARIAL,
     ALONE,
     FAMILIES,
     PLAIN,
@@ -27,15 +28,10 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.runs.weights import read, snapshot_paths
 
 LEARNED = [
-    "objective/time_sampler=second_moment",
-    "objective.time_sampler.bins=2",
-    "objective.time_sampler.history=2",
-    "objective/loss/uncertainty=learned",
-    "objective.loss.uncertainty.channels=8",
-    "denoiser.self_conditioning=true",
+    *("objective/time_sampler=second_moment", "objective.time_sampler.bins=2"),
+    *("objective.time_sampler.history=2", "objective/loss/uncertainty=learned"),
+    *("objective.loss.uncertainty.channels=8", "denoiser.self_conditioning=true"),
 ]
-ADVERSARIAL = ["reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"]
-ADVERSARIAL += ["reconstruction.discriminator.start=1", "reconstruction.perceptual.size=16"]
 AUTOENCODER = ["train-autoencoder", *TINY_AUTOENCODER, *ALONE[:2]]
 PLANE = ["experiment=toy/score_matching", "trainer.accelerator=cpu", "batch_size=32", *ALONE]
 PLANE += ["backbone.width=16", "trainer.max_steps=4", "trainer.log_every_n_steps=1"]
@@ -66,7 +62,10 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
     "lagrangian": (["train", *QUICK, "objective=lagrangian"], TARGET),
     "gan": (["train", *PLAIN, *FAMILIES["gan"], *ALONE], None),
     "codes": (["train", *PLAIN, *FAMILIES["autoregressive"], *ALONE], None),
-    "adversary": ([*AUTOENCODER, *ADVERSARIAL], "loss.discriminator.layers.0.weight"),
+    "adversary": (
+        [*AUTOENCODER, *ADVERSARIAL, "reconstruction.discriminator.start=1"],
+        "loss.discriminator.layers.0.weight",
+    ),
     "vq": ([*AUTOENCODER, "autoencoder=vq", "autoencoder.codes=8"], None),
     "learned": (["train", *QUICK, *LEARNED], HISTORY),
     "variance": (

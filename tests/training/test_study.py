@@ -414,16 +414,11 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     saved["logger"] = {"wandb": {"mode": "auto", "tags": ["mine", "budget-images"]}}
     save_config(tmp_path, OmegaConf.create(saved))
     places = [
-        "data.source.root=/b",
-        "trainer.devices=2",
-        "micro_batch_size=4",
+        *("data.source.root=/b", "trainer.devices=2", "micro_batch_size=4"),
         "logger.wandb.mode=offline",
     ]
     others = [
-        "experiment=quickstart",
-        "backbone=dit",
-        "logger=none",
-        "trainer.max_steps=9",
+        *("experiment=quickstart", "backbone=dit", "logger=none", "trainer.max_steps=9"),
         "seed=1",
     ]
     others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]

@@ -29,10 +29,8 @@ STUDENT = [
 ]
 DISTILLED = [
     *QUICK,
-    "objective=consistency_distillation",
-    "objective.teacher.run=teacher",
-    "objective.teacher.scale=2",
-    "run_dir=student",
+    *("objective=consistency_distillation", "objective.teacher.run=teacher"),
+    *("objective.teacher.scale=2", "run_dir=student"),
 ]
 
 

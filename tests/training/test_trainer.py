@@ -145,23 +145,12 @@ def test_ranks_wait_long_for_the_first_step_and_for_what_the_first_computes():
         dist.destroy_process_group()
 
 
-def test_warm_up_is_linear_in_images():
-    schedule = ConstantRate(warmup_images=1000)
-    assert [schedule(n, 0.0) for n in (0, 250, 1000, 5000)] == [0.0, 0.25, 1.0, 1.0]
-
-
-def test_cooldown_reaches_zero_at_the_end():
-    schedule = ConstantRate(cooldown=0.2)
-    assert schedule(1, 0.8) == pytest.approx(1.0)
-    assert schedule(1, 0.9) == pytest.approx(0.5)
-    assert schedule(1, 1.0) == 0.0
-
-
-def test_cosine_goes_from_one_to_final():
-    schedule = CosineDecay(final=0.1)
-    assert schedule(1, 0.0) == 1.0
-    assert schedule(1, 0.5) == pytest.approx(0.55)
-    assert schedule(1, 1.0) == pytest.approx(0.1)
+def test_rates_warm_up_by_images_and_fall_by_the_share_of_the_run():
+    warm_up, cooldown = ConstantRate(warmup_images=1000), ConstantRate(cooldown=0.2)
+    assert [warm_up(n, 0.0) for n in (0, 250, 1000, 5000)] == [0.0, 0.25, 1.0, 1.0]
+    assert [cooldown(1, share) for share in (0.8, 0.9, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    cosine = CosineDecay(final=0.1)
+    assert [cosine(1, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.55, 0.1])
 
 
 def test_the_inverse_square_root_counts_images_and_not_the_share_of_the_run():

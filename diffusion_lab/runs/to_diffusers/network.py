@@ -43,14 +43,8 @@ ENDS = {
     "norm": "conv_norm_out",
     "out": "conv_out",
 }
-RESIDUAL = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "embedding": "time_emb_proj",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "skip": "conv_shortcut",
-}
+RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+RESIDUAL |= {"embedding": "time_emb_proj", "skip": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "attention.out": "to_out.0"}
 GROUPS = """
 GROUPS = {}  # of norms by their channels, which config.json cannot say
