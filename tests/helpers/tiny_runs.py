@@ -2,6 +2,7 @@
 
 import json
 import operator
+import shutil
 from pathlib import Path
 
 import torch
@@ -105,6 +106,16 @@ def same(first: dict, second: dict) -> bool:
         torch.equal(torch.as_tensor(value), torch.as_tensor(second[name]))
         for name, value in first.items()
     )
+
+
+def killed_after_two_steps(whole: Path) -> Path:
+    """A copy of a run that keeps the checkpoint of step 2, as a kill after that step leaves it."""
+    parts = Path(shutil.copytree(whole, whole.with_name("parts")))
+    (parts / "checkpoints/step_0000002.ckpt").replace(parts / "checkpoints/last.ckpt")
+    for path in (*parts.glob("checkpoints/previous.ckpt"), *parts.glob("checkpoints/step_*")):
+        path.unlink()
+    (parts / "summary.json").unlink()
+    return parts
 
 
 def require_equal_training(one: Path, two: Path) -> None:
