@@ -29,8 +29,6 @@ FREE = {  # texts, and paths and names that are looked up before anything is wri
     *("Trackio.project", "Trackio.name", "Trackio.group", "Trackio.run_id", "Trackio.tags"),
     "MedianPruning.metric",
     *("TeacherModel.sha256", "TeacherPairs.sha256"),
-    # `train` checks them, as loggers are built after the run folder
-    *("WandB.mode", "WandB.checkpoints", "WandB.console"),
     *("Budget.solved",),  # filled in by the program
     "ImageData.source",  # an object of another file
     "GPU.name",

@@ -48,11 +48,9 @@ class Labels(nn.Module):
 
     def check(self, labels: Tensor) -> None:
         """Raises ValueError for labels of the right type and shape that mean nothing."""
-        return None
 
     def learn(self, labels: Tensor) -> None:
         """Takes from training labels (N, *shape) what a model must know to draw samples."""
-        return None
 
     def in_turn(self, ids: Sequence[int]) -> Tensor:
         """The labels of samples `ids`, always the same ones."""
@@ -190,10 +188,8 @@ class Numbers(Exemplary):
         rows = [label if isinstance(label, list) else [label] for label in given]
         numeric = all(map(is_number, chain(*rows)))
         if not rows or not numeric or any(len(row) != self.size for row in rows):
-            one = self.size == 1
-            wanted = (
-                "a number or a list of them" if one else f"{self.size} numbers or lists of them"
-            )
+            several = f"{self.size} numbers or lists of them"
+            wanted = "a number or a list of them" if self.size == 1 else several
             raise ValueError(
                 f"must be {wanted} of at most {LARGEST:.4g}, as the labels of the data are"
             )

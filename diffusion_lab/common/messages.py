@@ -51,12 +51,8 @@ def say(line: str) -> None:
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Shows a Rich bar of `total` steps on a terminal; yields the function that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    described = TextColumn("{task.description}")
+    columns = described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     hidden = console.quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(description, total=total)

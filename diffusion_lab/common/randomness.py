@@ -53,11 +53,8 @@ class SampleNoise:
         return self._drawn(shape).to(self.device)  # (B, *shape)
 
     def _drawn(self, shape: tuple[int, ...]) -> Tensor:
-        draws = [
-            torch.randn(shape, generator=generator, dtype=torch.float32)
-            for generator in self.generators
-        ]
-        return torch.stack(draws)
+        drawn = (torch.randn(shape, generator=g, dtype=torch.float32) for g in self.generators)
+        return torch.stack([*drawn])
 
     @property
     def randn_like(self) -> Callable[[Tensor], Tensor]:

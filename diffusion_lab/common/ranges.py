@@ -42,6 +42,13 @@ class Range:
             raise RangeError(argument, value, self.wanted, self.example)
 
 
+def declared(target: Callable[..., Any]) -> dict[str, Range]:
+    """The ranges in the types of the arguments of a function or a class, by argument."""
+    parameters = inspect.signature(target).parameters.items()
+    found = {name: getattr(each.annotation, "__metadata__", ()) for name, each in parameters}
+    return {name: metadata[0] for name, metadata in found.items() if metadata}
+
+
 def ranges(**allowed: Range) -> Callable[[Target], Target]:
     """Decorates a constructor, a function or a dataclass, which then checks these arguments.
 
@@ -53,9 +60,8 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
             target.__init__ = decorate(target.__init__)  # type: ignore[misc]
             return target
         signature = inspect.signature(target)
-        for name, parameter in signature.parameters.items():
-            for each in getattr(parameter.annotation, "__metadata__", ()):
-                allowed.setdefault(name, each)
+        for name, each in declared(target).items():
+            allowed.setdefault(name, each)
         if unknown := allowed.keys() - signature.parameters.keys():
             raise TypeError(f"{target.__qualname__} has no argument {', '.join(unknown)}")
 

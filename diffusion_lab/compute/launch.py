@@ -16,10 +16,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from diffusion_lab.common.messages import TrainingStopped, UserError, say
+from diffusion_lab.common.messages import TrainingStopped, UserError
 from diffusion_lab.compute import slurm
 from diffusion_lab.compute.device import pick_device
-from diffusion_lab.compute.distributed import rank_and_world
 from diffusion_lab.compute.started import (
     by_torchrun,
     in_launched_process,
@@ -221,15 +220,3 @@ def expect_steps() -> None:
     """Waits for other processes no longer than a step takes, from now on."""
     if dist.is_initialized():
         dist.distributed_c10d._set_pg_timeout(PATIENCE)
-
-
-def requeue() -> bool:
-    """Makes SLURM start this job again, after its run is saved; False, on rank 0, if refused."""
-    # without waiting for the other ranks: they may have stopped at different collective calls
-    if rank_and_world()[0] > 0:
-        return True
-    if refusal := slurm.requeue():
-        say(f"The job could not be requeued: {refusal}")
-        return False
-    say("The job was requeued and will resume from here.")
-    return True

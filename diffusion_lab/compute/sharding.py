@@ -102,23 +102,22 @@ class FSDP(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads this rank's share of a whole state into the module."""
-        own, whole_state = self.module_here.state_dict(), checkpoint["state_dict"]
-        state = {name: shared_as(value, own.get(name)) for name, value in whole_state.items()}
+        own, given = self.module_here.state_dict(), checkpoint["state_dict"].items()
+        state = {name: shared_as(value, own.get(name)) for name, value in given}
         self.module_here.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Loads this rank's share of the optimisers' whole states."""
-        for optimizer, whole_state in zip(
-            self.optimizers, checkpoint["optimizer_states"], strict=True
-        ):
+        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        for optimizer, saved in pairs:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            ids = [i for group in whole_state["param_groups"] for i in group["params"]]
+            ids = [i for group in saved["param_groups"] for i in group["params"]]
             moments = {
-                i: {key: shared_as(value, p) for key, value in whole_state["state"][i].items()}
+                i: {key: shared_as(value, p) for key, value in saved["state"][i].items()}
                 for i, p in zip(ids, parameters, strict=True)
-                if i in whole_state["state"]
+                if i in saved["state"]
             }
-            optimizer.load_state_dict({**whole_state, "state": moments})
+            optimizer.load_state_dict({**saved, "state": moments})
 
 
 def sharded(trainer: DictConfig) -> bool:

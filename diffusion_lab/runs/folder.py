@@ -196,8 +196,7 @@ def _make_folder(cfg: DictConfig) -> Path:
     if cfg.run_dir:
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         return Path(cfg.run_dir)
-    stamp = OUTPUTS / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = stamp
+    folder = stamp = OUTPUTS / cfg.name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in itertools.count(2):
         try:
             folder.mkdir(parents=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -235,20 +234,15 @@ def inherited(
                     raise UserError(f"this run has no {group}; leave {chosen[0]}=... out")
                 del cfg[group]
             elif group not in keys:
-                _take_over(cfg, saved, group, keys)
+                parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]
+                options = {part: OmegaConf.select(cfg, part) for part in parts}
+                cfg[group] = saved[group]
+                for part, option in options.items():
+                    OmegaConf.update(cfg, part, option, merge=False)
+                for key, override in keys.items():
+                    if key.startswith(f"{group}."):
+                        OmegaConf.update(cfg, key, override.value())
     return cfg
-
-
-def _take_over(cfg: DictConfig, saved: DictConfig, group: str, keys: dict[str, Override]) -> None:
-    """Copies one group of `saved`, except the parts and values that overrides (by key) set."""
-    parts = [key.replace("/", ".") for key in keys if key.startswith(f"{group}/")]
-    chosen = {part: OmegaConf.select(cfg, part) for part in parts}
-    cfg[group] = saved[group]
-    for part, option in chosen.items():
-        OmegaConf.update(cfg, part, option, merge=False)
-    for key, override in keys.items():
-        if key.startswith(f"{group}."):
-            OmegaConf.update(cfg, key, override.value())
 
 
 def say_left_out(metrics: Any, why: str) -> None:

@@ -66,12 +66,6 @@ def way_of(settings: Mapping[str, Any]) -> Sampling:
     return {part: settings[part] for part in WAY if settings.get(part)}
 
 
-def sampled_by(record: Record, sampling: Sampling) -> bool:
-    """Whether an evaluation is of this sampling; one of another program's images is of any."""
-    ways = [flat(way) for way in samplings_of(record)]
-    return not ways or any(not differing(flat(sampling), way) for way in ways)
-
-
 def differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
     """The keys whose values differ; a missing value counts as null."""
     return [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
@@ -138,8 +132,11 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
 
 def metrics_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> dict[str, float]:
     """The metrics of the evaluations of this protocol and sampling; {} if there are none."""
-    alike = [each for each in found if each["protocol"] == protocol]
-    same = [each["metrics"] for each in alike if sampled_by(each, sampling)]
+    same, wanted = [], flat(sampling)
+    for record in found:
+        ways = samplings_of(record)  # none of another program's images, which count for any
+        alike = not ways or any(not differing(wanted, flat(way)) for way in ways)
+        same += [record["metrics"]] * (alike and record["protocol"] == protocol)
     return dict(ChainMap(*same))  # the first value of a metric counts
 
 

@@ -25,17 +25,11 @@ INSTEAD_OF_OPTIONS = {
 # Files whose checksums are in the names of metrics, so that their paths do not matter.
 FILES = ("metrics.classifier",)
 # Values that a run replaces: it determines the actual value and keeps that.
+SOURCE = ("image_size", "channels", "classes", "label_size")
+STARTS = ("data_sha256", "init_sha256", "init_images", "init_flops")
 REQUESTS = {
-    "data.source.image_size": None,
-    "data.source.channels": None,
-    "data.source.classes": None,
-    "data.source.label_size": None,
-    "first_stage.sha256": None,
-    "data_sha256": None,
-    "init_sha256": None,
-    "init_images": None,
-    "init_flops": None,
-    "objective.teacher.sha256": None,
+    **dict.fromkeys([f"data.source.{key}" for key in SOURCE]),
+    **dict.fromkeys(["first_stage.sha256", "objective.teacher.sha256", *STARTS]),
     "first_stage.scale": "measured",
 }
 

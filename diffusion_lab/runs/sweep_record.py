@@ -66,13 +66,10 @@ def write(sweep: Path, study: str | None, jobs: Sequence[Job]) -> None:
     """Writes the record of a sweep that begins now."""
     path = path_of(sweep, study)
     path.parent.mkdir(parents=True, exist_ok=True)
+    folders = [each.folder and os.path.relpath(each.folder, path.parent) for each in jobs]
     rows = [
-        {
-            "overrides": job.overrides,
-            "folder": job.folder and os.path.relpath(job.folder, path.parent),
-            "slurm": job.slurm,
-        }
-        for job in jobs
+        {"overrides": job.overrides, "folder": folder, "slurm": job.slurm}
+        for job, folder in zip(jobs, folders, strict=True)
     ]
     write_json(path, {"sweep": os.path.relpath(sweep, path.parent), "jobs": rows})
 
@@ -93,16 +90,11 @@ def read(path: Path) -> list[Job]:
     found = read_json(path)
     try:
         sweep = _joined(path, found["sweep"])
-        return [
-            Job(
-                row["overrides"],
-                row["folder"] and _joined(path, row["folder"]),
-                row["slurm"],
-                sweep,
-                number,
-            )
-            for number, row in enumerate(found["jobs"])
-        ]
+        jobs = []
+        for number, row in enumerate(found["jobs"]):
+            folder = row["folder"] and _joined(path, row["folder"])
+            jobs.append(Job(row["overrides"], folder, row["slurm"], sweep, number))
+        return jobs
     except (KeyError, TypeError):
         return []
 

@@ -11,15 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.common.ranges import (
-    Count,
-    Fraction,
-    Positive,
-    one_of,
-    optional,
-    ranges,
-    whole,
-)
+from diffusion_lab.common.ranges import Count, Fraction, Positive, one_of, optional, ranges, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
@@ -44,9 +36,8 @@ class LayerLoss(nn.Module):
     ):
         super().__init__()
         self.weight, self.stop_images = weight, stop_images
-        self.backbone: list[Any] = [
-            denoiser.backbone
-        ]  # in a list, as its weights are not this one's
+        # in a list, as its weights are not this one's
+        self.backbone: list[Any] = [denoiser.backbone]
         self._seen: Tensor | None = None
         chosen_layer(denoiser.backbone, layer).register_forward_hook(self._look)
 
@@ -147,13 +138,9 @@ class Alignment(LayerLoss):
             )
         channels = self._tried(denoiser, schedule)
         if projector == "mlp":
-            self.projector = nn.Sequential(
-                nn.Linear(channels, width),
-                nn.SiLU(),
-                nn.Linear(width, width),
-                nn.SiLU(),
-                nn.Linear(width, extractor.map_channels),
-            )
+            first, second = nn.Linear(channels, width), nn.Linear(width, width)
+            last = nn.Linear(width, extractor.map_channels)
+            self.projector = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
         else:
             kernel = nn.Conv2d(channels, extractor.map_channels, 3, padding=1)
             self.projector = nn.Sequential(kernel)

@@ -1,13 +1,18 @@
-"""The base class of LightningModules: steps and learning rate by images, clipping, seeds."""
+"""The base class of LightningModules, and the context that a run's callbacks share.
+
+It has steps and a learning rate by images, clipping, and seeds.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
@@ -21,12 +26,16 @@ from diffusion_lab.assembly.parameter_groups import (
     build_optimizer,
     for_training,
 )
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed, seed_device
+from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.compute.sharding import laid_out_as, unsharded
 from diffusion_lab.data.datamodule import ImageDataModule
+from diffusion_lab.metrics.generative import PreparedMetrics
+from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
-from diffusion_lab.training.context import RunContext
+from diffusion_lab.training.logger import Clock, JSONLines
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
 VOTES = 10  # steps between two votes of the ranks, which make GPUs wait
@@ -48,6 +57,36 @@ class Optimization:
         """The optimisation that a configuration describes."""
         lr_schedule = instantiate(cfg, "lr_schedule")
         return cls(build_optimizer(cfg), lr_schedule, cfg.batch_size, cfg.seed)
+
+
+@dataclass
+class RunContext:
+    """The objects that a run's callbacks share, set before training, and the results they leave.
+
+    A callback is constructed from its settings alone, and reads everything else here in its hooks.
+    """
+
+    folder: Path
+    clock: Clock
+    memory: PeakMemory
+    rows: JSONLines
+    prepared_metrics: PreparedMetrics | None = None  # None: nothing is evaluated
+    pipeline: Generator | None = None  # None: the run draws no samples
+
+    results: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
+    measured_at: int | None = None  # the step of `results`
+    measured_by: Callback | None = None  # the callback that made `results`
+    # metrics of the final weights by other numbers of sampling steps
+    at_other_steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    latest_grid: Path | None = None
+    row: dict[str, float] = field(default_factory=dict)  # more values of Throughput's next row
+    summary: dict[str, object] = field(default_factory=dict)  # more entries of summary.json
+
+    def sampling(self) -> Generator:
+        """The pipeline, for a callback that draws samples."""
+        if self.pipeline is None:
+            raise UserError("this run trains an autoencoder, so its callbacks draw no samples")
+        return self.pipeline
 
 
 class TrainedModule(lightning.LightningModule, ABC):

@@ -1,7 +1,7 @@
 """Muon; its own file, since importing timm takes seconds."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import timm.optim
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from diffusion_lab.common.ranges import at_least, flag, inside, numbers, one_of, ranges, whole
+from diffusion_lab.common.ranges import Flag, at_least, inside, numbers, one_of, ranges, whole
 from diffusion_lab.compute.sharding import laid_out_as, local, shared_as, unsharded
 from diffusion_lab.training.bad_steps import fused_sgd, move_towards
 
+NotNegative = Annotated[float, at_least(0)]
 BETAS = numbers(
     "a list of two numbers from 0 to below 1",
     lambda value: len(value) == 2 and all(0 <= each < 1 for each in value),
@@ -42,29 +43,19 @@ class Muon(timm.optim.Muon):
     _step_supports_amp_scaling = True
     found_inf: Tensor | None = None
 
-    @ranges(
-        lr=at_least(0),
-        vector_lr=at_least(0),
-        weight_decay=at_least(0),
-        momentum=inside(0, 1),
-        nesterov=flag(),
-        ns_steps=whole(1, 10),
-        adjust_lr_fn=one_of("match_rms_adamw", "original"),
-        betas=BETAS,
-        eps=at_least(0),
-    )
+    @ranges()
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        lr: float,
-        vector_lr: float,
-        weight_decay: float,
-        momentum: float,
-        nesterov: bool,
-        ns_steps: int,
-        adjust_lr_fn: str,
-        betas: Sequence[float],
-        eps: float,
+        lr: NotNegative,
+        vector_lr: NotNegative,
+        weight_decay: NotNegative,
+        momentum: Annotated[float, inside(0, 1)],
+        nesterov: Flag,
+        ns_steps: Annotated[int, whole(1, 10)],
+        adjust_lr_fn: Annotated[str, one_of("match_rms_adamw", "original")],
+        betas: Annotated[Sequence[float], BETAS],
+        eps: NotNegative,
     ):
         super().__init__(
             [{"params": list(parameters), "use_muon": True}],

@@ -1,25 +1,30 @@
-"""The summary of a run that has ended, and the last lines that the run prints."""
+"""The summary of a run that has ended, with the machine and versions, and its last lines."""
 
+import platform
 import shlex
+import subprocess
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+import diffusion_lab
 from diffusion_lab.common.messages import say
-from diffusion_lab.compute.device import float32_precision
+from diffusion_lab.compute.device import cpu_info, float32_precision
 from diffusion_lab.metrics.quantity import report
 from diffusion_lab.runs import averages
-from diffusion_lab.runs.environment import environment_of
-from diffusion_lab.runs.files import SUMMARY
+from diffusion_lab.runs.files import DIRTY, SUMMARY
 from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleEvaluation
-from diffusion_lab.training.context import RunContext
+from diffusion_lab.training.module import RunContext
 from diffusion_lab.training.task import Task
 
 
@@ -114,8 +119,8 @@ def metrics_of(task: Task) -> dict[str, float]:
 def say_result(task: Task) -> None:
     """Prints the metrics, and where the latest samples and the summary are."""
     context = task.module.context
-    if context.results:
-        results, measured = task.with_ceiling(context.results), context.measuring().metrics
+    if context.results and context.prepared_metrics:
+        results, measured = task.with_ceiling(context.results), context.prepared_metrics.metrics
         for line in report(results, task.datamodule.class_names, measured.extra_quantities):
             say(line)
     for steps, metrics in context.at_other_steps.items():
@@ -127,3 +132,36 @@ def say_result(task: Task) -> None:
         folder = shlex.quote(str(context.folder))
         say(f"Next: diffusion-lab sample run={folder}")
         say(f"      diffusion-lab compare {folder} OTHER_RUN")
+
+
+def environment_of(device: torch.device) -> dict[str, object]:
+    """The device, the versions and the commit that results depend on."""
+    names = ("torch", "torchvision", "lightning", "hydra-core", "wandb")
+    processor = cpu_info("model name") or platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {processor}"
+    return {
+        "device": name,
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {"diffusion-lab": diffusion_lab.__version__}
+        | {each: version(each) for each in names},
+        "git_commit": git_commit(),
+    }
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, or None if it is installed.
+
+    It is that of the first call in this process: commits during a training change nothing that was
+    imported. It ends in DIRTY if the checkout has uncommitted changes.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", f"--dirty={DIRTY}", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

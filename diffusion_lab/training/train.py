@@ -24,7 +24,7 @@ from diffusion_lab.assembly.sentences import own_places
 from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import TrainingStopped, UserError, say
 from diffusion_lab.common.ranges import Range, optional, whole
-from diffusion_lab.compute import launch
+from diffusion_lab.compute import launch, slurm
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import (
     CHOICES,
@@ -43,7 +43,6 @@ from diffusion_lab.compute.distributed import (
 from diffusion_lab.compute.started import in_launched_process
 from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.environment import git_commit
 from diffusion_lab.runs.files import METRICS
 from diffusion_lab.runs.folder import (
     check_new,
@@ -55,9 +54,9 @@ from diffusion_lab.runs.folder import (
 )
 from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of, seconds_in
 from diffusion_lab.training.callbacks import Interruption, Periodic
-from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.logger import Clock, JSONLines, build_loggers, check_loggers
-from diffusion_lab.training.summary import metrics_of, say_result, summarise
+from diffusion_lab.training.module import RunContext
+from diffusion_lab.training.summary import git_commit, metrics_of, say_result, summarise
 from diffusion_lab.training.task import Task, build_task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
@@ -288,8 +287,12 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
             say_result(task)
             return Outcome.FINISHED
         say(f"Stopped at step {prepared.trainer.global_step}; everything is saved.")
-        if interruption.requeue and launch.requeue():
-            return Outcome.REQUEUED
+        if interruption.requeue:
+            # without waiting for other ranks: they may have stopped at different collective calls
+            if not (refusal := slurm.requeue() if rank_and_world()[0] == 0 else ""):
+                say("The job was requeued and will resume from here.")
+                return Outcome.REQUEUED
+            say(f"The job could not be requeued: {refusal}")
         say("Resume with:")
         say(f"  {resume_command(task.command, folder)}")
         return Outcome.STOPPED

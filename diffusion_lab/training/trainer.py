@@ -45,20 +45,13 @@ TRAINER = {
 # keys of Lightning's Trainer that a run sets itself, and what to write instead
 OWN = {
     "accumulate_grad_batches": "micro_batch_size",
-    "limit_train_batches": "trainer.max_steps",
-    "max_epochs": "trainer.max_steps",
-    "val_check_interval": "validate_every_n_steps",
-    "check_val_every_n_epoch": "validate_every_n_steps",
-    "limit_val_batches": "data.validate_on",
-    "limit_test_batches": "data.validate_on",
-    "num_sanity_val_steps": "",
+    **dict.fromkeys(("limit_train_batches", "max_epochs"), "trainer.max_steps"),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), "validate_every_n_steps"),
+    **dict.fromkeys(("limit_val_batches", "limit_test_batches"), "data.validate_on"),
+    **dict.fromkeys(("num_sanity_val_steps", "enable_model_summary", "enable_progress_bar"), ""),
     "enable_checkpointing": "callbacks.checkpoint",
-    "enable_model_summary": "",
-    "enable_progress_bar": "",
     "gradient_clip_algorithm": "trainer.gradient_clip_val, which limits the norm",
-    "plugins": "",
-    "logger": "logger",
-    "callbacks": "callbacks",
+    **{"plugins": "", "logger": "logger", "callbacks": "callbacks"},
 }
 STEP_HOOKS = [
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad"),

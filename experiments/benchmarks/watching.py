@@ -30,8 +30,8 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.estimate import budget
 from diffusion_lab.training.callbacks import LevelLosses, Statistics, Throughput
-from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.logger import Clock, JSONLines
+from diffusion_lab.training.module import RunContext
 from diffusion_lab.training.task import build_task
 from diffusion_lab.training.trainer import build_trainer, quiet_lightning
 

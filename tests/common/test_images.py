@@ -29,17 +29,11 @@ def test_all_256_values_survive_the_round_trip():
     assert torch.equal(to_uint8(to_float(ALL_VALUES)), ALL_VALUES)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_to_uint8_rounds_to_the_nearest(dtype):
-    values = torch.tensor([9.6, 10.4, 250.51], dtype=dtype) / 127.5 - 1
-    assert to_uint8(values).tolist() == [10, 10, 251]
-
-
-def test_to_uint8_clips():
+def test_to_uint8_rounds_to_the_nearest_in_float32_and_clips():
+    for dtype in (torch.float32, torch.float64):
+        values = torch.tensor([9.6, 10.4, 250.51], dtype=dtype) / 127.5 - 1
+        assert to_uint8(values).tolist() == [10, 10, 251]
     assert to_uint8(torch.tensor([-3.0, -1.01, 1.01, 40.0])).tolist() == [0, 0, 255, 255]
-
-
-def test_to_uint8_rounds_in_float32_whatever_it_is_given():
     values = torch.linspace(-1, 1, 1001).to(torch.bfloat16)
     assert torch.equal(to_uint8(values), to_uint8(values.double().float()))
 
@@ -47,22 +41,13 @@ def test_to_uint8_rounds_in_float32_whatever_it_is_given():
 def test_pad_centres_on_black_and_crop_undoes_it():
     images = torch.randint(1, 256, (2, 3, 28, 26), dtype=torch.uint8)
     padded = pad_to(images, 32)
-    assert padded.shape == (2, 3, 32, 32)
-    assert padded.dtype == torch.uint8
+    assert (padded.shape, padded.dtype) == ((2, 3, 32, 32), torch.uint8)
     assert torch.equal(padded[:, :, 2:30, 3:29], images)
     assert padded.long().sum() == images.long().sum()
-    assert torch.equal(crop_to(padded, 28, 26), images)
-
-
-@pytest.mark.parametrize("size", [28, 29, 31, 32])
-def test_any_padding_crops_back(size):
-    images = torch.randint(256, (1, 1, 28, 28), dtype=torch.uint8)
-    assert torch.equal(crop_to(pad_to(images, size), 28, 28), images)
-
-
-def test_padding_to_less_than_the_size_is_refused():
-    with refused("28x28", "16x16", by=ValueError):
-        pad_to(torch.zeros(1, 1, 28, 28, dtype=torch.uint8), 16)
+    for size in (28, 29, 31, 32):
+        assert torch.equal(crop_to(pad_to(images, size), 28, 26), images)
+    with refused("28x26", "16x16", by=ValueError):
+        pad_to(images, 16)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

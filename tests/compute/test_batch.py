@@ -6,19 +6,12 @@ from helpers.refusals import refused
 from diffusion_lab.compute.batch import solve_batch
 
 
-@pytest.mark.parametrize(
-    ("batch", "world", "micro", "expected"),
-    [
-        (128, 1, None, (128, 1)),
-        (128, 4, None, (32, 1)),
-        (128, 2, 16, (16, 4)),
-        (8, 8, 1, (1, 1)),
-    ],
-)
-def test_layout_multiplies_to_the_global_batch(batch, world, micro, expected):
-    layout = solve_batch(batch, world, micro)
-    assert (layout.micro_batch, layout.accumulate) == expected
-    assert layout.micro_batch * layout.accumulate * world == batch
+def test_layout_multiplies_to_the_global_batch():
+    asked = {(128, 1, None): (128, 1), (128, 4, None): (32, 1), (128, 2, 16): (16, 4)}
+    for (batch, world, micro), expected in (asked | {(8, 8, 1): (1, 1)}).items():
+        layout = solve_batch(batch, world, micro)
+        assert (layout.micro_batch, layout.accumulate) == expected
+        assert layout.micro_batch * layout.accumulate * world == batch
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.refusals import refused
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER, checkpoint_of, summary_of
+from helpers.tiny_runs import ADVERSARIAL, TINY, TINY_AUTOENCODER, checkpoint_of, summary_of
 
 from diffusion_lab.common.images import NotFinite
 from diffusion_lab.compute import distributed
@@ -98,14 +98,6 @@ def test_noise_levels_are_spread_over_a_global_batch_and_their_losses_seen_by_al
     (seen,) = (value for name, value in state.items() if name.endswith("time_sampler.count"))
     # 4 steps with one of the 8 images in each eighth of the noise levels
     assert seen.tolist() == [4] * 8
-
-
-ADVERSARIAL = [
-    "reconstruction=perceptual_adversarial",
-    "reconstruction.discriminator.channels=8",
-    "reconstruction.discriminator.start=2",
-    "reconstruction.perceptual.size=16",
-]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,6 +30,10 @@ ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none
 QUICK = [*TINY, *ALONE]  # neither measured nor drawn
 PLAIN = [each for each in TINY if not each.startswith("backbone")] + ["logger=none"]
 TINY_AUTOENCODER = [*PLAIN, "autoencoder.channels=8", "autoencoder.multipliers=[1,1]"]
+ADVERSARIAL = [
+    *("reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"),
+    *("reconstruction.discriminator.start=2", "reconstruction.perceptual.size=16"),
+]
 # small models of the other families; codes are of the first stage in the folder `stage`
 FAMILIES = {
     "autoregressive": [
@@ -101,6 +106,16 @@ def same(first: dict, second: dict) -> bool:
         torch.equal(torch.as_tensor(value), torch.as_tensor(second[name]))
         for name, value in first.items()
     )
+
+
+def killed_after_two_steps(whole: Path) -> Path:
+    """A copy of a run that keeps the checkpoint of step 2, as a kill after that step leaves it."""
+    parts = Path(shutil.copytree(whole, whole.with_name("parts")))
+    (parts / "checkpoints/step_0000002.ckpt").replace(parts / "checkpoints/last.ckpt")
+    for path in (*parts.glob("checkpoints/previous.ckpt"), *parts.glob("checkpoints/step_*")):
+        path.unlink()
+    (parts / "summary.json").unlink()
+    return parts
 
 
 def require_equal_training(one: Path, two: Path) -> None:

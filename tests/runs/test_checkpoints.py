@@ -6,12 +6,15 @@ import random
 import resource
 import signal
 import zipfile
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
+from helpers.commands import run_alone
 from helpers.faults import killed_within
 from helpers.refusals import assert_names, refused, sentence_of
-from helpers.tiny_runs import QUICK
+from helpers.tiny_runs import ALONE, QUICK, TINY
 
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
 from diffusion_lab.runs import checkpoints, current
@@ -34,15 +37,6 @@ def two(tmp_path):
     for number in (1, 2):
         checkpoints.save(state(number), tmp_path / checkpoints.LAST)
     return tmp_path
-
-
-def test_what_a_gpu_has_written_is_read_without_one(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
-        checkpoints.save(state(7), tmp_path / checkpoints.LAST)
-    assert checkpoints.step_of(tmp_path) == 7
-    with pytest.raises(RuntimeError):
-        step_of(tmp_path / checkpoints.LAST)
 
 
 def test_the_one_before_is_kept(two):
@@ -292,3 +286,47 @@ def test_fingerprints_are_of_the_file_that_is_used(two):
     first = current.sha256_of(two)
     (two / checkpoints.LAST).write_bytes(b"half")
     assert current.sha256_of(two) != first
+
+
+MEASURED = ["metrics.num_samples=20", "metrics.reference_size=20"]
+COMMANDS = {
+    "resume": ["train", "resume=run", "trainer.max_steps=5"],
+    "start": ["train", *TINY, *ALONE, "init_from=run", "run_dir=new", "trainer.max_steps=2"],
+    "sample": ["sample", "run=run", "num_samples=2"],
+    "sample-step": ["sample", "run=run", "num_samples=2", "step=4"],
+    "average": ["average", "run=run"],
+    "evaluate": ["evaluate", "run=run", *MEASURED],
+    "sample-sweep": ["sample-sweep", "run=run", "steps=2", *MEASURED],
+    "memorization": ["memorization", "run=run", "num_samples=4"],
+    "likelihood": ["likelihood", "run=run", "num_images=4"],
+    "encode": ["encode", "run=run"],
+    "inpaint": ["inpaint", "run=run"],
+    "profile": ["profile", "run=run"],
+    "export": ["export", "run=run", "output=shared"],
+}
+
+
+@pytest.fixture(scope="module")
+def from_gpu(tmp_path_factory) -> Path:
+    """The folder of a run with files as a GPU writes them."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        run_alone(
+            folder,
+            *("train", *TINY, *ALONE, "trainer.max_steps=4", "run_dir=run"),
+            *("callbacks.posthoc_ema.snapshots=2", "callbacks.checkpoint.keep_every_n_steps=4"),
+        )
+    with pytest.raises(RuntimeError, match="deserialize object on a CUDA device"):
+        torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+    return folder
+
+
+SLOW = ("memorization", "profile")
+CASES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in COMMANDS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_command_opens_them(lab, from_gpu, tmp_path, name):
+    copytree(from_gpu, tmp_path, dirs_exist_ok=True)
+    lab.done(*COMMANDS[name])

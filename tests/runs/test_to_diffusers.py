@@ -44,11 +44,8 @@ COMPOSITIONS = {
     "unet": UNET,
     "unet_adm": [
         *UNET,
-        "backbone/stage=adm",
-        "backbone.stage.head_channels=null",
-        "backbone/resample=block",
-        "backbone.embedding.closed=true",
-        "backbone.embedding.width=24",
+        *("backbone/stage=adm", "backbone.stage.head_channels=null", "backbone/resample=block"),
+        *("backbone.embedding.closed=true", "backbone.embedding.width=24"),
         "backbone.norm.eps=1.0e-3",
         "backbone.multipliers=[1,2,2]",
         "backbone.blocks=2",
@@ -64,12 +61,8 @@ COMPOSITIONS = {
     ],
     "attributes_cosine": [
         *UNET,
-        "conditioning=attributes",
-        "conditioning.sizes=[2,2]",
-        "schedule=ddpm_cosine",
-        "objective=ddpm",
-        "objective.label_dropout=0.0",
-        "denoiser.clip=1",
+        *("conditioning=attributes", "conditioning.sizes=[2,2]", "schedule=ddpm_cosine"),
+        *("objective=ddpm", "objective.label_dropout=0.0", "denoiser.clip=1"),
     ],
     "diffusers_unet_x0": [*THEIRS, "schedule=ddpm_linear", "objective/prediction=x0"],
     "no_labels_zero_snr": [

@@ -58,6 +58,13 @@ def aligned(model: Denoiser, **settings) -> Alignment:
     return Alignment(model, Rectified(), Corners(), **settings)
 
 
+def watched(model: Denoiser, number: int = 1) -> list[torch.Tensor]:
+    """The outputs of a layer in later calls."""
+    seen = []
+    layers_of(model.backbone)[number].register_forward_hook(lambda *found: seen.append(found[-1]))
+    return seen
+
+
 def call(model: Denoiser):
     torch.manual_seed(1)
     x = torch.randn(2, 1, 8, 8)
@@ -70,9 +77,7 @@ def test_similarity_is_the_mean_cosine_of_projected_patches_and_interpolated_fea
     block, registers
 ):
     model = denoiser(dit(block, registers=registers))
-    alignment = aligned(model)
-    seen = []
-    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    alignment, seen = aligned(model), watched(model)
     images = torch.rand(2, 1, 8, 8)
     call(model)
     patches = seen[0][:, -16:]
@@ -89,9 +94,7 @@ def test_similarity_is_the_mean_cosine_of_projected_patches_and_interpolated_fea
 
 def test_a_convolution_is_aligned_with_features_that_are_centred_over_the_image():
     model = denoiser(dit())
-    alignment = aligned(model, projector="convolution", centred=0.5)
-    seen = []
-    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    alignment, seen = aligned(model, projector="convolution", centred=0.5), watched(model)
     images = torch.rand(2, 1, 8, 8)
     call(model)
     features = alignment.extractor.feature_map(images)
@@ -110,8 +113,7 @@ def test_a_convolution_is_aligned_with_features_that_are_centred_over_the_image(
 def test_outputs_that_are_dispersed_repel_one_another():
     model = denoiser(dit())
     settings = {"layer": 1, "weight": 0.5, "temperature": 0.7, "stop_images": 9}
-    dispersive, seen = Dispersive(model, Rectified(), **settings), []
-    model.backbone.blocks[1].register_forward_hook(lambda *found: seen.append(found[-1]))
+    dispersive, seen = Dispersive(model, Rectified(), **settings), watched(model)
     call(model)
     value = dispersive(None if dispersive.active(9) else torch.rand(2, 1, 8, 8))
     total = 0.0
@@ -151,16 +153,13 @@ FEW = ["metrics.reference_size=16", "sampler.steps=2", "batch_size=8"]
 def test_an_image_shaped_layer_is_aligned_pixel_by_pixel():
     conf = ["channels=16", "multipliers=[1,2]", "blocks=1", "attention=[]"]
     model = denoiser(unet(*conf))
-    alignment = aligned(model, layer=0)
-    seen = []
-    layers_of(model.backbone)[0].register_forward_hook(lambda *found: seen.append(found[-1]))
+    alignment, seen = aligned(model, layer=0), watched(model, 0)
     call(model)
     images = torch.rand(2, 1, 8, 8)
     features = F.interpolate(alignment.extractor.feature_map(images), (8, 8), mode="bilinear")
     projected = alignment.projector(seen[0].movedim(1, -1)).movedim(-1, 1)
-    torch.testing.assert_close(
-        alignment(images), F.cosine_similarity(projected, features, dim=1).mean()
-    )
+    expected = F.cosine_similarity(projected, features, dim=1).mean()
+    torch.testing.assert_close(alignment(images), expected)
 
 
 U_NET = ["backbone.channels=16", "backbone.multipliers=[1,2]", "backbone.attention=[1]"]
@@ -176,9 +175,8 @@ EVERY_LAYER = {  # of each backbone, and the channels of its first and its last 
 @pytest.mark.parametrize("name", EVERY_LAYER)
 def test_each_layer_of_a_backbone_can_be_aligned(name):
     overrides, first, last = EVERY_LAYER[name]
-    model = build_model(
-        assembled(f"backbone={name}", *overrides), (1, 8, 8), Classes.numbered(3)
-    ).denoiser
+    cfg = assembled(f"backbone={name}", *overrides)
+    model = build_model(cfg, (1, 8, 8), Classes.numbered(3)).denoiser
     layers, widths = layers_of(model.backbone), []
     for number, layer in enumerate(layers):
         alignment = aligned(model, layer=number)
@@ -250,13 +248,10 @@ def test_the_feature_map_is_the_fifth_stage_of_the_network():
     images = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
     found = extractor.feature_map(images / 127.5 - 1)
     assert found.shape == (2, extractor.map_channels, 6, 6)
-    x = F.interpolate(
-        images.expand(-1, 3, -1, -1).float(), (96, 96), mode="bilinear", antialias=True
-    )
+    pixels = images.expand(-1, 3, -1, -1).float()
+    x = F.interpolate(pixels, (96, 96), mode="bilinear", antialias=True) / 127.5 - 1
     network = extractor.network[1].network
-    (expected,) = network.forward_intermediates(
-        (x / 255 - 0.5) / 0.5, indices=[3], intermediates_only=True
-    )
+    (expected,) = network.forward_intermediates(x, indices=[3], intermediates_only=True)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -333,13 +328,10 @@ def test_who_judges_by_the_same_features_is_told(network):
     assert flatters(None, metrics) is flatters(alignment, None) is None
 
 
-def test_features_without_places_are_refused(monkeypatch):
+def test_features_without_places_and_a_network_without_layers_are_refused(monkeypatch):
     monkeypatch.setattr(Corners, "map_channels", 0)
     with refused("alignment=efficientnet_lite0", by=ValueError):
         aligned(denoiser(dit()))
-
-
-def test_a_network_without_layers_is_refused():
     with refused("alignment=none", by=ValueError):
         chosen_layer(torch.nn.Linear(1, 1), None)
 
@@ -348,14 +340,9 @@ def test_a_network_without_layers_is_refused():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_compiled_network_is_aligned(lab, tmp_path, name):
     for compiled in ("true", "false"):
+        chosen = ["trainer.precision=32-true", f"compile={compiled}"]
         run = f"run_dir=compile-{compiled}"
-        settings = [
-            *ALIGNED_ALONE,
-            *NETWORKS[name],
-            "trainer.precision=32-true",
-            f"compile={compiled}",
-        ]
-        lab.done("train", *settings, run)
+        lab.done("train", *ALIGNED_ALONE, *NETWORKS[name], *chosen, run)
     folders = tmp_path / "compile-true", tmp_path / "compile-false"
     one, other = (values(folder, "train/alignment") for folder in folders)
     assert one == pytest.approx(other, rel=1e-3)

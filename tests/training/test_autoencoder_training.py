@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import TINY_AUTOENCODER, checkpoint_of, rows, summary_of
+from helpers.tiny_runs import ADVERSARIAL, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
@@ -16,12 +16,6 @@ from diffusion_lab.first_stage.autoencoder import saving
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
 QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
-ADVERSARIAL = [
-    "reconstruction=perceptual_adversarial",
-    "reconstruction.discriminator.channels=8",
-    "reconstruction.discriminator.start=2",
-    "reconstruction.perceptual.size=16",
-]
 
 
 @pytest.fixture

@@ -1,14 +1,24 @@
-"""Callbacks are found by class, whatever their key in the configuration."""
+"""Pictures of training, callbacks under any name, ways of debugging, and exact products."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.compositions import assembled
+from helpers.seen_images import seen
 from helpers.tiny_runs import TINY, summary_of
+from PIL import Image
 
+from diffusion_lab.assembly.objects import build_model, build_pipeline
+from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.labels import Classes
-from diffusion_lab.pipeline import LabelledGenerator
+from diffusion_lab.common.randomness import SampleNoise
+from diffusion_lab.compute.device import float32_precision, float32_products
+from diffusion_lab.metrics.extractor import EfficientNetLite0
+from diffusion_lab.pipeline import LabelledGenerator, Pipeline
 from diffusion_lab.training.callbacks import SampleGrid
+from diffusion_lab.training.callbacks.evaluation import denoising
 
 
 class Shades(LabelledGenerator):
@@ -82,3 +92,150 @@ def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path
     assert record["metrics"][fid] != summary["metrics"][fid]
     measured = lab.result("evaluate", "run=run", "sampler.steps=5")
     assert measured[fid] == pytest.approx(record["metrics"][fid])
+
+
+ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
+ALONE.append("logger=none")
+
+
+def pipeline_of(steps: int) -> Pipeline:
+    """A pipeline whose network is not trained, but says something."""
+    cfg = assembled("sampler=ddim", f"sampler.steps={steps}")
+    torch.manual_seed(0)
+    model = build_model(cfg, (1, 8, 8), Classes.numbered(4))
+    for parameter in model.denoiser.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return build_pipeline(cfg, model, Classes.numbered(4))
+
+
+def test_a_strip_goes_from_noise_to_the_sample():
+    pipeline, ids = pipeline_of(8), range(3)
+    strips = denoising(pipeline, ids, seed=5, columns=5)
+    assert strips.shape == (6, 5, 1, 8, 8)
+    noisy, estimates = strips.unflatten(0, (3, 2)).unbind(1)  # (3, 5, 1, 8, 8) each
+    samples = pipeline(ids, 5)
+    assert torch.equal(noisy[:, -1], samples)
+    assert torch.equal(estimates[:, -1], samples)
+    noise = SampleNoise(5, ids, "cpu")((1, 8, 8))
+    levels, denoise = (
+        pipeline.sampler.levels(pipeline.schedule),
+        pipeline.bound(pipeline.labels(ids)),
+    )
+    with torch.inference_mode():
+        states = [levels[0].sigma * noise]
+        states += pipeline.sampler.walk(
+            denoise, states[0], levels, pipeline.schedule, torch.randn_like
+        )
+        for column, step in enumerate((0, 2, 5, 7)):  # of the eight calls
+            here = levels[step]
+            unit = states[step] / (here.alpha**2 + here.sigma**2).sqrt()
+            assert torch.equal(noisy[:, column], to_uint8(unit))
+            assert torch.equal(estimates[:, column], to_uint8(denoise(states[step], here).x0))
+
+
+def test_a_strip_of_few_calls_is_short():
+    assert denoising(pipeline_of(2), range(1), 0, columns=10).shape[:2] == (2, 3)
+
+
+def test_a_strip_is_drawn_beside_the_samples(finished_run):
+    assert {path.name for path in (finished_run / "samples").iterdir()} == {
+        "denoising_0000004.png",
+        "step_0000002.png",
+        "step_0000004.png",
+    }
+    with Image.open(finished_run / "samples/denoising_0000004.png") as strip:
+        cells = 2 + 4 * (8 + 2), 2 + 8 * (8 + 2)  # three calls and the sample; two rows of each
+        assert strip.size == (2 * cells[0], 2 * cells[1])
+
+
+@pytest.mark.slow
+def test_points_in_the_plane_have_no_strip(lab, tmp_path):
+    few = ["trainer.max_steps=2", "batch_size=8", "logger=none", "run_dir=run"]
+    lab.done("train", "experiment=toy/two_moons", "trainer.accelerator=cpu", *few)
+    assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["step_0000002.png"]
+
+
+@pytest.mark.slow
+def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
+    profiled = [
+        "+callbacks.operator_profile={_target_:diffusion_lab.training.callbacks.OperatorProfile}",
+        "micro_batch_size=4",
+    ]
+    profiled += ["+callbacks.operator_profile.skip=1", "+callbacks.operator_profile.steps=2"]
+    err = lab.done("train", *TINY, *ALONE, *profiled, "run_dir=run")
+    folder = tmp_path / "run/profile"
+    events = json.loads((folder / "trace_rank0.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events]
+    assert sorted({name for name in names if name.startswith("ProfilerStep")}) == [
+        "ProfilerStep#2",
+        "ProfilerStep#3",
+    ]
+    assert "aten::addmm" in names
+    table = (folder / "operators_rank0.md").read_text().splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    milliseconds = [float(ms) for _, _, ms, _ in rows]
+    assert milliseconds == sorted(milliseconds, reverse=True)
+    assert sum(float(share.split()[0]) for *_, share in rows) == pytest.approx(100, abs=3)
+    # a step has two micro-batches, and the optimiser takes it once
+    calls = {name.strip("`"): float(count) for name, count, _, _ in rows}
+    assert calls["Optimizer.step#AdamW.step"] == 1
+    assert "aten::addmm" in err
+
+
+SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.seen.folder=seen"]
+
+
+def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
+    common = [*(each for each in TINY if each != "+debug=fast"), *ALONE, "data.flip=true"]
+    common += ["+debug=overfit", *SEEN, "data.validate_on=20", "batch_size=8", "micro_batch_size=4"]
+    lab.done("train", *common, "trainer.max_steps=2", "run_dir=run")
+    lab.done("train", "resume=run", "trainer.max_steps=4")
+    steps = seen(tmp_path / "seen")
+    assert sorted(steps) == [0, 1, 2, 3]
+    assert len(set(steps[0])) == 8
+    assert all(images == steps[0] for images in steps.values())
+
+
+@pytest.mark.slow
+def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
+    common = [each for each in TINY if each != "+debug=fast"]
+    common += ["sampler.steps=3", "metrics.num_samples=16", "metrics.reference_size=64"]
+    for name in ("profile", "limit"):
+        lab.done("train", *common, f"+debug={name}", "logger=none", f"run_dir={name}")
+    summaries = {name: summary_of(tmp_path / name) for name in ("profile", "limit")}
+    assert (tmp_path / "profile/profile/trace_rank0.json").exists()
+    assert not any(key.startswith("fid") for key in summaries["profile"]["metrics"])
+    assert any(key.startswith("fid/") for key in summaries["limit"]["metrics"])
+    assert summaries["limit"]["images_seen"] == 5 * 128
+
+
+# ----------------------------------------------------------------------------------------------
+# the precision of float32 products
+
+
+@pytest.mark.slow
+def test_the_precision_of_products_is_set_for_a_run_and_kept(lab, tmp_path):
+    before = float32_precision()
+    for precision in ("medium", "highest", "null"):
+        chosen = [f"matmul_precision={precision}", f"run_dir=of_{precision}", "trainer.max_steps=1"]
+        lab.done("train", *TINY, *ALONE, *chosen)
+        assert float32_precision() == before
+        summary = json.loads((tmp_path / f"of_{precision}/summary.json").read_text())
+        facts = {key: summary[key] for key in before}
+        if precision == "null":
+            assert facts == before
+        else:
+            assert facts == {
+                "matmul_precision": precision,
+                "convolutions_in_tf32": precision != "highest",
+            }
+
+
+def test_features_are_in_float32_whatever_a_run_has_chosen():
+    extractor = EfficientNetLite0()
+    extractor.device = torch.device("cpu")
+    with float32_products("medium"):
+        with extractor.in_float32():
+            assert float32_precision()["matmul_precision"] == "highest"
+            assert not float32_precision()["convolutions_in_tf32"]
+        assert float32_precision()["matmul_precision"] == "medium"

@@ -138,12 +138,9 @@ def test_averages_are_made_after_training(family, lab, tmp_path):
 
 
 def test_what_cannot_be_asked_of_a_run_is_refused(family, trained, refusal):
-    own = {
-        "gan": [(["sample", "guidance.scale=2"], "guidance")],
-        "autoregressive": [(["sample", "guidance=interval"], "guidance")],
-    }
+    guidance = "guidance.scale=2" if family == "gan" else "guidance=interval"
     for command, named in (
-        *own[family],
+        (["sample", guidance], "guidance"),
         (["sample", "sampler=heun"], "sampler"),
         (["sample", "sampler.steps=5"], "sampler.steps"),
         (["encode"], "diffusion model"),

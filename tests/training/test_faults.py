@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import wandb
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import QUICK, summary_of
+from helpers.tiny_runs import QUICK, TINY, summary_of
 from torch._inductor.exc import InvalidCxxCompiler
 
 from diffusion_lab.common.files import write_atomically
@@ -21,20 +22,14 @@ from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.train import explaining_failures
 
+HOME = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "WANDB_MODE": "offline"}
+
 
 def run(folder, *arguments):
     """Runs `diffusion-lab train` as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "diffusion_lab", "train", *arguments],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-        | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "WANDB_MODE": "offline",
-        },
-    )
+    command = [sys.executable, "-m", "diffusion_lab", "train", *arguments]
+    env = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | HOME
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def test_a_killed_data_process_ends_the_run_with_a_sentence(refusal, tmp_path):
@@ -78,12 +73,9 @@ def test_a_data_process_that_dies_in_the_midst_of_other_work_is_told_as_one(last
             raise last
 
 
-def test_a_full_device_is_told_with_what_helps(tmp_path):
+def test_a_full_device_and_a_missing_compiler_are_told_with_what_helps(tmp_path):
     with refused("micro_batch_size", "activation"), explaining_failures("train", tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-def test_a_missing_compiler_is_told_with_what_helps(tmp_path):
     with refused("compile=false", "g++"), explaining_failures("train", tmp_path):
         try:
             raise InvalidCxxCompiler("g++")
@@ -122,16 +114,13 @@ def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_f
     assert list(tmp_path.iterdir()) == []
 
 
+DYING = "+callbacks.dying._target_=helpers.dying_rank.DyingRank"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [("raise", ["process 1", "code 1"]), ("kill", ["process 1", "SIGKILL"])],
-)
+@pytest.mark.parametrize(("how", "named"), [("raise", "code 1"), ("kill", "SIGKILL")])
 def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, named):
-    dying = [
-        "+callbacks.dying._target_=helpers.dying_rank.DyingRank",
-        f"+callbacks.dying.how={how}",
-    ]
+    dying = [DYING, f"+callbacks.dying.how={how}"]
     every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
     start = time.monotonic()
     code, _, err = lab("train", *QUICK, *dying, *every, "trainer.devices=2")
@@ -139,7 +128,7 @@ def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, named):
     assert code == 2
     sentences = [line for line in err.splitlines() if line.startswith("diffusion-lab:")]
     assert len(sentences) == 1, err
-    assert_names(sentences[0], *named, "resume=run")
+    assert_names(sentences[0], "process 1", named, "resume=run")
     assert err.count("Traceback") == (how == "raise")  # the fault itself, and no other
     path = checkpoints.newest_intact(tmp_path / "run")
     assert torch.load(path, weights_only=True)["global_step"] == 2
@@ -147,21 +136,13 @@ def test_no_rank_is_left_waiting_for_one_that_died(lab, tmp_path, how, named):
 
 @pytest.mark.slow
 def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(tmp_path):
-    silent = [
-        "+callbacks.dying._target_=helpers.dying_rank.DyingRank",
-        "+callbacks.dying.how=silent",
-    ]
+    silent = [DYING, "+callbacks.dying.how=silent"]
     every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = str(ROOT / "tests/helpers/impatient.py")
-    done = subprocess.run(
-        [sys.executable, "-m", *torchrun, program, "train", *QUICK, *silent, *every],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    command = [sys.executable, "-m", *torchrun, program, "train", *QUICK, *silent, *every]
+    pipes = {"capture_output": True, "text": True, "timeout": 200}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | HOME, check=False, **pipes)
     assert done.returncode != 0
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("diffusion-lab:")]
     assert "resume=run" in sentence
@@ -188,3 +169,31 @@ def test_a_signal_to_two_ranks_saves_the_run(tmp_path, number):
     assert summary["finished"] is False
     saved = torch.load(tmp_path / "run" / checkpoints.LAST, weights_only=True)
     assert saved["global_step"] == summary["steps"]
+
+
+DIVERGING = "guidance.scale=1e300"  # infinite as float32
+BAD = "samples are not finite"
+
+
+def records(folder: Path) -> list[Path]:
+    return [*folder.glob("evaluations/*"), *folder.glob("samples/ddim*"), *folder.glob("sweeps/*")]
+
+
+def test_a_sweep_leaves_out_the_settings_that_draw_them(lab, run_folder):
+    code, out, err = lab("sample-sweep", f"run={run_folder}", "guidance.scale=1,1e300", "json=true")
+    assert code == 0, err
+    assert_names(err, BAD, "guidance.scale=1e+300")
+    assert [row["guidance.scale"] for row in json.loads(out)["rows"]] == ["1"]
+
+
+def test_a_training_that_draws_them_ends_without_metrics_or_pictures(lab, refusal, tmp_path):
+    more = ["run_dir=run", "logger=none", "callbacks.evaluation.also_steps=[2]"]
+    err = lab.done("train", *TINY, *more, DIVERGING)
+    assert_names(err, f"No metrics of step 4: 16 of 16 {BAD}", "No metrics in 2", "No picture of")
+    run = tmp_path / "run"
+    assert (run / "checkpoints/last.ckpt").is_file()
+    summary = summary_of(run)
+    assert (summary["finished"], summary["at_other_steps"]) == (True, [])
+    assert not [name for name in summary["metrics"] if not name.startswith(("val", "test"))]
+    assert not [*run.glob("samples/step*")]
+    assert_names(refusal("compare", "run"), "run=run")

@@ -148,17 +148,11 @@ def test_a_loss_of_the_user_s_that_inherits_from_mean_flow_has_its_noise_label(o
     plain = {"_target_": "diffusion_lab.diffusion.objective.loss.MeanFlow"}
     own = {"_target_": f"{__name__}.OwnFlow"}
     ours, theirs = (plain, own) if other == "theirs" else (own, plain)
-    rectified = {"_target_": "diffusion_lab.diffusion.schedule.Rectified"}
-    cfgs = [
-        OmegaConf.create(
-            {
-                "schedule": rectified,
-                "objective": {"loss": loss},
-                "denoiser": {"noise_label": label},
-            }
-        )
-        for loss, label in ((ours, "auto"), (theirs, "auto"), (None, "auto"), (None, "data_time"))
-    ]
+    common = {"schedule": {"_target_": "diffusion_lab.diffusion.schedule.Rectified"}}
+    cfgs = []
+    for loss, label in ((ours, "auto"), (theirs, "auto"), (None, "auto"), (None, "data_time")):
+        parts = {"objective": {"loss": loss}, "denoiser": {"noise_label": label}}
+        cfgs.append(OmegaConf.create(common | parts))
     assert differences(cfgs[0], cfgs[1]) == ()
     assert differences(cfgs[0], cfgs[2]) == ("denoiser.noise_label",)
     assert differences(cfgs[0], cfgs[3]) == ()
@@ -181,20 +175,13 @@ def test_a_run_starts_anew_from_no_weights_or_its_teacher_s(start, teacher, anew
 
 
 def test_weights_of_the_teacher_count_once():
-    summary = Summary(
-        macs=2,
-        forward_passes=3,
-        images_seen=10,
-        began_from_images=40,
-        began_from_flops=480,
-        teacher_images=40,
-        teacher_calls=5,
-        teacher_macs=2,
-    )
+    own = {"macs": 2, "forward_passes": 3, "images_seen": 10}
+    before = {"began_from_images": 40, "began_from_flops": 480}
+    teacher = {"teacher_images": 40, "teacher_calls": 5, "teacher_macs": 2}
+    summary = Summary(**own, **before, **teacher)
     own, of_teacher = 2 * 2 * 3 * 10, 2 * 2 * (3 * 40 + 5)
     assert (summary.images_behind(True), summary.images_behind(False)) == (50, 90)
     assert summary.flops_behind(True) == own + of_teacher
     assert summary.flops_behind(False) == own + of_teacher + 480
-    for unknown in ("teacher_images", "teacher_calls", "teacher_macs"):
+    for unknown in ("macs", *teacher):
         assert replace(summary, **{unknown: None}).flops_behind(True) is None
-    assert replace(summary, macs=None).flops_behind(True) is None

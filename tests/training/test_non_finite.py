@@ -23,13 +23,10 @@ from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
-from diffusion_lab.training.context import RunContext
 from diffusion_lab.training.logger import Clock, JSONLines
-from diffusion_lab.training.module import Optimization, TrainedModule
+from diffusion_lab.training.module import Optimization, RunContext, TrainedModule
 
 LEARNING = ["objective/time_sampler=second_moment", "objective.time_sampler.bins=2"]
-
-
 SETTINGS = {
     "plain": [],
     "accumulated": ["micro_batch_size=4"],
@@ -72,9 +69,8 @@ def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, monkeypat
     spoil_loss(monkeypatch, {2}, nan, AutoencoderModule)
     arguments = ["autoencoder=vq", "autoencoder.codes=8", "reconstruction/discriminator=patch"]
     arguments += ["callbacks.evaluation=null", "callbacks.checkpoint.every_n_steps=1"]
-    lab.done(
-        "train-autoencoder", *TINY_AUTOENCODER, *arguments, "run_dir=run", "trainer.max_steps=2"
-    )
+    arguments += ["run_dir=run", "trainer.max_steps=2"]
+    lab.done("train-autoencoder", *TINY_AUTOENCODER, *arguments)
     after, before = checkpoint_of(tmp_path / "run"), checkpoint_of(tmp_path / "run", "previous")
     assert any("quantiser" in name for name in after["state_dict"])
     assert same(after["state_dict"], before["state_dict"])
@@ -231,25 +227,16 @@ class Weights(Callback):
 def fit_with_scaler(folder, from_step=None, bad_step=3):
     """Trains four steps in half precision, one of them with an infinite loss."""
     torch.manual_seed(0)
-    weights = Weights(folder)
+    weights, scaler = Weights(folder), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    without = ("progress_bar", "model_summary", "checkpointing")
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=4,
-        plugins=[
-            MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0)),
-            AtomicCheckpointIO(),
-        ],
-        callbacks=[
-            EMA(half_life_images=2, ramp=None),
-            NonFinite(),
-            weights,
-            Resumption(),
-        ],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler), AtomicCheckpointIO()],
+        callbacks=[EMA(half_life_images=2, ramp=None), NonFinite(), weights, Resumption()],
         gradient_clip_val=1.0,
         logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+        **{f"enable_{each}": False for each in without},
     )
     factors = torch.ones(4)
     factors[bad_step - 1] = torch.inf

@@ -1,6 +1,5 @@
 """Optimisers: Muon's update, what it trains, weight decay, rates by name, and exact resume."""
 
-import shutil
 from copy import deepcopy
 
 import pytest
@@ -10,9 +9,11 @@ from helpers.pages import PAGES, blocks_of
 from helpers.pairs import first_fast
 from helpers.paths import CONF
 from helpers.tiny_runs import (
+    ADVERSARIAL,
     QUICK,
     TINY_AUTOENCODER,
     checkpoint_of,
+    killed_after_two_steps,
     require_equal_training,
     same,
 )
@@ -233,11 +234,9 @@ def test_rates_and_decay_by_name_reach_the_optimiser():
     factory = OptimizerFactory(lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.5), overrides)
     optimizer = factory(module, list(module.parameters()), [])
     names = {p: name for name, p in module.named_parameters()}
-    found = {
-        names[p]: (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
+    found = {}
+    for group in optimizer.param_groups:
+        found |= {names[p]: (group["lr"], group["weight_decay"]) for p in group["params"]}
     assert found.keys() == set(names.values())
     assert found["table.weight"] == (0.3, 0.0)
     assert found["first.bias"] == found["norm.bias"] == (0.1, 0.2)
@@ -303,17 +302,12 @@ def test_muon_has_the_matrices_inside_of_encoder_decoder_and_discriminator():
     assert all(p.ndim == 4 for p in module.hidden_matrices())
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    first_fast(
-        [
-            ["optimizer=any", "optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9"],
-            ["optimizer=adam"],
-            ["optimizer=any", "optimizer._target_=torch.optim.SGD"],
-            ["optimizer=any", "optimizer._target_=timm.optim.Lion"],
-        ]
-    ),
-)
+SGD = ["optimizer=any", "optimizer._target_=torch.optim.SGD"]
+LION = ["optimizer=any", "optimizer._target_=timm.optim.Lion"]
+OPTIMIZERS = [[*SGD, "+optimizer.momentum=0.9"], ["optimizer=adam"], SGD, LION]
+
+
+@pytest.mark.parametrize("arguments", first_fast(OPTIMIZERS))
 def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
     chosen = [*arguments, "optimizer.lr=0.01", "run_dir=run", "trainer.max_steps=2"]
     lab.done("train", *QUICK, *chosen)
@@ -337,18 +331,17 @@ def test_an_option_of_ones_own_has_no_keys_of_adamw(lab, tmp_path):
 
 
 def test_a_key_that_an_experiment_sets_can_be_removed():
-    sgd = ["optimizer=any", "optimizer._target_=torch.optim.SGD", "~optimizer.betas"]
+    asked = ["experiment=fashion_mnist/ncsn", *SGD, "~optimizer.betas"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=["experiment=fashion_mnist/ncsn", *sgd])
+        cfg = compose("train", overrides=asked)
     assert set(cfg.optimizer) == {"_target_", "_partial_", "lr"}
 
 
 @pytest.mark.slow
 def test_an_autoencoder_and_its_adversary_train_by_muon(lab, tmp_path):
-    options = ["reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"]
-    options += ["reconstruction.discriminator.start=1", "reconstruction.perceptual.size=16"]
     muon = ["optimizer=muon", "run_dir=run", "callbacks.evaluation=null"]
-    lab.done("train-autoencoder", *TINY_AUTOENCODER, *options, *muon)
+    muon.append("reconstruction.discriminator.start=1")
+    lab.done("train-autoencoder", *TINY_AUTOENCODER, *ADVERSARIAL, *muon)
     (state,) = checkpoint_of(tmp_path / "run")["optimizer_states"]
     assert sum("momentum_buffer" in each for each in state["state"].values()) > 10
 
@@ -401,10 +394,6 @@ def test_a_schedule_free_optimizer_is_judged_by_its_average_and_resumed(lab, tmp
         points.append(plain.state[parameter]["z"].clone())
         for_training(plain, False)
     torch.testing.assert_close(parameter.detach(), torch.stack(points).mean(0))
-    parts = shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    (parts / "checkpoints/step_0000002.ckpt").replace(parts / "checkpoints/last.ckpt")
-    for path in (*parts.glob("checkpoints/previous.ckpt"), *parts.glob("checkpoints/step_*")):
-        path.unlink()
-    (parts / "summary.json").unlink()
-    lab.done("train", "resume=parts")
+    parts = killed_after_two_steps(tmp_path / "whole")
+    lab.done("train", f"resume={parts.name}")
     require_equal_training(tmp_path / "whole", parts)

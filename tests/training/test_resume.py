@@ -78,9 +78,8 @@ def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
 def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
-        err = lab.done(
-            "train", *TINY, "logger=none", "callbacks.evaluation=null", "run_dir=run", code=130
-        )
+        quiet = ["logger=none", "callbacks.evaluation=null", "run_dir=run"]
+        err = lab.done("train", *TINY, *quiet, code=130)
     assert_names(err, "step 4", "diffusion-lab train resume=run")
     assert summary_of(tmp_path / "run")["finished"] is False
     lab.done("train", "resume=run")

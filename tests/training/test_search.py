@@ -13,10 +13,7 @@ from diffusion_lab.training.study import final_metric
 QUICK = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 optuna = pytest.importorskip("optuna")
 SEARCH = [
-    "train",
-    "-m",
-    "hparams_search=optuna",
-    "study_name=rates",
+    *("train", "-m", "hparams_search=optuna", "study_name=rates"),
     *TINY,
     *QUICK,
     "hydra.sweeper.n_trials=2",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.commands import run_alone
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, summary_of
+from helpers.tiny_runs import TINY, checkpoint_of, same, summary_of
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -85,19 +85,15 @@ def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
     other = study.name_of(values | {"callbacks.evaluation." + 8 * "key": "2"})
     assert name[:-8] == other[:-8]
     assert name != other
-    assert (
-        len(study.name_of({"data.source.path": 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"}))
-        == 8
-    )
+    umlauts = 300 * "\N{LATIN SMALL LETTER A WITH DIAERESIS}"
+    assert len(study.name_of({"data.source.path": umlauts})) == 8
 
 
 def test_a_run_that_was_named_by_all_its_keys_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keys = ["study_name=x", "backbone=dit", "experiment=quickstart", "seed=0"]
-    short, whole = (
-        "outputs/x/backbone-dit_seed-0",
-        "outputs/x/backbone-dit_experiment-quickstart_seed-0",
-    )
+    short = "outputs/x/backbone-dit_seed-0"
+    whole = "outputs/x/backbone-dit_experiment-quickstart_seed-0"
     assert place(*keys) == short
     Path(whole).mkdir(parents=True)
     assert place(*keys) == whole
@@ -127,14 +123,12 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", *common, "backbone=dit", swept=["seed=0"]) == one
     swept = place("study_name=x", "backbone=dit", "seed=0", swept=["compile=true"])
     assert swept == "outputs/x/backbone-dit_compile-True_seed-0"
-    assert place("study_name=x", "~augmentation", "+trainer.x=1") == (
-        "outputs/x/augmentation-null_trainer.x-1"
-    )
+    removed = place("study_name=x", "~augmentation", "+trainer.x=1")
+    assert removed == "outputs/x/augmentation-null_trainer.x-1"
     same = ["metrics.num_samples=250", "experiment=quickstart"]
     assert place("study_name=x", *same, "backbone=dit", swept=["seed=0"]) == one
-    assert (
-        place("study_name=x", *same, swept=["seed=0"]) == "outputs/x/experiment-quickstart_seed-0"
-    )
+    alone = place("study_name=x", *same, swept=["seed=0"])
+    assert alone == "outputs/x/experiment-quickstart_seed-0"
     several = place("study_name=x", "seed=0", swept=["metrics.num_samples=250"])
     assert several == "outputs/x/metrics.num_samples-250_seed-0"
     paths = ["data=image_folder", "data.source.path=photos"]
@@ -144,14 +138,14 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
 
 
+CHOSEN = "run_dir='outputs/a/${hydra:runtime.choices.backbone}-${seed}'"
+
+
 @pytest.mark.parametrize(
     ("given", "folders"),
     [
         (["seed=0,1"], ["mine/backbone-dit_seed-0", "mine/backbone-dit_seed-1"]),
-        (
-            ["seed=0,1", "run_dir='outputs/a/${hydra:runtime.choices.backbone}-${seed}'"],
-            ["a/dit-0", "a/dit-1"],
-        ),
+        (["seed=0,1", CHOSEN], ["a/dit-0", "a/dit-1"]),
         (["run_dir=outputs/a,outputs/b"], ["a", "b"]),
         (["resume=outputs/a,outputs/b"], ["a", "b"]),
     ],
@@ -260,12 +254,8 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, trained, 
     assert summary_of(first)["finished"] is False
     lab.done(*SWEEP, "backbone.patch=4")
     assert finished_runs() == 2
-    weights = [
-        torch.load(folder / first.name / "checkpoints/last.ckpt")["state_dict"]
-        for folder in (first.parent, trained / "mine")
-    ]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
+    parts, whole = (checkpoint_of(each / first.name) for each in (first.parent, trained / "mine"))
+    assert same(parts["state_dict"], whole["state_dict"])
 
 
 SAVED = {
@@ -293,10 +283,8 @@ def test_an_empty_node_is_a_value_of_its_own():
 
 
 def test_a_run_is_another_by_any_setting_but_where_it_ran():
-    assert (
-        differing({"data": {"source": {"root": "b"}}, "trainer": {"devices": 2}, "run_dir": "x"})
-        == {}
-    )
+    elsewhere = {"data": {"source": {"root": "b"}}, "trainer": {"devices": 2}, "run_dir": "x"}
+    assert differing(elsewhere) == {}
     assert differing({"trainer": {"max_steps": 4}}) == {"trainer.max_steps": (3, 4)}
     assert differing({"data": {"fraction": 0.1}}) == {"data.fraction": (None, 0.1)}
     assert differing({}, saved={"data": {"fraction": 0.1}}) == {"data.fraction": (0.1, None)}
@@ -309,9 +297,8 @@ def test_how_a_run_is_watched_makes_no_other():
     assert differing(often, saved=watched) == {}
     assert differing(grid, saved={"callbacks": {"sample_grid": None}}) == {}
     anew = {"callbacks": {"evaluation": {"seed": 1}}}
-    assert differing(OmegaConf.merge(often, anew), saved=watched) == {
-        "callbacks.evaluation.seed": (0, 1)
-    }
+    seeded = differing(OmegaConf.merge(often, anew), saved=watched)
+    assert seeded == {"callbacks.evaluation.seed": (0, 1)}
     classifiers = [{"metrics": {"classifier": path}} for path in ("a/x.safetensors", "b/x", None)]
     assert differing(classifiers[0], saved=classifiers[1]) == {}
     assert differing(classifiers[0], saved=classifiers[2])
@@ -413,16 +400,11 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     saved["logger"] = {"wandb": {"mode": "auto", "tags": ["mine", "budget-images"]}}
     save_config(tmp_path, OmegaConf.create(saved))
     places = [
-        "data.source.root=/b",
-        "trainer.devices=2",
-        "micro_batch_size=4",
+        *("data.source.root=/b", "trainer.devices=2", "micro_batch_size=4"),
         "logger.wandb.mode=offline",
     ]
     others = [
-        "experiment=quickstart",
-        "backbone=dit",
-        "logger=none",
-        "trainer.max_steps=9",
+        *("experiment=quickstart", "backbone=dit", "logger=none", "trainer.max_steps=9"),
         "seed=1",
     ]
     others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]

@@ -1,4 +1,4 @@
-"""The trainer: how seldom its ranks wait for one another."""
+"""The trainer: how seldom its ranks wait for one another; and schedules of learning rates."""
 
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.distributed import PATIENCE_WITH_ONE
 from diffusion_lab.compute.sharding import strategy_options
 from diffusion_lab.training.callbacks import Throughput
+from diffusion_lab.training.lr_schedule import ConstantRate, CosineDecay, InverseSqrt
 from diffusion_lab.training.module import VOTES
 from diffusion_lab.training.trainer import STEP_HOOKS, TRAINER, TimeLimit, build_trainer
 
@@ -142,3 +143,18 @@ def test_ranks_wait_long_for_the_first_step_and_for_what_the_first_computes():
         assert patience(patient) == PATIENCE_WITH_ONE
     finally:
         dist.destroy_process_group()
+
+
+def test_rates_warm_up_by_images_and_fall_by_the_share_of_the_run():
+    warm_up, cooldown = ConstantRate(warmup_images=1000), ConstantRate(cooldown=0.2)
+    assert [warm_up(n, 0.0) for n in (0, 250, 1000, 5000)] == [0.0, 0.25, 1.0, 1.0]
+    assert [cooldown(1, share) for share in (0.8, 0.9, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    cosine = CosineDecay(final=0.1)
+    assert [cosine(1, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_the_inverse_square_root_counts_images_and_not_the_share_of_the_run():
+    schedule = InverseSqrt(warmup_images=100, reference_images=1000)
+    for progress in (0.0, 0.3, 1.0):
+        rates = [schedule(images, progress) for images in (50, 100, 1000, 4000, 100_000)]
+        assert rates == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.1])

@@ -24,13 +24,13 @@ from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published
 from diffusion_lab.runs.current import CHECKPOINT
-from diffusion_lab.runs.environment import environment_of
 from diffusion_lab.runs.files import CONFIG, SAMPLES
 from diffusion_lab.runs.folder import load_config, save_config, write_summary
 from diffusion_lab.runs.opened import OpenRun, move_data, say_left_out
 from diffusion_lab.runs.results import EVALUATIONS, IMAGES
 from diffusion_lab.runs.summary import Summary
 from diffusion_lab.runs.weights import WeightsChoice
+from diffusion_lab.training.summary import environment_of
 
 COLUMNS = 10  # of the picture, a square
 

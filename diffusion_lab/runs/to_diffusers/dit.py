@@ -9,14 +9,8 @@ from diffusion_lab.backbone import AdaLNZero, DiT
 from diffusion_lab.runs.to_diffusers.scheduler import without_counterpart
 
 # what the DiT of diffusers has in place of each option of `backbone`
-FIXED: dict[str, object] = {
-    "qk_norm": False,
-    "window": None,
-    "long_skips": False,
-    "overlap": False,
-    "smooth": False,
-    "registers": 0,
-}
+FIXED = {"window": None, "registers": 0}
+FIXED |= dict.fromkeys(("qk_norm", "long_skips", "overlap", "smooth"), False)
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu-approximate"}
 FREQUENCIES = """
 for module in model.modules():  # frequencies of the noise level, which config.json cannot say

@@ -185,10 +185,7 @@ PARTS = ("backbone", "schedule", "objective", "first_stage")
 
 
 def card_of(run: Path, cfg: DictConfig, facts: Mapping[str, str], parts: Diffusers) -> str:
-    """The card in Markdown of the run with the configuration `cfg`.
-
-    `facts` say which weights of the run these are.
-    """
+    """The card in Markdown of a run; `facts` say which weights of it these are."""
     return "\n\n".join(part.strip() for part in sections(run, cfg, facts, parts)) + "\n"
 
 
@@ -220,8 +217,11 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
     yield "## Data"
     yield literal_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
-    found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if is_newest(run, facts) else []
-    found = [each for each in found if of_these(each, facts)]
+    last, average = load_summary(run).steps or facts.get("step"), facts.get("average", "evaluated")
+    # figures are of the last step, and each is of an average
+    newest = str(last) == str(facts.get("step"))
+    found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if newest else []
+    found = [each for each in found if each["sampling"].get("average", "evaluated") == average]
     if not found:
         yield "The run keeps no figures of these weights."
     for each in found:
@@ -269,17 +269,6 @@ def data_rows(run: Path, cfg: DictConfig) -> Iterator[tuple[str, object]]:
     for key in ("training_images", "validation_images"):
         if (count := getattr(summary, key)) is not None:
             yield key, f"{count:,}"
-
-
-def is_newest(run: Path, facts: Mapping[str, str]) -> bool:
-    """Whether weights are of the run's last step, to which its figures belong."""
-    return str(load_summary(run).steps or facts.get("step")) == str(facts.get("step"))
-
-
-def of_these(record: Record, facts: Mapping[str, str]) -> bool:
-    """Whether an evaluation is of the average that was exported."""
-    average = record["sampling"].get("average", "evaluated")
-    return average == facts.get("average", "evaluated")
 
 
 def figures(record: Record) -> Iterator[str]:

@@ -43,14 +43,8 @@ ENDS = {
     "norm": "conv_norm_out",
     "out": "conv_out",
 }
-RESIDUAL = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "embedding": "time_emb_proj",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "skip": "conv_shortcut",
-}
+RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+RESIDUAL |= {"embedding": "time_emb_proj", "skip": "conv_shortcut"}
 ATTENTION = {"norm": "group_norm", "attention.out": "to_out.0"}
 GROUPS = """
 GROUPS = {}  # of norms by their channels, which config.json cannot say
@@ -62,10 +56,9 @@ QKV = ("to_q", "to_k", "to_v")  # parts of our attention.qkv
 
 
 def settings_of_unet(unet: UNet, cfg: DictConfig) -> dict[str, Any]:
-    """The settings of UNet2DModel that make it compute what this U-Net does.
+    """The settings of UNet2DModel that make it compute what this U-Net of a run does.
 
-    `cfg` is the run's whole configuration. Raises UserError, which names an option of it, if there
-    are none.
+    Raises UserError, which names an option of the run's configuration, if there are none.
     """
     own = cfg.backbone
     for key, (value, reason) in FIXED.items():
@@ -116,14 +109,6 @@ def norm_of(unet: UNet) -> tuple[dict[int, int], float]:
     """The number of groups of norms by their channels, and the epsilon of all."""
     norms = [module for module in unet.modules() if isinstance(module, GroupNorm)]
     return {norm.num_channels: norm.num_groups for norm in norms}, norms[0].eps
-
-
-def regrouping(unet: UNet) -> str:
-    """The code that gives norms of UNet2DModel their numbers of groups, if these differ."""
-    groups, _ = norm_of(unet)
-    if len(set(groups.values())) == 1:
-        return ""
-    return GROUPS.format(dict(sorted(groups.items())))
 
 
 def head_channels(stage: DictConfig) -> int | None:
@@ -245,8 +230,10 @@ def parts_of(
         settings = {key: network.config[key] for key in settings_of(name)}
         return name, settings, network.state_dict(), ""
     if type(backbone) is UNet:
-        settings = settings_of_unet(backbone, cfg)
-        return "UNet2DModel", settings, renamed(backbone), regrouping(backbone)
+        settings, (groups, _) = settings_of_unet(backbone, cfg), norm_of(backbone)
+        several = len(set(groups.values())) > 1
+        changes = GROUPS.format(dict(sorted(groups.items()))) if several else ""
+        return "UNet2DModel", settings, renamed(backbone), changes
     if type(backbone) is DiT:
         if not isinstance(conditioning, Attributes):
             raise without_counterpart("this conditioning", "the DiT of diffusers needs classes")

@@ -41,8 +41,16 @@ def scheduler_of(model: Drawable, cfg: DictConfig) -> Any:
 
     Raises UserError if diffusers has none with the same levels, prediction and noise labels.
     """
-    straight = type(model.schedule) is Rectified
-    scheduler = _flow(model) if straight else _table(model, cfg.schedule)
+    straight, name = type(model.schedule) is Rectified, option(model.denoiser.prediction)
+    if straight and name != "flow":
+        raise without_counterpart(
+            f"objective/prediction={name}",
+            "on schedule=rectified, FlowMatchEulerDiscreteScheduler integrates a velocity alone",
+            "train with objective/prediction=flow, or leave format out",
+        )
+    flow = "FlowMatchEulerDiscreteScheduler"
+    made = network_class(flow)(num_train_timesteps=STEPS) if straight else None
+    scheduler = made or _table(model, cfg.schedule)
     known = {name: NOISE_LABELS[name] for name in (("time",) if straight else ("index", "time"))}
     if model.denoiser.noise_label not in known.values():
         name = next(name for name, f in NOISE_LABELS.items() if f is model.denoiser.noise_label)
@@ -58,17 +66,6 @@ def first_place(model: Drawable) -> int:
     """The number of a table's first level as the network is told it; diffusers says 0."""
     on_table = type(model.schedule) is not Rectified
     return int(on_table and model.denoiser.noise_label is NOISE_LABELS["time"])
-
-
-def _flow(model: Drawable) -> Any:
-    name = option(model.denoiser.prediction)
-    if name != "flow":
-        raise without_counterpart(
-            f"objective/prediction={name}",
-            "on schedule=rectified, FlowMatchEulerDiscreteScheduler integrates a velocity alone",
-            "train with objective/prediction=flow, or leave format out",
-        )
-    return network_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=STEPS)
 
 
 def _table(model: Drawable, cfg: DictConfig) -> Any:

@@ -114,7 +114,7 @@ class Checkpoint(Periodic):
         return {step: values[step] for step in better_first[: self.top_k]}
 
     def keeper(self, trainer: lightning.Trainer) -> Callable[[], None]:
-        """Returns what keeps this step's checkpoint if it is a milestone or among the best, on rank 0."""
+        """Returns what keeps this step's checkpoint if it is a milestone or one of the best."""
         folder, step = module_of(trainer).context.folder, trainer.global_step
         ranking = self.ranking(trainer) if trainer.is_global_zero else {}
 

@@ -117,7 +117,7 @@ class SampleEvaluation(Evaluation):
 
     def measured_by(self, trainer: lightning.Trainer, pipeline: Generator) -> Evaluated:
         """The metrics of the samples of a pipeline, and their seconds."""
-        prepared = module_of(trainer).context.measuring()
+        prepared = prepared_for(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         own = [each for each in callbacks if isinstance(each, Interruption)]
         stop = partial(own[0].asked, trainer) if own else (lambda: False)
@@ -127,7 +127,7 @@ class SampleEvaluation(Evaluation):
         super().at_the_end(trainer)
         context = module_of(trainer).context
         for steps in self.also_steps or ():
-            pipeline = context.denoising()
+            pipeline = cast(Pipeline, context.sampling())  # as `checked_parts` has made sure
             pipeline = replace(pipeline, sampler=with_steps(pipeline.sampler, steps))
             with (
                 context.clock.stopped(),
@@ -142,10 +142,8 @@ class ReconstructionEvaluation(Evaluation):
     """Measures rFID and rKID of an autoencoder's reconstructions of test images."""
 
     def measure(self, trainer: lightning.Trainer) -> dict[str, float]:
-        prepared = module_of(trainer).context.measuring()
-        return reconstruction_metrics(
-            trained_autoencoder(trainer), data_of(trainer), prepared, self.batch_size
-        )
+        autoencoder, prepared = trained_autoencoder(trainer), prepared_for(trainer)
+        return reconstruction_metrics(autoencoder, data_of(trainer), prepared, self.batch_size)
 
 
 @torch.inference_mode()
@@ -229,15 +227,11 @@ class SampleGrid(Grid):
     def log_images(self, logger: WandB, images: Tensor, trainer: lightning.Trainer) -> None:
         data, pipeline = data_of(trainer), module_of(trainer).context.sampling()
         labels = pipeline.row_labels(self.columns)
-        samples = [
-            (
-                as_pil(data.source.picture(images[i : i + 1], 1)),
-                None if labels is None else data.labels.caption(labels[i // self.columns]),
-                i,
-                self.seed,
-            )
-            for i in chosen(len(images), self.columns)
-        ]
+        samples = []
+        for i in chosen(len(images), self.columns):
+            picture = as_pil(data.source.picture(images[i : i + 1], 1))
+            name = None if labels is None else data.labels.caption(labels[i // self.columns])
+            samples.append((picture, name, i, self.seed))
         logger.log_samples(samples, trainer.global_step)
 
 
@@ -255,6 +249,11 @@ class ReconstructionGrid(Grid):
         rows = [torch.cat([each, white]).split(self.columns) for each in (images, back)]
         picture = torch.stack([row for pair in zip(*rows, strict=True) for row in pair])
         return picture, "rows of test images, each above its reconstructions"
+
+
+def prepared_for(trainer: lightning.Trainer) -> PreparedMetrics:
+    """The metrics of a run, which has some if a callback evaluates."""
+    return cast(PreparedMetrics, module_of(trainer).context.prepared_metrics)
 
 
 def trained_autoencoder(trainer: lightning.Trainer) -> Autoencoder:
@@ -295,7 +294,7 @@ class DenoisingGrid(Grid, Checked):
             super().run(trainer)
 
     def draw(self, trainer: lightning.Trainer) -> tuple[Tensor, str]:
-        pipeline = module_of(trainer).context.denoising()
+        pipeline = cast(Pipeline, module_of(trainer).context.sampling())  # see `check`
         strips = denoising(pipeline, range(self.samples), self.seed, self.columns)
         return strips, f"samples of seed {self.seed} out of noise, each above estimates of them"
 

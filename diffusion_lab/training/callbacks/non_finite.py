@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.common.files import replacing
 from diffusion_lab.common.messages import TrainingStopped, say
-from diffusion_lab.common.ranges import ranges, whole
+from diffusion_lab.common.ranges import settings, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
@@ -34,6 +34,7 @@ class BadStepCounts:
     rollbacks: int = 0
 
 
+@settings
 class NonFinite(Callback):
     """Counts bad steps (`training.bad_steps`); `patience` of them in a row end the run.
 
@@ -47,10 +48,10 @@ class NonFinite(Callback):
     layer with non-finite values.
     """
 
-    @ranges(patience=whole(2), max_rollbacks=whole(0))
-    def __init__(self, patience: int = 20, max_rollbacks: int = 0):
-        self.patience = patience
-        self.max_rollbacks = max_rollbacks
+    patience: Annotated[int, whole(2)] = 20
+    max_rollbacks: Annotated[int, whole(0)] = 0
+
+    def __post_init__(self) -> None:
         self.counts = BadStepCounts()
         self._watch: Watch | None = None
         self._unread: list[tuple[int, Tensor]] = []  # steps, and whether each was bad

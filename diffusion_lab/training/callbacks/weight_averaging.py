@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import say
-from diffusion_lab.common.ranges import above, one_of, optional, ranges, settings, whole, whole_list
+from diffusion_lab.common.ranges import above, one_of, optional, settings, whole, whole_list
 from diffusion_lab.compute.sharding import gathered, local, shared_as, to_save
 from diffusion_lab.diffusion.power_average import decay, gamma_of
 from diffusion_lab.runs.averages import name_of
@@ -91,6 +91,7 @@ class WeightAverage:
         return [local(parameter) for parameter in self._parameters.values()]
 
 
+@settings
 class EMA(Callback):
     """Exponential moving averages of the weights; the batch size does not change a half-life.
 
@@ -105,22 +106,18 @@ class EMA(Callback):
 
     phase = -1  # a checkpoint, picture or metric of a step uses the average after that step
 
-    @ranges(half_life_images=above(0), also=whole_list(1), ramp=optional(above(0)))
-    def __init__(
-        self,
-        half_life_images: int = 500_000,
-        also: Sequence[int] = (),
-        ramp: float | None = 0.05,
-    ):
-        self.lengths = {name_of(each): each for each in (half_life_images, *also)}
-        if len(self.lengths) <= len(also):
+    half_life_images: Annotated[int, above(0)] = 500_000
+    also: Annotated[Sequence[int], whole_list(1)] = ()
+    ramp: Annotated[float | None, optional(above(0))] = 0.05
+
+    def __post_init__(self) -> None:
+        self.lengths = {name_of(each): each for each in (self.half_life_images, *self.also)}
+        if len(self.lengths) <= len(self.also):
             raise ValueError(
-                f"also={list(also)} must not repeat a half-life, nor half_life_images="
-                f"{half_life_images}; leave it out"
+                f"also={list(self.also)} must not repeat a half-life, nor half_life_images="
+                f"{self.half_life_images}; leave it out"
             )
-        self.half_life_images = half_life_images
-        self.ramp = ramp
-        self.evaluated = name_of(half_life_images)
+        self.evaluated = name_of(self.half_life_images)
         self._averages: dict[str, WeightAverage] = {}  # by half-life
         self._latest_step = 0
 

@@ -15,8 +15,9 @@ from PIL import Image
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.common.files import OUTPUTS, one_at_a_time
 from diffusion_lab.common.messages import package
+from diffusion_lab.common.ranges import settings
 from diffusion_lab.training.logger.run_logger import (
-    Clock,
+    GroupedLogger,
     Row,
     RunLogger,
     no_connection,
@@ -24,21 +25,11 @@ from diffusion_lab.training.logger.run_logger import (
 )
 
 
-class TensorBoard(RunLogger, TensorBoardLogger):
+@settings
+class TensorBoard(RunLogger):
     """Event files in the run folder; a resumed run hides what came after its checkpoint."""
 
     title = "TensorBoard"
-
-    def __init__(self, run_dir: Path, clock: Clock, config: dict, resumed_from: int):
-        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
-        TensorBoardLogger.__init__(
-            self,
-            save_dir=str(run_dir),
-            name="",
-            version="tensorboard",
-            default_hp_metric=False,
-            purge_step=resumed_from + 1,  # TensorBoard drops this and later steps of older files
-        )
 
     @classmethod
     def require(cls) -> None:
@@ -52,27 +43,34 @@ class TensorBoard(RunLogger, TensorBoardLogger):
         """
         from torch.utils.tensorboard.summary import hparams
 
+        self.board = TensorBoardLogger(
+            str(self.run_dir),
+            name="",
+            version="tensorboard",
+            default_hp_metric=False,
+            purge_step=self.resumed_from + 1,  # this and later steps of older files are dropped
+        )
         shown = bool | int | float | str  # by TensorBoard
-        settings = flat(self.config).items()
-        _, session, _ = hparams({k: v if isinstance(v, shown) else str(v) for k, v in settings}, {})
-        self.experiment._get_file_writer().add_summary(session)
-        self.experiment.flush()
+        values = {k: v if isinstance(v, shown) else str(v) for k, v in flat(self.config).items()}
+        _, session, _ = hparams(values, {})
+        self.board.experiment._get_file_writer().add_summary(session)
+        self.board.experiment.flush()
         return f"TensorBoard: tensorboard --logdir {OUTPUTS}"
 
     def write(self, row: Row, step: int) -> None:
-        TensorBoardLogger.log_metrics(self, row, step)
-        self.experiment.flush()
+        self.board.log_metrics(row, step)
+        self.board.experiment.flush()
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
-        self.experiment.add_image(name, pixels, step, dataformats="HWC")
-        self.experiment.flush()
+        self.board.experiment.add_image(name, pixels, step, dataformats="HWC")
+        self.board.experiment.flush()
 
     def close(self, summary: Row | None) -> None:
         if summary:
-            TensorBoardLogger.log_metrics(self, numbers_of(summary), summary["steps"])
-        self.experiment.close()
+            self.board.log_metrics(numbers_of(summary), summary["steps"])
+        self.board.experiment.close()
 
 
 DATABASES = OUTPUTS / "mlflow"  # MLflow's database, and the pictures of its runs
@@ -82,7 +80,8 @@ NO_NAME = re.compile(r"[^\w./: -]")  # what names of parameters must not contain
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-class MLflow(RunLogger, MLFlowLogger):  # type: ignore[misc]
+@settings
+class MLflow(GroupedLogger):
     """A run in MLflow's database, or on its server, that a resumed run continues.
 
     Rows cannot be deleted there, so a resumed run leaves out those that it finds.
@@ -90,38 +89,18 @@ class MLflow(RunLogger, MLFlowLogger):  # type: ignore[misc]
 
     title = "MLflow"
 
-    def __init__(
-        self,
-        run_dir: Path,
-        clock: Clock,
-        config: dict,
-        resumed_from: int,
-        run_id: str,
-        tracking_uri: str | None = None,
-        experiment: str = "diffusion-lab",
-        name: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-    ):
-        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
-        self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store()
-        self.experiment_name = experiment
-        self.run_name = name or self.label()
-        self.facts = {RUN: run_id, "group": group or "", "tags": ", ".join(tags or [])}
+    tracking_uri: str | None = None
+    experiment: str = "diffusion-lab"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local_store()
         self._last: dict[str, int] | None = None  # last steps of names; None: it is a new run
 
     @classmethod
     def require(cls) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it is read by the import
         package("mlflow", "mlflow", "logger=mlflow")
-
-    @property
-    def name(self) -> str:
-        return self.experiment_name
-
-    @property
-    def version(self) -> str:
-        return self.facts[RUN]
 
     def open(self) -> str:
         if self.uri == local_store():
@@ -133,7 +112,8 @@ class MLflow(RunLogger, MLFlowLogger):  # type: ignore[misc]
         if self.uri.startswith("http") and (reason := no_connection(self.uri)):
             raise ConnectionError(reason)
         self._connect()
-        return f"MLflow: {self.uri}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        place = f"experiments/{self.store.experiment_id}/runs/{self.store.run_id}"
+        return f"MLflow: {self.uri}/#/{place}"
 
     def _connect(self) -> None:
         """Finds the run, or makes one, and adds the settings that it does not have."""
@@ -143,53 +123,52 @@ class MLflow(RunLogger, MLFlowLogger):  # type: ignore[misc]
             os.environ.setdefault(variable, value)
         for library in ("mlflow", "alembic"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        client: Any = MlflowClient(self.uri)
-        if known := client.get_experiment_by_name(self.experiment_name):
+        self.client: Any = MlflowClient(self.uri)
+        if known := self.client.get_experiment_by_name(self.experiment):
             place = known.experiment_id
         else:
             own = (DATABASES / "artifacts").resolve().as_uri()
             artifacts = own if self.uri == local_store() else None
-            place = client.create_experiment(self.experiment_name, artifact_location=artifacts)
-        found = client.search_runs([place], f"tags.`{RUN}` = '{self.facts[RUN]}'")
-        MLFlowLogger.__init__(
-            self,
-            experiment_name=self.experiment_name,
-            run_name=self.run_name,
+            place = self.client.create_experiment(self.experiment, artifact_location=artifacts)
+        found = self.client.search_runs([place], f"tags.`{RUN}` = '{self.run_id}'")
+        self.store = MLFlowLogger(
+            experiment_name=self.experiment,
+            run_name=self.name,
             tracking_uri=self.uri,
-            tags=self.facts,
+            tags={RUN: self.run_id, "group": self.group or "", "tags": ", ".join(self.tags or [])},
             run_id=found[0].info.run_id if found else None,
         )
         there = {}
         if found:
             self._last, there = {}, found[0].data.params
-            client.update_run(self.run_id, status="RUNNING")
-        settings = {NO_NAME.sub("_", key): value for key, value in flat(self.config).items()}
+            self.client.update_run(self.store.run_id, status="RUNNING")
+        values = {NO_NAME.sub("_", key): value for key, value in flat(self.config).items()}
         # a parameter cannot change, as trainer.max_steps may when a run is resumed
-        MLFlowLogger.log_hyperparams(self, {k: v for k, v in settings.items() if k not in there})
+        self.store.log_hyperparams({k: v for k, v in values.items() if k not in there})
 
     def write(self, row: Row, step: int) -> None:
         if self._last is not None:
             for name in row.keys() - self._last.keys():
-                history = self.experiment.get_metric_history(self.run_id, name)
+                history = self.client.get_metric_history(self.store.run_id, name)
                 self._last[name] = max((metric.step for metric in history), default=-1)
             row = {name: value for name, value in row.items() if step > self._last[name]}
         if row:
-            MLFlowLogger.log_metrics(self, row, step)
+            self.store.log_metrics(row, step)
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
-        client, drawn = self.experiment, f"images/{name.replace('/', '~')}+step+{step}+"
-        there = client.list_artifacts(self.run_id, "images") if self._last is not None else []
+        run, drawn = self.store.run_id, f"images/{name.replace('/', '~')}+step+{step}+"
+        there = self.client.list_artifacts(run, "images") if self._last is not None else []
         if any(file.path.startswith(drawn) for file in there):
             return
         with Image.open(path) as image:
-            client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
+            self.client.log_image(run, image, key=name, step=step, synchronous=True)
 
     def close(self, summary: Row | None) -> None:
         status = "FAILED"
         if summary:
             self.write(numbers_of(summary), summary["steps"])
             status = "FINISHED" if summary["finished"] else "KILLED"
-        self.experiment.set_terminated(self.run_id, status)
+        self.client.set_terminated(self.store.run_id, status)
 
 
 def local_store() -> str:
@@ -197,7 +176,8 @@ def local_store() -> str:
     return f"sqlite:///{(DATABASES / 'mlflow.db').resolve()}"
 
 
-class Trackio(RunLogger):
+@settings
+class Trackio(GroupedLogger):
     """A run in Trackio's database, which a resumed run continues after the last step there.
 
     Trackio writes twice a second, so a process that is killed may lose the rows in between there.
@@ -205,23 +185,7 @@ class Trackio(RunLogger):
 
     title = "Trackio"
 
-    def __init__(
-        self,
-        run_dir: Path,
-        clock: Clock,
-        config: dict,
-        resumed_from: int,
-        run_id: str,
-        project: str = "diffusion-lab",
-        name: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-    ):
-        super().__init__(run_dir, clock, config, resumed_from)
-        # the name is all by which Trackio finds a run again
-        own = f"{name or self.label()}-{run_id}"
-        self.facts: Row = {"project": project, "name": own, "group": group}
-        self.settings = flat(config) | {"tags": ", ".join(tags or [])}
+    project: str = "diffusion-lab"
 
     @classmethod
     def require(cls) -> None:
@@ -229,24 +193,19 @@ class Trackio(RunLogger):
         os.environ.setdefault("TRACKIO_DIR", str(folder))  # it is read by the import
         package("trackio", "trackio", "logger=trackio")
 
-    @property
-    def name(self) -> str:
-        return self.facts["project"]
-
-    @property
-    def version(self) -> str:
-        return self.facts["name"]
-
     def open(self) -> str:
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        last = SQLiteStorage.get_max_step_for_run(self.name, self.version)
+        name = f"{self.name}-{self.run_id}"  # all by which Trackio finds a run again
+        last = SQLiteStorage.get_max_step_for_run(self.project, name)
         self._last = -1 if last is None else last
+        facts = {"project": self.project, "name": name, "group": self.group}
+        values = flat(self.config) | {"tags": ", ".join(self.tags or [])}
         with redirect_stdout(StringIO()):  # it says what the line below says
-            self.run = trackio.init(**self.facts, config=self.settings, resume="allow", embed=False)
+            self.run = trackio.init(**facts, config=values, resume="allow", embed=False)
         place = os.environ["TRACKIO_DIR"]
-        return f"Trackio: TRACKIO_DIR={place} trackio show --project {self.name}"
+        return f"Trackio: TRACKIO_DIR={place} trackio show --project {self.project}"
 
     def write(self, row: Row, step: int) -> None:
         if step > self._last:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly.instantiate import Factory, check_keys, errors_at, instantiate
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import Range
+from diffusion_lab.common.ranges import declared, settings
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import METRICS
 
@@ -99,25 +99,34 @@ class Clock:
         return (self._stopped or time.monotonic()) - self.start
 
 
+@settings
 class RunLogger(Logger, ABC):
     """A logger on rank 0 that never stops training: its first failure is reported and ends it.
 
-    Subclasses are loggers of Lightning's, too. They write each name once a step, as dashboards have
-    it. A resumed run continues after the step `resumed_from` of its checkpoint, 0 for a new run.
+    It writes each name once a step, as dashboards have it. A resumed run continues after the step
+    `resumed_from` of its checkpoint, 0 for a new run.
     """
 
     title: ClassVar[str]  # its name in messages
-    allowed: ClassVar[dict[str, Range]] = {}  # the ranges of settings that are checked in advance
 
-    def __init__(self, run_dir: Path, clock: Clock, config: Row, resumed_from: int):
-        self.run_dir = run_dir
-        self.clock = clock
-        self.config = config
-        self.resumed_from = resumed_from
+    run_dir: Path
+    clock: Clock
+    config: Row
+    resumed_from: int
+
+    def __post_init__(self) -> None:
         self.broken = False
-        self._step = resumed_from  # the step of the latest row, and the names that it has
-        rows = read_rows(run_dir / METRICS)  # before the run cuts them back to its checkpoint
-        self._names = {name for row in rows if row.get("step") == resumed_from for name in row}
+        self._step = self.resumed_from  # the step of the latest row, and the names that it has
+        rows = read_rows(self.run_dir / METRICS)  # before the run cuts them back to its checkpoint
+        self._names = {name for row in rows if row.get("step") == self._step for name in row}
+
+    @property
+    def name(self) -> str | None:
+        return None
+
+    @property
+    def version(self) -> str:
+        return self.run_dir.name
 
     @classmethod
     def require(cls) -> None:
@@ -170,10 +179,6 @@ class RunLogger(Logger, ABC):
         row = self.clock.row(values, step)
         return {name: value for name, value in row.items() if name not in names}
 
-    def label(self) -> str:
-        """The name of a run that is given none: the configuration's, and the folder."""
-        return f"{self.config['name']}/{self.run_dir.name}"
-
     def guard(self, action: Callable[[], Result]) -> Result | None:
         """The result of an action, unless the logger is broken; if the action fails, it is."""
         if self.broken:
@@ -194,6 +199,20 @@ class RunLogger(Logger, ABC):
 
     def finalize(self, status: str) -> None:
         """Leaves the run open: the final metrics come after `fit`, and `finish` closes the run."""
+
+
+@settings
+class GroupedLogger(RunLogger):
+    """A logger whose runs have an id, by which a resumed run is found, a name, a group and tags."""
+
+    run_id: str
+    name: str | None = None  # None: that of the configuration, and the folder
+    group: str | None = None
+    tags: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = self.name or f"{self.config['name']}/{self.run_dir.name}"
 
 
 def first_line(error: BaseException) -> str:
@@ -283,8 +302,9 @@ def check_loggers(cfg: DictConfig) -> None:
                 f"{key}._target_ must be a logger of this program, with _partial_; choose them by "
                 "name, as in logger=[wandb,tensorboard]"
             )
-        given = kind.allowed.keys() & factory.settings.keys()  # earlier runs lack newer settings
-        check_keys(cfg, {f"{key}.{name}": kind.allowed[name] for name in given})
+        allowed = declared(kind)
+        given = allowed.keys() & factory.settings.keys()  # earlier runs lack newer settings
+        check_keys(cfg, {f"{key}.{name}": allowed[name] for name in given})
         with errors_at(cfg, key):
             kind.require()
 

@@ -5,14 +5,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import wandb
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from diffusion_lab.common.ranges import Range, flag, one_of
+from diffusion_lab.common.ranges import Flag, one_of, settings
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.trained import COPY_FOLDER
 from diffusion_lab.metrics.quantity import OF_SAMPLES
@@ -21,9 +20,8 @@ from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
 from diffusion_lab.training.logger.run_logger import (
     MODES,
-    Clock,
+    GroupedLogger,
     Row,
-    RunLogger,
     first_line,
     why_offline,
 )
@@ -36,7 +34,8 @@ Sample = tuple[Image.Image, str | None, int, int]
 SETTINGS = wandb.Settings(console="off", init_timeout=20, finish_timeout=60.0, silent=True)
 
 
-class WandB(RunLogger, WandbLogger):
+@settings
+class WandB(GroupedLogger):
     """W&B, offline without a key or a network.
 
     With `checkpoints`, a finished run is uploaded as an artifact that opens as a run folder; with
@@ -44,39 +43,24 @@ class WandB(RunLogger, WandbLogger):
     """
 
     title = "W&B"
-    allowed: ClassVar[dict[str, Range]] = {
-        "mode": one_of(*MODES),
-        "checkpoints": flag(),
-        "console": flag(),
-    }
 
-    def __init__(
-        self,
-        run_dir: Path,
-        clock: Clock,
-        config: dict,
-        resumed_from: int,
-        run_id: str,
-        project: str = "diffusion-lab",
-        name: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-        mode: str = "auto",
-        checkpoints: bool = False,
-        console: bool = False,
-    ):
-        RunLogger.__init__(self, run_dir, clock, config, resumed_from)
-        self.checkpoints = checkpoints
-        self.mode = mode
-        name = name or self.label()
-        WandbLogger.__init__(self, save_dir=str(run_dir), project=project, name=name, id=run_id)
-        settings = SETTINGS.model_copy(update={"console": "wrap" if console else "off"})
-        self.facts: Row = {"project": project, "name": name, "id": run_id, "resume": "allow"}
-        self.facts |= {"group": group, "tags": tags, "config": config, "settings": settings}
+    project: str = "diffusion-lab"
+    mode: Annotated[str, one_of(*MODES)] = "auto"
+    checkpoints: Flag = False
+    console: Flag = False
+
+    @property
+    def facts(self) -> Row:
+        """The arguments of wandb.init."""
+        own = SETTINGS.model_copy(update={"console": "wrap" if self.console else "off"})
+        facts = {"project": self.project, "name": self.name, "id": self.run_id, "resume": "allow"}
+        more = {"group": self.group, "tags": self.tags, "config": self.config, "settings": own}
+        return facts | more
 
     def open(self) -> str:
+        # Lightning's own logger would have other x-axes
         run, reason = opened(why_offline(self.mode), self.run_dir, **self.facts)
-        self._experiment = run  # Lightning's own would have other x-axes
+        self.run = run
         for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric=log_names.IMAGES)
@@ -88,7 +72,7 @@ class WandB(RunLogger, WandbLogger):
         return offline(reason, self.run_dir) if reason else f"W&B: {run.url}"
 
     def write(self, row: Row, step: int) -> None:
-        self.experiment.log(row, step=step)  # W&B's step is the optimiser's, also after a resume
+        self.run.log(row, step=step)  # W&B's step is the optimiser's, also after a resume
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
         with Image.open(path) as image:
@@ -107,13 +91,13 @@ class WandB(RunLogger, WandbLogger):
             self.write(self.new({log_names.SAMPLES: table}, step), step)
 
     def close(self, summary: Row | None) -> None:
-        self.experiment.summary.update(summary or {})
+        self.run.summary.update(summary or {})
         if self.checkpoints and summary and summary["finished"]:
-            name = f"checkpoints-{self.experiment.id}"
+            name = f"checkpoints-{self.run_id}"
             with staged_in(self.run_dir / "wandb"):
                 artifact = artifact_of(name, "model", self.run_dir, files_to_open(self.run_dir))
-                self.experiment.log_artifact(artifact, aliases=[f"step-{summary['steps']}"])
-        self.experiment.finish(exit_code=0 if summary else 1)
+                self.run.log_artifact(artifact, aliases=[f"step-{summary['steps']}"])
+        self.run.finish(exit_code=0 if summary else 1)
 
     @rank_zero_only
     def finish(self, summary: Row | None) -> None:

@@ -1,8 +1,6 @@
-"""MLflow's runs are read back through its client.
+"""Runs in MLflow and Trackio are read back from there, which takes seconds."""
 
-MLflow takes seconds to create its tables, so these tests are slow.
-"""
-
+import os
 import re
 import subprocess
 import sys
@@ -126,3 +124,38 @@ def test_several_runs_may_open_a_new_database_at_once(tmp_path, mlflow):
     found = client.search_runs(["1"])
     assert {run.data.tags["diffusion_lab.run_id"] for run in found} == {"a", "b", "c"}
     assert {run.info.status for run in found} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_trackio_run_continues_when_it_is_resumed_and_has_its_pictures(
+    lab, tmp_path, killed_at_step, monkeypatch
+):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read once a process
+    pytest.importorskip("trackio")
+    project = f"test-{os.getpid()}"
+    own = [f"logger.trackio.project={project}", "logger.trackio.tags=[first,cpu]"]
+    killed_at_step(6, *COMMAND, "logger=trackio", *own)
+    lab.done("train", "resume=outputs/net/run", "trainer.max_steps=10")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (name,) = SQLiteStorage.get_runs(project)
+    assert name.startswith("fashion_mnist_dit/run-")
+    steps: dict[int, dict] = {}
+    for row in SQLiteStorage.get_logs(project, name):
+        values = steps.setdefault(row["step"], {})
+        new = {key: value for key, value in row.items() if key not in ("step", "timestamp")}
+        assert not new.keys() & values.keys() - {"images", "seconds"}
+        values |= new
+    folder = Path("outputs/net/run")
+    expected = by_step(folder)
+    for step, values in steps.items():
+        own = {key: value for key, value in values.items() if not key.startswith(("grids", "summ"))}
+        assert without_times(own) == pytest.approx(
+            expected.get(step, {"images": 8 * step}), rel=1e-6
+        )
+    assert steps.keys() >= expected.keys()
+    assert steps[10]["summary/parameters"] == summary_of(folder)["parameters"]
+    config = SQLiteStorage.get_run_config(project, name)
+    assert (config["backbone.width"], config["tags"]) == (32, "first, cpu")
+    assert {step for step, row in steps.items() if "grids/samples" in row} == {2, 4, 6, 8, 10}
+    assert "step 4" in steps[4]["grids/samples"]["caption"]
