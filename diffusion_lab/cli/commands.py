@@ -76,7 +76,7 @@ COMMANDS = {
     "sample": Command("analysis.sample:sample", SAMPLING, on_all_devices=True),
     "demo": Command("analysis.demo:demo", takes_paths=True, extra="demo"),
     "evaluate": Command("analysis.evaluate:evaluate_run", MEASURING, on_all_devices=True),
-    "compare": Command("analysis.compare:compare_runs", takes_paths=True),
+    "compare": Command("report.page:compare_runs", takes_paths=True),
     "publish": Command("analysis.publishing:publish_runs", takes_paths=True),
     "status": Command("analysis.status:status", takes_paths=True),
     "memorization": Command("analysis.memorization:memorization", MEASURING, on_all_devices=True),
