@@ -83,7 +83,7 @@ COMMANDS = {
     "train-autoencoder": Command("cli.training_job:train_first_stage", trains=True),
     "train-extractor": Command("training.train_extractor:train_extractor"),
     "sample-sweep": Command(
-        "analysis.sample_sweep:sweep", MEASURING, on_all_devices=True, combines=True
+        "analysis.evaluate:sweep", MEASURING, on_all_devices=True, combines=True
     ),
     "likelihood": Command("analysis.on_test_images:likelihood", on_all_devices=True),
     "encode": Command("analysis.on_test_images:encode_images", on_all_devices=True),

@@ -37,7 +37,7 @@ from diffusion_lab.report.figures import COLOURS, MARKERS, marker
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.scaling import scaling_csv
-from diffusion_lab.report.tables import NONE, Column, pairs_csv, samplings_csv
+from diffusion_lab.report.tables import NONE, pairs_csv, samplings_csv
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs.files import SAMPLES, load_record
 
@@ -143,15 +143,6 @@ class Samples:
     strip: str | None
 
 
-def main_columns(report: Report) -> list[Column]:
-    """The columns of the first table: the metric that decides, then others that people read."""
-    order = list(dict.fromkeys((report.panels[0].metric.name, *HEADLINE, *report.others)))
-    known = {column.kind: column for column in report.table.columns}
-    several = len({arm.data for arm in report.found.arms}) > 1
-    kinds = ["training_images" if several else "parameters", *order]
-    return [known[kind] for kind in kinds if kind in known][:MAIN]
-
-
 def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
     """By another metric: each arm, whether it is behind the best one, and the gap."""
     best, cells = {panel.data: panel.arms[0] for panel in report.panels}, []
@@ -171,6 +162,10 @@ def render(report: Report) -> str:
     found = report.found
     base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in found.runs])
     drawn = samples(found.arms)
+    # in the first table the metric that decides, then others that people read
+    size = "training_images" if len({arm.data for arm in found.arms}) > 1 else "parameters"
+    kinds = dict.fromkeys((size, report.panels[0].metric.name, *HEADLINE, *report.others))
+    known = {column.kind: column for column in report.table.columns}
     # a single known value means that all grids have the same noise at each place
     noises = {grid_noise(each.run) for each in drawn}
     how: dict[str, Any] = dict.fromkeys(("autoescape", "trim_blocks", "lstrip_blocks"), True)
@@ -188,7 +183,7 @@ def render(report: Report) -> str:
         verdicts=verdicts,
         none_known=NONE,
         ended=ended,
-        columns=main_columns(report),
+        columns=[known[kind] for kind in kinds if kind in known][:MAIN],
         strip={
             panels[0].metric.title: cells
             for name, panels in report.others.items()
