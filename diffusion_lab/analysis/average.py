@@ -52,16 +52,11 @@ class AveragedFirstStages:
         return datamodule
 
     @cached_property
-    def device(self) -> torch.device:
-        """The device that measures."""
-        return pick_device(self.cfg.device)
-
-    @cached_property
     def metrics(self) -> PreparedMetrics:
         """The run's metrics, with the reference's features."""
         metrics = instantiate(self.saved, "metrics")
         with errors_at(self.saved, "metrics"):
-            metrics.load(self.data, self.device)
+            metrics.load(self.data, pick_device(self.cfg.device))
             return PreparedMetrics.of(metrics, self.data)
 
     def save(self, tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
@@ -70,12 +65,11 @@ class AveragedFirstStages:
             path = Path(self.cfg.run) / saving.FIRST_STAGE_FILE
             autoencoder, facts, _ = saving.load_autoencoder(path)
         autoencoder.load_state_dict(tensors)
-        mean, std = latent_moments(autoencoder, self.data, self.device)
+        mean, std = latent_moments(autoencoder, self.data, pick_device(self.cfg.device))
         results = {}
         if any(name.startswith("rfid") for name in facts.metrics):
-            results = reconstruction_metrics(
-                autoencoder, self.data, self.metrics, self.cfg.batch_size
-            )
+            measured = self.data, self.metrics, self.cfg.batch_size
+            results = reconstruction_metrics(autoencoder, *measured)
         facts = replace(facts, latent_mean=mean, latent_std=std, metrics=results)
         saving.save_autoencoder(autoencoder, facts, folder / saving.FIRST_STAGE_FILE)
         return results

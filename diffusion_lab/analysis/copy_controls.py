@@ -24,15 +24,9 @@ from diffusion_lab.data import ImageData, Split
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
+from diffusion_lab.metrics import neighbours
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.metrics.neighbours import (
-    UNUSUAL,
-    Neighbours,
-    detected,
-    expected_share,
-    nearest_view,
-)
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.metrics.reference import RealImages
 from diffusion_lab.pipeline import Pipeline
@@ -91,9 +85,9 @@ class CopySpaces:
         """
         found = {}
         for name, views in self.views(images).items():
-            distances, index = nearest_view(views, self.known[name], 2)
+            distances, index = neighbours.nearest_view(views, self.known[name], 2)
             equal = (self.training[index[:, 0]] == self.training[sources]).flatten(1).all(1)
-            shares = detected(distances, limits[name])
+            shares = neighbours.detected(distances, limits[name])
             found[name] = shares | {"source_found": equal.double().mean().item()}
         return found
 
@@ -136,7 +130,8 @@ class ControlRun:
         for name, views in spaces.views(samples).items():
             known = spaces.known[name][self.unseen]  # the same training images for all three
             ours, beside, theirs = (
-                nearest_view(each, known, 2)[0] for each in (drawn[name], test[name], views)
+                neighbours.nearest_view(each, known, 2)[0]
+                for each in (drawn[name], test[name], views)
             )
             found[name] = against_control(ours, beside[:, 0], theirs)
         summaries = map(load_summary, (cfg.run, cfg.control))
@@ -160,15 +155,15 @@ def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, flo
     `limit` is the usual one, from test images, and `control_limit` comes from the control in the
     same way. Copies are counted by the first, and `copies_by_control` by the second.
     """
-    limit, own = (each.quantile(UNUSUAL).item() for each in (test, theirs[:, 0]))
-    by_control = detected(ours, own)["copies"]
+    limit, own = (each.quantile(neighbours.UNUSUAL).item() for each in (test, theirs[:, 0]))
+    by_control = neighbours.detected(ours, own)["copies"]
     return {
         "limit": limit,
         "control_limit": own,
-        **detected(ours, limit),
-        **{f"control_{name}": share for name, share in detected(theirs, limit).items()},
+        **neighbours.detected(ours, limit),
+        **{f"control_{name}": share for name, share in neighbours.detected(theirs, limit).items()},
         "copies_by_control": by_control,
-        "copy_ratio_by_control": by_control / expected_share(len(theirs)),
+        "copy_ratio_by_control": by_control / neighbours.expected_share(len(theirs)),
     }
 
 
@@ -224,7 +219,7 @@ def copies_found(
     pipeline: Pipeline,
     levels: Mapping[str, NoiseLevel],
     spaces: CopySpaces,
-    measured: Mapping[str, Neighbours],
+    measured: Mapping[str, neighbours.Neighbours],
 ) -> dict[str, dict]:
     """The shares of copies that the limits of `measured` find, by control and level of noise.
 

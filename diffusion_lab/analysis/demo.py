@@ -34,8 +34,8 @@ from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.routing import Route
 from torch import Tensor
 
+from diffusion_lab.analysis.evaluate import ROWS, SWEEPS
 from diffusion_lab.analysis.sample import wanted_labels
-from diffusion_lab.analysis.sample_sweep import ROWS, SWEEPS
 from diffusion_lab.assembly.config_keys import as_list, flat
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.objects import read_data
@@ -98,11 +98,11 @@ class ShownRun:
             raise UserError(f"{path} draws points in the plane; give a run that draws images")
         found = evaluations_of(path, opened.saved.seed, CurrentWeights(path))
         for sweep in sorted((path / SWEEPS).glob(f"*/{ROWS}")):
-            found += [
-                {"sampling": row["sampling"], "metrics": named(row)}
-                for row in read_rows(sweep)
-                if row.get(CHECKPOINT) == opened.weights[CHECKPOINT]  # none in older rows
-            ]
+            for row in read_rows(sweep):
+                if row.get(CHECKPOINT) == opened.weights[CHECKPOINT]:  # none in older rows
+                    names = ("fid", f"fid{REAL}")
+                    metrics = {f"{name}/{row['protocol']}": row[name] for name in names}
+                    found.append({"sampling": row["sampling"], "metrics": metrics})
         return cls(path, opened, command, found, turn)
 
     @property
@@ -221,11 +221,6 @@ class ShownRun:
             "words": f"training image {first:,} of {len(training):,}, at {share:.0%} of the "
             f"distance of the second nearest; a copy has less than {RELATIVE:.0%}",
         }
-
-
-def named(row: Mapping[str, Any]) -> dict[str, float]:
-    """The FID of a row of a sweep and that of real images, by their full names."""
-    return {f"{name}/{row['protocol']}": row[name] for name in ("fid", f"fid{REAL}")}
 
 
 def picture(*rows: Tensor) -> str:

@@ -1,20 +1,65 @@
-"""The command `evaluate`: FID and other metrics of a trained run, next to other runs."""
+"""The commands `evaluate` and `sample-sweep`: metrics of a run, by one sampling or by many.
+
+An evaluation stands next to those of other runs, and a sweep shows FID against network calls.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from omegaconf import DictConfig
+from rich.table import Table
+from torch import nn
 
+from diffusion_lab.analysis import plots
 from diffusion_lab.assembly.config_keys import as_list, flattered
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
-from diffusion_lab.common.files import require_writable
+from diffusion_lab.assembly.sentences import Combination
+from diffusion_lab.common import hashing
+from diffusion_lab.common.files import read_rows, require_writable, write_atomically
+from diffusion_lab.common.formats import csv_text, markdown_table
+from diffusion_lab.common.images import NotFinite
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
-from diffusion_lab.compute.distributed import on_rank_zero
+from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
+from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.families.images.run import open_images
-from diffusion_lab.metrics.generative import PreparedMetrics
-from diffusion_lab.metrics.quantity import ceiling, report, side_by_side
+from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
+from diffusion_lab.metrics.quantity import (
+    ON_REQUEST,
+    REAL,
+    Quantity,
+    ceiling,
+    quantity_of,
+    report,
+    side_by_side,
+)
+from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.pipeline.evaluation import evaluate
+from diffusion_lab.report.scaling import front
+from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.current import CHECKPOINT, sha256_of
 from diffusion_lab.runs.opened import inherited, open_run
-from diffusion_lab.runs.results import comparable_metrics, require_evaluations, sampling_of
+from diffusion_lab.runs.results import (
+    Sampling,
+    comparable_metrics,
+    require_evaluations,
+    sampling_of,
+)
 from diffusion_lab.training.callbacks import sampling_seed
+
+# the keys that combinations may vary
+VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
+SWEEPS, ROWS = "sweeps", "results.jsonl"
+# keys with a plot of their own
+PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
+ADDING = (*ON_REQUEST, "per_class")  # options of metrics
+SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
+Chosen = dict[str, str]  # override key -> value
 
 
 def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
@@ -65,3 +110,206 @@ def say_if_flattered(trained: DictConfig, metrics: DictConfig, features: str) ->
     """Says that FID on these features flatters a run that was aligned to them, if it was."""
     if flattered(trained, metrics):
         say(f"The run was aligned to features of {features}: FID on them flatters it")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination: the chosen overrides, the pipeline, and a key for the results."""
+
+    chosen: Chosen
+    pipeline: Pipeline
+    seed: int
+    key: str  # a hash of everything that the results depend on
+    sampling: Sampling
+
+
+def sweep(
+    cfg: DictConfig, overrides: list[str], combinations: list[Combination]
+) -> dict[str, object]:
+    """Measures each combination that is not measured yet; writes table, CSV and plot.
+
+    All combinations are built and checked before the first is measured.
+    """
+    varied = list(combinations[0].chosen)
+    for key in varied:
+        if key.split(".")[0].split("/")[0] not in VARIABLE:
+            raise UserError(
+                f"{key} cannot vary in a sweep over sampling; "
+                f"only {', '.join(VARIABLE)} and their values can"
+            )
+    check_keys(cfg, {"batch_size": whole(1)})
+    models = opened_models(combinations)
+    opened = models[0]
+    cfg = inherited(cfg, opened.saved, ("metrics",), overrides)
+    metrics = opened.metrics(cfg)
+    measured = measured_by(metrics, opened, cfg.metrics)
+    settings = [
+        build_setting(each, model, measured)
+        for each, model in zip(combinations, models, strict=True)
+    ]
+    with errors_at(cfg, "metrics"):
+        data = opened.datamodule
+        by_class = all(each.pipeline.conditional for each in settings) and data.num_classes > 0
+        metrics.check(by_class, data.num_classes)
+        prepared = PreparedMetrics.of(metrics, opened.datamodule)
+    name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
+    folder = Path(cfg.output) if cfg.output else Path(cfg.run) / SWEEPS / name
+    kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}
+    say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
+    say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
+    for number, setting in enumerate(settings, 1):
+        if setting.key not in kept:
+            start = f"{number}/{len(settings)}  {named(setting.chosen)}"
+            try:
+                measured_now = measure(setting, opened, prepared, cfg.batch_size)
+            except NotFinite as error:
+                say(f"{start} is left out: {error}")
+                continue
+            on_rank_zero(partial(append, folder, measured_now))
+            kept[setting.key] = measured_now
+            say(f"{start}: {figures(measured_now)}")
+    # saved rows hold results only: another sweep may choose a setting by other overrides
+    rows = [setting.chosen | kept[setting.key] for setting in settings if setting.key in kept]
+    if not rows:
+        raise UserError("no setting of the sweep draws finite samples, so nothing is measured")
+    return on_rank_zero(lambda: written(folder, rows, varied, metrics.extra_quantities))
+
+
+def measured_by(
+    metrics: GenerativeMetrics, opened: DiffusionRun, chosen: DictConfig
+) -> dict[str, object]:
+    """The facts by which rows with other figures are told apart, as those that lack accuracy."""
+    classifier = metrics.observer.classifier
+    measured: dict[str, object] = {
+        "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
+        "classifier": classifier.fingerprint if classifier else None,
+        "extra": [quantity.name for quantity in metrics.extra_quantities],
+    }
+    if asked := {key: chosen[key] for key in ADDING if chosen.get(key)}:
+        measured["asked"] = asked
+    return measured
+
+
+def append(folder: Path, row: dict[str, object]) -> None:
+    """Adds a row to the results in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ROWS).open("a") as file:  # a new line first: the last may be cut off
+        file.write(f"\n{json.dumps(row)}")
+
+
+def opened_models(combinations: Sequence[Combination]) -> list[DiffusionRun]:
+    """The run of each combination, opened once for each average and step of its weights."""
+    models: dict[tuple, tuple[DiffusionRun, int | None]] = {}
+    found = []
+    for each in combinations:
+        asked = (name_of(each.cfg.average), each.cfg.step)
+        if asked not in models:
+            models[asked] = (open_diffusion_run(each.cfg), each.cfg.step)
+        opened, each.cfg.step = models[asked]
+        found.append(opened)
+    return found
+
+
+def build_setting(
+    combination: Combination, opened: DiffusionRun, measured: dict[str, object]
+) -> Setting:
+    """Builds the pipeline of a combination; raises UserError if it cannot be sampled."""
+    cfg = combination.cfg
+    check_keys(cfg, {"seed": whole(0)})
+    cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), combination.overrides)
+    if cfg.steps is not None:
+        cfg.sampler.steps = cfg.steps
+    sampling = sampling_of(cfg)
+    facts = {
+        CHECKPOINT: opened.weights[CHECKPOINT],
+        **measured,
+        **sampling,
+        "precision": opened.precision,
+        "weak": sha256_of(weak) if (weak := cfg.guidance.get("weak_run")) else None,
+    }
+    pipeline = opened.pipeline(cfg)
+    if pipeline.classifier:
+        facts["guiding"] = pipeline.classifier.fingerprint
+    key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
+    return Setting(combination.chosen, pipeline, cfg.seed, key, sampling)
+
+
+def measure(
+    setting: Setting, opened: DiffusionRun, prepared: PreparedMetrics, batch_size: int
+) -> dict[str, object]:
+    """Measures a setting; returns network calls per sample, and every metric by its name."""
+    pipeline = setting.pipeline
+    asked: list[int] = []  # the number of images in each network call
+
+    def count(network: nn.Module, inputs: tuple) -> None:
+        asked.append(len(inputs[0]))
+
+    with opened.autocast, ExitStack() as hooks:
+        for denoiser in filter(None, (pipeline.denoiser, pipeline.weak)):
+            hooks.enter_context(denoiser.backbone.register_forward_pre_hook(count))
+        results, _ = evaluate(pipeline, prepared, opened.datamodule, batch_size, setting.seed)
+    values = {name.split("/")[0]: value for name, value in results.items()}
+    classifier = prepared.metrics.observer.classifier
+    return {
+        "key": setting.key,
+        "calls": round(sum(of_all_ranks(sum(asked))) / prepared.metrics.num_samples, 2),
+        **values,
+        "protocol": next(iter(results)).partition("/")[2],
+        "classifier": classifier.name if classifier else None,
+        "sampling": setting.sampling,
+        CHECKPOINT: opened.weights[CHECKPOINT],
+    }
+
+
+def named(chosen: Chosen) -> str:
+    """A setting by the values that were varied."""
+    return " ".join(f"{key}={value}" for key, value in chosen.items()) or "the run's sampling"
+
+
+def figures(row: dict) -> str:
+    """The metrics and the cost of a row of results, in words."""
+    kid = f", KID {row['kid']:.4g}" if "kid" in row else ""  # statistics of a file give no KID
+    return f"FID {row['fid']:.4g}{kid} in {row['calls']:g} calls"
+
+
+def written(
+    folder: Path, rows: list[dict], keys: list[str], extra: Sequence[Quantity]
+) -> dict[str, object]:
+    """Writes table.md, results.csv and plots; prints the table and the best for each budget.
+
+    results.csv has all results, without rounding, the table's columns first. `keys` are the varied
+    keys, in the order of the command line.
+    """
+    known = filter(None, (quantity_of(name) for name in SHOWN))
+    shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
+    ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
+    # the Pareto front of network calls and FID
+    places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
+    best = [ordered[place] for place in places]
+    real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)
+    header = f"Protocol {rows[0]['protocol']}; real test images: {', '.join(real)}"
+    head = [*keys, "calls", *(quantity.name for quantity in shown)]
+    lines = []
+    for row in ordered:
+        values = [quantity.text(row[quantity.name]) for quantity in shown]
+        mark = "best for its budget" if row in best else ""
+        lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
+    write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
+    others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]
+    beside = [f"{name}{REAL}" for name in [*head, *others] if f"{name}{REAL}" in rows[0]]
+    columns = [*head, *others, *beside, "protocol", "classifier"]
+    results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
+    write_atomically(folder / "results.csv", results)
+    plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
+    for key in PLOTTED.keys() & keys:
+        if all(re.fullmatch(r"[\d.]+", str(row[key])) for row in rows):
+            plots.against_number(ordered, key, keys, shown, folder / PLOTTED[key])
+    table = Table(*head, "", title=header)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    for row in best:
+        chosen = named({key: row[key] for key in keys})
+        say(f"up to {row['calls']:g} network calls: {chosen}: {figures(row)}")
+    say(f"Table and plot: {folder}")
+    return {"folder": str(folder), "rows": ordered, "best": best}

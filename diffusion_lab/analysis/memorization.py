@@ -8,14 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion_lab.analysis import plots
-from diffusion_lab.analysis.copy_controls import (
-    ControlRun,
-    CopySpaces,
-    copies_found,
-    levels_at,
-    lines,
-)
+from diffusion_lab.analysis import copy_controls, plots
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import write_json
@@ -64,12 +57,12 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     sides = equal_sides(*map(data.classes_of, (data.train_labels(), data.test_labels())))
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
-    levels = levels_at(pipeline.schedule, cfg.positive_at or ())
-    control = ControlRun.open(cfg, opened) if cfg.control else None
+    levels = copy_controls.levels_at(pipeline.schedule, cfg.positive_at or ())
+    control = copy_controls.ControlRun.open(cfg, opened) if cfg.control else None
     folder = Path(cfg.output or Path(cfg.run) / "memorization")
     on_rank_zero(lambda: make(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
-    spaces = CopySpaces(metrics, training, opened.mirrored)
+    spaces = copy_controls.CopySpaces(metrics, training, opened.mirrored)
     drawn, beside = spaces.views(samples), spaces.views(test, "test")
     neighbours = {
         name: Neighbours.of(drawn[name], beside[name], known, sides)
@@ -77,7 +70,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     }
     features, beside_them = (each[metrics.extractor.name][0] for each in (drawn, beside))
     known = spaces.known[metrics.extractor.name]
-    controls = copies_found(cfg, opened, pipeline, levels, spaces, neighbours)
+    controls = copy_controls.copies_found(cfg, opened, pipeline, levels, spaces, neighbours)
     if control is not None:
         controls["negative"] = control.counted(cfg, spaces, drawn, beside)
     result: dict[str, Any] = {
@@ -178,7 +171,7 @@ def show(result: dict, folder: Path) -> None:
         f"FID to {fid['reference_images']} training images {fid['to_training']:.4g}, to equally "
         f"many test images {fid['to_test']:.4g}: a gap of {fid['gap']:.3g}"
     )
-    for line in lines(result["controls"]):
+    for line in copy_controls.lines(result["controls"]):
         say(line)
     say(f"Most suspicious samples and their nearest training images: {folder / 'pairs.png'}")
     say(f"Report and loss by noise level: {folder}")

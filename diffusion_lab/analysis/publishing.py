@@ -15,15 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import as_list, flat
-from diffusion_lab.common import hashing
-from diffusion_lab.common.files import (
-    read_json,
-    read_rows,
-    replacing_folder,
-    require_own,
-    write_atomically,
-    write_json,
-)
+from diffusion_lab.common import files, hashing
 from diffusion_lab.common.formats import literal, literal_table
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.extractor.classifier import halved, name_of
@@ -82,7 +74,7 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
                 tuning_runs[run] = f"{place}/{run.name}"
             else:
                 left_out.append(f"{run} is left out: it is an unfinished tuning run")
-    with replacing_folder(folder) as new:
+    with files.replacing_folder(folder) as new:
         thinned = {
             name: facts
             for run, name in {**runs, **tuning_runs}.items()
@@ -97,9 +89,9 @@ def publish(paths: Sequence[str], output: str) -> dict[str, object]:
         for study in holding(paths):  # readers do not have these paths
             card["left_out"] = [each.replace(f"{study}/", "") for each in card["left_out"]]
         table = ArmTable(found)
-        write_atomically(new / RUNS_CSV, table.runs_csv(runs))
-        write_json(new / CARD, card)
-        write_atomically(new / TEXT, text_of(card, table.markdown()))
+        files.write_atomically(new / RUNS_CSV, table.runs_csv(runs))
+        files.write_json(new / CARD, card)
+        files.write_atomically(new / TEXT, text_of(card, table.markdown()))
     missing = [each["name"] for each in card["classifiers"] if not each["file"]]
     for sentence in left_out:
         say(sentence)
@@ -123,7 +115,7 @@ def require_apart(paths: Iterable[str], output: Path) -> None:
                 f"output={output} {'lies in' if inside else 'contains'} {path}, which is to be "
                 "published; choose a folder beside it"
             )
-    require_own(output, has_card)
+    files.require_own(output, has_card)
     there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
     if strange := [n for n in there if n not in OWN and not n.startswith(CLASSIFIER)]:
         raise UserError(
@@ -187,7 +179,9 @@ def copy_records(run: Path, target: Path) -> Facts | None:
         shutil.copytree(run, target, ignore=shutil.ignore_patterns(".*"))
         return published.facts_of(run).get(published.THINNED)
     weights = CurrentWeights(run)
-    evaluations = [p for p in run.glob(f"{EVALUATIONS}/*.json") if weights.match(read_json(p))]
+    evaluations = [
+        p for p in run.glob(f"{EVALUATIONS}/*.json") if weights.match(files.read_json(p))
+    ]
     for path in (*(run / name for name in RECORDS), *evaluations, *run.glob(SWEEPS)):
         if path.is_file():
             copy = target / path.relative_to(run)
@@ -205,7 +199,7 @@ def thin(path: Path) -> Facts | None:
     """
     if not path.is_file() or path.stat().st_size <= LARGEST:
         return None
-    rows = read_rows(path)
+    rows = files.read_rows(path)
     lines = [json.dumps(row) + "\n" for row in rows]
     losses = [all(key in PLACE or key.startswith("train") for key in row) for row in rows]
     measured = {row.get("images") for row, loss in zip(rows, losses, strict=True) if not loss}
@@ -214,7 +208,7 @@ def thin(path: Path) -> Facts | None:
     # a quarter at least, even if the other rows alone are too many
     room = max(LARGEST - (sum(map(len, lines)) - size), LARGEST // 4)
     dropped = set(droppable) - set(droppable[:: max(1, -(-size // room))])
-    write_atomically(path, "".join(line for i, line in enumerate(lines) if i not in dropped))
+    files.write_atomically(path, "".join(line for i, line in enumerate(lines) if i not in dropped))
     return {"rows": len(rows), "kept": len(rows) - len(dropped)} | facts_in(rows)
 
 
@@ -233,7 +227,7 @@ def copy_classifiers(runs: Sequence[Run], folder: Path) -> list[Facts]:
     for name in sorted(each for each in named if each.startswith(CLASSIFIER)):
         path = originals.get(name)
         if path:
-            write_atomically(folder / f"{name}.safetensors", halved(Path(path)))
+            files.write_atomically(folder / f"{name}.safetensors", halved(Path(path)))
         file = f"{name}.safetensors" if path else None
         found.append({"name": name, "file": file, "sha256_of_original": path and known[path]})
     return found
@@ -278,7 +272,9 @@ def card_of(
         "dates": sorted(str(summary.ended_at) for summary in [*trained.values(), *tuned]),
         "tuning": {key: tuning[key] for key in TUNING if key in tuning},
         "chosen": {
-            f"{place}/{FOUND}": {k: each["chosen"] for k, each in read_json(folder / FOUND).items()}
+            f"{place}/{FOUND}": {
+                k: each["chosen"] for k, each in files.read_json(folder / FOUND).items()
+            }
             for folder, place in tunings.items()
         },
     }

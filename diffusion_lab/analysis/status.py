@@ -55,19 +55,16 @@ def find(paths: Iterable[Path]) -> tuple[dict[Path, Path], list[Job]]:
             elif sweep_record.ALONE in files:
                 found.append(folder / sweep_record.ALONE)
         records |= {each.resolve(): each for each in found}
-    jobs = chain.from_iterable(map(sweep_record.read, sorted(records.values(), key=time_of)))
+    # by the time in the names of sweeps
+    alone = sweep_record.ALONE
+    ordered = sorted(records.values(), key=lambda p: p.parent.name if p.name == alone else p.stem)
 
     def is_below(job: Job) -> bool:
         """Whether its folder is below a path, or may yet be, as it is known once it begins."""
         place = job.folder and job.folder.resolve()
         return place is None or any(map(place.is_relative_to, roots))
 
-    return runs, [*filter(is_below, jobs)]
-
-
-def time_of(record: Path) -> str:
-    """The time in the name of a sweep, by which names are sorted."""
-    return record.parent.name if record.name == sweep_record.ALONE else record.stem
+    return runs, [*filter(is_below, chain.from_iterable(map(sweep_record.read, ordered)))]
 
 
 Queue = dict[str, Queued]
@@ -215,13 +212,10 @@ def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
             break
         time.sleep(cfg.watch)
     counts = Counter(row.state.value for row in rows)
-    return {"runs": [plain(row) for row in rows], "counts": dict(counts), "slurm": silent}
-
-
-def plain(row: Row) -> dict[str, Any]:
-    """A row as plain values."""
-    of_row = {key: value for key, value in vars(row).items() if key != "progress"}
-    return of_row | vars(row.progress) | {"state": row.state.value}
+    plain = [vars(row) | vars(row.progress) | {"state": row.state.value} for row in rows]
+    for each in plain:
+        del each["progress"]
+    return {"runs": plain, "counts": dict(counts), "slurm": silent}
 
 
 def show(rows: Sequence[Row], paths: Sequence[Path], silent: str | None) -> None:

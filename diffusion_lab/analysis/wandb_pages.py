@@ -92,14 +92,6 @@ def key_of(name: str, runs: Sequence[LoggedRun]) -> str:
     return key
 
 
-def verdict_of(runs: Sequence[LoggedRun]) -> str:
-    """The table and the verdict of `compare` on runs, with their protocol, in Markdown."""
-    try:
-        return in_markdown(Report(collect([run.folder for run in runs])))
-    except UserError as error:  # unlike runs are no reason against a dashboard
-        return f"These runs are not compared: {literal(error)}"
-
-
 def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
     check_keys(cfg, {"protocol": optional(PROTOCOL)})
@@ -120,7 +112,12 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
             say(f"{title}: {'; '.join(titles)}")
         say("Nothing was created (dry_run=true)")
         return {}
-    said = verdict_of(runs) if runs else ""
+    said = ""
+    if runs:
+        try:
+            said = in_markdown(Report(collect([run.folder for run in runs])))
+        except UserError as error:  # unlike runs are no reason against a dashboard
+            said = f"These runs are not compared: {literal(error)}"
     try:
         entity = str(cfg.entity or wandb.Api().default_entity)
         made = {

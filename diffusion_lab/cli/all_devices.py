@@ -33,20 +33,17 @@ DEVICES = Range(
 def on_all_devices(
     name: str, cfg: DictConfig, overrides: list[str], work: Callable[[], Any]
 ) -> Any:
-    """Calls `work`, the command `name`, here and on the other devices; returns its result."""
+    """Calls `work`, the command `name`, here or in a new process per device; returns its result.
+
+    Raises UserError with the sentence of the process that failed, or exits with its code.
+    """
     launched = in_launched_process()
     if launched:  # before all checks: connected processes say once what is wrong
         launch.join_process_group(pick_device(cfg.device))
     check_keys(cfg, {"devices": DEVICES})
     count = launch.processes_of_command(cfg.device, cfg.devices)
-    return work() if launched or count == 1 else started_here(name, overrides, count)
-
-
-def started_here(name: str, overrides: list[str], count: int) -> Any:
-    """Runs a command in `count` new processes, and returns the result that the first one leaves.
-
-    Raises UserError with the sentence of the process that failed, or exits with its code.
-    """
+    if launched or count == 1:
+        return work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reply.json"
         os.environ[REPLY] = str(path)

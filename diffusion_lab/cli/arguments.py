@@ -27,7 +27,9 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
     if "" in arguments:
         raise UserError("one of the arguments is empty; remove it, or write key=value")
     check_flags(arguments)
-    check_studies(arguments)
+    for key, _, name in (argument.partition("=") for argument in arguments):
+        if key in ("study", "+study"):
+            raise UserError(f"{key}={name} is no option; write diffusion-lab study {name}")
     arguments = [with_pretrained(argument) for argument in arguments]
     if command.combines:
         flags, overrides = apart(arguments)
@@ -72,21 +74,13 @@ def check_options(overrides: list[str]) -> None:
         if each.is_delete() or each.is_sweep_override() or not (conf_dir() / group).is_dir():
             continue
         value = each.value()
-        if not all(
-            isinstance(v, str | dict) for v in (value if isinstance(value, list) else [value])
-        ):
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(name, str | dict) for name in values):
             without = f"{group}=none, or " * (conf_dir() / group / "none.yaml").is_file()
             raise UserError(
                 f"{each.input_line} names no option of the group {group}; write {without}"
                 f"{group}= and one of the options that --help lists"
             )
-
-
-def check_studies(arguments: list[str]) -> None:
-    """Raises UserError for the file of a study as an option of a command."""
-    for key, _, name in (argument.partition("=") for argument in arguments):
-        if key in ("study", "+study"):
-            raise UserError(f"{key}={name} is no option; write diffusion-lab study {name}")
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:

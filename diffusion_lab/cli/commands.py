@@ -76,14 +76,14 @@ COMMANDS = {
     "sample": Command("analysis.sample:sample", SAMPLING, on_all_devices=True),
     "demo": Command("analysis.demo:demo", takes_paths=True, extra="demo"),
     "evaluate": Command("analysis.evaluate:evaluate_run", MEASURING, on_all_devices=True),
-    "compare": Command("analysis.compare:compare_runs", takes_paths=True),
+    "compare": Command("report.page:compare_runs", takes_paths=True),
     "publish": Command("analysis.publishing:publish_runs", takes_paths=True),
     "status": Command("analysis.status:status", takes_paths=True),
     "memorization": Command("analysis.memorization:memorization", MEASURING, on_all_devices=True),
     "train-autoencoder": Command("cli.training_job:train_first_stage", trains=True),
     "train-extractor": Command("training.train_extractor:train_extractor"),
     "sample-sweep": Command(
-        "analysis.sample_sweep:sweep", MEASURING, on_all_devices=True, combines=True
+        "analysis.evaluate:sweep", MEASURING, on_all_devices=True, combines=True
     ),
     "likelihood": Command("analysis.on_test_images:likelihood", on_all_devices=True),
     "encode": Command("analysis.on_test_images:encode_images", on_all_devices=True),

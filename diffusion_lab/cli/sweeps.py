@@ -100,18 +100,12 @@ def jobs_of(name: str, flags: list[str], overrides: list[str], cfg: DictConfig) 
     for chosen in map(list, product(*values.values())):
         OmegaConf.update(hydra, "overrides.task", chosen)
         if given:  # and perhaps another one for each job
-            own = composed_job(name, flags, chosen)
+            own = first_job(name, flags, chosen)
+            HydraConfig.instance().set_config(own)  # which ${hydra:...} in it takes from now on
             jobs.append(Job(chosen, Path(str(own.resume or own.run_dir))))
         else:
             jobs.append(Job(chosen, study.folder_of(cfg, hydra)))
     return jobs
-
-
-def composed_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
-    """The configuration of a job, with Hydra's own, which ${hydra:...} in it takes from now on."""
-    cfg = first_job(name, flags, overrides)
-    HydraConfig.instance().set_config(cfg)
-    return cfg
 
 
 def is_search(cfg: DictConfig) -> bool:
@@ -122,7 +116,8 @@ def is_search(cfg: DictConfig) -> bool:
 def sweep(name: str, arguments: list[str]) -> None:
     """Runs a sweep, and reports how its jobs ended; exits with code 1 if one of them failed."""
     flags, overrides = apart(arguments)
-    check_params(overrides)
+    if given := [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]:
+        raise UserError(f"{given[0]} is of no use; write the values themselves, as in seed=0,1")
     if not trains(flags):
         run(name, arguments)
         return
@@ -199,13 +194,6 @@ def new_folder() -> Path:
     begun = f"{OUTPUTS}/multirun/{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid()}"
     names = (f"{begun}{'' if number == 1 else f'_{number}'}" for number in count(1))
     return next(folder for folder in map(Path, names) if not folder.exists())
-
-
-def check_params(overrides: list[str]) -> None:
-    """Raises UserError for values of a sweep that are written into Hydra's own keys."""
-    given = [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]
-    if given:
-        raise UserError(f"{given[0]} is of no use; write the values themselves, as in seed=0,1")
 
 
 def report(sweep: Path, command: list[str]) -> None:

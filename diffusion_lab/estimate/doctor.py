@@ -231,13 +231,6 @@ def timed(
     return cost, sum(features) / FEATURE_IMAGES / layout.world
 
 
-def lasting(
-    cfg: DictConfig, task: DiffusionTask, data: ImageData, timed: tuple[RunCost, float]
-) -> run_cost.Duration:
-    """The time of the run, or of what its time limit allows."""
-    return run_cost.duration_of(cfg, task, timed[0], len(data.validated_on().labels))
-
-
 def features_seconds(
     task: DiffusionTask, data: ImageData, run: run_cost.Duration, timed: tuple[RunCost, float]
 ) -> float:
@@ -274,7 +267,13 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("free", "memory", free_on),  # beside the networks of the metrics
     ("memory", "memory", memory),
     ("timed", "memory", timed),
-    ("run", "memory", lasting),
+    (
+        "run",
+        "memory",
+        lambda cfg, task, data, timed: run_cost.duration_of(
+            cfg, task, timed[0], len(data.validated_on().labels)
+        ),
+    ),
     ("features", "memory", features_seconds),
     ("steps", "time", lambda cfg, run=None: run.steps if run else cfg.trainer.max_steps),
     ("seen", "time", lambda steps, layout: steps * layout.batch_size),

@@ -78,7 +78,16 @@ def show(plan: RunPlan) -> None:
     )
     if plan.step.host > plan.step.device:
         say("The GPU waits for the host: compilation and larger micro-batches help; see `profile`")
-    say(length(plan))
+    lasts, cfg = plan.duration, plan.cfg
+    limit = " (until trainer.max_time)" if lasts.steps < cfg.trainer.max_steps else ""
+    seen = lasts.steps * cfg.batch_size
+    epochs = f", {seen / cfg.num_images:.3g} epochs" if cfg.num_images else ""
+    sampling = "an unknown time" if lasts.sampling is None else time(lasts.sampling)
+    say(
+        f"Run: {lasts.steps:,} steps{limit}, {amount(seen)} images{epochs}: "
+        f"{time(lasts.training)} of training, {time(lasts.validation)} of validation and "
+        f"{sampling} of sampling"
+    )
     say(disk(numbers["disk"]))
 
 
@@ -107,20 +116,6 @@ def advice(plan: RunPlan) -> str:
         "a smaller backbone": True,
     }
     return f"Does not fit into {room}; write {' or '.join(k for k, v in others.items() if v)}"
-
-
-def length(plan: RunPlan) -> str:
-    """The length of the run in steps, images, epochs and time."""
-    cfg, lasts = plan.cfg, plan.duration
-    limit = " (until trainer.max_time)" if lasts.steps < cfg.trainer.max_steps else ""
-    seen = lasts.steps * cfg.batch_size
-    epochs = f", {seen / cfg.num_images:.3g} epochs" if cfg.num_images else ""
-    sampling = "an unknown time" if lasts.sampling is None else time(lasts.sampling)
-    return (
-        f"Run: {lasts.steps:,} steps{limit}, {amount(seen)} images{epochs}: "
-        f"{time(lasts.training)} of training, {time(lasts.validation)} of validation and "
-        f"{sampling} of sampling"
-    )
 
 
 def disk(taken: Mapping[str, int | None]) -> str:

@@ -137,7 +137,7 @@ def numbers_of(cfg: DictConfig, facts: ImageFacts, cost: RunCost) -> Numbers:
 
 
 def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
-    """Prints the table of modules, and a few lines on the entire model."""
+    """Prints the table of modules, and lines on the entire model and on how fast it is."""
     shape = "x".join(map(str, numbers["image_shape"]))
     table = Table("module", title=f"{name} on {shape}, {numbers['num_classes']} classes")
     for column in ("parameters", "share", "MACs", "share"):
@@ -162,12 +162,8 @@ def show(name: str, cost: RunCost, numbers: Numbers, depth: int) -> None:
             f"MACs {ELSEWHERE} were seen by PyTorch but counted by no module; add a method "
             "mixing_macs(*forward_inputs) to the module that multiplies outside of its layers"
         )
-    if "device" in numbers:
-        show_speed(numbers)
-
-
-def show_speed(numbers: Numbers) -> None:
-    """Prints how fast training and sampling are."""
+    if "device" not in numbers:
+        return
     say(
         "On {device} in {precision}, batch {batch_size}; peak ".format(**numbers)
         + f"{amount(numbers['peak_flops'])} FLOP/s in matrix products and convolutions"

@@ -15,14 +15,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.costs import (
-    ImageFacts,
-    Memory,
-    RunCost,
-    calls_of_one_network,
-    counted,
-    image_facts,
-)
+from diffusion_lab.assembly import costs
 from diffusion_lab.assembly.instantiate import check_keys, instantiate
 from diffusion_lab.backbone.macs import PER_INPUT, TRAINING_PASSES, Cost, seen_flops
 from diffusion_lab.backbone.state_space import S6, SSD
@@ -115,7 +108,7 @@ class RunPlan:
             raise UserError(
                 "latents=true needs their shape; write image_shape=[channels,height,width]"
             )
-        self.name, facts = name, image_facts(cfg)
+        self.name, facts = name, costs.image_facts(cfg)
         self.cfg = cfg = with_facts(cfg, facts)
         self.gpu: GPU = instantiate(cfg, "gpu")
         self.nodes = cfg.nodes or number(cfg.trainer.num_nodes, 1)
@@ -129,7 +122,7 @@ class RunPlan:
         self.task = build_task(cfg, device="meta")
         self.refuse_second_networks()
         self.black = torch.zeros(1, *facts.shape, dtype=torch.uint8)  # an image
-        counts = counted(cfg, facts, calls_of_one_network(cfg, facts))
+        counts = costs.counted(cfg, facts, costs.calls_of_one_network(cfg, facts))
         self.activations = run_cost.activations(cfg, facts, self.precision)
         held, images = self.activations.of(self.batch.micro_batch), self.stored_bytes() or 0
         choice, most = cfg.data.on_device, FREE_MEMORY_SHARE * self.gpu.memory
@@ -174,7 +167,7 @@ class RunPlan:
             return count * self.black.numel()
         return count * 4 * (1 + self.cfg.data.flip) * stage.moments(self.black).numel()
 
-    def seconds_of(self, cost: RunCost, reached: float | None = None) -> float:
+    def seconds_of(self, cost: costs.RunCost, reached: float | None = None) -> float:
         """The seconds of a network call on an image, by its FLOPs.
 
         `reached` is the share of the peaks that it reaches, if that is not to be the planned one.
@@ -191,7 +184,7 @@ class RunPlan:
             )
         )
 
-    def step_of(self, cost: RunCost, memory: Memory) -> Step:
+    def step_of(self, cost: costs.RunCost, memory: costs.Memory) -> Step:
         """The time of a training step."""
         module, gpu, batch = self.task.module, self.gpu, self.batch
         images, stage = batch.accumulate * batch.micro_batch, module.first_stage
@@ -295,7 +288,7 @@ def kind_of(network: nn.Module, modules: list[Cost]) -> str:
     return "convolutions" if convolved(network, modules) > whole / 2 else "matrix products"
 
 
-def with_facts(cfg: DictConfig, facts: ImageFacts) -> DictConfig:
+def with_facts(cfg: DictConfig, facts: costs.ImageFacts) -> DictConfig:
     """A copy of a configuration, for images or latents of these facts where they are given."""
     cfg = cfg.copy()
     if cfg.image_shape is not None or cfg.num_classes is not None:

@@ -15,14 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.assembly.config_keys import (
-    CLASS,
-    DATA_SIZE,
-    FRACTION,
-    PER_CLASS,
-    SUBSET_SEED,
-    Settings,
-)
+from diffusion_lab.assembly import config_keys
+from diffusion_lab.assembly.config_keys import CLASS, DATA_SIZE, SUBSET_SEED, Settings
 from diffusion_lab.report.records import Run, whole
 from diffusion_lab.report.words import Fact
 from diffusion_lab.runs.results import IMAGES, OWN
@@ -148,12 +142,11 @@ def _by_data(arms: Sequence[Arm]) -> list[Arm]:
     for line in sorted({*lines.values()}):
         colours.setdefault(line, next(left))
     ordered = sorted(arms, key=lambda arm: (images[arm.data_size], str(arm.data_size)))
-    return [
-        replace(
-            arm, line=lines[arm.name], data=parts[arm.data_size], colour=colours[lines[arm.name]]
-        )
-        for arm in (ordered if len(parts) > 1 else arms)
-    ]
+    found = []
+    for arm in ordered if len(parts) > 1 else arms:
+        line, data = lines[arm.name], parts[arm.data_size]
+        found.append(replace(arm, line=line, data=data, colour=colours[line]))
+    return found
 
 
 def shared(runs: Sequence[Run]) -> list[Settings]:
@@ -172,7 +165,7 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
             if isinstance(part, DictConfig) and CLASS in part and name not in part:
                 value = _default(part[CLASS], name)
                 own |= {key: whole(value)} if isinstance(value, bool | int | float | str) else {}
-        if own.get(FRACTION) == 1 and PER_CLASS not in own:
+        if own.get(config_keys.FRACTION) == 1 and config_keys.PER_CLASS not in own:
             own.pop(SUBSET_SEED, None)  # all images leave no choice
     by_seed = [
         places
@@ -240,9 +233,7 @@ def varying(settings: Sequence[Settings]) -> list[str]:
     """The keys whose values differ: classes first, keys by their nesting, heads last."""
     keys = {key for each in settings for key in each}
     found = [key for key in keys if len({_word(each.get(key)) for each in settings}) > 1]
-    return sorted(
-        found, key=lambda key: (not key.endswith(CLASS), key == HEADS, key.count("."), key)
-    )
+    return sorted(found, key=lambda k: (not k.endswith(CLASS), k == HEADS, k.count("."), k))
 
 
 def names_of(settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
@@ -254,21 +245,20 @@ def names_of(settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
         if len(parts) > distinct:
             distinct = len(parts)
             chosen.append(key)
-    last = Counter(_shortest(key) for key in chosen)
-    names = [
-        BETWEEN.join(
-            filter(None, (part(key, each, last) for key in _needed(each, settings, chosen)))
-        )
-        for each in settings
-    ]
+    last, names = Counter(map(_shortest, chosen)), []
+    for own in settings:
+        needed = (key for key in chosen if not _determined(key, own, settings, chosen))
+        names.append(BETWEEN.join(filter(None, (part(key, own, last) for key in needed))))
     # a name must say more than the size of the data, unless nothing else differs
     nameless = sum(without_data(name) == ALL for name in names)
-    if len(set(names)) < len(names) or not all(names) or 0 < nameless < len(names):
-        words = [[_spelled(key, each) for key in chosen] for each in settings]
-        if len(set(map(tuple, words))) < len(words):  # classes of one name in two modules
-            words = [[f"{key}={_word(each.get(key))}" for key in chosen] for each in settings]
-        return [BETWEEN.join(own) for own in words] if chosen else [ALL] * len(settings)
-    return names
+    if len(set(names)) == len(names) and all(names) and nameless in (0, len(names)):
+        return names
+    if not chosen:
+        return [ALL] * len(settings)
+    words = [[_spelled(key, each) for key in chosen] for each in settings]
+    if len(set(map(tuple, words))) < len(words):  # classes of one name in two modules
+        words = [[f"{key}={_word(each.get(key))}" for key in chosen] for each in settings]
+    return [BETWEEN.join(own) for own in words]
 
 
 def _spelled(key: str, settings: Settings) -> str:
@@ -280,25 +270,20 @@ def _spelled(key: str, settings: Settings) -> str:
     return f"{key}={_word(value)}"
 
 
-def _needed(own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> list[str]:
-    """The keys without those of a part, such as backbone, that its class determines."""
-
-    def determined(key: str) -> bool:
-        kind = f"{key.partition('.')[0]}.{CLASS}"
-        alike = [each for each in settings if each.get(kind) == own.get(kind)]
-        return kind in keys and kind != key and len({_word(each.get(key)) for each in alike}) == 1
-
-    return [key for key in keys if not determined(key)]
+def _determined(key: str, own: Settings, settings: Sequence[Settings], keys: Sequence[str]) -> bool:
+    """Whether the class of a part, such as backbone, determines the part's key."""
+    kind = f"{key.partition('.')[0]}.{CLASS}"
+    alike = [each for each in settings if each.get(kind) == own.get(kind)]
+    return kind in keys and kind != key and len({_word(each.get(key)) for each in alike}) == 1
 
 
 def part(key: str, settings: Settings, last: Counter) -> str | None:
     """The part of a name for a key: the class, the key of what is true, or key and value."""
-    value = settings.get(key)
+    value, short = settings.get(key), _shortest(key)
     if value is None:
-        return f"{_shortest(key)}=null" if key in DATA_SIZE else None
+        return f"{short}=null" if key in DATA_SIZE else None
     if key.endswith(CLASS):
         return str(value).rpartition(".")[2]
-    short = _shortest(key)
     name = key if last[short] > 1 else short
     if isinstance(value, bool):
         return name if value else None

@@ -14,15 +14,7 @@ import pandas as pd
 
 from diffusion_lab.assembly.config_keys import Means, flat, means
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.metrics.quantity import (
-    BITS_PER_CODE,
-    FINGERPRINT,
-    REAL,
-    TEST_LOSS,
-    VALIDATION_LOSS,
-    Protocol,
-    Quantity,
-)
+from diffusion_lab.metrics import quantity
 from diffusion_lab.report import records
 from diffusion_lab.report.arms import Arm, grouped, runs_of
 from diffusion_lab.report.records import AUTOENCODER, Run
@@ -44,9 +36,9 @@ COLUMNS = [
 ]
 COSTS = ("images_seen", "parameters", "macs", "training_seconds", "training_images")
 LOSSES = {  # names in summaries
-    TEST_LOSS.name: "test/loss",
-    VALIDATION_LOSS.name: "val/loss",
-    BITS_PER_CODE.name: f"test/{BITS_PER_CODE.name}",
+    quantity.TEST_LOSS.name: "test/loss",
+    quantity.VALIDATION_LOSS.name: "val/loss",
+    quantity.BITS_PER_CODE.name: f"test/{quantity.BITS_PER_CODE.name}",
 }
 INFINITY, FEWEST = "fid_infinity", 2560  # samples for an extrapolation of FID with 1,280 features
 
@@ -63,8 +55,8 @@ class Collection:
     arms: list[Arm]
     frame: pd.DataFrame
     names: dict[str, str]
-    metrics: dict[str, Quantity]
-    protocol: Protocol
+    metrics: dict[str, quantity.Quantity]
+    protocol: quantity.Protocol
     sampling: Sampling
     study: dict[str, Any]
     ways: list[str]
@@ -99,11 +91,11 @@ class Collection:
 
     def real(self, metric: str) -> float | None:
         """The value of a metric for real images in place of samples; None if not measured."""
-        found = self.values(f"{metric}{REAL}").value
+        found = self.values(f"{metric}{quantity.REAL}").value
         return None if found.empty else float(found.iloc[0])
 
     @cached_property
-    def judged(self) -> list[Quantity]:
+    def judged(self) -> list[quantity.Quantity]:
         """The metrics by which arms are judged, the one of the protocol first."""
         have = set(self.ends().metric)
         found = [each for each in self.metrics.values() if each.judged and each.name in have]
@@ -153,7 +145,7 @@ def collect(paths: Sequence[str | Path]) -> Collection:
             rows += _rows(arm, run, known, on_the_way, copied.get(run.folder, {}))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if not losses_compare(runs):
-        frame = frame[~frame.metric.isin([TEST_LOSS.name, VALIDATION_LOSS.name])]
+        frame = frame[~frame.metric.isin([quantity.TEST_LOSS.name, quantity.VALIDATION_LOSS.name])]
         omitted.append(Fact("losses_differ"))
     finite = np.isfinite(frame.value)
     for run, lost in frame[~finite & frame.at_end].groupby("run", sort=False).metric:
@@ -196,10 +188,12 @@ def _rows(
         seed = run.seed if seed == OWN else seed
         for full, value in record["metrics"].items():
             name, _, protocol = full.partition("/")
-            by = (protocol, record["protocol"].get(FINGERPRINT, ""), sampling)
+            by = (protocol, record["protocol"].get(quantity.FINGERPRINT, ""), sampling)
             if full not in LOSSES.values():
                 yield (*place, seed, name, *by, *end, float(value), True)
-    wanted = {full: name for name, full in on_the_way.items()} | {"val/loss": VALIDATION_LOSS.name}
+    wanted = {full: name for name, full in on_the_way.items()} | {
+        "val/loss": quantity.VALIDATION_LOSS.name
+    }
     rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
     # an evaluation writes its own row when it ends: the first one of a step says when it began
     reached = {row["images"]: row["seconds"] for row in reversed(rows)}
@@ -213,7 +207,7 @@ def _rows(
 
 def _measured(
     run: Run,
-    protocol: Protocol,
+    protocol: quantity.Protocol,
     samplings: Mapping[str, Sequence[Sampling]],
     names: Mapping[str, str],
 ) -> Iterator[tuple[Record, str]]:
@@ -277,7 +271,7 @@ def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
 
 
 def _samplings(
-    runs: Sequence[Run], protocol: Protocol, sampling: Sampling, study: Mapping[str, Any]
+    runs: Sequence[Run], protocol: quantity.Protocol, sampling: Sampling, study: Mapping[str, Any]
 ) -> dict[str, list[Sampling]]:
     """The samplings by which all runs were measured, `sampling` first, by what differs in them.
 

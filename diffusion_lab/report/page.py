@@ -1,14 +1,20 @@
-"""A comparison as a folder: a self-contained page, made of page.html, tables and figures."""
+"""The command `compare`: a folder with a self-contained page, tables and figures.
+
+The page is made of page.html. A comparison may be logged as a W&B run, too.
+"""
 
 import base64
+import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +22,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from diffusion_lab.assembly.config_keys import CLASS
+from diffusion_lab.assembly.config_keys import CLASS, as_list
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common.files import require_own, write_atomically
 from diffusion_lab.common.formats import literal
-from diffusion_lab.common.messages import say
+from diffusion_lab.common.messages import UserError, say
+from diffusion_lab.common.ranges import Range, optional
 from diffusion_lab.metrics.quantity import VALIDATION_LOSS
 from diffusion_lab.report import verdicts
 from diffusion_lab.report.arms import Arm, runs_of
@@ -29,9 +37,9 @@ from diffusion_lab.report.figures import COLOURS, MARKERS, marker
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import AUTOENCODER, Run
 from diffusion_lab.report.scaling import scaling_csv
-from diffusion_lab.report.tables import NONE, Column, pairs_csv, samplings_csv
+from diffusion_lab.report.tables import NONE, pairs_csv, samplings_csv
 from diffusion_lab.report.words import ended
-from diffusion_lab.runs.files import SAMPLES
+from diffusion_lab.runs.files import SAMPLES, load_record
 
 PARTS, PLOTS = Path(__file__).parent, "plots"
 GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote
@@ -43,6 +51,13 @@ ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the pag
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
 SMALLEST = 32  # pixels of the longer side, below which no picture shrinks
 WHITE = OPAQUE = 255
+PROJECT = Range(
+    "the name of a W&B project",
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"[^/\\#?%:]+", value)),
+    "diffusion-lab",
+)
+TABLES = {"compositions": "table.csv", "runs": "runs.csv", "pairs": "pairs.csv"}
+VERDICT, COMPARISON = "verdict", "comparison"  # start the names of answers, and of tables and page
 
 
 def compare(paths: Sequence[str], output: str) -> dict[str, object]:
@@ -55,8 +70,9 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     require_own(folder, is_ours)
     found = collect(paths)
     report = Report(found)
-    compared = {str(run.folder) for arm in found.arms for run in arm.runs}
-    if others := sorted(set(runs_in(folder)) - compared):
+    compared, earlier = {str(run.folder) for run in found.runs}, folder / "runs.csv"
+    known = pd.read_csv(earlier, usecols=["folder"]).folder if earlier.exists() else ()
+    if others := sorted({*known} - compared):
         say(f"{folder} compared other runs, such as {others[0]}; output=... keeps both")
     write(folder, report)
     left_out = [str(fact) for fact in found.left_out]
@@ -71,12 +87,6 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
         "compositions": {arm.name: [str(run.folder) for run in arm.runs] for arm in found.arms},
         "left_out": left_out,
     }
-
-
-def runs_in(folder: Path) -> list[str]:
-    """The run folders of the comparison that a folder holds; none if it holds none."""
-    path = folder / "runs.csv"
-    return [] if not path.exists() else pd.read_csv(path, usecols=["folder"]).folder.tolist()
 
 
 def write(folder: Path, report: Report) -> None:
@@ -133,15 +143,6 @@ class Samples:
     strip: str | None
 
 
-def main_columns(report: Report) -> list[Column]:
-    """The columns of the first table: the metric that decides, then others that people read."""
-    order = list(dict.fromkeys((report.panels[0].metric.name, *HEADLINE, *report.others)))
-    known = {column.kind: column for column in report.table.columns}
-    several = len({arm.data for arm in report.found.arms}) > 1
-    kinds = ["training_images" if several else "parameters", *order]
-    return [known[kind] for kind in kinds if kind in known][:MAIN]
-
-
 def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
     """By another metric: each arm, whether it is behind the best one, and the gap."""
     best, cells = {panel.data: panel.arms[0] for panel in report.panels}, []
@@ -161,15 +162,14 @@ def render(report: Report) -> str:
     found = report.found
     base = os.path.commonpath([os.path.abspath(run.folder.parent) for run in found.runs])
     drawn = samples(found.arms)
+    # in the first table the metric that decides, then others that people read
+    size = "training_images" if len({arm.data for arm in found.arms}) > 1 else "parameters"
+    kinds = dict.fromkeys((size, report.panels[0].metric.name, *HEADLINE, *report.others))
+    known = {column.kind: column for column in report.table.columns}
     # a single known value means that all grids have the same noise at each place
     noises = {grid_noise(each.run) for each in drawn}
-    page = Environment(
-        loader=FileSystemLoader(PARTS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    how: dict[str, Any] = dict.fromkeys(("autoescape", "trim_blocks", "lstrip_blocks"), True)
+    page = Environment(loader=FileSystemLoader(PARTS), undefined=StrictUndefined, **how)
     return page.get_template("page.html").render(
         report=report,
         title=found.study.get("question") or f"Comparison of {len(found.arms)} arms",
@@ -183,7 +183,7 @@ def render(report: Report) -> str:
         verdicts=verdicts,
         none_known=NONE,
         ended=ended,
-        columns=main_columns(report),
+        columns=[known[kind] for kind in kinds if kind in known][:MAIN],
         strip={
             panels[0].metric.title: cells
             for name, panels in report.others.items()
@@ -291,3 +291,69 @@ def data_uri(pixels: np.ndarray, most: int) -> str:
         if len(text) <= most or max(picture.size) <= SMALLEST:
             return text
         picture = picture.reduce(2)
+
+
+def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`.
+
+    With `cfg.wandb` it logs the comparison to that W&B project, too.
+    """
+    paths = [str(path) for path in as_list(cfg.paths)]
+    if not paths:
+        raise UserError(
+            "give run folders, or folders that contain some: diffusion-lab compare outputs"
+        )
+    check_keys(cfg, {"wandb": optional(PROJECT)})
+    result = compare(paths, str(cfg.output))
+    if cfg.wandb is not None:
+        log_comparison(Path(str(cfg.output)), cfg.wandb, result)
+    return result
+
+
+def log_comparison(folder: Path, project: str, result: dict[str, Any]) -> None:
+    """Logs what `compare` wrote and returned to a W&B project; raises UserError if W&B fails."""
+    # imported late, since reading records needs neither W&B nor torch
+    import wandb
+
+    from diffusion_lab.training.logger.run_logger import first_line, why_offline
+    from diffusion_lab.training.logger.wandb_logger import artifact_of, offline, opened, staged_in
+
+    runs = [run for each in result["compositions"].values() for run in each]
+    loggers = [load_record(run).get("logger") or {} for run in runs]
+    groups = {(each.get("wandb") or {}).get("group") for each in loggers} - {None}
+    group = groups.pop() if len(groups) == 1 else None  # that all runs with one have
+    place = {"project": project, "group": group, "job_type": "compare"}
+    config = {"compositions": result["compositions"]}
+    try:
+        run, reason = opened(why_offline("auto"), folder, name=folder.name, config=config, **place)
+        with staged_in(folder / "wandb"):
+            tables = {name: table(folder / file) for name, file in TABLES.items()}
+            shown: dict[str, Any] = {n: wandb.Table([*h], rows) for n, (h, rows) in tables.items()}
+            shown["page"] = wandb.Html((folder / "index.html").read_text(), inject=False)
+            run.log({f"{COMPARISON}/{name}": each for name, each in shown.items()})
+            written = sorted(path for path in folder.rglob("*") if path.is_file())
+            own = [path for path in written if path.relative_to(folder).parts[0] != "wandb"]
+            run.log_artifact(artifact_of(f"{COMPARISON}-{run.id}", COMPARISON, folder, own))
+        answers = {f"{VERDICT}/{metric}": said for metric, said in result["verdict"].items()}
+        run.summary.update(answers)
+        line = offline(reason, folder) if reason else f"W&B: {run.url}"
+        run.finish()
+    except Exception as error:  # of a key, a server, or a disk: each has its own class
+        said = first_line(error)
+        raise UserError(f"the comparison is in {folder}, but W&B failed: {said}") from error
+    say(line)
+
+
+def table(path: Path) -> tuple[list[str], list[list[float | str | None]]]:
+    """The columns and rows of a CSV file, with its numbers as numbers."""
+    with path.open(newline="") as file:
+        head, *rows = csv.reader(file)
+    return head, [[value_of(cell) for cell in row] for row in rows]
+
+
+def value_of(cell: str) -> float | str | None:
+    """A cell as a number, if it is one; None if it is empty."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None

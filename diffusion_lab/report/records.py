@@ -23,19 +23,9 @@ from diffusion_lab.metrics.quantity import (
     Quantity,
 )
 from diffusion_lab.report.words import Fact
-from diffusion_lab.runs import published
+from diffusion_lab.runs import published, results
 from diffusion_lab.runs.current import CurrentWeights
 from diffusion_lab.runs.files import METRICS, SUMMARY, load_record
-from diffusion_lab.runs.results import (
-    EVALUATIONS,
-    IMAGES,
-    OWN_WAY,
-    Record,
-    Sampling,
-    evaluations_of,
-    samplings_of,
-    way_of,
-)
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.tuned import FOUND
@@ -56,7 +46,7 @@ class Run:
     summary: Summary
     rows: list[dict]  # the rows of metrics.jsonl
     weights: CurrentWeights
-    kept: list[Record]  # evaluations of the current weights, the one from training first
+    kept: list[results.Record]  # evaluations of the current weights, the one from training first
 
     @property
     def seed(self) -> int:
@@ -65,7 +55,7 @@ class Run:
     @property
     def drawn_elsewhere(self) -> bool:
         """Whether these are images that another program drew."""
-        return IMAGES in self.config
+        return results.IMAGES in self.config
 
     @property
     def family(self) -> str:
@@ -91,24 +81,24 @@ class Run:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
         if network := known.pop(f"autoencoder.{CLASS}", None):  # named as other networks are
             known[f"backbone.{CLASS}"] = network
-        named = {IMAGES: self.config.name} if self.drawn_elsewhere else {}
+        named = {results.IMAGES: self.config.name} if self.drawn_elsewhere else {}
         return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
 
     @cached_property
     def own_way(self) -> dict[str, Any]:
         """The sampler and guidance of the run's configuration, in the form of records."""
-        return way_of(cast(dict, OmegaConf.to_container(self.config, resolve=True)))
+        return results.way_of(cast(dict, OmegaConf.to_container(self.config, resolve=True)))
 
-    def drawn_in(self, way: Sampling) -> "Run":
+    def drawn_in(self, way: results.Sampling) -> "Run":
         """The run, with records that may be compared with those of other ways (`samplings_of`)."""
-        return replace(self, kept=[record | {OWN_WAY: way} for record in self.kept])
+        return replace(self, kept=[record | {results.OWN_WAY: way} for record in self.kept])
 
-    def ways(self, sampling: Sampling) -> list[Sampling]:
+    def ways(self, sampling: results.Sampling) -> list[results.Sampling]:
         """The samplings that one with these settings counts as (`samplings_of`)."""
         known = {"sampling": sampling, "training_seed": self.seed}
-        if self.kept and OWN_WAY in self.kept[0]:
-            known[OWN_WAY] = self.kept[0][OWN_WAY]
-        return samplings_of(known)
+        if self.kept and results.OWN_WAY in self.kept[0]:
+            known[results.OWN_WAY] = self.kept[0][results.OWN_WAY]
+        return results.samplings_of(known)
 
     @property
     def finished_at(self) -> tuple[str, str]:
@@ -198,8 +188,8 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
                 continue
             rows, present = read_rows(folder / METRICS), CurrentWeights(folder)
             rows = [row for row in rows if all(isinstance(v, int | float) for v in row.values())]
-            found = evaluations_of(folder, config.seed, present)
-            if not present.known and any((folder / EVALUATIONS).glob("*.json")):
+            found = results.evaluations_of(folder, config.seed, present)
+            if not present.known and any((folder / results.EVALUATIONS).glob("*.json")):
                 left_out.append(Fact("weights_gone", run=folder))
             runs.append(Run(folder, config, summary, rows, present, found))
         except UserError as error:  # report a damaged run, and compare the others
@@ -210,9 +200,9 @@ def read(folders: Iterable[Path]) -> tuple[list[Run], list[Fact]]:
 def unfit(folder: Path, config: DictConfig, summary: Summary) -> Fact | None:
     """The reason why a run cannot be compared; None if it can."""
     family = family_of(config)
-    if family == AUTOENCODER and not any((folder / EVALUATIONS).glob("*.json")):
+    if family == AUTOENCODER and not any((folder / results.EVALUATIONS).glob("*.json")):
         return Fact("no_samples", run=folder)
-    needed = NEEDED[: 2 if IMAGES in config else None] if summary.finished else ()
+    needed = NEEDED[: 2 if results.IMAGES in config else None] if summary.finished else ()
     damaged = summary == Summary() or any(getattr(summary, key) is None for key in needed)
     if damaged and (folder / SUMMARY).exists():
         return Fact("damaged", run=folder, file=SUMMARY)
@@ -261,7 +251,7 @@ def _of_control(name: str) -> Quantity | None:
 
 
 def copies(
-    runs: Iterable[Run], sampling: Sampling
+    runs: Iterable[Run], sampling: results.Sampling
 ) -> tuple[dict[Path, dict[str, float]], list[Fact]]:
     """The counts of copies by run folder, if measured alike, and facts on what is left out."""
     found: dict[Path, dict[str, float]] = {}

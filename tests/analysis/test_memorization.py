@@ -134,9 +134,7 @@ def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_im
 def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     logged = json.loads((run_folder / "summary.json").read_text())["metrics"]
     arguments = ["num_samples=12", "pairs=5", "batch_size=8", "precision=32-true", "json=true"]
-    code, out, err = lab("memorization", "run=run", *arguments)
-    assert code == 0, err
-    result = json.loads(out.splitlines()[-1])
+    result = lab.result("memorization", "run=run", *arguments)
     assert result == json.loads((run_folder / "memorization/report.json").read_text())
     assert result["training_images"] == 64
     protocol = result["protocol"]

@@ -11,12 +11,14 @@ import tempfile
 
 import numpy as np
 import pytest
+from helpers.compositions import composed
 from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, summary_of
 from PIL import Image
 
+from diffusion_lab.analysis.sample import also_asked, way
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli import main
 from diffusion_lab.cli.arguments import prepare
@@ -100,9 +102,7 @@ def test_evaluate_gives_the_metrics_of_the_run(lab, run_folder):
 
 def test_samples_are_compared_with_validation_images_under_another_name(lab, run_folder):
     options = ["metrics.reference=validation", "batch_size=16", "device=cpu", "json=true"]
-    code, out, err = lab("evaluate", "run=run", *options)
-    assert code == 0, err
-    results = json.loads(out.splitlines()[-1])
+    results = lab.result("evaluate", "run=run", *options)
     extractor = "efficientnet_lite0-96"
     assert {f"fid/{extractor}/val20-16", f"fid_real/{extractor}/val20-16"} <= set(results)
     assert not [name for name in results if f"{extractor}/train" in name]
@@ -218,3 +218,29 @@ def test_classes_are_asked_for_by_number_or_name():
     assert labels.parse([1, "boot", "T-SHIRT"]).tolist() == [1, 1, 0]
     with pytest.raises(ValueError, match="T-shirt"):
         labels.parse(["Sock"])
+
+
+def test_every_way_to_draw_has_a_name_of_its_own():
+    ways = [
+        [],
+        ["sampler=ddim"],
+        ["sampler=ddim", "guidance.clip=1"],
+        ["guidance.clip=1", "sampler=ddim"],  # the same
+        ["sampler=ddim", "guidance.clip=2"],
+        ["sampler=ddim", "sampler/time_grid=karras"],
+        ["sampler=ddim", "guidance=dynamic_thresholding"],
+    ]
+    names = {way(composed("train", "name=x", *each)) + also_asked(each) for each in ways}
+    assert len(names) == len(ways) - 1
+
+
+def test_a_picture_of_many_samples_has_the_first_of_them(lab, run_folder, monkeypatch):
+    monkeypatch.setattr("diffusion_lab.common.images.MOST_IMAGES", 6)
+    wanted = ("num_samples=12", "columns=2", "save=npz", "json=true", "device=cpu")
+    code, out, err = lab("sample", "run=run", *wanted)
+    assert code == 0, err
+    assert_names(err, "first 6 of 12")
+    written = json.loads(out.splitlines()[-1])
+    assert len(np.load(written["array"])["images"]) == 12
+    with Image.open(written["grid"]) as picture:
+        assert picture.size == (2 * (2 * 10 + 2), 2 * (3 * 10 + 2))

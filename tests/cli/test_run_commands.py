@@ -51,15 +51,13 @@ def test_of_several_overrides_of_a_key_the_last_one_counts():
 def test_images_in_a_file_are_a_reference_as_training_images_are(lab, run_folder):
     pixels = TinyData().load()[0].images.permute(0, 2, 3, 1)
     np.savez("reference.npz", images=pixels.numpy())
-    measure = ["evaluate", "run=run", "device=cpu", "json=true", "metrics.mmd=true"]
+    measure = ["evaluate", "run=run", "device=cpu", "metrics.mmd=true"]
     found = []
     for wanted in (
         ["metrics.reference_size=null", "metrics.fld=true"],
         ["metrics.reference_size=null", "metrics.reference=reference.npz"],
     ):
-        code, out, err = lab(*measure, *wanted)
-        assert code == 0, err
-        values = json.loads(out.splitlines()[-1])
+        values = lab.result(*measure, *wanted)
         assert any("/train84-" in name for name in values) == ("metrics.fld=true" in wanted)
         found.append({name.partition("/")[0]: value for name, value in values.items()})
     assert math.isfinite(found[0].pop("fld"))
@@ -87,22 +85,17 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
     # results are kept, even after a kill in the middle of a line
     rows = folder / "results.jsonl"
     rows.write_text(rows.read_text()[:-40])
-    code, out, err = lab(*SWEEP, "json=true")
-    assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["rows"] == result["rows"]
+    assert lab.result(*SWEEP)["rows"] == result["rows"]
     assert len(read_rows(rows)) == 4
 
 
 def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     expected = lab.result("evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16")
-    (row,) = lab.result("sample-sweep", "run=run", "sampler=heun", "steps=3", "batch_size=16")[
-        "rows"
-    ]
+    asked = ["sample-sweep", "run=run", "steps=3", "batch_size=16"]
+    (row,) = lab.result(*asked, "sampler=heun")["rows"]
     assert row["fid"] == pytest.approx(expected[f"fid/{row['protocol']}"], rel=1e-6)
     # a sweep that varies other keys recognises the setting and reuses its result
-    rows = lab.result("sample-sweep", "run=run", "sampler=euler,heun", "steps=3", "batch_size=16")[
-        "rows"
-    ]
+    rows = lab.result(*asked, "sampler=euler,heun")["rows"]
     assert len(read_rows(next(run_folder.glob("sweeps/*/results.jsonl")))) == 2
     assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
 
@@ -110,16 +103,14 @@ def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
 @pytest.mark.slow
 def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
     lab.done("train", *TINY, "backbone.width=16", "run_dir=weak")
-    arguments = ["sample-sweep", "run=run", "steps=2", "batch_size=16", "json=true"]
-    code, out, err = lab(*arguments, "guidance=classifier_free", "guidance.scale=0,1,2")
-    assert code == 0, err
-    rows = {row["guidance.scale"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
-    assert {scale: row["calls"] for scale, row in rows.items()} == {"0": 2, "1": 2, "2": 4}
-    code, out, err = lab(
-        *arguments, "guidance=autoguidance", "guidance.weak_run=weak", "guidance.scale=1,2"
+    arguments = ["sample-sweep", "run=run", "steps=2", "batch_size=16"]
+    classifier_free = ["guidance=classifier_free", "guidance.scale=0,1,2"]
+    weak = ["guidance=autoguidance", "guidance.weak_run=weak", "guidance.scale=1,2"]
+    rows, auto = (
+        {row["guidance.scale"]: row for row in lab.result(*arguments, *asked)["rows"]}
+        for asked in (classifier_free, weak)
     )
-    assert code == 0, err
-    auto = {row["guidance.scale"]: row for row in json.loads(out.splitlines()[-1])["rows"]}
+    assert {scale: row["calls"] for scale, row in rows.items()} == {"0": 2, "1": 2, "2": 4}
     assert auto["2"]["calls"] == 4
     assert auto["1"]["fid"] == pytest.approx(rows["1"]["fid"], rel=1e-9)
     assert auto["2"]["fid"] != pytest.approx(rows["2"]["fid"], rel=1e-6)
@@ -128,11 +119,8 @@ def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
 @pytest.mark.slow
 def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     file = run_folder / "classifier.safetensors"
-    save_classifier(
-        SmallClassifier((1, 8, 8), 4).eval(),
-        file,
-        {"shape": [1, 8, 8], "classes": list(TinyData.class_names)},
-    )
+    facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
+    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), file, facts)
     asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
     lab.done("sample-sweep", *asked, "batch_size=16")
     asked.append("metrics.classifier=run/classifier.safetensors")
@@ -200,20 +188,17 @@ def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab
 
 
 def test_likelihood_of_a_barely_trained_model(lab, run_folder):
-    arguments = ["likelihood", "run=run", "num_images=3", "json=true"]
+    arguments = ["likelihood", "run=run", "num_images=3"]
     results = {}
     for trace in ("hutchinson", "exact"):
-        code, out, err = lab(*arguments, f"trace={trace}", "batch_size=2")
-        assert code == 0, err
-        results[trace] = json.loads(out.splitlines()[-1])
+        results[trace] = lab.result(*arguments, f"trace={trace}", "batch_size=2")
         assert results[trace]["num_images"] == 3
     # an untrained model is about a wide Gaussian: around the 8 bits of raw bytes
     assert 6 < results["exact"]["bits_per_dim"] < 12
     assert results["hutchinson"]["bits_per_dim"] == pytest.approx(
         results["exact"]["bits_per_dim"], abs=0.2
     )
-    code, out, _ = lab(*arguments, "trace=exact", "batch_size=3")
-    again = json.loads(out.splitlines()[-1])["bits_per_dim"]
+    again = lab.result(*arguments, "trace=exact", "batch_size=3")["bits_per_dim"]
     assert again == pytest.approx(results["exact"]["bits_per_dim"], abs=1e-3)
 
 
@@ -251,7 +236,6 @@ def test_a_key_of_the_runs_own_sampler_can_be_changed(lab, tmp_path):
     arguments = [a for a in TINY if not a.startswith("sampler")]
     lab.done("train", *arguments, "sampler=annealed_langevin", "sampler.steps=3")
     run = next(tmp_path.glob("outputs/*/*"))
-    rows = lab.result(
-        "sample-sweep", f"run={run}", "sampler.corrections=1,2", "sampler.step_size=0.1"
-    )["rows"]
+    asked = ["sampler.corrections=1,2", "sampler.step_size=0.1"]
+    rows = lab.result("sample-sweep", f"run={run}", *asked)["rows"]
     assert [row["calls"] for row in rows] == [4, 7]

@@ -1,17 +1,25 @@
 """Budgets make runs equal and are saved with the run; contradictions are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import ROOT
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY
+from hydra import compose, initialize_config_dir
 
-from diffusion_lab.estimate.budget import ENDLESS, Budget
+from diffusion_lab.assembly.costs import counted, image_facts
+from diffusion_lab.assembly.sentences import conf_dir
+from diffusion_lab.estimate.budget import ENDLESS, Budget, with_budget
+from diffusion_lab.runs.files import load_record
 
 QUICK = [a for a in TINY if not a.startswith("backbone")]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 NOTHING = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
+EXPERIMENTS = ROOT / "experiments"
+RUNS = EXPERIMENTS / "unet_vs_dit/published/runs"
 
 
 def budget(**chosen) -> Budget:
@@ -35,9 +43,7 @@ def test_a_run_as_reference_is_measured_on_the_data_to_train_on(lab, run_folder)
     sized = ["backbone=mlp", "budget=params", "budget.reference=run", "budget.tolerance=0.2"]
     sizes = []
     for asked in (["run=run"], sized):
-        code, out, err = lab("profile", *asked, *here)
-        assert code == 0, err
-        sizes.append(json.loads(out.splitlines()[-1])["params"])
+        sizes.append(lab.result("profile", *asked, *here)["params"])
     assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
 
 
@@ -93,3 +99,44 @@ def test_images_make_steps_of_any_batch(lab, tmp_path):
         )
         summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
         assert (summary["steps"], summary["images_seen"]) == (steps, 32)
+
+
+def assert_costs_as_recorded(folder: Path) -> None:
+    summary, cfg = json.loads((folder / "summary.json").read_text()), load_record(folder)
+    cost = counted(cfg, image_facts(cfg))
+    assert (cost.parameters, cost.macs) == (summary["parameters"], summary["macs"]), folder
+
+
+@pytest.mark.parametrize("backbone", ["dit", "unet_small"])
+def test_a_published_network_costs_what_its_summary_says(backbone):
+    assert_costs_as_recorded(RUNS / f"backbone-{backbone}_seed-0")
+
+
+@pytest.mark.slow
+def test_all_published_networks_cost_what_their_summaries_say():
+    networks = {}
+    for path in sorted(EXPERIMENTS.glob("*/published*/**/summary.json")):
+        summary = json.loads(path.read_text())
+        cfg = load_record(path.parent)
+        if summary.get("macs") and "run" not in (cfg.get("first_stage") or {}):
+            key = str(cfg.backbone), str(cfg.conditioning), summary["macs"], summary["parameters"]
+            networks[key] = path.parent
+    assert len(networks) > 20
+    for folder in networks.values():
+        assert_costs_as_recorded(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["dit", "unet_small", "mamba2"])
+def test_a_budget_finds_the_size_of_a_published_network(backbone):
+    saved = load_record(RUNS / f"backbone-{backbone}_seed-0").budget
+    overrides = [
+        *("name=x", "data=fashion_mnist", f"backbone={backbone}", f"budget={saved.by}"),
+        *(f"budget.reference='{saved.reference}'", f"budget.tolerance={saved.tolerance}"),
+        f"budget.images={saved.images}",
+    ]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = with_budget(compose("train", overrides), overrides)
+    solved = [each for each in saved.solved if each.startswith("backbone.")]
+    assert solved
+    assert [each for each in cfg.budget.solved if each.startswith("backbone.")] == solved

@@ -127,9 +127,7 @@ def test_a_reference_may_be_a_composition_with_another_block(lab):
     )
     assert "backbone/block=in_context" in result["overrides"]
     for who, overrides in (("reference", wanted), ("match", result["overrides"])):
-        code, out, err = lab("profile", *overrides, "device=meta", "json=true")
-        assert code == 0, err
-        assert json.loads(out.splitlines()[-1])["params"] == result[who]["params"]
+        assert lab.result("profile", *overrides, "device=meta")["params"] == result[who]["params"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -59,16 +60,13 @@ def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
             ["activation_checkpointing=false"],
             ["optimizer=muon", "schedule=ddpm_linear", "objective=improved_ddpm", "sampler=ddpm"],
             [
-                "objective/loss/uncertainty=learned",
-                "optimizer=any",
-                "optimizer._target_=torch.optim.SGD",
+                *("objective/loss/uncertainty=learned", "optimizer=any", "optimizer.lr=0.1"),
+                *("optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9"),
             ],
         ]
     ),
 )
 def test_one_process_holds_what_was_planned(lab, planned, overrides):
-    if "optimizer=any" in overrides:
-        overrides = [*overrides, "optimizer.lr=0.1", "+optimizer.momentum=0.9"]
     assert_held(lab, planned, 1, "trainer.devices=1", *overrides)
 
 
@@ -175,15 +173,13 @@ def test_a_batch_that_was_out_of_memory_does_not_fit(planned):
 
 
 def test_a_small_network_waits_for_the_host_in_steps_and_in_samples(planned):
-    plan = planned("experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1")
+    run = ["experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1"]
+    plan = planned(*run)
     step, sampling = plan["step"], plan["duration"]["sampling"]
     assert step["seconds"] == step["host"] > 10 * step["compute"]
     assert step["host"] == pytest.approx(1.5e-3 + 4e-6 * plan["operations"])
     assert plan["operations"] > 1000
-    quicker = planned(
-        *("experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1"),
-        "launch=1e-9",
-    )
+    quicker = planned(*run, "launch=1e-9")
     assert quicker["step"]["host"] == pytest.approx(1.5e-3, rel=0.01)
     assert quicker["duration"]["sampling"] < sampling
 
@@ -324,13 +320,11 @@ def test_compositions_stand_side_by_side(lab):
     gpus = ["gpu=a100,h100", "trainer=ddp,fsdp"]
     code, out, err = lab("plan", *SMALL, *gpus, "json=true")
     assert code == 0, err
-    plans = json.loads(out.splitlines()[-1])["plans"]
-    assert [(each["gpu"]["name"][:4], each["strategy"]) for each in plans] == [
-        ("A100", "ddp"),
-        ("A100", "fsdp"),
-        ("H100", "ddp"),
-        ("H100", "fsdp"),
+    plans = [
+        (plan["gpu"]["name"][:4], plan["strategy"])
+        for plan in json.loads(out.splitlines()[-1])["plans"]
     ]
+    assert plans == [*product(("A100", "H100"), ("ddp", "fsdp"))]
     assert all(f"trainer={each}" in err for each in ("ddp", "fsdp"))
     assert lab("plan", *SMALL, *gpus, "gpu.memory=1000")[0] == 1  # none fits
 

@@ -29,9 +29,7 @@ def macs(module: nn.Module, *inputs: torch.Tensor) -> int:
 
 
 def profiled(lab, *arguments: str) -> dict:
-    code, out, err = lab("profile", *arguments)
-    assert code == 0, err
-    return json.loads(out.splitlines()[-1])
+    return lab.result("profile", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,7 @@ from diffusion_lab.metrics.quantity import with_fingerprint
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.page import compare
 from diffusion_lab.report.tables import ArmTable
-from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.current import (
-    CHECKPOINT,
-    STAMP,
-    CurrentWeights,
-    file_stamp,
-    identify,
-    require_unchanged,
-    sha256_of,
-)
+from diffusion_lab.runs import checkpoints, current
 from diffusion_lab.runs.folder import load_config, reopen
 from diffusion_lab.runs.results import evaluations_of, save_evaluation
 from diffusion_lab.runs.summary import load_summary
@@ -58,22 +49,22 @@ def evaluated(tmp_path):
     folder = fake_run(tmp_path / "run", 100.0)
     cfg = load_config(folder)
     save_evaluation(
-        folder, {f"fid/{NAME}": 50.0}, load_summary(folder).protocol, cfg, identify(folder)
+        folder, {f"fid/{NAME}": 50.0}, load_summary(folder).protocol, cfg, current.identify(folder)
     )
     return folder
 
 
 def test_weights_that_were_saved_while_they_were_read_are_not_measured(tmp_path):
     folder = fake_run(tmp_path / "run", 100.0)
-    known = identify(folder)
-    require_unchanged(folder, known)
+    known = current.identify(folder)
+    current.require_unchanged(folder, known)
     torch.save("the next", last(folder))
     with refused(folder):
-        require_unchanged(folder, known)
+        current.require_unchanged(folder, known)
 
 
 def fids(folder):
-    found = evaluations_of(folder, 0, CurrentWeights(folder))
+    found = evaluations_of(folder, 0, current.CurrentWeights(folder))
     return [record["metrics"][f"fid/{NAME}"] for record in found]
 
 
@@ -120,10 +111,10 @@ def test_metrics_of_weights_that_were_replaced_are_not_believed(evaluated, read)
 def test_an_evaluation_of_an_older_program_is_known_by_its_checksum(evaluated):
     (path,) = evaluated.glob("evaluations/*.json")
     record = json.loads(path.read_text())
-    assert record.pop(STAMP) == file_stamp(evaluated)
+    assert record.pop(current.STAMP) == current.file_stamp(evaluated)
     path.write_text(json.dumps(record))
     assert fids(evaluated) == [100, 50]
-    path.write_text(json.dumps(record | {CHECKPOINT: "of other weights"}))
+    path.write_text(json.dumps(record | {current.CHECKPOINT: "of other weights"}))
     assert fids(evaluated) == [100]
 
 
@@ -154,7 +145,7 @@ def report_on(folder, ratio, **changed):
     plain = {part: dict(cfg[part]) for part in ("sampler", "guidance")}
     report = {
         "protocol": with_fingerprint(EXTRACTOR | {"num_samples": 1000}),
-        CHECKPOINT: sha256_of(folder),
+        current.CHECKPOINT: current.sha256_of(folder),
         "sampling": plain | {"seed": 0},
         "neighbours": {"features": {"copy_ratio": ratio}, "pixels": {"copy_ratio": 7.0}},
     }
@@ -175,7 +166,7 @@ def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
     folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0, 103.0, 104.0])
     report_on(folders[0], 1.5)
     report_on(folders[1], 2.5)
-    report_on(folders[2], 9.0, **{CHECKPOINT: "of other weights"})
+    report_on(folders[2], 9.0, **{current.CHECKPOINT: "of other weights"})
     report_on(folders[3], 9.0, sampling={"seed": 1})
     report_on(folders[4], 9.0)
     last(folders[4]).unlink()

@@ -74,8 +74,7 @@ def study(arguments: list[str]) -> None:
     show_plan(found, records, wanted)
     flags = [f"--config-dir={request.config_dir}"] if request.config_dir else []
     if request.dry:
-        for job in wanted:
-            print_commands(jobs, job, flags)
+        print_commands(jobs, wanted, flags)
         return
     again = shlex.join(["diffusion-lab", "study", *arguments])
     processes = Processes(request.jobs, jobs.root / "logs", flags)
@@ -199,9 +198,9 @@ def show_plan(study: Study, records: Records, wanted: Sequence[StudyJob]) -> Non
     console.print(table)
 
 
-def print_commands(jobs: Jobs, job: StudyJob, flags: Sequence[str]) -> None:
-    """Prints the command of a job, or those of the first trials of one that tunes."""
-    for each in jobs.first_of(job):
+def print_commands(jobs: Jobs, wanted: Sequence[StudyJob], flags: Sequence[str]) -> None:
+    """Prints the commands of jobs, with the first trials in place of those that tune."""
+    for each in (first for job in wanted for first in jobs.first_of(job)):
         print(shlex.join(["diffusion-lab", each.command, *flags, *each.arguments]))
         if measurement := jobs.measurement(each):
             print(shlex.join(["diffusion-lab", "evaluate", *flags, *measurement.arguments]))

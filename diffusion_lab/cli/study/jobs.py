@@ -158,8 +158,13 @@ class Jobs:
     def __init__(self, study: Study, given: Settings):
         self.study, self.given, self.root = study, given, OUTPUTS / study.name
         self._made: dict[str, list[StudyJob]] = {}
-        for name in study.stages:  # each after those that it needs
-            self._made[name] = self._jobs(study.stages[name])
+        for name, stage in study.stages.items():  # each after those that it needs
+            units = {axis: each for axis, each in stage.axes.items() if axis != SEEDS}
+            self._made[name] = (
+                [self._chooser(stage, point) for point in points(units)]
+                if stage.choice
+                else [self.job(stage, point) for point in points(stage.axes)]
+            )
 
     @property
     def all(self) -> list[StudyJob]:
@@ -169,12 +174,6 @@ class Jobs:
     def of(self, stage: str) -> list[StudyJob]:
         """The jobs of a stage; of one that tunes, those that choose."""
         return self._made[stage]
-
-    def _jobs(self, stage: StudyStage) -> list[StudyJob]:
-        if stage.choice:
-            units = {name: axis for name, axis in stage.axes.items() if name != SEEDS}
-            return [self._chooser(stage, point) for point in points(units)]
-        return [self.job(stage, point) for point in points(stage.axes)]
 
     def _chooser(self, stage: StudyStage, point: Point) -> StudyJob:
         needs = self.job(stage, point | {SEEDS: next(iter(stage.axes[SEEDS]))}).needs
@@ -219,7 +218,9 @@ class Jobs:
             settings = self._training(stage, point, values or {}) | {"run_dir": str(folder)}
         elif stage.command == "train-extractor":
             settings = stage.settings | self._given(stage.command)
-            folder = _extractor(settings)
+            root = Path(os.environ.get("DIFFUSION_LAB_DATA", "data"))
+            usual = root / "extractors" / f"{settings['data']}.safetensors"
+            folder = Path(settings.get("output") or usual)
             settings |= {"output": str(folder)}
         elif stage.command in ON_RUNS:
             run = needed["run"]
@@ -231,7 +232,9 @@ class Jobs:
             after = [each for each in after if _agree(each.point, point, stage.of)]
             paths = self._paths(after)
             settings = {"output": str(folder)} | stage.settings
-        settings |= {key: _passed(job) for key, job in needed.items()}
+        for key, job in needed.items():  # a folder or file, or the place of a choice
+            chosen = {"file": str(job.made), "of": job.label}
+            settings[key] = chosen if job.command == CHOOSE else str(job.made)
         needs = (*needed.values(), *after)
         what = (stage.name, stage.command, point, label_of(point))
         return StudyJob(*what, settings, folder, needs, paths)
@@ -306,11 +309,6 @@ class Jobs:
         return tuple(found)
 
 
-def _passed(job: StudyJob) -> object:
-    """The value that a job hands on: a folder or file, or the place of a choice."""
-    return {"file": str(job.made), "of": job.label} if job.command == CHOOSE else str(job.made)
-
-
 def measured_for(choice: Choice, settings: Settings) -> Settings:
     """The settings of a trial, which is measured on validation images alone."""
     if choice.metric.startswith("val/"):
@@ -327,12 +325,6 @@ def _agree(own: Point, point: Point, of: Mapping[str, Sequence[str]]) -> bool:
     """Whether a run is at a point, as far as they share axes, and among the wanted values."""
     at = all(own.get(axis, value) == value for axis, value in point.items())
     return at and all(axis not in own or own[axis] in wanted for axis, wanted in of.items())
-
-
-def _extractor(settings: Settings) -> Path:
-    """Where train-extractor writes, unless it is told to write elsewhere."""
-    root = Path(os.environ.get("DIFFUSION_LAB_DATA", "data"))
-    return Path(settings.get("output") or root / "extractors" / f"{settings['data']}.safetensors")
 
 
 def _on_run(stage: StudyStage, point: Point, run: StudyJob) -> Settings:

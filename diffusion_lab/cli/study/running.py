@@ -57,6 +57,10 @@ class Records:
             map(self.time, job.needs), default=0.0
         )
 
+    def trains(self, trial: StudyJob) -> bool:
+        """Whether a trial has neither finished nor diverged."""
+        return not self.done(trial) and not has_diverged(trial.made)
+
     def time(self, job: StudyJob) -> float:
         """When a job ended, in seconds since 1970; 0 if it has not."""
         made = job.made / SUMMARY if job.command in TRAINS else job.made
@@ -101,10 +105,6 @@ class Records:
             for each in self.jobs.first_of(job)
             if not self.done(each)
         ]
-
-    def count(self, jobs: Sequence[StudyJob]) -> int:
-        """The number of jobs, with the first trials of those that tune in their place."""
-        return sum(len(self.jobs.first_of(job)) for job in jobs)
 
     def time_left(self, jobs: Sequence[StudyJob]) -> float | None:
         """How long jobs will take, one after another; None if that is known of none of them."""
@@ -196,7 +196,7 @@ class Runner:
         spent = sum(time.monotonic() - begun for _, _, begun in running)
         seconds = (self.records.time_left(left) or 0) - spent
         to_go = f", about {duration(seconds / self.processes.count)} to go" if seconds > 0 else ""
-        done = self.records.count(self.wanted) - len(left)
+        done = sum(len(self.records.jobs.first_of(job)) for job in self.wanted) - len(left)
         wait = max(0, len(left) - len(running))
         return f"{done} done, {len(running)} running, {wait} left{to_go}"
 
@@ -215,9 +215,9 @@ class Runner:
         """Runs trials at the same time for all, until the best values are inside their grids."""
         searches = [Search(self.records, job) for job in choosers]
         while any(search.new for search in searches):
-            trials = [(search, trial) for search in searches for trial in search.trials()]
-            self.work([trial for search, trial in trials if search.needs_run(trial)])
-            trained = [trial for _, trial in trials if self.records.done(trial)]
+            trials = [trial for search in searches for trial in search.trials()]
+            self.work([trial for trial in trials if self.records.trains(trial)])
+            trained = [trial for trial in trials if self.records.done(trial)]
             measured = filter(None, map(self.records.jobs.measurement, trained))
             self.work([each for each in measured if not self.records.done(each)])
             for search in searches:
@@ -244,15 +244,12 @@ class Search:
         of = self.records.jobs.trials
         return [trial for values in self.new for trial in of(self.chooser, values)]
 
-    def needs_run(self, trial: StudyJob) -> bool:
-        """Whether a trial has neither finished nor diverged."""
-        return not self.records.done(trial) and not has_diverged(trial.made)
-
     def take(self) -> None:
         """Takes the results of the new values, and decides on the next."""
         for values in self.new:
             trials = self.records.jobs.trials(self.chooser, values)
-            self.unfinished = next((t.title for t in trials if self.needs_run(t)), self.unfinished)
+            left = (trial.title for trial in trials if self.records.trains(trial))
+            self.unfinished = next(left, self.unfinished)
             results = {trial.point[SEEDS]: result(trial, self.choice) for trial in trials}
             self.tried.append({"values": values, "results": results})
         growing = self.grown < self.choice.grow and not self.unfinished
