@@ -20,7 +20,7 @@ from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
 from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
-from diffusion_lab.data import ImageData, Split
+from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
@@ -28,7 +28,6 @@ from diffusion_lab.metrics import neighbours
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.observer import Observer
-from diffusion_lab.metrics.reference import RealImages
 from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.summary import load_summary
 
@@ -70,11 +69,13 @@ class CopySpaces:
         if stored_as is None:
             told = f"{extractor.name} features"
             return observer.all_of(images, everything, told)[FEATURES]
-        split = RealImages(Split(images, everything), everything, stored_as, stored_as, folder)
         key = {"images": hashing.of_tensors([images]), "extractor": extractor.fingerprint}
         name = f"{stored_as}-{len(images)}-{extractor.name}"
-        found = cached(folder, name, key, lambda: {FEATURES: split.observe(observer)[FEATURES]})
-        return found[FEATURES]
+
+        def compute() -> dict[str, Tensor]:
+            return {FEATURES: observer.once(images, everything, stored_as, folder)[FEATURES]}
+
+        return cached(folder, name, key, compute)[FEATURES]
 
     def rates(self, images: Tensor, sources: Tensor, limits: dict[str, float]) -> Rates:
         """The shares of images, uint8 (n, C, H, W), that count as copies, by each criterion.

@@ -62,7 +62,7 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics
     if embeds:
-        check_embedded_labels(denoiser, x, level, dropped=objective.noising.label_dropout > 0)
+        check_embedded_labels(denoiser, x, level, dropped=objective.label_dropout > 0)
     if trains:
         generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
         with torch.set_grad_enabled(energy):

@@ -20,7 +20,6 @@ from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.objective import Loss, TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.loss import Recorded
 from diffusion_lab.diffusion.schedule import NoiseSchedule
-from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.pipeline import Pipeline
 
@@ -74,37 +73,33 @@ def build_model(
 
     On the device "meta" the denoiser takes neither time nor memory.
     """
-    cfg, schedule, first_stage = begun(cfg, image_shape)
+    cfg, drawing = begun(cfg, image_shape)
     coupling = instantiate(cfg, "coupling")
-    objective = instantiate(cfg, "objective")(schedule=schedule, coupling=coupling)
-    drawing = {
-        "schedule": schedule,
-        "first_stage": first_stage,
+    objective = instantiate(cfg, "objective")(schedule=drawing["schedule"], coupling=coupling)
+    drawing |= {
         "loss": objective.loss,
-        "label_dropout": objective.noising.label_dropout,
-        "augmentation": instantiate(cfg, "augmentation"),
+        "label_dropout": objective.label_dropout,
         "paired": coupling is not None or draws_pairs(objective.teacher),
     }
     check_augmentation(drawing["augmentation"], image_shape)
     training = {
+        "offset_noise": objective.offset_noise,
+        "coupling": coupling,
         "compiled": cfg.compile,
         "recomputed": cfg.activation_checkpointing,
         "aligned": bool(cfg.get("alignment")),
     }
-    parts = vars(objective.parts()) | vars(objective.noising) | drawing | training
+    parts = vars(objective.parts()) | drawing | training
     denoiser = build_denoiser(cfg, parts, labels, device)
     return Model(denoiser=denoiser, objective=objective, **drawing)
 
 
 def build_drawable(cfg: DictConfig, image_shape: tuple[int, int, int], labels: Labels) -> Drawable:
     """Builds what a trained model draws with, without the parts that only train it."""
-    cfg, schedule, first_stage = begun(cfg, image_shape)
-    drawing = {
-        "schedule": schedule,
-        "first_stage": first_stage,
+    cfg, drawing = begun(cfg, image_shape)
+    drawing |= {
         "loss": known_loss(cfg),
         "label_dropout": cfg.objective.label_dropout,
-        "augmentation": instantiate(cfg, "augmentation"),
         "paired": cfg.get("coupling") is not None
         or draws_pairs(instantiate(cfg, "objective.teacher")),
     }
@@ -117,14 +112,14 @@ def draws_pairs(teacher: TeacherModel | TeacherPairs | None) -> bool:
     return teacher is not None and not teacher.asked
 
 
-def begun(
-    cfg: DictConfig, image_shape: tuple[int, int, int]
-) -> tuple[DictConfig, NoiseSchedule, FirstStage]:
-    """The schedule and the first stage of a model, and its configuration with their std."""
+def begun(cfg: DictConfig, image_shape: tuple[int, int, int]) -> tuple[DictConfig, dict[str, Any]]:
+    """A configuration with the std of its first stage, and parts that it builds for any use."""
     require_diffusion(cfg)
     schedule = instantiate(cfg, "schedule")
     first_stage = instantiate(cfg, "first_stage")(image_shape=image_shape)
-    return with_data_std(cfg, first_stage.data_std), schedule, first_stage
+    cfg = with_data_std(cfg, first_stage.data_std)
+    augmentation = instantiate(cfg, "augmentation")
+    return cfg, {"schedule": schedule, "first_stage": first_stage, "augmentation": augmentation}
 
 
 def known_loss(cfg: DictConfig) -> Loss:

@@ -129,7 +129,7 @@ def tokens(cfg: DictConfig, task: DiffusionTask) -> Iterator[Remark]:
 
 def labels(task: DiffusionTask) -> Iterator[Remark]:
     """Checks that labels carry information, and that dropping them serves guidance."""
-    guidance, dropped = task.pipeline.guidance, task.module.objective.noising.label_dropout
+    guidance, dropped = task.pipeline.guidance, task.module.objective.label_dropout
     if not task.module.denoiser.conditioning.conditional:
         return
     if task.datamodule.num_classes == 1:

@@ -75,18 +75,13 @@ def configuration(kind: Kind, network: Imported, overrides: list[str]) -> DictCo
 
 def without_replaced(ours: list[str], given: list[str]) -> list[str]:
     """Our overrides, except those of groups for which the user gives another option."""
-    groups = [each.key_or_group for each in parse(given) if is_group(each.key_or_group)]
+    groups = [key for each in parse(given) if (conf_dir() / (key := each.key_or_group)).is_dir()]
 
     def replaced(key: str) -> bool:
         return any(f"{key}.".startswith(f"{group}.".replace("/", ".")) for group in groups)
 
     keys = [each.key_or_group.replace("/", ".") for each in parse(ours)]
     return [text for text, key in zip(ours, keys, strict=True) if not replaced(key)]
-
-
-def is_group(key: str) -> bool:
-    """Whether a key is a group of options."""
-    return (conf_dir() / key).is_dir()
 
 
 def check_data(network: Imported, data: ImageData) -> None:

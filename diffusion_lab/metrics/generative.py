@@ -34,7 +34,7 @@ from diffusion_lab.metrics.metric import FromTorchmetrics, Metric, Values
 from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
 from diffusion_lab.metrics.observer import ImageSet, Observed, Observer, place_in_class, short_count
 from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Protocol, Quantity, with_fingerprint
-from diffusion_lab.metrics.reference import REFERENCE, RealImages, reference_of
+from diffusion_lab.metrics.reference import REFERENCE, reference_of
 
 REFERENCE_SEED = 0  # the seed in `random_places`
 
@@ -249,12 +249,10 @@ def real_values(
     """The values of test images, and the test images for metrics by class, if there are any."""
     count, chosen = len(metrics.test_ids(source)), observed_tests(metrics, source)
     keep = metrics.by_class or metrics.fld  # features of test images, not only their values
-    split = Split(source.test_images(), source.test_labels())
-    tests = RealImages(split, chosen, "test", "test", metrics.cache_dir)
-    labels = split.labels[chosen]
+    images, labels = source.test_images(), source.test_labels()[chosen]
 
     def compute() -> dict[str, Tensor]:
-        observed = tests.observe(metrics.observer)
+        observed = metrics.observer.once(images, chosen, "test", metrics.cache_dir)
         first = metrics.observer.image_set(observed, labels).select(slice(count))
         values = on_rank_zero(lambda: metrics.results(first, reference, REAL))
         tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.messages import track
+from diffusion_lab.common.messages import say, track
 from diffusion_lab.compute.distributed import gather_shards, own_batches
 from diffusion_lab.data import ImageData
 from diffusion_lab.data.loader import Rows
@@ -164,6 +164,12 @@ class Observer:
         """Observes the chosen images, each rank its share of them, and gathers the results."""
         mine = track(own_batches(len(chosen), BATCH), description)
         return self.gather([self(images[chosen[ids]]) for ids in mine])
+
+    def once(self, images: Tensor | Rows, chosen: Tensor, word: str, folder: str) -> Observed:
+        """Observes chosen images of a split, and says that the results are cached in a folder."""
+        what = f"{self.extractor.name} features of {len(chosen):,} {word} images"
+        say(f"Computing {what} once, to be cached in {folder}")
+        return self.all_of(images, chosen, what)
 
     def image_set(self, observed: Observed, labels: Tensor | None) -> ImageSet:
         """Makes the set of the observed images for the metrics."""

@@ -5,7 +5,6 @@ of ADM do (arXiv:2105.05233).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,61 +31,6 @@ from diffusion_lab.metrics.observer import CLASSIFIED, ImageSet, Observed, Obser
 from diffusion_lab.metrics.quantity import FILE, Protocol
 
 MAP_MEAN, MAP_ROOT = "map_mean", "map_root"
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Chosen images of a split, to be observed once; `name` and `word` are the split's, train and
-    training. All ranks call the methods together.
-    """
-
-    split: Split | LabelledRows
-    chosen: Tensor  # (n,) int64, places in the split
-    name: str
-    word: str
-    folder: str  # that caches what was observed
-
-    def observe(self, observer: Observer) -> Observed:
-        """Observes the images, and says where the results are to be cached."""
-        what = f"{observer.extractor.name} features of {len(self.chosen):,} {self.word} images"
-        say(f"Computing {what} once, to be cached in {self.folder}")
-        return observer.all_of(self.split.images, self.chosen, what)
-
-    def reference(self, observer: Observer, facts: Mapping[str, object]) -> ImageSet:
-        """The images as a reference, computed or read; `facts` says what else they depend on.
-
-        It has the features, and of the other outputs only the moments.
-        """
-        extractor = observer.extractor
-        stored = self._stored(extractor, facts)
-        features, moments = stored.pop(FEATURES), {}
-        if extractor.spatial_dim:
-            moments[SPATIAL] = Moments(stored.pop(MAP_MEAN), stored.pop(MAP_ROOT))
-        if observer.classifier:
-            read = self._stored(observer.classifier, facts)
-            moments[CLASSIFIED] = Moments(read["mean"], read["root"])
-        labels = self.split.labels[self.chosen]
-        reference = ImageSet(extractor, features, labels, split=self.name)
-        vars(reference.statistics).update(stored)  # fills its cached properties
-        vars(reference)["moments"] = moments
-        return reference
-
-    def _stored(self, network: FeatureExtractor, facts: Mapping[str, object]) -> dict[str, Tensor]:
-        """The features of a network and their statistics, computed or read."""
-        own: dict[str, object] = {
-            "extractor": network.name,
-            "extractor_fingerprint": network.fingerprint,
-        }
-        if network.spatial_dim:
-            own["spatial_dim"] = network.spatial_dim
-
-        def compute() -> dict[str, Tensor]:
-            observed = self.observe(Observer(network))
-            found = on_rank_zero(lambda: statistics(observed, network.compares_on))
-            return found | {FEATURES: observed[FEATURES]}
-
-        file = f"{self.name}{short_count(len(self.chosen))}-{network.name}"
-        return cached(self.folder, file, {**facts, **own}, compute)
 
 
 def statistics(observed: Observed, device: torch.device) -> dict[str, torch.Tensor]:
@@ -132,22 +76,43 @@ class Reference(ABC):
         return None
 
     def image_set(
-        self,
-        source: ImageData,
-        chosen: Tensor,
-        observer: Observer,
-        facts: Protocol,
-        folder: str,
+        self, source: ImageData, chosen: Tensor, observer: Observer, facts: Protocol, folder: str
     ) -> ImageSet:
         """Observes the chosen images, or reads what was observed, on all ranks.
 
-        The results depend on `facts`, and are cached in `folder`.
+        The results depend on `facts`, and are cached in `folder`. The set has the features, and of
+        the other outputs only the moments.
         """
-        extractor = observer.extractor
+        extractor, split = observer.extractor, self.split(source)
+
+        def stored(network: FeatureExtractor) -> dict[str, Tensor]:
+            own: Protocol = {
+                "extractor": network.name,
+                "extractor_fingerprint": network.fingerprint,
+            }
+            if network.spatial_dim:
+                own["spatial_dim"] = network.spatial_dim
+
+            def compute() -> dict[str, Tensor]:
+                observed = Observer(network).once(split.images, chosen, self.word, folder)
+                found = on_rank_zero(lambda: statistics(observed, network.compares_on))
+                return found | {FEATURES: observed[FEATURES]}
+
+            file = f"{self.name}{short_count(len(chosen))}-{network.name}"
+            return cached(folder, file, facts | own, compute)
+
         found = ImageSet(extractor, torch.empty(0, extractor.dim), split=self.name)
         if len(chosen):  # else there are statistics alone
-            images = RealImages(self.split(source), chosen, self.name, self.word, folder)
-            found = images.reference(observer, facts)
+            kept, moments = stored(extractor), {}
+            features = kept.pop(FEATURES)
+            if extractor.spatial_dim:
+                moments[SPATIAL] = Moments(kept.pop(MAP_MEAN), kept.pop(MAP_ROOT))
+            if observer.classifier:
+                read = stored(observer.classifier)
+                moments[CLASSIFIED] = Moments(read["mean"], read["root"])
+            found = ImageSet(extractor, features, split.labels[chosen], split=self.name)
+            vars(found.statistics).update(kept)  # fills its cached properties
+            vars(found)["moments"] = moments
         vars(found)["given"] = self.moments(extractor)
         if of_map := self.map_moments(extractor):
             vars(found)["moments"] = {**found.moments, SPATIAL: of_map}

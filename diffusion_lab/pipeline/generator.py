@@ -66,11 +66,12 @@ class LabelledGenerator(Generator):
     """Draws samples of the labels that a conditioning knows; `kind` is that of the data."""
 
     kind: Labels
+    model: Any
 
     @property
-    @abstractmethod
     def conditioning(self) -> Any:
-        """The module that embeds labels (`backbone.conditioning`)."""
+        """The module that embeds labels, by default the model's."""
+        return self.model.conditioning
 
     @property
     def conditional(self) -> bool:

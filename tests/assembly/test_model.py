@@ -7,10 +7,7 @@ import torch
 from helpers.refusals import assert_names, refused
 
 from diffusion_lab.assembly import rules
-from diffusion_lab.assembly.model import (
-    check_network,
-    untrained_jumps,
-)
+from diffusion_lab.assembly.model import check_network, untrained_jumps
 from diffusion_lab.backbone import MLP, Energy
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.common.labels import Classes

@@ -19,11 +19,7 @@ from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.attention import attend
 from diffusion_lab.backbone.base import checkpoint_activations, compile_network
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, Unconditional
-from diffusion_lab.backbone.embedding import (
-    NoiseEmbedding,
-    grid_positions,
-    sinusoid,
-)
+from diffusion_lab.backbone.embedding import NoiseEmbedding, grid_positions, sinusoid
 from diffusion_lab.backbone.norm import GroupNorm, _GroupNorm
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser

@@ -176,9 +176,3 @@ def test_settings_that_do_not_fit_the_labels_are_refused_before_training(classes
     with refused(named, by=ValueError):
         model = build_model(cfg, (1, 8, 8), Classes.numbered(4))
         check_network(model.denoiser, model.objective)
-
-
-@pytest.mark.parametrize("setting", ["layers", "in_channels", "sample_size"])
-def test_a_setting_that_a_network_does_not_have_is_refused(setting):
-    with refused(setting, by=ValueError):
-        DiffusersModel(1, 1, (8, 8), "UNet2DModel", {setting: 3})

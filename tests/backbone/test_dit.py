@@ -334,8 +334,7 @@ def test_a_step_costs_less_and_a_sample_as_much():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"route": [2, 2]}, {"route": [9, 12]}, {"long_skips": True}, {"window": 1}],
+    "settings", [{"route": [2, 2]}, {"route": [9, 12]}, {"long_skips": True}, {"window": 1}]
 )
 def test_what_cannot_be_routed_is_refused(settings):
     with refused("routed=0.5", by=ValueError):

@@ -18,11 +18,7 @@ from diffusion_lab.backbone.attention import CrossAttention
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition
 from diffusion_lab.backbone.embedding import FourierEmbedding, UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
-from diffusion_lab.backbone.resample import (
-    BlockResampling,
-    ConvResampling,
-    FilterResampling,
-)
+from diffusion_lab.backbone.resample import BlockResampling, ConvResampling, FilterResampling
 from diffusion_lab.backbone.stage import PixelAttention, PixelResidual, Stage, check_embeddings
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -173,11 +169,6 @@ def test_attention_starts_as_nothing_added():
     block = next(m for m in small().modules() if isinstance(m, PixelAttention))
     x = torch.randn(2, 32, 8, 8)
     assert torch.equal(block(x), x)
-
-
-def test_cross_attention_without_tokens_to_choose_from_is_refused():
-    with pytest.raises(ValueError, match="condition_first=false"):
-        small(cross_attention=True, embedding=partial(UNetEmbedding, condition_first=True))
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])

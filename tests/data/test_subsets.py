@@ -150,11 +150,6 @@ def test_how_many_are_kept(size, images, kept):
     assert (len(chosen), len(rest)) == (kept, images - kept)
 
 
-def test_a_size_that_leaves_nothing_to_train_on_is_refused():
-    with refused("validation_size=84", "84 training images", by=ValueError):
-        tiny_data(validation_size=84).setup("fit")
-
-
 @pytest.mark.parametrize(
     ("settings", "trained"),
     [

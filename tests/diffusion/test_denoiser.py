@@ -203,8 +203,7 @@ def test_learned_variance_and_self_conditioning_go_together():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("time", [250, 1000]), ("index", [249, 999]), ("data_time", [0.75, 0])],
+    ("name", "expected"), [("time", [250, 1000]), ("index", [249, 999]), ("data_time", [0.75, 0])]
 )
 def test_a_noise_level_has_several_labels(name, expected):
     level = DDPMLinear()(torch.tensor([0.25, 1.0]))

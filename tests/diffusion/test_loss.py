@@ -199,17 +199,7 @@ def test_clipping_does_not_move_the_best_estimate():
     def loss(value, data=x0, clip=1.0):
         output = torch.full_like(data, value)
         answer = Answer(Estimate(output.clamp(-1, 1), None, output), clip)
-        return (
-            loss_at(
-                objective,
-                answer,
-                data,
-                eps[: len(data)],
-                level[: len(data)],
-            )
-            .mean()
-            .item()
-        )
+        return loss_at(objective, answer, data, eps[: len(data)], level[: len(data)]).mean().item()
 
     candidates = torch.linspace(-2, 1, 301).tolist()
     assert min(candidates, key=loss) == pytest.approx(-0.52, abs=0.011)
@@ -229,10 +219,7 @@ def test_call_is_loss_at_the_drawn_levels_times_importance():
     generator = seeded()
     level, _ = UniformTime()(16, objective.schedule, generator)
     eps = torch.randn(16, 1, 2, 2, generator=generator)
-    assert torch.equal(
-        losses,
-        2 * loss_at(objective, Linear(V()), batch(), eps, level),
-    )
+    assert torch.equal(losses, 2 * loss_at(objective, Linear(V()), batch(), eps, level))
 
 
 def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
@@ -313,10 +300,7 @@ def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_impo
     assert (importance != 1).all()
     eps = torch.randn(16, 1, 2, 2, generator=generator)
     assert torch.equal(t, level.t)
-    assert torch.equal(
-        losses,
-        loss_at(objective, Linear(V()), batch(), eps, level),
-    )
+    assert torch.equal(losses, loss_at(objective, Linear(V()), batch(), eps, level))
     assert not losses.requires_grad
     assert gather is twice
 
@@ -692,8 +676,7 @@ def test_training_divides_by_it_and_the_reported_loss_does_not():
     torch.testing.assert_close(divided.minimised, losses.minimised / u.exp() + u)
     eps = torch.randn(16, 1, 2, 2)
     assert torch.equal(
-        loss_at(plain, Zero(), x0, eps, level),
-        loss_at(learned, Zero(), x0, eps, level),
+        loss_at(plain, Zero(), x0, eps, level), loss_at(learned, Zero(), x0, eps, level)
     )
 
 

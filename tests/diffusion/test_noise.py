@@ -6,22 +6,8 @@ import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture, through
 
-from diffusion_lab.diffusion.noise import (
-    NoiseLevel,
-    add_noise,
-    jump,
-    noise_of,
-    posterior,
-    renoise,
-)
-from diffusion_lab.diffusion.objective import (
-    EDM,
-    X0,
-    Eps,
-    Flow,
-    Score,
-    V,
-)
+from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of, posterior, renoise
+from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, Score, V
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]

@@ -119,11 +119,7 @@ def learned_variance(x, x0):
 
 @pytest.mark.parametrize(
     ("variance", "kind"),
-    [
-        ("fixed_small", "fixed_small"),
-        ("fixed_large", "fixed_large"),
-        ("learned", "learned_range"),
-    ],
+    [("fixed_small", "fixed_small"), ("fixed_large", "fixed_large"), ("learned", "learned_range")],
 )
 @pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 250), (Linspace(), 60)])
 def test_ddpm(grid, steps, variance, kind):
@@ -151,10 +147,7 @@ def test_ddpm(grid, steps, variance, kind):
 
     generator = torch.Generator().manual_seed(1)
     x = Ancestral(steps, grid, 1.0, variance)(
-        denoise,
-        NOISE,
-        schedule,
-        lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
+        denoise, NOISE, schedule, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
     )
     assert_same(x, expected, 1e-9)
 

@@ -131,8 +131,7 @@ def test_validation_measures_the_denoising_loss_whatever_is_trained():
     plain = Objective(Rectified(), Flow(), UniformTime(), Denoising())
     sliced = Objective(Rectified(), Flow(), UniformTime(), SlicedScoreMatching())
     assert torch.equal(
-        loss_at(plain, denoiser, x0, eps, level),
-        loss_at(sliced, denoiser, x0, eps, level),
+        loss_at(plain, denoiser, x0, eps, level), loss_at(sliced, denoiser, x0, eps, level)
     )
     assert sliced.loss.forward_mode
     assert not plain.loss.forward_mode

@@ -32,12 +32,7 @@ LABELS = Classes.numbered(CLASSES)
 
 
 def transformer(
-    block=AdaLNZero,
-    conditioning=ClassLabel,
-    codes=CODES,
-    tokens=TOKENS,
-    labels=LABELS,
-    **more,
+    block=AdaLNZero, conditioning=ClassLabel, codes=CODES, tokens=TOKENS, labels=LABELS, **more
 ):
     torch.manual_seed(0)
     sizes = {"width": 16, "depth": 2, "heads": 2, "qk_norm": True}

@@ -24,13 +24,7 @@ NCSNPP = {
     "encoder_type": "residual",
     "resample_filter": [1, 3, 3, 1],
 }
-TRANSFORMER = {
-    "input_size": 8,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 5,
-}
+TRANSFORMER = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 ADM = {"image_size": 16, "in_channels": 3, "attention_resolutions": [2]}
 UPDOWN = {"resblock_updown": True, "use_scale_shift_norm": True}
 NETWORKS = {  # repository, commit, module, class, arguments

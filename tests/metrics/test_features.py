@@ -34,8 +34,7 @@ from diffusion_lab.metrics.extractor import (
 from diffusion_lab.metrics.extractor import inception as inception_module
 from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
-from diffusion_lab.metrics.observer import edge_gradients
-from diffusion_lab.metrics.reference import RealImages
+from diffusion_lab.metrics.observer import Observer, edge_gradients
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +418,7 @@ def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_pat
         patch=4,
     )
     metrics.load(data, "cpu")
-    monkeypatch.setattr(RealImages, "observe", None)
+    monkeypatch.setattr(Observer, "once", None)
     assert measured(PreparedMetrics.of(metrics, data), few_images()) == expected
 
 

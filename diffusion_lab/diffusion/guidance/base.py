@@ -126,8 +126,16 @@ class Guidance:
         """
         if weak is None and self.weak_run is not None:
             raise ValueError("weak_run needs its denoiser: bind(denoiser, labels, weak)")
-        ask = self.ask(denoiser, labels, weak, classifier)
-        return self_conditioned(ask if self.clip is None else clamped(self, ask))
+        ask, previous = self.ask(denoiser, labels, weak, classifier), None
+
+        def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
+            nonlocal previous
+            estimate = ask(x, level, previous)
+            estimate = estimate._replace(x0=self.clamped(estimate.x0))
+            previous = estimate.x0
+            return estimate
+
+        return denoise
 
     def ask(
         self,
@@ -143,7 +151,8 @@ class Guidance:
         if not self.uses_weak:
             return strong
         if weak is not None:
-            return guided(self, strong, with_weak(strong, weak, labels))
+            other = asking(weak, labels)
+            return guided(self, strong, lambda *asked: (strong(*asked), other(*asked).x0))
         if labels is None or not denoiser.conditioning.conditional:
             raise ValueError(
                 f"scale={self.scale} needs a model trained on labels; use 1 for no guidance"
@@ -167,12 +176,6 @@ def where(inside: Tensor, guided: Tensor, otherwise: Tensor) -> Tensor:
 def asking(denoiser: Denoiser, labels: Tensor | None) -> Ask:
     """Binds a denoiser to labels (B,), or to None for the unconditional estimate."""
     return lambda x, level, previous: denoiser(x, level, Given(labels, previous))
-
-
-def with_weak(strong: Ask, weak: Denoiser, labels: Tensor | None) -> AskBoth:
-    """Asks a strong and a weaker model, each with the same labels (B,)."""
-    other = asking(weak, labels)
-    return lambda x, level, previous: (strong(x, level, previous), other(x, level, previous).x0)
 
 
 def with_unlabelled(denoiser: Denoiser, labels: Tensor) -> AskBoth:
@@ -210,26 +213,3 @@ def guided(guidance: Guidance, alone: Ask, both: AskBoth) -> Ask:
         return estimate._replace(x0=x0, noise_x0=where(inside, weak, strong))
 
     return ask
-
-
-def clamped(guidance: Guidance, ask: Ask) -> Ask:
-    """Clamps the estimated x0 as the guidance says."""
-
-    def ask_clamped(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
-        estimate = ask(x, level, previous)
-        return estimate._replace(x0=guidance.clamped(estimate.x0))
-
-    return ask_clamped
-
-
-def self_conditioned(ask: Ask) -> DenoiseFn:
-    """Gives each call the x0 of the call before."""
-    previous: Tensor | None = None
-
-    def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
-        nonlocal previous
-        estimate = ask(x, level, previous)
-        previous = estimate.x0
-        return estimate
-
-    return denoise

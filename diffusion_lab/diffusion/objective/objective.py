@@ -1,10 +1,10 @@
 """The training objective: levels are drawn, images noised, and the losses of the answers returned.
 
-level = time_sampler, eps, labels = noising, losses = loss(denoiser, x0, eps, level, labels)
+level = time_sampler, eps, labels = noised, losses = loss(denoiser, x0, eps, level, labels)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,37 +24,6 @@ SELF_CONDITIONED = 0.5  # share of the steps that ask a self-conditioned network
 
 # x0, eps (B, ...), labels (B,) or None -> the order (B,) of eps in which it is paired with x0
 Coupling = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Noising:
-    """The noise of samples, and their labels; the settings are those of an `Objective`."""
-
-    label_dropout: float = 0.0
-    offset_noise: float = 0.0
-    coupling: Coupling | None = None
-
-    def __call__(
-        self,
-        denoiser: ConditionalDenoiser,
-        x0: Tensor,
-        given: Given,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, Given]:
-        """The noise (B, C, H, W) of samples x0, which may be given by eps, and what is told."""
-        # float32 whatever the default dtype: bf16-true would make bf16 noise
-        draw = partial(torch.randn, generator=generator, device=x0.device, dtype=torch.float32)
-        if eps is None:
-            eps = draw(x0.shape)
-        if self.offset_noise:
-            eps = eps + self.offset_noise * draw((*x0.shape[:2], 1, 1))
-        if self.coupling is not None:
-            eps = eps[self.coupling(x0, eps, given.labels)]
-        if given.labels is not None:
-            dropped = denoiser.conditioning.drop(given.labels, self.label_dropout, generator)
-            given = replace(given, labels=dropped)
-        return eps, given
 
 
 class Objective(nn.Module):
@@ -84,7 +53,8 @@ class Objective(nn.Module):
         self.prediction = prediction
         self.time_sampler = time_sampler
         self.loss = loss
-        self.noising = Noising(label_dropout, offset_noise, coupling)
+        self.label_dropout, self.offset_noise = label_dropout, offset_noise
+        self.coupling = coupling
         self.teacher = teacher
 
     def extra_passes(self, denoiser: ConditionalDenoiser) -> float | None:
@@ -100,6 +70,28 @@ class Objective(nn.Module):
         return Parts(
             self.schedule, self.prediction, self.time_sampler, self.teacher, images_seen, place
         )
+
+    def noised(
+        self,
+        denoiser: ConditionalDenoiser,
+        x0: Tensor,
+        given: Given,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Given]:
+        """The noise (B, C, H, W) of samples x0, which may be given by eps, and what is told."""
+        # float32 whatever the default dtype: bf16-true would make bf16 noise
+        draw = partial(torch.randn, generator=generator, device=x0.device, dtype=torch.float32)
+        if eps is None:
+            eps = draw(x0.shape)
+        if self.offset_noise:
+            eps = eps + self.offset_noise * draw((*x0.shape[:2], 1, 1))
+        if self.coupling is not None:
+            eps = eps[self.coupling(x0, eps, given.labels)]
+        if given.labels is not None:
+            dropped = denoiser.conditioning.drop(given.labels, self.label_dropout, generator)
+            given = replace(given, labels=dropped)
+        return eps, given
 
     def forward(
         self,
@@ -119,7 +111,7 @@ class Objective(nn.Module):
         """
         level, importance = self.time_sampler(len(x0), self.schedule, generator, share)
         level = level.to(x0.device)
-        eps, given = self.noising(denoiser, x0, given, eps, generator)
+        eps, given = self.noised(denoiser, x0, given, eps, generator)
         if denoiser.self_conditioning:
             # without a generator it is the CPU's, so as not to wait for a GPU
             device = generator.device if generator else "cpu"

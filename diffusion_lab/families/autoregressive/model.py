@@ -205,10 +205,6 @@ class CodePipeline(LabelledGenerator):
     kind: Labels
 
     @property
-    def conditioning(self) -> Any:
-        return self.model.conditioning
-
-    @property
     def steps(self) -> int:
         return self.model.tokens
 

@@ -60,7 +60,7 @@ class DiffusionTask(Task):
             loss=loss,
             schedule=schedule,
             prediction=objective.prediction,
-            coupling=objective.noising.coupling,
+            coupling=objective.coupling,
             augmentation=self.module.augmentation,
             noise_label=next(k for k, of in NOISE_LABELS.items() if of is denoiser.noise_label),
             clipped=(self.pipeline.guidance.clip, denoiser.clip) != (None, None),

@@ -94,10 +94,6 @@ class GANPipeline(LabelledGenerator):
     model: ConvGenerator
     kind: Labels
 
-    @property
-    def conditioning(self) -> Any:
-        return self.model.conditioning
-
     def drawn(
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:

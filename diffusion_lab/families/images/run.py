@@ -95,7 +95,11 @@ class ImagesRun(OpenRun):
         drawn, cfg.images = fields["drawn"], saved.images
         parts = [drawn.images] if drawn.classes is None else [drawn.images, drawn.classes]
         weights: dict[str, object] = {CHECKPOINT: hashing.of_tensors(parts)}
-        if measured_there(Path(cfg.run)) - {weights[CHECKPOINT]}:
+        known = {published.facts_of(Path(cfg.run)).get(published.WEIGHTS)}
+        # a folder whose writing was interrupted has no published.json
+        records = (Path(cfg.run) / EVALUATIONS).glob("*.json")
+        known |= {read_json(path).get(CHECKPOINT) for path in records}
+        if known - {None, weights[CHECKPOINT]}:
             raise UserError(
                 f"images={saved.images} are not the images whose figures are in {cfg.run}; give "
                 "them another name, seed or run_dir"
@@ -166,14 +170,6 @@ class ImagesRun(OpenRun):
 
 
 RUN = ImagesRun
-
-
-def measured_there(folder: Path) -> set[object]:
-    """The checksums of the images that a folder's figures are of; empty if there are none."""
-    known = [published.facts_of(folder).get(published.WEIGHTS)]
-    # a folder whose writing was interrupted has no published.json
-    known += [read_json(path).get(CHECKPOINT) for path in (folder / EVALUATIONS).glob("*.json")]
-    return set(known) - {None}
 
 
 def open_images(cfg: DictConfig) -> ImagesRun:
