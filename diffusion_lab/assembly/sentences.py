@@ -79,7 +79,8 @@ def sentence(error: BaseException) -> str:
         if groups := _groups_with(error.override):
             return f"{error.override} is an option; write {' or '.join(groups)}={error.override}"
         return (
-            f"{error.override!r} is not an override; write key=value, and quote special characters"
+            f"{error.override!r} is not an override; write key=value, and special characters in "
+            "quotes of their own: 'name=\"a: b\"'"
         )
     if match := re.search(r"Ambiguous value for argument '(.+?)'", text):
         several = f"{match[1]} has several values, for a run each; write -m in front of it"

@@ -48,6 +48,7 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
 }
 AXES = {"images": "images seen", "minutes": "wall-clock time, minutes"}
 COSTS = {"macs": "MACs per image", "training_seconds": "training time, minutes"}
@@ -286,7 +287,11 @@ def pareto(means: pd.DataFrame, metric: Quantity, arms: Sequence[Arm]) -> Drawin
         axes.margins(0.12)
 
     names = "; ".join(both[place].name for place in best)
-    words = f"The line is the Pareto front, where nothing cheaper is better: {names}."
+    words = (
+        f"The line is the Pareto front, where nothing cheaper is better: {names}."
+        if len(best) > 1
+        else f"No other arm is cheaper than {names}, or better."
+    )
     title = f"{metric.title} against {COSTS[cost].partition(',')[0]}"
     legend = {arm.name: arm.colour for arm in both}
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)

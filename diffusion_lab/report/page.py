@@ -73,7 +73,8 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
     compared, earlier = {str(run.folder) for run in found.runs}, folder / "runs.csv"
     known = pd.read_csv(earlier, usecols=["folder"]).folder if earlier.exists() else ()
     if others := sorted({*known} - compared):
-        say(f"{folder} compared other runs, such as {others[0]}; output=... keeps both")
+        say(f"{folder} was of other runs, such as {others[0]}, and is replaced")
+        say("  output=... keeps both")
     write(folder, report)
     left_out = [str(fact) for fact in found.left_out]
     for sentence in (*left_out, report.answer):

@@ -172,6 +172,8 @@ def secondary(panel: Panel) -> str:
     value, (best, *rest), title = numbers(panel), panel.arms, panel.metric.title
     if not rest:
         return f"{title} was measured for {best} alone: {value[best]}"
+    if panel.means["mean"].nunique() == 1 and panel.tested.empty:
+        return f"{title} is equal in the mean for all arms, {value[best]}"
     said = f"{best} has the best mean {title}, {value[best]}, then {rest[0]}, {value[rest[0]]}"
     known = panel.tested
     own = known[(known.ahead == best) & (known.behind == rest[0])]

@@ -100,7 +100,7 @@ def read_config(folder: Path) -> DictConfig:
         cfg = DictConfig(verbatim(yaml.load(path.read_text(), Loader)))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
-        raise UserError(f"{path} is damaged and cannot be read") from error
+        raise UserError(f"{path} is damaged and cannot be read; put back a copy of it") from error
     if key := wrong_key(cfg):
         raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
     return cfg

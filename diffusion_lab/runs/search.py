@@ -37,7 +37,7 @@ def walk(path: Path) -> Iterator[tuple[Path, bool, list[str], list[str]]]:
 
 def run_at(path: Path) -> Path:
     """The run of a checkpoint, or the only run in a folder; else the path itself."""
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and path.parent.name == LAST.parent.name:
         return path.parent.parent
     inside = [each.parent for each in path.glob(f"*/{CONFIG}")]
     return inside[0] if len(inside) == 1 and not (path / CONFIG).exists() else path

@@ -312,7 +312,7 @@ class TestFolderRefusals:
             of_folder(tmp_path / "x", contents).prepare_data()
 
     def test_what_is_not_there_or_is_a_file(self, tmp_path):
-        with refused(tmp_path / "nowhere", "set path", by=DataError):
+        with refused(tmp_path / "nowhere", "path of a folder", by=DataError):
             data_of(ImageFolder, str(tmp_path / "nowhere")).prepare_data()
         with refused("a.zip", "image_zip", by=DataError):
             data_of(ImageFolder, archive(tmp_path / "a.zip", TWO)).prepare_data()

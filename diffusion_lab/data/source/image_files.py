@@ -211,7 +211,7 @@ class FileSource(DataSource):
 
 
 def _counted(files: ImageFiles, bad: Mapping[int, str]) -> str:
-    return f"{len(bad):,} of {len(files):,} images of {files.where}"
+    return f"{len(bad):,} of {len(files):,} images read from {files.where}"
 
 
 def _named(files: ImageFiles, bad: Mapping[int, str]) -> str:

@@ -76,8 +76,8 @@ def existing(path: str, where: str, what: str, instead: str) -> Path:
     found = Path(path)
     if not found.exists():
         raise DataError(
-            f"{where} does not exist; set path and test_path to a {what}, or, if the data of a "
-            "trained run were moved, data_root to their new folder"
+            f"{where} does not exist; write the path of a {what}, or, if the data of a trained "
+            "run were moved, data_root= and their new folder"
         )
     # a pipe or a device is neither; to read it may never end
     if not (found.is_dir() if what == "folder" else found.is_file()):
