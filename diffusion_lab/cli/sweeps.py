@@ -137,6 +137,8 @@ def sweep(name: str, arguments: list[str]) -> None:
     elif cfg.study_name or on_slurm:
         if on_slurm:
             refuse_queued(jobs)
+            if cfg.study_name and not cfg.resume and finished(jobs):
+                return
         check_composed(name, flags, jobs)
         sweep_record.write(folder, cfg.study_name, jobs)
     try:
@@ -168,6 +170,15 @@ def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
             first_job(name, flags, job.overrides)
         except MISTAKES as error:
             raise UserError(f"{sentence(error)}; the job is {shlex.join(job.overrides)}") from error
+
+
+def finished(jobs: Sequence[Job]) -> bool:
+    """Whether all runs of a study are finished, so that none needs a place in a queue."""
+    if not all(job.folder and load_summary(job.folder).finished for job in jobs):
+        return False
+    for job in jobs:
+        say(f"{job.folder} is already finished")
+    return True
 
 
 def refuse_queued(jobs: Sequence[Job]) -> None:

@@ -233,7 +233,9 @@ def samples(arms: Sequence[Arm]) -> list[Samples]:
 def grid_settings(run: Run) -> DictConfig | None:
     """The settings of the callback that draws grids; None if the run draws none."""
     settings = filter(None, (run.config.get("callbacks") or {}).values())
-    return next((each for each in settings if each._target_.endswith(".SampleGrid")), None)
+    found = next((each for each in settings if each._target_.endswith(".SampleGrid")), None)
+    # one that was added by hand has its defaults
+    return None if found is None else DictConfig({"seed": 0, "columns": 10, **found})
 
 
 def grid_noise(run: Run) -> str | None:
