@@ -5,7 +5,7 @@ import torch
 from helpers.compositions import composed
 from helpers.pairs import first_fast
 from helpers.refusals import refused
-from test_jumps import SCHEDULES, ExactMap, Labelled, points
+from test_jumps import SCHEDULES, ExactMap, Labelled, ToClean, points
 from torch import Tensor
 
 from diffusion_lab.assembly.objects import build_model
@@ -13,17 +13,18 @@ from diffusion_lab.common.forward_mode import derivative
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.guidance import EmbeddedGuidance
-from diffusion_lab.diffusion.noise import add_noise, jump
-from diffusion_lab.diffusion.objective import Flow, UniformTime
+from diffusion_lab.diffusion.noise import add_noise, jump, noise_of
+from diffusion_lab.diffusion.objective import Flow, UniformTime, V
 from diffusion_lab.diffusion.objective.loss import (
     AlphaFlow,
+    ContinuousConsistency,
     ImprovedMeanFlow,
     Lagrangian,
     MeanFlow,
     Parts,
 )
 from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, guided, halted, output_of
-from diffusion_lab.diffusion.schedule import Rectified
+from diffusion_lab.diffusion.schedule import Cosine, Rectified
 
 NEARLY = 65  # images of 100, after which alpha is 0.023
 LOSSES = {
@@ -243,3 +244,57 @@ def test_a_network_learns_to_tell_scales_apart_and_its_derivative_at_the_end_is_
     expected = (output(end + 1e-3) - output(end - 1e-3)) / 2e-3
     assert expected.norm() > 0.1 * plain.norm()
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_an_exact_consistency_model_has_no_tangent_where_the_velocity_is_exact(name):
+    schedule, prediction = SCHEDULES[name]
+    x0, eps, level, _ = points(schedule)
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=100)
+    loss, x = ContinuousConsistency(warmup_images=100), add_noise(x0, eps, level)
+    mean = ExactMap(prediction).mean(x, level)
+    sizes = [
+        loss(
+            parts, ToClean(prediction, error), mean, noise_of(x, mean, level), level, NOTHING, None
+        )
+        .minimised.mean()
+        .sqrt()
+        for error in (0.0, 0.01, 0.1)
+    ]
+    assert sizes[0] < 1e-4
+    assert 10 * sizes[0] < 0.01 < sizes[1] < sizes[2] < 1
+
+
+@pytest.mark.parametrize("seen", [0, 50, 100, 1000])
+def test_the_tangent_is_that_of_the_paper_on_its_path(seen):
+    schedule, prediction = Cosine(), V()
+    x0, eps, level, _ = points(schedule)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+    ).double()
+
+    class Network:
+        def __call__(self, x, level, given):
+            angle = torch.atan2(level.sigma, level.alpha)[:, None]
+            output = net(torch.cat([x, angle], 1))
+            return Estimate(prediction.to_x0(output, x, level), None, output)
+
+    loss, here = ContinuousConsistency(warmup_images=100, floor=0.1), schedule(level.t)
+    parts = Parts(schedule, prediction, UniformTime(), images_seen=seen)
+    found = loss(parts, Network(), x0, eps, here, NOTHING, None).minimised
+    found.sum().backward()
+    ours = [each.grad.clone() for each in net.parameters()]
+    net.zero_grad()
+
+    # arXiv:2410.11081, algorithm 1, with sigma_d = 1 and data x0, whose F is our v
+    angle, r = torch.atan2(level.sigma, level.alpha)[:, None], min(1.0, seen / 100)
+    x, moves = angle.cos() * x0 + angle.sin() * eps, angle.cos() * eps - angle.sin() * x0
+    output = lambda x, angle: net(torch.cat([x, angle], 1))  # noqa: E731
+    old, change = torch.func.jvp(output, (x, angle), (moves, torch.ones_like(angle)))
+    tangent = -(angle.cos() ** 2) * (old - moves)
+    tangent = tangent - r * angle.cos() * angle.sin() * (x + change)
+    tangent = (tangent / (tangent.abs() + 0.1)).detach()
+    theirs = (output(x, angle) - old.detach() - tangent).square().sum(1)
+    theirs.sum().backward()
+    torch.testing.assert_close(found.detach(), theirs.detach())
+    torch.testing.assert_close(ours, [each.grad for each in net.parameters()])

@@ -108,6 +108,7 @@ def test_pytorchs_fake_tensors_on_a_gpu_need_a_build_for_it():
         (["objective=alpha_flow"], 4),
         (["objective=shortcut"], 3 + 2 / 4),  # two half jumps for a quarter of the images
         (["objective=ect", "schedule=edm"], 4),
+        (["objective=scm", "schedule=cosine"], 4),
     ],
 )
 def test_passes_are_those_that_a_loss_asks_for(overrides, passes):

@@ -59,6 +59,10 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
         TARGET,
     ),
     "lagrangian": (["train", *QUICK, "objective=lagrangian"], TARGET),
+    "scm": (
+        ["train", *QUICK, "objective=scm", "schedule=cosine"],
+        "objective.loss.uncertainty.weight",
+    ),
     "gan": (["train", *PLAIN, *FAMILIES["gan"], *ALONE], None),
     "codes": (["train", *PLAIN, *FAMILIES["autoregressive"], *ALONE], None),
     "adversary": (
@@ -110,7 +114,7 @@ def test_a_run_of_more_steps_goes_on_after_its_end(lab, tmp_path):
 
 
 RANKED = ["alignment", "mean_flow", "shortcut", "ect", "gan", "codes", "edm2", "edm2 muon"]
-RANKED += ["improved_mean_flow", "alpha_flow", "lagrangian"]
+RANKED += ["improved_mean_flow", "alpha_flow", "lagrangian", "scm"]
 
 
 SHARDED = [name for name in RANKED if name != "gan"]  # which is refused

@@ -9,6 +9,7 @@ from diffusion_lab.diffusion.objective.loss.base import (
     Recorded,
 )
 from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation, Shortcut
+from diffusion_lab.diffusion.objective.loss.continuous import ContinuousConsistency
 from diffusion_lab.diffusion.objective.loss.mean_flow import (
     AlphaFlow,
     ImprovedMeanFlow,
