@@ -57,10 +57,7 @@ PROTOCOL = {
 
 
 def check_protocol(cfg: DictConfig) -> None:
-    """Raises UserError for a wrong protocol, or if the run would not measure its metric.
-
-    It is measured at a run's end, or by `memorization`.
-    """
+    """Raises UserError for a wrong protocol, or if the run would not measure its metric."""
     node, names = cfg.get("protocol"), [*PROTOCOL, "contrasts", "sampling_seeds"]
     if node is None:
         return
@@ -218,10 +215,7 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
 
 
 def check_search(cfg: DictConfig, job: HydraConf) -> None:
-    """Raises UserError if a search varies nothing, optimises the wrong way, or mixes losses.
-
-    `job` is Hydra's configuration of any trial.
-    """
+    """Raises UserError if a search varies nothing, optimises the wrong way, or mixes losses."""
     if "n_trials" not in job.sweeper:
         return
     keys = sorted(varied(job))
@@ -263,10 +257,7 @@ def extra_quantities(metrics: DictConfig) -> list[Quantity]:
 
 
 def final_metric(folder: Path, kind: str) -> float:
-    """The metric of a kind, such as fid or val/loss, from the summary of a finished run.
-
-    Raises UserError unless the run has exactly one of this kind.
-    """
+    """The metric of a kind, such as fid, of a finished run; UserError unless it has exactly one."""
     metrics = load_summary(folder).metrics
     found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:

@@ -68,10 +68,7 @@ class Task(ABC):
 
     @abstractmethod
     def compile(self, mode: str | None) -> None:
-        """Compiles the costly modules in place, so that checkpoints keep their keys.
-
-        `mode` is that of torch.compile, None for its default.
-        """
+        """Compiles the costly modules in place, as checkpoints keep their keys; None: default."""
 
     def check_validation(self, cfg: DictConfig) -> None:
         """Raises UserError if the run selects by metrics or images that it does not have."""

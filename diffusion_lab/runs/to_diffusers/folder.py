@@ -103,10 +103,7 @@ class Diffusers:
 
 
 def convert(model: Drawable, cfg: DictConfig, num_classes: int) -> Diffusers:
-    """The parts of a model with the configuration `cfg`.
-
-    Raises UserError, which names an option of `cfg`, for what diffusers does not have.
-    """
+    """The parts of a model; raises UserError, which names the option, for what cannot be."""
     vae = autoencoder_of(model.first_stage)
     scheduler = scheduler_of(model, cfg)
     network, changes = network_of(model, cfg)
