@@ -1,10 +1,12 @@
-"""The scheme of the names on dashboards, as the page on W&B lists it."""
+"""What loggers should have: names as the page on W&B lists them, and each once a step."""
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from diffusion_lab.metrics.feature_distances import ClassFID
 from diffusion_lab.metrics.quantities import BUILT_IN
-from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES
+from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES, on_dashboards
+from helpers.tiny_runs import rows
 
 KINDS = ("fid_std", *(q.name for each in BUILT_IN if each is not ClassFID for q in each.quantities))
 SCALARS = (
@@ -29,3 +31,21 @@ def is_known(name: str) -> bool:
     """Whether a dashboard may have this name, or W&B's summary."""
     patterns = (*AXES, *SCALARS, *SUMMARY, f"{GRIDS}/*", SAMPLES)
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal
+
+
+def by_step(folder: Path) -> dict[int, dict[str, float]]:
+    """The values of metrics.jsonl by step and name on dashboards, without those measured."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in rows(folder):
+        step = row.pop("step")
+        shown = {on_dashboards(name): value for name, value in row.items()}
+        steps[step] = steps.get(step, {}) | shown
+    return {step: without_times(row) for step, row in steps.items()}
+
+
+def without_times(row: dict[str, float]) -> dict[str, float]:
+    """The values of a row that two equal runs share."""
+    return {name: value for name, value in row.items() if name not in MEASURED}
