@@ -1,4 +1,4 @@
-"""What loggers should have: names as the page on W&B lists them, and each once a step."""
+"""The names that loggers should have, as the page on W&B lists them, each once a step."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path

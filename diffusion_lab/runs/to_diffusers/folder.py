@@ -215,7 +215,6 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
     yield literal_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
     last, average = load_summary(run).steps or facts.get("step"), facts.get("average", "evaluated")
-    # figures are of the last step, and each is of an average
     newest = str(last) == str(facts.get("step"))
     found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if newest else []
     found = [each for each in found if each["sampling"].get("average", "evaluated") == average]
