@@ -24,7 +24,6 @@ from diffusion_lab.runs.progress import reason_of
 from diffusion_lab.runs.resuming import resumed
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training import study, tuned
-from diffusion_lab.training.study import protocol_of
 from diffusion_lab.training.train import Outcome, train
 
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs
@@ -83,7 +82,7 @@ class TrainingJob:
         if cfg.resume:
             self.train(resumed(cfg.resume, overrides, self.command), overrides)
             return sweep_record.DONE, None
-        protocol_of(cfg)  # refuses a wrong one
+        study.check_protocol(cfg)
         folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
         cfg = tuned.with_tuned(cfg)
         study.check_metric(cfg, folder)

@@ -79,10 +79,7 @@ def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
 
 
 def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:
-    """Writes uint8 (C, H, W), C = 1 or 3, as a PNG, enlarged `scale` times without blurring.
-
-    The file is written atomically.
-    """
+    """Writes uint8 (C, H, W), C = 1 or 3, as a PNG, enlarged and unblurred; atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         as_pil(enlarged(picture, scale)).save(file, format="png", optimize=True)

@@ -163,9 +163,8 @@ def cached(
     """
     content = json.dumps({"version": CACHE_VERSION} | key, sort_keys=True)
     path = Path(folder) / f"{name}-{hashing.of_text(content)[:16]}.pt"
-    found = on_rank_zero(
-        lambda: _read_cached(path)
-    )  # other nodes may not see the first node's disk
+    # other nodes may not see the first node's disk
+    found = on_rank_zero(lambda: _read_cached(path))
     if found is not None:
         return found
     tensors = compute()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,10 +78,7 @@ def job() -> str:
 
 
 def queue(jobs: Iterable[str]) -> dict[str, Queued]:
-    """Asks SLURM for jobs; returns those it knows, as it forgets a job minutes after its end.
-
-    Raises UserError if squeue does not answer.
-    """
+    """Asks SLURM for jobs; returns those not yet forgotten. UserError if squeue does not answer."""
     ids = sorted({each.split("_")[0] for each in jobs})
     if not ids:
         return {}
@@ -104,7 +102,10 @@ def executor(launcher: Mapping[str, Any]) -> Any:
 
     params = {k: v for k, v in launcher.items() if k not in ("_target_", "wait")}
     if params["gpus_per_node"] == "auto":
-        params["gpus_per_node"] = params["tasks_per_node"] if has_gpus() else None
+        found = ""
+        with suppress(OSError, subprocess.SubprocessError):
+            found = _called("sinfo", "--noheader", "--format=%G")  # the resources of all nodes
+        params["gpus_per_node"] = params["tasks_per_node"] if "gpu" in found else None
     made = submitit.AutoExecutor(
         cluster="slurm",
         folder=params.pop("submitit_folder"),
@@ -113,14 +114,6 @@ def executor(launcher: Mapping[str, Any]) -> Any:
     shared = {field.name for field in fields(BaseQueueConf)}  # not SLURM's alone
     made.update_parameters(**{k if k in shared else f"slurm_{k}": v for k, v in params.items()})
     return made
-
-
-def has_gpus() -> bool:
-    """Whether some node of the cluster has GPUs, by the generic resources that SLURM knows."""
-    try:
-        return "gpu" in _called("sinfo", "--noheader", "--format=%G")
-    except (OSError, subprocess.SubprocessError):
-        return False
 
 
 def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) -> Path | None:

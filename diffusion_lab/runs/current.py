@@ -15,10 +15,7 @@ CHECKPOINT, STAMP = "checkpoint", "weights_file"  # keys of records: sha256 and 
 
 
 def file_of(folder: str | Path) -> Path:
-    """The file of a run's weights: the exported one, or its newest intact checkpoint.
-
-    Raises UserError if there is neither.
-    """
+    """The exported weights of a run, or its newest intact checkpoint; may raise UserError."""
     exported = Path(folder) / EXPORTED
     if exported.is_file():
         return exported
@@ -83,10 +80,7 @@ class CurrentWeights:
         return file_stamp(self.folder) if _there(self.folder) else None
 
     def match(self, record: Mapping[str, object]) -> bool:
-        """Whether `record` was measured on these weights: by file stamp, else by sha256.
-
-        False if the weights are unknown.
-        """
+        """Whether `record` is of these weights, by file stamp or else sha256; False if unknown."""
         if not self.known:
             return False
         stamped = self.file_stamp is not None and record.get(STAMP) == self.file_stamp

@@ -133,10 +133,10 @@ def evaluations_of(folder: str | Path, seed: int, weights: CurrentWeights) -> li
 def metrics_by(found: Sequence[Record], protocol: Protocol, sampling: Sampling) -> dict[str, float]:
     """The metrics of the evaluations of this protocol and sampling; {} if there are none."""
     same, wanted = [], flat(sampling)
-    for record in found:
+    for record in (each for each in found if each["protocol"] == protocol):
         ways = samplings_of(record)  # none of another program's images, which count for any
-        alike = not ways or any(not differing(wanted, flat(way)) for way in ways)
-        same += [record["metrics"]] * (alike and record["protocol"] == protocol)
+        if not ways or any(not differing(wanted, flat(way)) for way in ways):
+            same.append(record["metrics"])
     return dict(ChainMap(*same))  # the first value of a metric counts
 
 

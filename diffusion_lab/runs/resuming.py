@@ -32,6 +32,10 @@ REQUESTS = {
     **dict.fromkeys(["first_stage.sha256", "objective.teacher.sha256", *STARTS]),
     "first_stage.scale": "measured",
 }
+# what may be changed: groups, and keys outside of them
+ROWS = [row for row in KEYS if Means.RESUMABLE in KEYS[row]]
+GROUPS = tuple(row for row in ROWS if row.endswith(".") and row.count(".") == 1)
+RESUMABLE = [*GROUPS, *(row for row in ROWS if not row.startswith(GROUPS))]
 
 
 def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
@@ -72,33 +76,21 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
         if instead := INSTEAD_OF_OPTIONS.get(override):
             raise UserError(f"{override} cannot be used to resume a run; write {instead}")
         if not is_resumable(key):
-            rows = [row for row in KEYS if Means.RESUMABLE in KEYS[row]]
-            groups = tuple(row for row in rows if row.endswith(".") and row.count(".") == 1)
-            others = [row for row in rows if not row.startswith(groups)]
             raise UserError(
                 f"{override.lstrip('+')} cannot be changed when a run is resumed; only values of "
-                f"{', '.join([*groups, *others])} can, as in trainer.max_steps=20000"
+                f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
-    check_length(cfg, folder, summary.steps)
+    if type(asked := cfg.trainer.max_steps) is int and asked < (at := summary.steps):
+        raise UserError(
+            f"{folder} is at step {at}, beyond trainer.max_steps={asked}; write a larger number"
+        )
     cfg.resume = str(folder)
     return cfg
 
 
-def check_length(cfg: DictConfig, folder: str | Path, at: int) -> None:
-    """Raises UserError if a run that is at a step is asked to end before it."""
-    asked = cfg.trainer.max_steps
-    if type(asked) is int and asked < at:
-        raise UserError(
-            f"{folder} is at step {at}, beyond trainer.max_steps={asked}; write a larger number"
-        )
-
-
 def differences(saved: DictConfig, cfg: DictConfig) -> Iterator[tuple[str, object, object]]:
-    """Yields (key, saved, requested) for each setting that makes `cfg` another run than `saved`.
-
-    A missing key counts as null.
-    """
+    """Yields (key, saved, requested) for settings that make `cfg` another run; missing is null."""
     known, asked = (flat(OmegaConf.to_container(each, resolve=True)) for each in (saved, cfg))
     if saved.get("budget") and cfg.get("budget"):
         solved = values_of(saved.budget.solved or [])

@@ -84,20 +84,14 @@ class Summary:
         return 2 * macs * (PASSES * images + calls)
 
     def images_behind(self, anew: bool) -> int | None:
-        """The training images of a run and of its teacher, and before it unless it began `anew`.
-
-        None if its own are not known.
-        """
+        """The images of a run, its teacher, and before it unless `anew`; None if unknown."""
         if not self.images_seen:
             return None
         before = 0 if anew else self.began_from_images or 0
         return self.images_seen + (self.teacher_images or 0) + before
 
     def flops_behind(self, anew: bool) -> float | None:
-        """The FLOPs of the training of a run and of its teacher, and before it unless `anew`.
-
-        None if they are not all known.
-        """
+        """The FLOPs of a run, its teacher, and before it unless `anew`; None if unknown."""
         own, teaching = self.flops(self.images_seen), self.teaching_flops
         before = 0.0 if anew else self.began_from_flops
         return None if not own or teaching is None or before is None else own + teaching + before

@@ -90,10 +90,7 @@ class RunContext:
 
 
 class TrainedModule(lightning.LightningModule, ABC):
-    """Optimises `trained_parameters`.
-
-    `training.train` sets `context`, which holds the objects that callbacks share.
-    """
+    """Optimises `trained_parameters`; `training.train` sets `context`, which callbacks share."""
 
     shown: ClassVar[str]  # the validation metric in the progress bar, without val/
     returns: ClassVar[frozenset[str]] = frozenset()  # what steps return, by name, for callbacks

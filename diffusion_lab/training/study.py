@@ -8,20 +8,20 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.config_keys import Means, flat, is_resumable, means
-from diffusion_lab.assembly.instantiate import naming_keys, target_of
+from diffusion_lab.assembly.instantiate import check_keys, target_of
 from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.formats import joined
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import Range, one_of, settings, whole_list
+from diffusion_lab.common.ranges import Range, one_of, whole_list
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
@@ -47,49 +47,31 @@ OPTIONAL = {"test", "sampling", "contrasts", "sampling_seeds"}  # keys that have
 TESTS = ("joint", "welch", "paired")  # of `compare`
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 
-
-@settings
-class StudyProtocol:
-    """The question of a study, the one `metric` that decides, its test, the seeds, and its end.
-
-    `metric` is the name of a metric that compositions are judged by, such as fid. `stop` says when
-    no more runs are made. `sampling` own lets each composition be drawn by its own sampler and
-    guidance; else they have to be equal. `contrasts` are the pairs of arms that are asked about.
-    """
-
-    question: Annotated[str, TEXT]
-    metric: Annotated[str, one_of(*JUDGED)]
-    seeds: Annotated[list[int], whole_list(0, shortest=2)]
-    stop: Annotated[str, TEXT]
-    test: Annotated[str, one_of(*TESTS)] = TESTS[0]
-    sampling: Annotated[str, one_of("equal", "own")] = "equal"
-    contrasts: str | list[list[str]] = "all"
-    sampling_seeds: list[int] | None = None
+# The question of a study, the one metric that decides, such as fid, the seeds, when no more runs
+# are made, and the test. With `sampling` own each composition may be drawn by its own sampler and
+# guidance; else they have to be equal. `contrasts` are the pairs of arms that are asked about.
+PROTOCOL = {
+    "question": TEXT,
+    "metric": one_of(*JUDGED),
+    "seeds": whole_list(0, shortest=2),
+    "stop": TEXT,
+    "test": one_of(*TESTS),
+    "sampling": one_of("equal", "own"),
+}
 
 
-def protocol_of(cfg: DictConfig) -> StudyProtocol | None:
-    """The protocol in a configuration; None if it has none.
-
-    Raises UserError for a wrong one, and for a metric that the run would not measure.
-    """
-    node = cfg.get("protocol")
+def check_protocol(cfg: DictConfig) -> None:
+    """Raises UserError for a wrong protocol, or if the run would not measure its metric."""
+    node, names = cfg.get("protocol"), [*PROTOCOL, "contrasts", "sampling_seeds"]
     if node is None:
-        return None
-    values = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-    names = list(StudyProtocol.__annotations__)
-    if not isinstance(values, dict) or values.keys() | OPTIONAL != set(names):
+        return
+    if not isinstance(node, DictConfig) or node.keys() | OPTIONAL != set(names):
         raise UserError(
             f"protocol must have the keys {', '.join(names)} and no others; "
             f"{joined(sorted(OPTIONAL))} may be left out"
         )
-    with naming_keys("protocol", {name: f"protocol.{name}" for name in names}):
-        protocol = StudyProtocol(**{str(key): value for key, value in values.items()})
-    require_measured(protocol.metric, cfg)
-    return protocol
-
-
-def require_measured(metric: str, cfg: DictConfig) -> None:
-    """Raises UserError unless a run measures the metric, at its end or by `memorization`."""
+    check_keys(cfg, {f"protocol.{key}": PROTOCOL[key] for key in PROTOCOL if key in node})
+    metric = node.metric
     if metric in CLASSIFIER_METRICS and not cfg.metrics.get("classifier"):
         raise UserError(
             f"protocol.metric={metric} needs a classifier; write metrics.classifier=..."
@@ -237,10 +219,7 @@ def check_metric(cfg: DictConfig, folder: Path | None) -> None:
 
 
 def check_search(cfg: DictConfig, job: HydraConf) -> None:
-    """Raises UserError if a search varies nothing, optimises the wrong way, or mixes losses.
-
-    `job` is Hydra's configuration of any trial.
-    """
+    """Raises UserError if a search varies nothing, optimises the wrong way, or mixes losses."""
     if "n_trials" not in job.sweeper:
         return
     keys = sorted(varied(job))
@@ -282,10 +261,7 @@ def extra_quantities(metrics: DictConfig) -> list[Quantity]:
 
 
 def final_metric(folder: Path, kind: str) -> float:
-    """The metric of a kind, such as fid or val/loss, from the summary of a finished run.
-
-    Raises UserError unless the run has exactly one of this kind.
-    """
+    """The metric of a kind, such as fid, of a finished run; UserError unless it has exactly one."""
     metrics = load_summary(folder).metrics
     found = [v for name, v in metrics.items() if name == kind or name.startswith(f"{kind}/")]
     if len(found) != 1:

@@ -67,10 +67,7 @@ class Task(ABC):
 
     @abstractmethod
     def compile(self, mode: str | None) -> None:
-        """Compiles the costly modules in place, so that checkpoints keep their keys.
-
-        `mode` is as in `compile_network`.
-        """
+        """Compiles the costly modules in place, so that keys stay; `mode` as in `compile_network`."""
 
     def check_validation(self, cfg: DictConfig) -> None:
         """Raises UserError if the run selects by metrics or images that it does not have."""
@@ -86,7 +83,7 @@ class Task(ABC):
         if len(self.datamodule.validation_labels()):
             return
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
-        selecting += ["callbacks.pruning" for _ in pruning]
+        selecting += ["callbacks.pruning"] * len(pruning)
         selecting += [f"callbacks.checkpoint.best={each}" for each in ranked_by]
         if selecting:
             raise UserError(

@@ -11,7 +11,7 @@ pytest.importorskip("wandb_workspaces")
 import wandb_workspaces.reports.v2 as wr
 from helpers.fake_runs import NAME, fake_run
 from helpers.fake_wandb_server import serving
-from helpers.logged_names import is_known
+from helpers.logged import is_known
 from helpers.refusals import assert_names
 from wandb_workspaces import workspaces as ws
 

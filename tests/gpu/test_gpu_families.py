@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.gpu import TRAINER
-from helpers.logged_rows import by_step
+from helpers.logged import by_step
 from helpers.tiny_runs import FAMILIES, TINY, tiny_first_stage
 
 pytestmark = pytest.mark.gpu

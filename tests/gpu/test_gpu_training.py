@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.faults import nan, spoil_loss
 from helpers.gpu import DEVICE, TRAINER
-from helpers.logged_rows import by_step
+from helpers.logged import by_step
 from helpers.tiny_runs import TINY, same, summary_of
 
 from diffusion_lab.common.randomness import SampleNoise

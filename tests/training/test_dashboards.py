@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.logged_rows import by_step, without_times
+from helpers.logged import by_step, without_times
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY, summary_of
 from omegaconf import OmegaConf

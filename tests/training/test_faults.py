@@ -33,7 +33,7 @@ def run(folder, *arguments):
 
 
 def test_a_killed_data_process_ends_the_run_with_a_sentence(refusal, tmp_path):
-    data = [*QUICK, "data._target_=helpers.workers.DyingWorkers"]
+    data = [*QUICK, "data._target_=helpers.failing.DyingWorkers"]
     every = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=50"]
     sentence = refusal("train", *data, *every, "run_dir=run")
     assert "diffusion-lab train resume=run" in sentence
@@ -86,7 +86,7 @@ def test_a_full_device_and_a_missing_compiler_are_told_with_what_helps(tmp_path)
 @pytest.mark.slow
 def test_a_w_and_b_process_that_is_killed_does_not_hold_training_up(tmp_path):
     arguments = [a for a in QUICK if a != "logger=none"]
-    killing = ["+callbacks.kill._target_=helpers.killed_service.KilledService"]
+    killing = ["+callbacks.kill._target_=helpers.failing.KilledService"]
     start = time.monotonic()
     done = run(tmp_path, *arguments, *killing, "run_dir=run").communicate(timeout=100)[1]
     assert "killed 1 service" in done
@@ -114,7 +114,7 @@ def test_what_is_written_names_its_file_where_the_disk_is_full(tmp_path, small_f
     assert list(tmp_path.iterdir()) == []
 
 
-DYING = "+callbacks.dying._target_=helpers.dying_rank.DyingRank"
+DYING = "+callbacks.dying._target_=helpers.failing.DyingRank"
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.faults import Killed, killed_within
-from helpers.logged_names import is_known
-from helpers.logged_rows import by_step, without_times
+from helpers.logged import by_step, is_known, without_times
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER, summary_of, wandb_runs

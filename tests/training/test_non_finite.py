@@ -166,7 +166,7 @@ def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, monk
 
 @pytest.mark.slow
 def test_all_ranks_skip_the_step_that_is_bad_on_one(lab, tmp_path):
-    bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
+    bad = ["+callbacks.bad._target_=helpers.failing.BadRank", "+callbacks.bad.folder=ranks"]
     arguments = [*QUICK, *LEARNING, *bad, "+callbacks.bad.steps=[3]", "trainer.devices=2"]
     lab.done("train", *arguments, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
     assert summary_of(tmp_path / "run")["skipped_steps"] == 1
@@ -179,7 +179,7 @@ def test_all_ranks_skip_the_step_that_is_bad_on_one(lab, tmp_path):
 
 @pytest.mark.slow
 def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
-    bad = ["+callbacks.bad._target_=helpers.bad_rank.BadRank", "+callbacks.bad.folder=ranks"]
+    bad = ["+callbacks.bad._target_=helpers.failing.BadRank", "+callbacks.bad.folder=ranks"]
     bad += ["+callbacks.bad.steps=[3,4]", "callbacks.non_finite.patience=2"]
     arguments = [*QUICK, *bad, "trainer.devices=2", "trainer.max_steps=50", "run_dir=run"]
     err = lab.done("train", *arguments, "callbacks.checkpoint.every_n_steps=1", code=2)

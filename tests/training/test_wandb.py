@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import wandb_record
-from helpers.logged_names import KINDS, SCALARS, is_known
+from helpers.logged import KINDS, SCALARS, is_known
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY, TINY_AUTOENCODER
 from omegaconf import OmegaConf

@@ -210,14 +210,14 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     """Composes a training of each arm in each stage; raises UserError for what cannot be."""
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweeps import first_job
-    from diffusion_lab.training.study import protocol_of
+    from diffusion_lab.training.study import check_protocol
 
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     for job in trainings.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]
         try:
-            protocol_of(first_job(job.command, flags, job.arguments))
+            check_protocol(first_job(job.command, flags, job.arguments))
         except MISTAKES as error:
             raise UserError(f"{job.title}: {sentence(error)}") from error
 

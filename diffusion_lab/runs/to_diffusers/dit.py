@@ -26,8 +26,7 @@ model.pos_embed.pos_embed = positions.flip(-2).flatten(-3)  # cosines come first
 def settings_of_dit(dit: DiT, cfg: DictConfig) -> tuple[dict[str, Any], str]:
     """The settings of DiTTransformer2DModel, and the code that makes it compute what this DiT does.
 
-    `cfg` is the run's whole configuration. Raises UserError, which names an option of it, if there
-    are none.
+    Raises UserError, which names an option of the run's configuration, if there are none.
     """
     own = cfg.backbone
     for key, value in FIXED.items():

@@ -103,10 +103,7 @@ class Diffusers:
 
 
 def convert(model: Drawable, cfg: DictConfig, num_classes: int) -> Diffusers:
-    """The parts of a model with the configuration `cfg`.
-
-    Raises UserError, which names an option of `cfg`, for what diffusers does not have.
-    """
+    """The parts of a model; raises UserError, which names the option, for what cannot be."""
     vae = autoencoder_of(model.first_stage)
     scheduler = scheduler_of(model, cfg)
     network, changes = network_of(model, cfg)
@@ -218,7 +215,6 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
     yield literal_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
     last, average = load_summary(run).steps or facts.get("step"), facts.get("average", "evaluated")
-    # figures are of the last step, and each is of an average
     newest = str(last) == str(facts.get("step"))
     found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if newest else []
     found = [each for each in found if each["sampling"].get("average", "evaluated") == average]

@@ -287,10 +287,7 @@ def check_same(model: Drawable, network: Any) -> None:
 
 
 def check_denoiser(denoiser: Denoiser, of_samples: bool) -> None:
-    """Raises UserError if the network hears or is fed more than diffusers' schedulers provide.
-
-    `of_samples` is whether its answer is a sample, and not a mean.
-    """
+    """Raises UserError if the network hears, is fed or answers what schedulers do not provide."""
     wrong = {
         "this conditioning": (
             denoiser.conditioning.conditional and not denoiser.conditioning.labels.classes,

@@ -49,8 +49,10 @@ def scheduler_of(model: Drawable, cfg: DictConfig) -> Any:
             "train with objective/prediction=flow, or leave format out",
         )
     flow = "FlowMatchEulerDiscreteScheduler"
-    made = network_class(flow)(num_train_timesteps=STEPS) if straight else None
-    scheduler = made or _table(model, cfg.schedule)
+    if straight:
+        scheduler = network_class(flow)(num_train_timesteps=STEPS)
+    else:
+        scheduler = _table(model, cfg.schedule)
     known = {name: NOISE_LABELS[name] for name in (("time",) if straight else ("index", "time"))}
     if model.denoiser.noise_label not in known.values():
         name = next(name for name, f in NOISE_LABELS.items() if f is model.denoiser.noise_label)

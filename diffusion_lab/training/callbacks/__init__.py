@@ -1,4 +1,4 @@
-"""Callbacks: checkpoints, evaluation, pictures and throughput."""
+"""Callbacks: what training does besides its steps, such as averages, checkpoints and grids."""
 
 from diffusion_lab.training.callbacks.checkpoint import Checkpoint
 from diffusion_lab.training.callbacks.evaluation import (

@@ -30,10 +30,7 @@ class GradientNoise:
         self.noise = self.signal = 0.0  # averages of tr(S) and |G|^2, up to a common factor
 
     def observe(self, part: float, batch: float, part_size: int, batch_size: int) -> None:
-        """Adds a step by squared norms: of the gradients of parts, on average, and of the batch.
-
-        The sizes are in images.
-        """
+        """Adds a step by mean squared gradient norms of parts and of the batch; sizes in images."""
         noise = (part - batch) / (1 / part_size - 1 / batch_size)
         signal = (batch_size * batch - part_size * part) / (batch_size - part_size)
         self.noise = KEPT * self.noise + (1 - KEPT) * noise

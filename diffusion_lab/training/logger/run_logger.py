@@ -279,10 +279,7 @@ class JSONLines(Logger):
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Keeps only the first `count` rows, and sets the clock to the last of them.
-
-        A resumed run writes the later rows again.
-        """
+        """Keeps only the first `count` rows, and sets the clock to the last of them."""
         if not self.path.exists():
             return
         rows = [row for row in read_rows(self.path) if "step" in row][:count]
