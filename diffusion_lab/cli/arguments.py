@@ -92,10 +92,7 @@ def admit(override: str, groups: tuple[str, ...]) -> str:
 
 
 def gather(overrides: list[str]) -> list[str]:
-    """Moves all overrides that have several values into one override, combinations=[...].
-
-    Of several overrides of a key the last one counts.
-    """
+    """Moves overrides with several values into combinations=[...]; of a key the last one counts."""
     parsed = parse(overrides)
     last = {key_of(each): each for each in parsed}
     single, several = [], []

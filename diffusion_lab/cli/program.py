@@ -26,10 +26,7 @@ SPINS = "20000"
 
 
 def main() -> None:
-    """Runs the console script `diffusion-lab`.
-
-    If standard output is closed early, as by `| head -1`, the program ends quietly.
-    """
+    """Runs the console script; ends quietly if its output is closed early, as by `| head -1`."""
     let_rank_zero_speak()
     end_with_launcher()
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -156,10 +156,7 @@ def sweep(name: str, arguments: list[str]) -> None:
 
 
 def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
-    """Raises UserError, before anything is written, if a job after the first has no configuration.
-
-    That of the first is composed before the jobs are known.
-    """
+    """Raises UserError if a job after the first, which is composed already, cannot be composed."""
     for job in jobs[1:]:
         try:
             first_job(name, flags, job.overrides)

@@ -71,10 +71,7 @@ class LatentsElsewhere(FirstStage):
 
 @dataclass(frozen=True)
 class Step:
-    """The seconds of a training step: of products, of memory, of the update, and of sending.
-
-    The `host` works at the same time.
-    """
+    """The seconds of a training step: of products, of memory, of the update, and of sending."""
 
     compute: float  # FLOPs of all passes
     encoding: float  # FLOPs of a first stage whose latents are not cached
@@ -82,7 +79,7 @@ class Step:
     update: float  # weights, gradients, optimiser state and averages, read and written
     communication: float  # a ring over all GPUs
     waiting: float  # the part of communication that nothing hides
-    host: float  # operations sent one by one, and the loop around them
+    host: float  # operations sent one by one, and the loop around them, at the same time
 
     @property
     def device(self) -> float:
@@ -97,10 +94,7 @@ class Step:
 
 
 class RunPlan:
-    """The run that `cfg`, a configuration of the command plan, describes, and what it takes.
-
-    Raises UserError for what training would refuse, too.
-    """
+    """The run of a configuration of `plan`, and what it takes; refuses what training would."""
 
     def __init__(self, cfg: DictConfig, name: str):
         check_keys(cfg, PLANNED)
