@@ -1,7 +1,4 @@
-"""The commands `evaluate` and `sample-sweep`: metrics of a run, by one sampling or by many.
-
-An evaluation stands next to those of other runs, and a sweep shows FID against network calls.
-"""
+"""The commands `evaluate` and `sample-sweep`: metrics of a run, by one sampling or by many."""
 
 import json
 import re

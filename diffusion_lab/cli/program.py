@@ -13,8 +13,7 @@ from omegaconf import open_dict
 
 import diffusion_lab
 from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
-from diffusion_lab.cli.arguments import MULTIRUN, prepare
-from diffusion_lab.cli.commands import USAGE, command_named
+from diffusion_lab.cli.commands import MULTIRUN, USAGE, command_named, prepare
 from diffusion_lab.cli.help import help_of
 from diffusion_lab.cli.job import STOPPED, fail, result_of, run
 from diffusion_lab.common.messages import UserError

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.sentences import MISTAKES, composed, key_of, parse, sentence
-from diffusion_lab.cli.arguments import MULTIRUN, PLACES, apart, config_dir
+from diffusion_lab.cli.commands import MULTIRUN, PLACES, apart, config_dir
 from diffusion_lab.cli.job import run, say
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError

@@ -191,10 +191,7 @@ def compare(names: list[str], results: list[Numbers]) -> None:
 
 
 class Bench:
-    """The model of a configuration and a batch of random images on a device.
-
-    Steps are as in training, without gradient clipping and weight averaging.
-    """
+    """The model of a configuration and random images on a device; steps do not clip or average."""
 
     def __init__(self, cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str):
         self.device = device

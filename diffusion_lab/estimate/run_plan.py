@@ -150,22 +150,17 @@ class RunPlan:
         )
 
     def stored_bytes(self) -> int | None:
-        """The bytes of all training images as they are kept; None if their number is not known.
-
-        Encoded images are float32 moments, and mirrored ones are kept beside them.
-        """
+        """The bytes of all training images as they are kept; None if their number is not known."""
         stage, count = self.task.module.first_stage, self.cfg.num_images
         if count is None:
             return None
         if not stage.cache:
             return count * self.black.numel()
+        # moments are float32, and those of mirrored images are kept beside them
         return count * 4 * (1 + self.cfg.data.flip) * stage.moments(self.black).numel()
 
     def seconds_of(self, cost: costs.RunCost, reached: float | None = None) -> float:
-        """The seconds of a network call on an image, by its FLOPs.
-
-        `reached` is the share of the peaks that it reaches, if that is not to be the planned one.
-        """
+        """The seconds of a network call on an image by its FLOPs, at a share of the peaks."""
         mfu = reached or self.mfu
         plain = reached or self.cfg.mfu or PLAIN
         products = self.cfg.matmul_precision

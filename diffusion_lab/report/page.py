@@ -1,7 +1,4 @@
-"""The command `compare`: a folder with a self-contained page, tables and figures.
-
-The page is made of page.html. A comparison may be logged as a W&B run, too.
-"""
+"""The command `compare`: a folder with a self-contained page, tables and figures, and a W&B run."""
 
 import base64
 import csv
