@@ -38,14 +38,11 @@ Rates = dict[str, dict[str, float]]  # by space, the shares of images that were 
 
 @dataclass(frozen=True)
 class CopySpaces:
-    """The training images, uint8 (N, C, H, W), in each space: the extractor's, and pixels.
-
-    If `mirrored`, images are compared with them as mirror images, too.
-    """
+    """The training images, uint8 (N, C, H, W), in each space: the extractor's, and pixels."""
 
     metrics: GenerativeMetrics
     training: Tensor
-    mirrored: bool
+    mirrored: bool  # whether images are compared with them as mirror images, too
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
@@ -104,10 +101,7 @@ class ControlRun:
 
     @classmethod
     def open(cls, cfg: DictConfig, measured: DiffusionRun) -> "ControlRun":
-        """Opens `cfg.control` beside the measured run, whose data have been read.
-
-        Raises UserError if its samples cannot be the null of the measured run's.
-        """
+        """Opens `cfg.control`; raises UserError if it can be no control of the measured run."""
         beside = cfg.copy()
         beside.run = cfg.control
         opened = open_diffusion_run(beside)

@@ -1,7 +1,4 @@
-"""The commands `evaluate` and `sample-sweep`: metrics of a run, by one sampling or by many.
-
-An evaluation stands next to those of other runs, and a sweep shows FID against network calls.
-"""
+"""The commands `evaluate` and `sample-sweep`: metrics of a run, by one sampling or by many."""
 
 import json
 import re
@@ -126,10 +123,7 @@ class Setting:
 def sweep(
     cfg: DictConfig, overrides: list[str], combinations: list[Combination]
 ) -> dict[str, object]:
-    """Measures each combination that is not measured yet; writes table, CSV and plot.
-
-    All combinations are built and checked before the first is measured.
-    """
+    """Measures each combination that is not measured yet, once all are checked; writes a table."""
     varied = list(combinations[0].chosen)
     for key in varied:
         if key.split(".")[0].split("/")[0] not in VARIABLE:

@@ -43,10 +43,7 @@ KEYS = {
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures.
-
-    Sampler, guidance and extractor are the run's own, unless `overrides` say otherwise.
-    """
+    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures."""
     check_keys(cfg, KEYS)
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)

@@ -28,10 +28,7 @@ ALWAYS_NAMED = ("sampler", "sampler.steps", "guidance.scale", *(f"sampler.{key}"
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written.
-
-    Sampler and guidance are the run's own, unless `overrides` say otherwise.
-    """
+    """Draws `cfg.num_samples` images of `cfg.run`; returns where they were written."""
     least = {"num_samples": 1, "batch_size": 1, "columns": 1, "seed": 0}
     counts = {key: whole(number) for key, number in least.items()}
     check_keys(cfg, counts | {"save": one_of("grid", "png", "npz")})

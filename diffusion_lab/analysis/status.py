@@ -195,10 +195,7 @@ COLOURS = {State.RUNNING: "cyan", State.FINISHED: "green", State.FAILED: "red", 
 
 
 def status(cfg: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Shows the state of all runs, again and again with `watch`; returns the last that it showed.
-
-    Watching ends when no run is queued or running.
-    """
+    """Shows the state of all runs, with `watch` until none is open; returns the last it showed."""
     check_keys(cfg, {"watch": optional(above(0))})
     paths = [Path(str(path)) for path in as_list(cfg.paths)]
     while True:

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from diffusion_lab.assembly.sentences import ADDED, conf_dir, instead
-from diffusion_lab.cli.arguments import config_dir
-from diffusion_lab.cli.commands import COMMANDS, Command
+from diffusion_lab.cli.commands import COMMANDS, Command, config_dir
 from diffusion_lab.common.messages import UserError
 
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # groups of options of many groups

@@ -1,7 +1,4 @@
-"""Runs a command under Hydra: composes its configuration, calls it, and prints its result.
-
-A process that another one has started leaves its result, or its error, to that one.
-"""
+"""Runs a command under Hydra: composes its configuration, calls it, and prints how it ended."""
 
 import json
 import os
@@ -28,8 +25,7 @@ from diffusion_lab.assembly.sentences import (
     conf_dir,
     sentence,
 )
-from diffusion_lab.cli.arguments import admit, expand
-from diffusion_lab.cli.commands import COMMANDS, Command
+from diffusion_lab.cli.commands import COMMANDS, Command, admit, expand
 from diffusion_lab.common.files import require_writable, write_json
 from diffusion_lab.common.messages import FULL, UserError
 from diffusion_lab.compute import slurm, started

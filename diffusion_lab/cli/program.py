@@ -13,8 +13,7 @@ from omegaconf import open_dict
 
 import diffusion_lab
 from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
-from diffusion_lab.cli.arguments import MULTIRUN, prepare
-from diffusion_lab.cli.commands import USAGE, command_named
+from diffusion_lab.cli.commands import MULTIRUN, USAGE, command_named, prepare
 from diffusion_lab.cli.help import help_of
 from diffusion_lab.cli.job import STOPPED, fail, result_of, run
 from diffusion_lab.common.messages import UserError
@@ -26,10 +25,7 @@ SPINS = "20000"
 
 
 def main() -> None:
-    """Runs the console script `diffusion-lab`.
-
-    If standard output is closed early, as by `| head -1`, the program ends quietly.
-    """
+    """Runs the console script; ends quietly if its output is closed early, as by `| head -1`."""
     let_rank_zero_speak()
     end_with_launcher()
     if "OMP_WAIT_POLICY" not in os.environ:

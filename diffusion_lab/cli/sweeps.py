@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.sentences import MISTAKES, composed, key_of, parse, sentence
-from diffusion_lab.cli.arguments import MULTIRUN, PLACES, apart, config_dir
+from diffusion_lab.cli.commands import MULTIRUN, PLACES, apart, config_dir
 from diffusion_lab.cli.job import run, say
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
@@ -161,10 +161,7 @@ def sweep(name: str, arguments: list[str]) -> None:
 
 
 def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
-    """Raises UserError, before anything is written, if a job after the first has no configuration.
-
-    That of the first is composed before the jobs are known.
-    """
+    """Raises UserError if a job after the first, which is composed already, cannot be composed."""
     for job in jobs[1:]:
         try:
             first_job(name, flags, job.overrides)

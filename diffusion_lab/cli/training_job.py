@@ -4,7 +4,7 @@ import gc
 import json
 import sys
 import traceback
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -29,91 +29,87 @@ from diffusion_lab.training.train import Outcome, train
 EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of unfinished runs
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """The function of a training command."""
+def trained(command: str, cfg: DictConfig, overrides: list[str]) -> float | None:
+    """Trains one composition by a training command; returns its `optimized_metric`, if it has one.
 
-    command: str
+    A failed job of a multirun is recorded and returns None, so the other jobs continue.
+    """
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        return run(command, cfg, job, overrides)[1]
+    gc.collect()  # frees the memory of this process's previous run, which has reference cycles
+    try:
+        study.check_search(cfg, job)
+    except UserError as error:
+        fail(str(error))  # ends the search, not only this trial
+    alone, folder = list(overrides), None
+    try:
+        folder = study.folder_of(cfg, job)
+        if folder and not cfg.run_dir:
+            alone.append(f"run_dir={folder}")
+        status, value = run(command, cfg, job, overrides)
+        sweep_record.note(job.sweep.dir, job.job.num, status, alone)
+        return value
+    except (KeyboardInterrupt, SystemExit) as end:
+        if folder and getattr(end, "code", STOPPED) == STOPPED:
+            say("Repeat the command of the sweep to resume this run and start the rest.")
+        raise
+    except Exception as error:
+        if not isinstance(error, MISTAKES):
+            traceback.print_exc()
+        text = reason_of(error)
+        sweep_record.note(job.sweep.dir, job.job.num, sweep_record.FAILED, alone, error=text)
+        say(f"Failed: {text}")
+        if slurm.tasks() > 1:
+            raise  # or the other processes would wait for this one
+        return None
 
-    def __call__(self, cfg: DictConfig, overrides: list[str]) -> float | None:
-        """Trains one composition; returns its `optimized_metric`, if it has one.
 
-        A failed job of a multirun is recorded and returns None, so the other jobs continue.
-        """
-        job = HydraConfig.get()
-        if job.mode != RunMode.MULTIRUN:
-            return self.run(cfg, job, overrides)[1]
-        gc.collect()  # frees the memory of this process's previous run, which has reference cycles
-        try:
-            study.check_search(cfg, job)
-        except UserError as error:
-            fail(str(error))  # ends the search, not only this trial
-        alone, folder = list(overrides), None
-        try:
-            folder = study.folder_of(cfg, job)
-            if folder and not cfg.run_dir:
-                alone.append(f"run_dir={folder}")
-            status, value = self.run(cfg, job, overrides)
-            sweep_record.note(job.sweep.dir, job.job.num, status, alone)
-            return value
-        except (KeyboardInterrupt, SystemExit) as end:
-            if folder and getattr(end, "code", STOPPED) == STOPPED:
-                say("Repeat the command of the sweep to resume this run and start the rest.")
-            raise
-        except Exception as error:
-            if not isinstance(error, MISTAKES):
-                traceback.print_exc()
-            text = reason_of(error)
-            sweep_record.note(job.sweep.dir, job.job.num, sweep_record.FAILED, alone, error=text)
-            say(f"Failed: {text}")
-            if slurm.tasks() > 1:
-                raise  # or the other processes would wait for this one
-            return None
+def run(
+    command: str, cfg: DictConfig, job: HydraConf, overrides: list[str]
+) -> tuple[str, float | None]:
+    """Trains a new run, resumes one, or finds it finished; loggers group the runs of a study.
 
-    def run(
-        self, cfg: DictConfig, job: HydraConf, overrides: list[str]
-    ) -> tuple[str, float | None]:
-        """Trains a new run, resumes one, or finds it finished; loggers group the runs of a study.
+    A requeued SLURM job resumes the run that it began with the same overrides; if that ended
+    before its first checkpoint, it starts again in the same folder. Returns the outcome, DONE
+    or SKIPPED, and the run's `optimized_metric`.
+    """
+    if cfg.resume:
+        train_or_exit(resumed(cfg.resume, overrides, command), overrides)
+        return sweep_record.DONE, None
+    study.check_protocol(cfg)
+    folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+    cfg = tuned.with_tuned(cfg)
+    study.check_metric(cfg, folder)
+    begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
+    if begun and (begun / CONFIG).is_file():
+        if load_summary(begun).finished:
+            say(f"{begun} is already finished")
+            return sweep_record.SKIPPED, None
+        cfg = load_config(begun)
+        cfg.resume = str(begun)
+        train_or_exit(cfg, overrides)
+        return sweep_record.DONE, None
+    state = study.state_of(folder, cfg) if folder else study.NEW
+    if folder and state == study.EMPTY:
+        study.move_aside(folder)
+    if state == study.FINISHED:
+        say(f"{folder} is already finished")
+    elif folder and state == study.UNFINISHED:
+        resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
+        train_or_exit(resumed(str(folder), resume, command), resume)
+    else:
+        cfg = budget.with_budget(cfg, overrides)
+        train_or_exit(*joined(cfg, overrides, job, folder))
+    value = study.final_metric(folder, metric) if folder and metric else None
+    return sweep_record.SKIPPED if state == study.FINISHED else sweep_record.DONE, value
 
-        A requeued SLURM job resumes the run that it began with the same overrides; if that ended
-        before its first checkpoint, it starts again in the same folder. Returns the outcome, DONE
-        or SKIPPED, and the run's `optimized_metric`.
-        """
-        if cfg.resume:
-            self.train(resumed(cfg.resume, overrides, self.command), overrides)
-            return sweep_record.DONE, None
-        study.check_protocol(cfg)
-        folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
-        cfg = tuned.with_tuned(cfg)
-        study.check_metric(cfg, folder)
-        begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, self.command, overrides)
-        if begun and (begun / CONFIG).is_file():
-            if load_summary(begun).finished:
-                say(f"{begun} is already finished")
-                return sweep_record.SKIPPED, None
-            cfg = load_config(begun)
-            cfg.resume = str(begun)
-            self.train(cfg, overrides)
-            return sweep_record.DONE, None
-        state = study.state_of(folder, cfg) if folder else study.NEW
-        if folder and state == study.EMPTY:
-            study.move_aside(folder)
-        if state == study.FINISHED:
-            say(f"{folder} is already finished")
-        elif folder and state == study.UNFINISHED:
-            resume = [f"resume={folder}", *study.overrides_to_resume(folder, overrides)]
-            self.train(resumed(str(folder), resume, self.command), resume)
-        else:
-            cfg = budget.with_budget(cfg, overrides)
-            self.train(*joined(cfg, overrides, job, folder))
-        value = study.final_metric(folder, metric) if folder and metric else None
-        return sweep_record.SKIPPED if state == study.FINISHED else sweep_record.DONE, value
 
-    def train(self, cfg: DictConfig, overrides: list[str]) -> None:
-        """Trains a run, and exits if it was stopped before its end."""
-        outcome = train(cfg, overrides)
-        if outcome in EXIT_CODES:
-            sys.exit(EXIT_CODES[outcome])
+def train_or_exit(cfg: DictConfig, overrides: list[str]) -> None:
+    """Trains a run, and exits if it was stopped before its end."""
+    outcome = train(cfg, overrides)
+    if outcome in EXIT_CODES:
+        sys.exit(EXIT_CODES[outcome])
 
 
 def joined(
@@ -141,5 +137,5 @@ def joined(
     return cfg, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())]
 
 
-train_model = TrainingJob("train")
-train_first_stage = TrainingJob("train-autoencoder")
+train_model = partial(trained, "train")
+train_first_stage = partial(trained, "train-autoencoder")

@@ -334,22 +334,7 @@ def class_counts(task: DiffusionTask) -> Iterator[Remark]:
 
 
 OF_SETTINGS = (
-    data_std,
-    largest_noise,
-    schedule_end,
-    combination,
-    tokens,
-    labels,
-    sampling,
-    batch,
-    epochs,
-    memorization,
-    weight_averaging,
-    warm_up,
-    learning_rate,
-    precision,
-    validation,
-    evaluation,
-    sample_counts,
-    class_counts,
+    *(data_std, largest_noise, schedule_end, combination, tokens, labels, sampling, batch, epochs),
+    *(memorization, weight_averaging, warm_up, learning_rate, precision, validation, evaluation),
+    *(sample_counts, class_counts),
 )

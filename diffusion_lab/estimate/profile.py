@@ -51,7 +51,7 @@ COLUMNS = {
 }
 KINDS = ("training", "network")  # of speeds
 ALLOWED = CHOICES | {each: whole(1) for each in ("batch_size", "timed_steps", "depth")}
-PATIENCE = 20.0  # seconds of timing after which no further round begins
+PATIENCE = 20.0  # seconds of timing after which no further round begins: slow steps vary little
 WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
 PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
@@ -191,10 +191,7 @@ def compare(names: list[str], results: list[Numbers]) -> None:
 
 
 class Bench:
-    """The model of a configuration and a batch of random images on a device.
-
-    Steps are as in training, without gradient clipping and weight averaging.
-    """
+    """The model of a configuration and random images on a device; steps do not clip or average."""
 
     def __init__(self, cfg: DictConfig, facts: ImageFacts, device: torch.device, precision: str):
         self.device = device
@@ -255,10 +252,7 @@ class Bench:
 
 
 def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[float]:
-    """Median seconds of each step over `times` rounds, in which they take turns.
-
-    Slow steps vary little: there is no further round after PATIENCE seconds.
-    """
+    """Median seconds of each step over `times` rounds, in which they take turns."""
     seconds: list[list[float]] = [[] for _ in steps]
     begun = timer()
     for _ in range(WARM_UP + times):

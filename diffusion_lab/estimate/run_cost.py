@@ -366,15 +366,13 @@ def features_bytes(metrics: GenerativeMetrics | None, images: int | None) -> int
 
 @dataclass(frozen=True)
 class Duration:
-    """The steps of a run that its time limit allows, and the seconds of all it does.
-
-    `sampling` is None if the sampler's number of network calls is not known.
-    """
+    """The steps of a run that its time limit allows, and the seconds of all it does."""
 
     steps: int
     training: float
     validation: float
-    sampling: float | None  # of samples for metrics and of grids, without decoding and features
+    # of samples for metrics and of grids, without decoding and features; None for unknown calls
+    sampling: float | None
 
     @property
     def seconds(self) -> float:

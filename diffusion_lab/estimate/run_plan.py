@@ -71,10 +71,7 @@ class LatentsElsewhere(FirstStage):
 
 @dataclass(frozen=True)
 class Step:
-    """The seconds of a training step: of products, of memory, of the update, and of sending.
-
-    The `host` works at the same time.
-    """
+    """The seconds of a training step: of products, of memory, of the update, and of sending."""
 
     compute: float  # FLOPs of all passes
     encoding: float  # FLOPs of a first stage whose latents are not cached
@@ -82,7 +79,7 @@ class Step:
     update: float  # weights, gradients, optimiser state and averages, read and written
     communication: float  # a ring over all GPUs
     waiting: float  # the part of communication that nothing hides
-    host: float  # operations sent one by one, and the loop around them
+    host: float  # operations sent one by one, and the loop around them, at the same time
 
     @property
     def device(self) -> float:
@@ -97,10 +94,7 @@ class Step:
 
 
 class RunPlan:
-    """The run that `cfg`, a configuration of the command plan, describes, and what it takes.
-
-    Raises UserError for what training would refuse, too.
-    """
+    """The run of a configuration of `plan`, and what it takes; refuses what training would."""
 
     def __init__(self, cfg: DictConfig, name: str):
         check_keys(cfg, PLANNED)
@@ -156,22 +150,17 @@ class RunPlan:
         )
 
     def stored_bytes(self) -> int | None:
-        """The bytes of all training images as they are kept; None if their number is not known.
-
-        Encoded images are float32 moments, and mirrored ones are kept beside them.
-        """
+        """The bytes of all training images as they are kept; None if their number is not known."""
         stage, count = self.task.module.first_stage, self.cfg.num_images
         if count is None:
             return None
         if not stage.cache:
             return count * self.black.numel()
+        # moments are float32, and those of mirrored images are kept beside them
         return count * 4 * (1 + self.cfg.data.flip) * stage.moments(self.black).numel()
 
     def seconds_of(self, cost: costs.RunCost, reached: float | None = None) -> float:
-        """The seconds of a network call on an image, by its FLOPs.
-
-        `reached` is the share of the peaks that it reaches, if that is not to be the planned one.
-        """
+        """The seconds of a network call on an image by its FLOPs, at a share of the peaks."""
         mfu = reached or self.mfu
         plain = reached or self.cfg.mfu or PLAIN
         products = self.cfg.matmul_precision

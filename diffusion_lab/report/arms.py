@@ -35,17 +35,13 @@ COLOUR_OF = {"UNet": 0, "U-Net": 0, "DiT": 1, "Mamba2": 2, "Mamba-2": 2}
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs of one arm, by seed; `settings` are the ones that differ between arms.
-
-    `line` is its name without the part of the data, and `data` the number of training images, as
-    text, if arms differ in it.
-    """
+    """The runs of one arm, by seed; `settings` are the ones that differ between arms."""
 
     name: str
     settings: Settings
     runs: tuple[Run, ...]
-    line: str = ""
-    data: str = ""
+    line: str = ""  # its name without the part of the data
+    data: str = ""  # the number of training images, as text, if arms differ in it
     colour: int = 0
 
     @property
@@ -122,10 +118,7 @@ def _names(
 
 
 def _by_data(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms by the size of their data, the smallest first, with their lines and colours.
-
-    A label is the number of images, with the settings that choose them where two have the same.
-    """
+    """The arms by the size of their data, the smallest first, with their lines and colours."""
     parts = {arm.data_size: "" for arm in arms}
     images = {
         part: next((n for arm in arms if arm.data_size == part and (n := arm.fact(SIZE))), 0)

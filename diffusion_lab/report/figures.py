@@ -109,10 +109,7 @@ def draw(
     size: tuple[float, float] = SIZE,
     left: float = 0.62,
 ) -> Drawing:
-    """Draws a figure by `paint`, in `size` (width, height) inches with `left` inches for labels.
-
-    A title stands above, and below a mark for each name in `legend`.
-    """
+    """Draws a figure of `size` inches, `left` of them for labels; below, a mark for each name."""
     with rc_context(STYLE):
         width, height = size
         below = 0.19 * len(legend)

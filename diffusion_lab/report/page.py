@@ -1,7 +1,4 @@
-"""The command `compare`: a folder with a self-contained page, tables and figures.
-
-The page is made of page.html. A comparison may be logged as a W&B run, too.
-"""
+"""The command `compare`: a folder with a self-contained page, tables and figures, and a W&B run."""
 
 import base64
 import csv
@@ -297,10 +294,7 @@ def data_uri(pixels: np.ndarray, most: int) -> str:
 
 
 def compare_runs(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Compares the runs at or below `cfg.paths`, and writes the folder `cfg.output`.
-
-    With `cfg.wandb` it logs the comparison to that W&B project, too.
-    """
+    """Compares the runs at or below `cfg.paths`; logs it to the W&B project `cfg.wandb`, if any."""
     paths = [str(path) for path in as_list(cfg.paths)]
     if not paths:
         raise UserError(

@@ -96,15 +96,12 @@ def column_of(metric: Quantity) -> Column:
 
 @dataclass(frozen=True)
 class ArmTable:
-    """The table with a row for each arm; columns of the kinds `without` are left out.
-
-    `way` is a sampling, the one that is compared by default.
-    """
+    """The table with a row for each arm; columns of the kinds `without` are left out."""
 
     found: Collection
     ranges: bool = True  # whether two or three runs have their range in place of an interval
     without: Sequence[str] = ()
-    way: str | None = None
+    way: str | None = None  # a sampling, the one that is compared by default
 
     @cached_property
     def by_run(self) -> pd.DataFrame:
@@ -192,10 +189,7 @@ class ArmTable:
         return found.convert_dtypes().to_csv()
 
     def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
-        """A row for each run: costs by short names and metrics by full names, without rounding.
-
-        `places` are texts to write for the run folders.
-        """
+        """A row for each run, at its place: costs by short names, metrics by full ones, exact."""
         known = {
             (arm.name, run.seed): (places or {}).get(run.folder, run.folder)
             for arm in self.found.arms

@@ -67,7 +67,7 @@ class Task(ABC):
 
     @abstractmethod
     def compile(self, mode: str | None) -> None:
-        """Compiles the costly modules in place, so that keys stay; `mode` as in `compile_network`."""
+        """Compiles the costly modules in place, so that keys stay; as `compile_network` does."""
 
     def check_validation(self, cfg: DictConfig) -> None:
         """Raises UserError if the run selects by metrics or images that it does not have."""

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from diffusion_lab.assembly.config_keys import CLASS, check_boxes, flat, leave_out, paths_as_text
 from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.assembly.sentences import MISTAKES, conf_dir, sentence
-from diffusion_lab.cli.arguments import prepare
-from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS, prepare
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import above, optional, ranges, whole
 from diffusion_lab.training import train

@@ -66,13 +66,8 @@ def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refus
     assert [row["calls"] for row in rows] == [2, 2]  # and a backward pass, which is not counted
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     assert "guide.safetensors" in refusal(*asked, "metrics.classifier=guide.safetensors")
-    assert "of known classes" in refusal(
-        "sample-sweep",
-        "run=run",
-        "steps=2",
-        "metrics.classifier=judge.safetensors",
-        "guidance=none",
-    )
+    alone = ["metrics.classifier=judge.safetensors", "guidance=none"]
+    assert "of known classes" in refusal("sample-sweep", "run=run", "steps=2", *alone)
     (kept,) = Path("run").glob("sweeps/*/results.jsonl")
     assert len(read_rows(kept)) == 2
     write("guide", 2)  # another file at the same path
@@ -83,15 +78,8 @@ def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refus
 def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(lab, write, tmp_path):
     write("guide", 0)
     write("judge", 1)
-    lab.done(
-        "train",
-        *TINY,
-        *CLASSIFIER,
-        "conditioning=none",
-        "metrics.classifier=judge.safetensors",
-        "logger=none",
-        "run_dir=run",
-    )
+    judged = ["conditioning=none", "metrics.classifier=judge.safetensors"]
+    lab.done("train", *TINY, *CLASSIFIER, *judged, "logger=none", "run_dir=run")
     summary = summary_of(tmp_path / "run")
     assert any(name.startswith("accuracy/") for name in summary["metrics"])
 

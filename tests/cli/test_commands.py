@@ -21,8 +21,7 @@ from PIL import Image
 from diffusion_lab.analysis.sample import also_asked, way
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli import main
-from diffusion_lab.cli.arguments import prepare
-from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS, prepare
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.metrics import PreparedMetrics
 from diffusion_lab.report import page as comparing

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_lab.analysis import on_test_images
 from diffusion_lab.analysis.on_test_images import REGIONS, missing
-from diffusion_lab.cli.arguments import expand, gather
+from diffusion_lab.cli.commands import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier

@@ -66,18 +66,9 @@ def test_what_is_solved_is_in_the_run_which_reopens_without_solving(lab, tmp_pat
 
 @pytest.mark.slow
 def test_seconds_end_a_run(lab, tmp_path):
-    asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20"]
-    asked.append("trainer.log_every_n_steps=1")
-    lab.done(
-        "train",
-        *asked,
-        "backbone=mlp",
-        "budget=seconds",
-        "budget.seconds=2",
-        "batch_size=8",
-        "run_dir=run",
-        "lr_schedule=cosine",
-    )
+    asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20", "batch_size=8"]
+    asked += ["trainer.log_every_n_steps=1", "backbone=mlp", "lr_schedule=cosine", "run_dir=run"]
+    lab.done("train", *asked, "budget=seconds", "budget.seconds=2")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["finished"]
     assert 1.5 < summary["wall_seconds"] < 10
@@ -88,15 +79,8 @@ def test_seconds_end_a_run(lab, tmp_path):
 
 def test_images_make_steps_of_any_batch(lab, tmp_path):
     for batch, steps in ((8, 4), (16, 2)):
-        lab.done(
-            "train",
-            *QUICK,
-            "backbone=mlp",
-            "budget=images",
-            "budget.images=32",
-            f"batch_size={batch}",
-            f"run_dir=run{batch}",
-        )
+        asked = ["backbone=mlp", "budget=images", "budget.images=32", f"batch_size={batch}"]
+        lab.done("train", *QUICK, *asked, f"run_dir=run{batch}")
         summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
         assert (summary["steps"], summary["images_seen"]) == (steps, 32)
 

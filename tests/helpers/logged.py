@@ -3,15 +3,9 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-<<<<<<< HEAD:tests/helpers/logged_names.py
 from diffusion_lab.metrics.quantity import OF_SAMPLES
-from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES
-=======
-from diffusion_lab.metrics.feature_distances import ClassFID
-from diffusion_lab.metrics.quantities import BUILT_IN
 from diffusion_lab.runs.log_names import AXES, GRIDS, SAMPLES, on_dashboards
 from helpers.tiny_runs import rows
->>>>>>> 08b2fbf4c3d337bec34f7c108d5a17a81e63b71f:tests/helpers/logged.py
 
 KINDS = ("fid_std", *(q.name for q in OF_SAMPLES if q.name != "fid_class"))
 SCALARS = (

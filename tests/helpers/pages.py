@@ -8,8 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
-from diffusion_lab.cli.arguments import prepare
-from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS, prepare
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.command import check, narrowed, read
 from diffusion_lab.cli.study.jobs import Jobs

@@ -14,7 +14,7 @@ from helpers.refusals import refused
 from helpers.tiny_runs import TINY
 from PIL import Image
 
-from diffusion_lab.cli.arguments import gather_paths
+from diffusion_lab.cli.commands import gather_paths
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError

@@ -46,24 +46,18 @@ class Need:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a stage that tunes chooses: by `metric`, from a grid that may grow, or random trials.
-
-    With `measure`, each run is measured by `evaluate` with these settings.
-    """
+    """How a stage that tunes chooses: by `metric`, from a grid that may grow, or random trials."""
 
     metric: str
     grow: int
     trials: int | None
-    measure: Settings | None
+    measure: Settings | None  # those by which `evaluate` measures each run
     num_samples: int
 
 
 @dataclass(frozen=True)
 class StudyStage:
-    """A command over the values of some axes; `settings` may hold lists of values.
-
-    `length` is its own unit and amount of training, and `share` a factor on that of each arm.
-    """
+    """A command over the values of some axes; `settings` may hold lists of values."""
 
     name: str
     command: str
@@ -71,8 +65,8 @@ class StudyStage:
     axes: dict[str, Axis]
     needs: dict[str, Need]  # by the key that is given what the needed stage made
     after: tuple[str, ...]  # more stages that are needed
-    length: Settings
-    share: float
+    length: Settings  # its own unit and amount of training
+    share: float  # a factor on the length of each arm
     of: dict[str, list[str]]  # the values on axes of the runs that are compared or published
     choice: Choice | None
     protocol: Settings | None  # of its runs

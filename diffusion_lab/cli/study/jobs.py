@@ -44,15 +44,12 @@ Point = dict[str, str]  # the name of a value on each axis
 
 @dataclass(frozen=True)
 class StudyJob:
-    """A command of a study, what it makes, and the jobs that it needs.
-
-    `label` is what people call the runs that differ in nothing but their seed.
-    """
+    """A command of a study, what it makes, and the jobs that it needs."""
 
     stage: str
     command: str
     point: Point
-    label: str
+    label: str  # what people call the runs that differ in nothing but their seed
     settings: Settings = field(repr=False)
     made: Path  # the run's folder, or what else the command writes
     needs: tuple["StudyJob", ...] = field(default=(), repr=False)

@@ -1,7 +1,4 @@
-"""Runs the jobs of a study on this machine, stage by stage, and tunes what its stages tune.
-
-The files of a study say which jobs are done, and how long the others will take.
-"""
+"""Runs the jobs of a study that its files lack, stage by stage, and tunes what its stages tune."""
 
 import math
 import os
