@@ -53,24 +53,25 @@ class TensorBoard(RunLogger):
         shown = bool | int | float | str  # by TensorBoard
         values = {k: v if isinstance(v, shown) else str(v) for k, v in flat(self.config).items()}
         _, session, _ = hparams(values, {})
-        self.board.experiment._get_file_writer().add_summary(session)
-        self.board.experiment.flush()
+        self.experiment = self.board.experiment  # as in Lightning's, for callbacks of others
+        self.experiment._get_file_writer().add_summary(session)
+        self.experiment.flush()
         return f"TensorBoard: tensorboard --logdir {OUTPUTS}"
 
     def write(self, row: Row, step: int) -> None:
         self.board.log_metrics(row, step)
-        self.board.experiment.flush()
+        self.experiment.flush()
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
-        self.board.experiment.add_image(name, pixels, step, dataformats="HWC")
-        self.board.experiment.flush()
+        self.experiment.add_image(name, pixels, step, dataformats="HWC")
+        self.experiment.flush()
 
     def close(self, summary: Row | None) -> None:
         if summary:
             self.board.log_metrics(numbers_of(summary), summary["steps"])
-        self.board.experiment.close()
+        self.experiment.close()
 
 
 DATABASES = OUTPUTS / "mlflow"  # MLflow's database, and the pictures of its runs

@@ -60,7 +60,7 @@ class WandB(GroupedLogger):
     def open(self) -> str:
         # Lightning's own logger would have other x-axes
         run, reason = opened(why_offline(self.mode), self.run_dir, **self.facts)
-        self.run = run
+        self.experiment = run  # as in Lightning's, for callbacks of others
         for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric=log_names.IMAGES)
@@ -72,7 +72,7 @@ class WandB(GroupedLogger):
         return offline(reason, self.run_dir) if reason else f"W&B: {run.url}"
 
     def write(self, row: Row, step: int) -> None:
-        self.run.log(row, step=step)  # W&B's step is the optimiser's, also after a resume
+        self.experiment.log(row, step=step)  # W&B's step is the optimiser's, also after a resume
 
     def draw(self, name: str, path: Path, caption: str, step: int) -> None:
         with Image.open(path) as image:
@@ -91,13 +91,13 @@ class WandB(GroupedLogger):
             self.write(self.new({log_names.SAMPLES: table}, step), step)
 
     def close(self, summary: Row | None) -> None:
-        self.run.summary.update(summary or {})
+        self.experiment.summary.update(summary or {})
         if self.checkpoints and summary and summary["finished"]:
             name = f"checkpoints-{self.run_id}"
             with staged_in(self.run_dir / "wandb"):
                 artifact = artifact_of(name, "model", self.run_dir, files_to_open(self.run_dir))
-                self.run.log_artifact(artifact, aliases=[f"step-{summary['steps']}"])
-        self.run.finish(exit_code=0 if summary else 1)
+                self.experiment.log_artifact(artifact, aliases=[f"step-{summary['steps']}"])
+        self.experiment.finish(exit_code=0 if summary else 1)
 
     @rank_zero_only
     def finish(self, summary: Row | None) -> None:
