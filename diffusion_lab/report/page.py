@@ -166,8 +166,13 @@ def render(report: Report) -> str:
     known = {column.kind: column for column in report.table.columns}
     # a single known value means that all grids have the same noise at each place
     noises = {grid_noise(each.run) for each in drawn}
-    how: dict[str, Any] = dict.fromkeys(("autoescape", "trim_blocks", "lstrip_blocks"), True)
-    page = Environment(loader=FileSystemLoader(PARTS), undefined=StrictUndefined, **how)
+    page = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return page.get_template("page.html").render(
         report=report,
         title=found.study.get("question") or f"Comparison of {len(found.arms)} arms",

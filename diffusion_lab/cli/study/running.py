@@ -54,7 +54,7 @@ class Records:
             map(self.time, job.needs), default=0.0
         )
 
-    def trains(self, trial: StudyJob) -> bool:
+    def is_open(self, trial: StudyJob) -> bool:
         """Whether a trial has neither finished nor diverged."""
         return not self.done(trial) and not has_diverged(trial.made)
 
@@ -213,7 +213,7 @@ class Runner:
         searches = [Search(self.records, job) for job in choosers]
         while any(search.new for search in searches):
             trials = [trial for search in searches for trial in search.trials()]
-            self.work([trial for trial in trials if self.records.trains(trial)])
+            self.work([trial for trial in trials if self.records.is_open(trial)])
             trained = [trial for trial in trials if self.records.done(trial)]
             measured = filter(None, map(self.records.jobs.measurement, trained))
             self.work([each for each in measured if not self.records.done(each)])
@@ -245,7 +245,7 @@ class Search:
         """Takes the results of the new values, and decides on the next."""
         for values in self.new:
             trials = self.records.jobs.trials(self.chooser, values)
-            left = (trial.title for trial in trials if self.records.trains(trial))
+            left = (trial.title for trial in trials if self.records.is_open(trial))
             self.unfinished = next(left, self.unfinished)
             results = {trial.point[SEEDS]: result(trial, self.choice) for trial in trials}
             self.tried.append({"values": values, "results": results})
