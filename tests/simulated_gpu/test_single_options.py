@@ -17,6 +17,7 @@ NEEDED = {  # what an option needs, or what makes it small
     "objective=edm": ["schedule=edm"],
     "objective=ect": ["schedule=edm"],
     "objective=v_prediction": ["schedule=cosine"],
+    "objective=scm": ["schedule=cosine"],
     "objective=score_matching": ["schedule=ve"],
     "objective=reflow": [
         *("objective.teacher.run=run", "objective.teacher.count=16"),
@@ -31,6 +32,7 @@ NEEDED = {  # what an option needs, or what makes it small
     "sampler/time_grid=explicit": ["sampler.time_grid.times=[1,0.5]", "sampler.steps=2"],
     "guidance=autoguidance": ["guidance.weak_run=run"],
     "guidance=classifier": ["guidance.classifier=classifier.safetensors"],
+    "guidance=embedded": ["objective=improved_mean_flow", "objective.loss.guidance=8"],
     "guidance=cfg_plus_plus": ["sampler=ddim", "sampler.steps=3"],
     "optimizer=any": ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.1"],
     **{
@@ -76,7 +78,7 @@ TRAINED = [
     *("augmentation=non_leaky", "coupling=optimal_transport", "alignment=efficientnet_lite0"),
     *("callbacks.statistics.every_n_steps=1 micro_batch_size=4",),
     *("callbacks.posthoc_ema.snapshots=2", "data.on_device=false", "data.flip=true"),
-    *("sampler=annealed_langevin", "sampler=flow_map", "sampler=few_step"),
+    *("sampler=annealed_langevin", "sampler=flow_map", "sampler=few_step", "guidance=embedded"),
     *(f"sampler/time_grid={name}" for name in ("leading", "linspace", "quadratic", "trailing")),
 ]
 DRAWN = [

@@ -1,5 +1,6 @@
 """Replaces what would ask a GPU's driver, or would look into a GPU's memory."""
 
+import gc
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -139,6 +140,16 @@ def replace_data() -> None:
             torch.utils.swap_tensors(self, new)
 
     Tensor.data = property(data.__get__, set_data)
+    swap = torch.utils.swap_tensors
+
+    def swapped(first, second):
+        try:
+            swap(first, second)
+        except RuntimeError:  # a graph in a reference cycle holds one, which a GPU does not mind
+            gc.collect()
+            swap(first, second)
+
+    torch.utils.swap_tensors = swapped
 
 
 def replace_safetensors() -> None:
