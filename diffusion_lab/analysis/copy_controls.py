@@ -46,10 +46,15 @@ class CopySpaces:
 
     @cached_property
     def known(self) -> dict[str, Tensor]:
-        """The training images (N, D) by space, on a GPU if there is one; computed once."""
+        """The training images (N, D) by space, on a GPU where they fit; computed once."""
         views = replace(self, mirrored=False).views(self.training, "training")
         device = self.metrics.extractor.compares_on
-        return {name: own.to(device) for name, (own,) in views.items()}
+        free = 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+        # they are compared in float64, and need room beside a copy
+        found = {name: own for name, (own,) in views.items()}
+        return {
+            name: own.to(device) if 24 * own.numel() < free else own for name, own in found.items()
+        }
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
         """The views (n, D) of images, uint8 (n, C, H, W), by space; cached as `stored_as`."""

@@ -80,6 +80,9 @@ def compile_network(network: nn.Module, mode: str | None, dynamic: bool | None =
     network is compiled in a fraction of the time. A network that names none is compiled whole.
     """
     parts = layers_of(network) if mode == "layers" else []
+    if parts:  # those of a class share a limit, of 8, after which they would stay as they are
+        known = torch._dynamo.config
+        known.recompile_limit = max(known.recompile_limit, 8 * len(parts))
     for part in parts or [network]:
         part.compile(dynamic=dynamic, mode=None if mode == "layers" else mode)
 

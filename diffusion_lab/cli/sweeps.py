@@ -15,7 +15,7 @@ from statistics import fmean
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.assembly.sentences import MISTAKES, composed, key_of, parse, sentence
 from diffusion_lab.cli.commands import MULTIRUN, PLACES, apart, config_dir
@@ -27,7 +27,7 @@ from diffusion_lab.runs import sweep_record
 from diffusion_lab.runs.progress import locked
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
-from diffusion_lab.training import study
+from diffusion_lab.training import study, tuned
 
 SHOWN = 5  # arms with the lowest FID
 
@@ -137,7 +137,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     elif cfg.study_name or on_slurm:
         if on_slurm:
             refuse_queued(jobs)
-            if cfg.study_name and not cfg.resume and finished(jobs):
+            if cfg.study_name and not cfg.resume and finished(name, flags, jobs):
                 return
         check_composed(name, flags, jobs)
         sweep_record.write(folder, cfg.study_name, jobs)
@@ -169,12 +169,21 @@ def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
             raise UserError(f"{sentence(error)}; the job is {shlex.join(job.overrides)}") from error
 
 
-def finished(jobs: Sequence[Job]) -> bool:
-    """Whether all runs of a study are finished, so that none needs a place in a queue."""
-    if not all(job.folder and load_summary(job.folder).finished for job in jobs):
+def finished(name: str, flags: list[str], jobs: Sequence[Job]) -> bool:
+    """Whether all runs of a study are finished, so that none needs a place in a queue.
+
+    Raises UserError if one of them was trained with other settings.
+    """
+    folders = [job.folder for job in jobs if job.folder and load_summary(job.folder).finished]
+    if len(folders) < len(jobs):
         return False
-    for job in jobs:
-        say(f"{job.folder} is already finished")
+    for job, folder in zip(jobs, folders, strict=True):
+        own = first_job(name, flags, job.overrides)
+        HydraConfig.instance().set_config(own)  # which ${hydra:...} in it takes from now on
+        with open_dict(own):
+            del own.hydra
+        study.state_of(folder, tuned.with_tuned(own))
+        say(f"{folder} is already finished")
     return True
 
 

@@ -59,7 +59,9 @@ class TargetEmbedding(nn.Module):
 
 def is_compiled(network: nn.Module) -> bool:
     """Whether torch.compile has compiled a network, or its layers."""
-    return any(part._compiled_call_impl for part in (network, *getattr(network, "layers", ())[:1]))
+    layers = getattr(network, "layers", None)
+    first = layers[0] if isinstance(layers, list | nn.ModuleList) and layers else network
+    return any(getattr(part, "_compiled_call_impl", None) for part in (network, first))
 
 
 def in_few_graphs(network: nn.Module, x: Tensor, noise: Tensor, condition: Any) -> Tensor:

@@ -242,16 +242,19 @@ def put_together(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tree_map_with_path(tensor, tree)
 
 
-def begin_shards(folder: Path, tensors: dict[str, Tensor]) -> Future:
-    """Copies tensors, and begins to write them into a folder; all ranks call this together.
+def write_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors into a folder; all ranks call this together.
 
-    The result raises an OSError, or on all ranks a CheckpointException, for example if the disk is
-    full.
+    Raises an OSError, or on all ranks a CheckpointException, for example if the disk is full.
     """
-    group = writers_group() if dist.is_initialized() else None
-    begun = dcp.async_save(
-        tensors, checkpoint_id=folder, process_group=group, no_dist=group is None
-    )
+    dcp.save(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+
+def begin_shards(folder: Path, tensors: dict[str, Tensor]) -> Future:
+    """Copies tensors, and begins to write them as `write_shards`, whose errors the result has."""
+    alone = not dist.is_initialized()
+    group = None if alone else writers_group()
+    begun = dcp.async_save(tensors, checkpoint_id=folder, process_group=group, no_dist=alone)
     return cast(Future, begun)
 
 

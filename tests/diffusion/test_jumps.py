@@ -398,7 +398,7 @@ def test_the_update_of_consistency_training_is_exact_on_average_over_samples(nam
             update = change / gap[:, None] * feature
             means.setdefault(error, []).append(update.mean() / update.std() * len(update) ** 0.5)
     assert all(abs(each) < 3.5 for each in means[0.0])
-    assert abs(means[0.1][-1]) > 4
+    assert abs(means[0.1][-1]) > 4  # 13, 7 and 5 for the three schedules
 
 
 def test_pairs_of_consistency_training_reach_clean_data_at_low_noise():

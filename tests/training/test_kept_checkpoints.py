@@ -224,6 +224,24 @@ def test_training_goes_on_where_a_thread_cannot_write(lab, monkeypatch):
     assert [path.name for path in Path("run/checkpoints").glob("step_*")] == ["step_0000004.ckpt"]
 
 
+def test_a_run_that_fails_waits_for_the_thread(lab, monkeypatch):
+    def slow(checkpoint: dict, path: Path) -> None:
+        sleep(1)
+        save(checkpoint, path)
+
+    def fail(self, trainer, *_) -> None:
+        if trainer.global_step == 3:
+            raise RuntimeError("a fault")
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", slow)
+    monkeypatch.setattr("diffusion_lab.training.callbacks.Throughput.on_train_batch_end", fail)
+    steps = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=5", "run_dir=run"]
+    with pytest.raises(RuntimeError, match="a fault"):
+        lab("train", *RUN, BEHIND, *steps)
+    assert checkpoints.step_of("run") == 2
+
+
 def test_no_folder_is_removed_while_a_checkpoint_cannot_be_read(tmp_path):
     folder = tmp_path / "checkpoints"
     for name in ("shards_0000001_0", "shards_0000002_0"):

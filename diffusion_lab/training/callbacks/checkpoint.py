@@ -82,6 +82,9 @@ class Checkpoint(Periodic):
                 "free disk space"
             )
 
+    def on_exception(self, trainer: lightning.Trainer, pl_module, exception) -> None:
+        self.wait()  # before the run's lock is gone
+
     def at_the_end(self, trainer: lightning.Trainer) -> None:
         self.keeper(trainer)()  # its metrics are known only now
 
@@ -140,14 +143,14 @@ class Checkpoint(Periodic):
         if self.sharded:
             content, tensors = checkpoints.take_apart(content)
             folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
-            written = checkpoints.begin_shards(folder, tensors)
+            begun = checkpoints.begin_shards(folder, tensors) if self.background else None
         elif self.background and first:
             content = copied(content)
 
         def write() -> str | None:
             try:
                 if self.sharded:
-                    written.result()
+                    begun.result() if begun else checkpoints.write_shards(folder, tensors)
                 if self.sharded and first:
                     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
                     content[checkpoints.SHARDS] = {"folder": folder.name, "sizes": sizes}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from PIL import Image
 
 from diffusion_lab.assembly.config_keys import flat
@@ -35,6 +36,12 @@ class TensorBoard(RunLogger):
     def require(cls) -> None:
         package("tensorboard", "tensorboard", "logger=tensorboard")
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, as in Lightning's logger, for callbacks of others."""
+        return self.board.experiment
+
     def open(self) -> str:
         """Writes the hyperparameters of the HParams page.
 
@@ -53,7 +60,6 @@ class TensorBoard(RunLogger):
         shown = bool | int | float | str  # by TensorBoard
         values = {k: v if isinstance(v, shown) else str(v) for k, v in flat(self.config).items()}
         _, session, _ = hparams(values, {})
-        self.experiment = self.board.experiment  # as in Lightning's, for callbacks of others
         self.experiment._get_file_writer().add_summary(session)
         self.experiment.flush()
         return f"TensorBoard: tensorboard --logdir {OUTPUTS}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import wandb
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -57,10 +58,16 @@ class WandB(GroupedLogger):
         more = {"group": self.group, "tags": self.tags, "config": self.config, "settings": own}
         return facts | more
 
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, as in Lightning's logger, for callbacks of others."""
+        return self.run
+
     def open(self) -> str:
         # Lightning's own logger would have other x-axes
         run, reason = opened(why_offline(self.mode), self.run_dir, **self.facts)
-        self.experiment = run  # as in Lightning's, for callbacks of others
+        self.run = run
         for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric=log_names.IMAGES)

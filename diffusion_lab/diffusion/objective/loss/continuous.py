@@ -16,8 +16,8 @@ class ContinuousConsistency(nn.Module, Loss):
 
     x0_hat = k(t) F + ... of the network's output F, and F* = F + g / (|g| + `floor`) without a
     gradient, with the tangent g = -k'(t) dx0_hat/dt / (alpha'^2 + sigma'^2) and the root of its
-    mean square as |g|. On the path of cosine and sine, predicting v, these are the paper's. What g
-    has besides the error of the denoised estimate grows from 0 over `warmup_images` images. A
+    mean square as |g|. On the path of cosine and sine, predicting v, g is the paper's. What g has
+    besides the error of the denoised estimate grows from 0 over `warmup_images` images. A
     learned `uncertainty` weighs levels.
     """
 
