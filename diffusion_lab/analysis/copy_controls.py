@@ -21,6 +21,7 @@ from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
 from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import ImageData
+from diffusion_lab.data.loader import fits
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
@@ -48,13 +49,9 @@ class CopySpaces:
     def known(self) -> dict[str, Tensor]:
         """The training images (N, D) by space, on a GPU where they fit; computed once."""
         views = replace(self, mirrored=False).views(self.training, "training")
-        device = self.metrics.extractor.compares_on
-        free = 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-        # they are compared in float64, and need room beside a copy
+        place = self.metrics.extractor.compares_on
         found = {name: own for name, (own,) in views.items()}
-        return {
-            name: own.to(device) if 24 * own.numel() < free else own for name, own in found.items()
-        }
+        return {name: own.to(place) if fits([own], place) else own for name, own in found.items()}
 
     def views(self, images: Tensor, stored_as: str | None = None) -> Views:
         """The views (n, D) of images, uint8 (n, C, H, W), by space; cached as `stored_as`."""

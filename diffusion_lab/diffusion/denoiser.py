@@ -174,8 +174,8 @@ class Denoiser(nn.Module):
         output = in_few_graphs(self.backbone, x, noise, condition)
         # at least float32 before to_x0, which may multiply its rounding by a hundred
         # a copy: the next call of a compiled network may write to the memory of its answers
-        copy = is_compiled(self.backbone)
-        return output.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
+        compiled = self.backbone._compiled_call_impl is not None
+        return output.to(torch.promote_types(x.dtype, torch.float32), copy=compiled)
 
     def score(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Tensor:
         """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.

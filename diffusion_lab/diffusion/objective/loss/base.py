@@ -64,6 +64,14 @@ class Losses(NamedTuple):
         return self.level.t, losses.detach()
 
 
+def weighed(losses: Tensor, level: NoiseLevel, uncertainty: LearnedUncertainty | None) -> Losses:
+    """The losses (B,) at levels (B,), divided by what a learned uncertainty expects there."""
+    if uncertainty is None:
+        return Losses(losses, level)
+    expected = uncertainty(level)
+    return Losses(losses * (-expected).exp() + expected, level, losses)
+
+
 class Loss(ABC):
     """A training loss; it is a torch module, too, if it has weights of its own.
 
@@ -282,10 +290,7 @@ class Denoising(nn.Module, Loss):
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         losses = self.measured(parts.schedule, parts.prediction, denoiser, x0, eps, level, given)
-        if self.uncertainty is None:
-            return Losses(losses, level)
-        expected = self.uncertainty(level)
-        return Losses(losses * (-expected).exp() + expected, level, losses)
+        return weighed(losses, level, self.uncertainty)
 
 
 class Contrastive(Denoising):

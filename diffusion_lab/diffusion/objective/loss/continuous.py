@@ -1,13 +1,12 @@
 """Consistency in continuous time: the estimate of x0 stays along the path, by its derivative."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from diffusion_lab.common.forward_mode import derivative
 from diffusion_lab.common.ranges import Count, Positive, ranges
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast
-from diffusion_lab.diffusion.objective.loss.base import Loss, Losses, Parts, mean_square
-from diffusion_lab.diffusion.objective.loss.mean_flow import rates
+from diffusion_lab.diffusion.objective.loss.base import Loss, mean_square, weighed
+from diffusion_lab.diffusion.objective.loss.mean_flow import along_path, rates, slope_of_output
 from diffusion_lab.diffusion.objective.loss.uncertainty import LearnedUncertainty
 
 
@@ -37,35 +36,16 @@ class ContinuousConsistency(nn.Module, Loss):
         self.uncertainty = uncertainty
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
-        x, one = add_noise(x0, eps, level), torch.ones_like(level.t)
+        x, zero = add_noise(x0, eps, level), torch.zeros_like(level.alpha)
         d_alpha, d_sigma = rates(parts.schedule, level)
         velocity = broadcast(d_alpha, x) * x0 + broadcast(d_sigma, x) * eps
-
-        def estimate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            found = denoiser(x, parts.schedule(t), given)
-            assert found.output is not None, "a denoiser answers with its output"
-            return found.x0, found.output
-
-        (_, output), (drift, _) = derivative(estimate, (x, level.t), (velocity, one))
-        slope = broadcast(slope_of_estimate(parts, level), x)
+        clean = NoiseLevel(zero, zero + 1, zero)  # a jump there ends at x0_hat
+        output, drift = along_path(parts, denoiser, x, velocity, level, clean, given)
+        slope = broadcast(slope_of_output(parts.schedule, parts.prediction, level, clean), x)
         denoised = slope * (output - parts.prediction.target(x0, eps, level))
         share = min(1.0, parts.images_seen / self.warmup_images)
         tangent = -slope * torch.lerp(denoised, drift, share).detach()
         tangent = tangent / broadcast(d_alpha**2 + d_sigma**2, x)
         size = tangent.flatten(1).square().mean(1).sqrt()
         target = output.detach() + tangent / broadcast(size + self.floor, x)
-        losses = mean_square(output - target.detach())
-        if self.uncertainty is None:
-            return Losses(losses, level)
-        expected = self.uncertainty(level)
-        return Losses(losses * (-expected).exp() + expected, level, losses)
-
-
-def slope_of_estimate(parts: Parts, level: NoiseLevel) -> Tensor:
-    """k'(t) at a level, (B,), where x0_hat is k(t) F + ... of the output F."""
-
-    def share(t: Tensor) -> Tensor:
-        zero = torch.zeros_like(t)
-        return parts.prediction.to_x0(zero + 1, zero, parts.schedule(t))
-
-    return derivative(share, (level.t,), (torch.ones_like(level.t),))[1]
+        return weighed(mean_square(output - target.detach()), level, self.uncertainty)

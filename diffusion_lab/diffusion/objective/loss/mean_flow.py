@@ -139,10 +139,24 @@ def flow_target(
     given: Given,
 ) -> tuple[Tensor, Tensor]:
     """The output F and its target F*, of x's shape, where the path at x heads for x0."""
-    one = torch.ones_like(here.t)
     d_alpha, d_sigma = rates(parts.schedule, here)
     eps = noise_of(x, x0, here)
     velocity = broadcast(d_alpha, x) * x0 + broadcast(d_sigma, x) * eps
+    output, drift = along_path(parts, denoiser, x, velocity, here, there, given)
+    slope = slope_of_output(parts.schedule, parts.prediction, here, there)
+    return output, (output - drift / broadcast(slope, x)).detach()
+
+
+def along_path(
+    parts: Parts,
+    denoiser: ConditionalDenoiser,
+    x: Tensor,
+    velocity: Tensor,
+    here: NoiseLevel,
+    there: NoiseLevel,
+    given: Given,
+) -> tuple[Tensor, Tensor]:
+    """The output F, and the derivative of the jump's end along the path at x, of x's shape."""
 
     def end(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         level = parts.schedule(t)
@@ -150,9 +164,9 @@ def flow_target(
         assert estimate.output is not None, "a denoiser answers with its output"
         return jump(x, estimate.x0, level, there), estimate.output
 
-    (_, output), (drift, _) = derivative(end, (x, here.t), (velocity, one))
-    slope = slope_of_output(parts.schedule, parts.prediction, here, there)
-    return output, (output - drift / broadcast(slope, x)).detach()
+    moves = (velocity, torch.ones_like(here.t))
+    (_, output), (drift, _) = derivative(end, (x, here.t), moves)
+    return output, drift
 
 
 def slope_of_output(
