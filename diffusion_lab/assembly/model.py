@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly import rules
 from diffusion_lab.backbone import Energy
+from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.backbone.stage import check_embeddings
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.rules import option
@@ -43,6 +44,24 @@ class Model(Drawable):
     """A drawing with the objective that trains it."""
 
     objective: Objective
+
+
+def compile_model(denoiser: Denoiser, objective: Objective, mode: str | None) -> None:
+    """Compiles a network in place, as `compile_network` does; whole, the denoising loss with it.
+
+    One that is differentiated more than once stays as it is, as compiled code has one gradient.
+    """
+    loss = objective.loss
+    if loss.forward_mode or isinstance(denoiser.backbone, Energy):
+        return
+    compile_network(denoiser.backbone, mode)
+    if mode != "layers":
+        alone = loss.measured  # as in validation, with the graph that samplers ask, too
+        in_graph = torch.compile(alone, mode=mode)
+        # a copy: the next call of a compiled function may write to the memory of its answers
+        loss.measured = lambda *inputs: (  # type: ignore[method-assign]
+            in_graph(*inputs).clone() if torch.is_grad_enabled() else alone(*inputs)
+        )
 
 
 @torch.no_grad()

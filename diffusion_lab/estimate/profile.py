@@ -23,12 +23,11 @@ from diffusion_lab.assembly.costs import (
     sampling_calls,
 )
 from diffusion_lab.assembly.instantiate import check_keys
-from diffusion_lab.assembly.model import LATER
+from diffusion_lab.assembly.model import LATER, compile_model
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.assembly.parameter_groups import build_optimizer, for_training, inner_matrices
 from diffusion_lab.assembly.sentences import Combination
-from diffusion_lab.backbone import Energy
-from diffusion_lab.backbone.base import compile_network, ends_of
+from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.macs import TRAINING_PASSES, by_level, total
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
@@ -219,11 +218,9 @@ class Bench:
         return [*self.model.denoiser.parameters(), *self.model.objective.parameters()]
 
     def compile(self, choice: bool | str) -> None:
-        """Compiles the backbone as training would."""
-        backbone, objective = self.model.denoiser.backbone, self.model.objective
-        derived = objective.loss.forward_mode or isinstance(backbone, Energy)
-        if pays(choice, self.device) and not derived:
-            compile_network(backbone, mode_of(choice))
+        """Compiles the network as training would."""
+        if pays(choice, self.device):
+            compile_model(self.model.denoiser, self.model.objective, mode_of(choice))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss, (), of images (b, C, H, W) uint8 with labels (b,)."""

@@ -5,14 +5,16 @@ from functools import partial
 import pytest
 import torch
 from helpers.refusals import assert_names, refused
+from torch._dynamo.utils import counters
 
 from diffusion_lab.assembly import rules
-from diffusion_lab.assembly.model import check_network, untrained_jumps
+from diffusion_lab.assembly.model import check_network, compile_model, untrained_jumps
 from diffusion_lab.backbone import MLP, Energy
 from diffusion_lab.backbone.conditioning import ClassLabel
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import X0, Eps, Flow, Objective, Score, UniformTime, V
 from diffusion_lab.diffusion.objective.loss import (
     SNR,
@@ -184,3 +186,38 @@ def test_jumps_to_clean_data_are_trained_from_halves_of_the_path():
 def test_other_models_and_solvers_of_short_steps_are_not_warned_of():
     assert warning(FlowMap(3, EVEN), loss=MeanFlow()) is None
     assert warning(UniPC(3, EVEN)) is None
+
+
+def test_the_loss_is_in_the_graph_of_a_compiled_network_in_training_alone(monkeypatch):
+    denoiser = Denoiser(partial(MLP, width=8), ClassLabel, Flow(), (1, 4, 4), Classes.numbered(3))
+    x0, labels = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+
+    def losses(objective):
+        torch.manual_seed(0)
+        denoiser.zero_grad()
+        trained = objective(denoiser, x0, Given(labels)).minimised
+        trained.mean().backward()
+        in_training = counters["stats"]["calls_captured"]
+        level = objective.schedule(torch.full((4,), 0.5))
+        with torch.no_grad():
+            inputs = objective.schedule, denoiser.prediction, denoiser, x0, x0, level
+            validated = objective.loss.measured(*inputs, Given(labels))
+        gradients = [each.grad.clone() for each in denoiser.parameters()]
+        return [trained, validated, *gradients], in_training
+
+    def objective():
+        return Objective(Rectified(), Flow(), UniformTime(), Denoising(), label_dropout=0.5)
+
+    plain, _ = losses(objective())
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    calls = {}
+    for mode in ("layers", None):
+        torch.compiler.reset()
+        counters.clear()
+        compiled = objective()
+        compile_model(denoiser, compiled, mode)
+        answers, calls[mode] = losses(compiled)
+        torch.testing.assert_close(answers, plain)
+        # with a gradient, and without one for samplers and validation
+        assert counters["stats"]["unique_graphs"] == 2
+    assert calls[None] > calls["layers"]

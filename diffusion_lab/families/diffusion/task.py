@@ -13,12 +13,12 @@ from diffusion_lab.assembly.model import (
     Model,
     check_network,
     check_steps,
+    compile_model,
     rarely_trained,
     untrained_jumps,
 )
 from diffusion_lab.assembly.objects import build_model, build_pipeline
-from diffusion_lab.backbone import Energy
-from diffusion_lab.backbone.base import compile_network, renormalise
+from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
@@ -48,10 +48,7 @@ class DiffusionTask(Task):
     teacher: Teacher | None = None
 
     def compile(self, mode: str | None) -> None:
-        # compile=auto on a GPU: compiled networks have no derivatives but a single gradient
-        backbone = self.module.denoiser.backbone
-        if not (self.module.objective.loss.forward_mode or isinstance(backbone, Energy)):
-            compile_network(backbone, mode)
+        compile_model(self.module.denoiser, self.module.objective, mode)
 
     def advice(self) -> list[str]:
         denoiser, objective = self.module.denoiser, self.module.objective
