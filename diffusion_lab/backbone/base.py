@@ -1,7 +1,7 @@
 """Backbones: networks from noisy images and a noise label to an output of the images' size."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +55,13 @@ def initialise(network: nn.Module) -> None:
             exceptions()
 
 
-def renormalise(network: nn.Module, unless: Tensor | None = None) -> None:
-    """Puts weights back to the magnitude that a network's modules keep, after they were changed.
+def keeping_magnitude(network: nn.Module) -> list[Any]:
+    """The modules of a network that put their weights back to a magnitude which they keep.
 
-    A module that keeps one does this in a method of the same name. Weights stay bit for bit as
-    they are if `unless`, a bool () on their device, is true.
+    After the weights were changed, by a method `renormalise`, with which they stay bit for bit as
+    they are if its argument, a bool () on their device, is true.
     """
-    for module in network.modules():
-        # of the class: a module without one raises and catches an error to say so, at every step
-        if own := getattr(type(module), "renormalise", None):
-            own(module, unless)
+    return [module for module in network.modules() if hasattr(module, "renormalise")]
 
 
 def layers_of(backbone: nn.Module) -> list[nn.Module]:

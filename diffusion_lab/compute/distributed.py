@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -95,7 +95,7 @@ def on_rank_zero(compute: Callable[[], Value]) -> Value:
 @cache
 def patient_group() -> dist.ProcessGroup:
     """All ranks as a group that waits long, as metrics of many images take rank 0 a while."""
-    group = dist.new_group(timeout=PATIENCE_WITH_ONE)
+    group = cast(dist.ProcessGroup, dist.new_group(timeout=PATIENCE_WITH_ONE))
     # NCCL connects at the first call, with the patience of the other groups
     dist.broadcast_object_list([None], src=0, group=group)
     return group
@@ -104,7 +104,7 @@ def patient_group() -> dist.ProcessGroup:
 @cache
 def writers_group() -> dist.ProcessGroup:
     """All ranks as a group of threads that write while others train, with tensors on the CPU."""
-    return dist.new_group(backend="gloo")
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
 
 def of_all_ranks(value: Value) -> list[Value]:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +202,7 @@ class Bench:
         self.model = build_model(cfg, *facts, str(device))
         self.model.objective.to(device)
         if pays(cfg.channels_last, device):
-            self.model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            cast(Any, self.model.denoiser).to(memory_format=torch.channels_last)
         parts = nn.ModuleDict({"denoiser": self.model.denoiser, "objective": self.model.objective})
         backbone = self.model.denoiser.backbone
         hidden = inner_matrices(backbone, ends_of(backbone))

@@ -23,7 +23,7 @@ from diffusion_lab.backbone import (
     RawLabels,
     Unconditional,
 )
-from diffusion_lab.backbone.base import ends_of, renormalise
+from diffusion_lab.backbone.base import ends_of, keeping_magnitude
 from diffusion_lab.backbone.edm2 import (
     CosineAttention,
     EDM2Stage,
@@ -137,7 +137,8 @@ def test_the_scale_of_a_stored_weight_does_not_matter():
     )
     assert all(each.min() > 4 for each in shares_of(network))
     for part in (network, labels):
-        renormalise(part)
+        for each in keeping_magnitude(part):
+            each.renormalise()
         for each in shares_of(part):
             torch.testing.assert_close(each, torch.ones_like(each), rtol=2e-3, atol=0)
 
@@ -256,7 +257,8 @@ def renormalised(sharded: bool) -> dict[str, torch.Tensor]:
     if sharded:
         for part in [*network.layers, network, labels]:
             fully_shard(part)
-    renormalise(module)
+    for each in keeping_magnitude(module):
+        each.renormalise()
     return {name: whole(p.detach()) for name, p in module.named_parameters()}
 
 

@@ -19,6 +19,7 @@ to the loggers, as well as the loss by noise level (callbacks/throughput.py).
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
-from diffusion_lab.backbone.base import ends_of, layers_of, renormalise
+from diffusion_lab.backbone.base import ends_of, keeping_magnitude, layers_of
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.sharding import FSDP, shard_parameters
@@ -124,6 +125,11 @@ class DiffusionModule(TrainedModule):
         parts = {"train/denoising_loss": loss.detach(), self.alignment.logged: value.detach()}
         return {"loss": loss + self.alignment.weight * self.alignment.loss(value), **parts}
 
+    @cached_property
+    def keeping_magnitude(self) -> list[Any]:
+        """The modules that do so: walking over all of them takes a while at every step."""
+        return keeping_magnitude(self.denoiser)
+
     def optimizer_step(
         self,
         epoch: int,
@@ -134,10 +140,10 @@ class DiffusionModule(TrainedModule):
         """Takes a step, and puts weights back to the magnitude that the network keeps."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         bad = self.bad_steps  # which must not change weights
-        if not bad.bad.is_cpu:
-            renormalise(self.denoiser, unless=bad.bad)
-        elif not bad.skipped:
-            renormalise(self.denoiser)
+        on_device = None if bad.bad.is_cpu else bad.bad
+        if on_device is not None or not bad.skipped:
+            for each in self.keeping_magnitude:
+                each.renormalise(on_device)
 
     def from_all_ranks(self, values: Tensor) -> Tensor:
         """Gathers values (n,) from every rank, in rank order, (ranks x n,)."""

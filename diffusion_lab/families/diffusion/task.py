@@ -18,7 +18,6 @@ from diffusion_lab.assembly.model import (
     untrained_jumps,
 )
 from diffusion_lab.assembly.objects import build_model, build_pipeline
-from diffusion_lab.backbone.base import renormalise
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
@@ -84,7 +83,8 @@ class DiffusionTask(Task):
         self.module.denoiser.conditioning.labels.learn(self.datamodule.train_labels())
         if self.initial:
             self.initial.load_into(self.module.denoiser)
-            renormalise(self.module.denoiser)
+            for each in self.module.keeping_magnitude:
+                each.renormalise()
             facts |= self.initial.facts
         self.datamodule.encoded = self.module.first_stage.prepare(self.datamodule, device)
         if self.teacher:
