@@ -2,16 +2,16 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-# huge pages for large temporaries: a tenth of the training time on a CPU
+# huge pages for large temporaries save a tenth of the training time on a CPU; waiting threads give way, as in the program
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-# waiting threads give way, as the program itself lets them: tests run beside one another
 export GOMP_SPINCOUNT ?= 20000
+export PIP_QUIET := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # commands and tests start many processes, which need not compile the same modules again
 unexport PYTHONDONTWRITEBYTECODE
 LAB := $(BIN)/diffusion-lab
 # where training runs, studies too: LAUNCHER=slurm submits it, as conf/hydra/launcher/slurm.yaml says
 ELSEWHERE := $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
-# with files for `make dashboard`
 TRAIN := $(LAB) train $(ELSEWHERE) 'logger=[wandb,tensorboard]'
 FIRST ?= outputs/fashion_mnist_kl/first
 NAME :=  # a file of conf/study; not that of the environment, which may name the machine
@@ -32,8 +32,7 @@ setup: .venv/installed  ### make .venv with everything the commands and the test
 	@# of 17,000 modules, those that are used are compiled when they are first imported
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --clear --seed --python $(PYTHON) .venv && uv sync --quiet --frozen --inexact --extra dev; \
-	else $(PYTHON) -m venv .venv && \
-		$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'; fi
+	else $(PYTHON) -m venv .venv && $(BIN)/pip install --no-compile -e '.[dev]'; fi
 	@touch $@
 
 train: setup  ## train a small model on FashionMNIST to a picture and a FID, in minutes on a CPU
@@ -47,8 +46,7 @@ train-dit: setup  ## train the FashionMNIST DiT on all GPUs, or the CPU; on a cl
 
 train-latent: setup  ### train a KL autoencoder of FashionMNIST, then a DiT in its latents: ARGS="seed=1 ..."
 	test -f $(FIRST)/first_stage.safetensors || $(LAB) train-autoencoder $(ELSEWHERE) \
-		$$(if test -f $(FIRST)/checkpoints/last.ckpt; then echo resume=$(FIRST); \
-		else echo experiment=fashion_mnist/kl run_dir=$(FIRST); fi)
+		$$(test -f $(FIRST)/checkpoints/last.ckpt && echo resume=$(FIRST) || echo experiment=fashion_mnist/kl run_dir=$(FIRST))
 	$(TRAIN) experiment=fashion_mnist/latent_dit first_stage.run=$(FIRST) $(ARGS)
 
 sample: setup  ## draw clothes with a U-Net that ships with the package, without any training
@@ -70,10 +68,9 @@ dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localho
 
 # MLflow's server wants SQLAlchemy 2, and Optuna's sweeper 1
 .venv/mlflow/installed: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[mlflow]'
+	$(BIN)/pip install -e '.[mlflow]'
 	$(PYTHON) -m venv .venv/mlflow
-	.venv/mlflow/bin/pip install --quiet --disable-pip-version-check \
-		"mlflow==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("mlflow"))')"
+	.venv/mlflow/bin/pip install "mlflow==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("mlflow"))')"
 	@touch $@
 
 dashboard-mlflow: .venv/mlflow/installed  ### show the runs logged to MLflow, at http://localhost:5000
@@ -83,19 +80,24 @@ test: setup  ## run the default tests, about seven minutes on two idle cores
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several processes, a browser, compilation
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser,docs]'
+	$(BIN)/pip install -e '.[browser,docs]'
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm" $(ARGS)
 
 test-gpu: setup  ### run the tests that need a GPU, or two; without one: GPU_TESTS_ON=simulated GPUS=2, or cpu
 	DIFFUSION_LAB_GPU_TESTS_ON=$(or $(GPU_TESTS_ON),cuda) DIFFUSION_LAB_SIMULATED_GPUS=$(GPUS) $(BIN)/python -m pytest -q -rs -m gpu $(ARGS)
 
-test-simulated-gpu:  ### run the GPU tests, and each option by itself, on a simulated GPU, and some on two
-	$(MAKE) test-gpu GPU_TESTS_ON=simulated ARGS='-n auto --dist worksteal $(ARGS)'
-	$(MAKE) test-gpu GPU_TESTS_ON=simulated GPUS=2 ARGS='-k two_devices $(ARGS)'
+# the PyTorch whose internals the simulated GPU knows
+.venv/simulated/installed: .venv/installed
+	$(PYTHON) -m venv .venv/simulated
+	.venv/simulated/bin/pip install --no-compile -e '.[dev]' 'torch==2.13.*' 'torchvision==0.28.*'
+	@touch $@
+
+test-simulated-gpu: .venv/simulated/installed  ### run the GPU tests, and each option by itself, on a simulated GPU, and some on two
+	$(MAKE) test-gpu BIN=.venv/simulated/bin GPU_TESTS_ON=simulated ARGS='-n auto --dist worksteal $(ARGS)'
+	$(MAKE) test-gpu BIN=.venv/simulated/bin GPU_TESTS_ON=simulated GPUS=2 ARGS='-k two_devices $(ARGS)'
 
 bench-gpu: setup  ### speed of U-Net and DiT on a GPU beside diffusers, images/s and share of peak, in outputs/bench-gpu
-	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 \
-		--layout channels_last --only unet_2m unet_ddpm dit_small_32 dit_s_2 --out outputs/bench-gpu $(ARGS)
+	$(BIN)/python experiments/benchmarks/backbones.py --device cuda --batch 256 --precision bf16 --layout channels_last --only unet_2m unet_ddpm dit_small_32 dit_s_2 --out outputs/bench-gpu $(ARGS)
 
 test-slurm: setup  ### eleven tests on a SLURM of two nodes on this machine, as root; installs Debian's slurm-wlm and munge
 	@tests/compute/slurm/install.sh
@@ -108,10 +110,9 @@ format: setup  ### format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 .venv/docs: pyproject.toml | setup
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@$(BIN)/pip install -e '.[docs]'
 	@touch $@
 
-# pages that are made: of options from conf/, of the API from docstrings, of the notebook, experiments/
 pages: .venv/docs
 	$(BIN)/python docs/options.py && $(BIN)/python docs/api.py && $(BIN)/python docs/tutorial.py
 	rm -rf docs/pages/experiments docs/pages/diffusion_lab && cp -r experiments docs/pages/
@@ -124,8 +125,7 @@ docs-serve: pages  ## read the documentation at http://localhost:8000, rebuilt w
 	PYTHONPATH=docs $(BIN)/python -m zensical serve -f docs/zensical.toml
 
 tutorial: .venv/docs  ## run the notebook docs/tutorial.ipynb, and keep its outputs in it
-	rm -rf docs/outputs/tutorial
-	$(BIN)/python docs/run_tutorial.py
+	rm -rf docs/outputs/tutorial && $(BIN)/python docs/run_tutorial.py
 
 build: setup  ### build the wheel in dist/
 	$(BIN)/python -m build --wheel

@@ -58,9 +58,8 @@ def compile_model(denoiser: Denoiser, objective: Objective, mode: str | None) ->
     if mode != "layers":
         alone = loss.measured  # as in validation, with the graph that samplers ask, too
         in_graph = torch.compile(alone, mode=mode)
-        # a copy: the next call of a compiled function may write to the memory of its answers
         loss.measured = lambda *inputs: (  # type: ignore[method-assign]
-            in_graph(*inputs).clone() if torch.is_grad_enabled() else alone(*inputs)
+            in_graph(*inputs) if torch.is_grad_enabled() else alone(*inputs)
         )
 
 

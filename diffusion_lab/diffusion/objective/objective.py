@@ -121,6 +121,7 @@ class Objective(nn.Module):
                 given = replace(given, previous=previous)
         parts = self.parts(images_seen, images_seen + share.index * len(x0))
         losses = self.loss(parts, denoiser, x0, eps, level, given, generator)
-        self.time_sampler.observe(*losses.observed, share.gather)
+        times, plain = losses.observed
+        self.time_sampler.observe(times, plain, share.gather)
         weighed = losses.minimised * importance.to(x0.device, non_blocking=True)
-        return Losses(weighed, losses.level, losses.observed[1])
+        return Losses(weighed, losses.level, plain)
