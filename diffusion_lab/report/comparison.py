@@ -169,6 +169,12 @@ class Report:
         means = self.table.by_run.groupby("arm", sort=False).mean()
         tuned = facts.tunings(found.arms)
         keys = dict.fromkeys(key for _, part in tuned for key in part["values"])
+        tunings = [
+            figures.tuning(key, [each for each in tuned if key in each[1]["values"]])
+            for key in keys
+        ]
+        if tuned and not any(tunings):
+            tunings = [figures.searched(tuned)]
         plots: dict[str, list[Drawing | None]] = {
             "Along training": [figures.along(found, metric, on_the_way, axis) for axis in axes],
             "Against cost": [
@@ -176,10 +182,7 @@ class Report:
                 for cost in costs
                 if cost in means
             ],
-            "Tuning": [
-                figures.tuning(key, [each for each in tuned if key in each[1]["values"]])
-                for key in keys
-            ],
+            "Tuning": tunings,
         }
         drawn = {title: [*filter(None, several)] for title, several in plots.items()}
         return {title: several for title, several in drawn.items() if several}

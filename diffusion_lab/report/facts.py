@@ -1,6 +1,6 @@
 """Facts on how runs were made: protocol, budgets, tuning, machines, and what was not equal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os.path import abspath
 from typing import Any
@@ -203,7 +203,8 @@ def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:
     if any(each != budgets[0] for each in budgets):
         yield Fact("tuned_unequally")
     for arm, part in found:
-        for key, best in part["chosen"].items():
+        drawn = any(isinstance(each, Mapping) for each in part["values"].values())
+        for key, best in () if drawn else part["chosen"].items():
             grid = [each["values"][key] for each in part["tried"]]
             if best in (min(grid), max(grid)):
                 yield Fact("at_an_end", key=key, arm=arm.name, value=best)

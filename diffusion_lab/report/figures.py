@@ -190,9 +190,7 @@ def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
 
     title = f"How far {metric.title} is from the best"
     drawn = _rows(f"{metric.name}_gaps", title, known, paint)
-    words = (
-        "Thick: 95 % interval of the gap; thin: of all pairs at once; full marks: a gap is shown."
-    )
+    words = "Thick: 95 % interval of the gap; thin: of all pairs at once; full marks: it is shown."
     return replace(drawn, words=f"{words} Gaps: {'; '.join(said)}.")
 
 
@@ -208,8 +206,7 @@ def runs(panels: Sequence[Panel], values: pd.DataFrame, colours: Colours) -> Dra
             axes.plot(own, [row] * len(own), linestyle="", alpha=0.75, **look)
             ends = [mean.low, mean["mean"], mean.high] if len(own) > 3 else [mean["mean"]]
             ends = [metric.scale * end for end in ends]
-            tint = look["color"]
-            axes.plot(ends, [row] * len(ends), "|-", color=tint, markersize=9, mew=1.6, zorder=1)
+            axes.plot(ends, [row] * len(ends), "|-", color=look["color"], ms=9, mew=1.6, zorder=1)
         if panel.real is not None:
             axes.axvline(metric.scale * panel.real, color=INK, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.set_xlabel(f"{metric.axis_title}, {metric.direction}")
@@ -294,33 +291,61 @@ def pareto(means: pd.DataFrame, metric: Quantity, arms: Sequence[Arm]) -> Drawin
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
 
 
-def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
+def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing | None:
     """Draws the metric of trials over the values of a key, a line for each network.
 
-    The other keys have their chosen values. Values at which a run diverged are left out.
+    The other keys have their chosen values; None if no trial differs in this key alone. Values at
+    which a run diverged are left out.
     """
     metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
+    lines = [
+        {
+            each["values"][key]: [*each["results"].values()]
+            for each in part["tried"]
+            if each["values"] == part["chosen"] | {key: each["values"][key]}
+            and None not in each["results"].values()
+        }
+        for _, part in tuned
+    ]
+    if max(map(len, lines)) < 2:
+        return None
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
-        for arm, part in tuned:
-            chosen, points, tint = part["chosen"], {}, colour(arm.colour)
-            for each in part["tried"]:
-                value, results = each["values"][key], [*each["results"].values()]
-                if None not in results and each["values"] == chosen | {key: value}:
-                    points[value] = float(np.mean(results))
-                    axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
-            axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(arm.colour))
-            best = chosen[key]
-            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=tint)
+        for (arm, part), points in zip(tuned, lines, strict=True):
+            tint, best = colour(arm.colour), part["chosen"][key]
+            for value, results in points.items():
+                axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
+            means = [(value, float(np.mean(points[value]))) for value in sorted(points)]
+            axes.plot(*zip(*means, strict=True), **look_of(arm.colour))
+            axes.plot([best], [dict(means)[best]], "o", ms=11, mfc="none", color=tint)
         axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
 
     said = "; ".join(f"{arm.name} {part['chosen'][key]:g}" for arm, part in tuned)
     words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
-    legend = {arm.name: arm.colour for arm, _ in tuned}
-    return draw(f"tuning_{key.replace('.', '_')}", title, words, paint, legend)
+    name, legend = f"tuning_{key.replace('.', '_')}", {arm.name: arm.colour for arm, _ in tuned}
+    return draw(name, title, words, paint, legend)
+
+
+def searched(tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
+    """Draws the best of n random trials, in the mean over choices of them (arXiv:1909.03004)."""
+    metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot(xlabel="trials", ylabel=f"{metric}, lowest so far")
+        for arm, part in tuned:
+            results = np.array([[*each["results"].values()] for each in part["tried"]], float)
+            # one that diverged counts as the worst one
+            best = np.sort(np.nan_to_num(results.mean(1), nan=np.nanmax(results)))
+            counts = np.arange(1, len(best) + 1)
+            none_below = (1 - np.arange(len(best) + 1) / len(best))[:, None] ** counts
+            axes.plot(counts, best @ -np.diff(none_below, axis=0), **look_of(arm.colour))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    words, title = "Means over choices of trials.", f"{metric} against random trials"
+    return draw("best_so_far", title, words, paint, {arm.name: arm.colour for arm, _ in tuned})
 
 
 def laws(scaled: ScaledMetric) -> Drawing:
@@ -328,8 +353,8 @@ def laws(scaled: ScaledMetric) -> Drawing:
     metric = scaled.metric
 
     def paint(figure: Figure) -> None:
-        xlabel = "training FLOPs, forward and backward"
-        axes = figure.add_subplot(xlabel=xlabel, ylabel=metric.axis_title, xscale="log")
+        axes = figure.add_subplot(ylabel=metric.axis_title, xscale="log")
+        axes.set_xlabel("training FLOPs, forward and backward")
         for series in scaled.series:
             _paint_sizes(axes, series, metric)
             if law := scaled.laws.get(series.name):

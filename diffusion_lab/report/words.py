@@ -15,7 +15,11 @@ TESTS = {
     PAIRED: "a paired t-test",
 }
 SHORT = {JOINT: "the model of all arms", WELCH: "Welch's test", PAIRED: "the paired test"}
-TUNED_BY = {"fid": "FID to validation images", "val/loss": "validation loss"}
+TUNED_BY = {
+    "fid": "FID to validation images",
+    "kid": "KID to validation images",
+    "val/loss": "validation loss",
+}
 NAMED = 3  # arms that a sentence names; more are counted
 GAP_SHARE = 0.05  # of the gap whose number of seeds is said
 

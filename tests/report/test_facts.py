@@ -1,11 +1,13 @@
 """Facts on how runs were made, and what was not equal: budgets, networks, machines, tuning."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 
+from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.facts import notes, reservations, tunings
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import facts_in
@@ -290,3 +292,27 @@ def test_losses_of_other_objectives_are_not_compared(tmp_path):
     facts = facts_on(tmp_path)
     assert "losses_differ" in facts
     assert [each["metrics"] for each in facts["not_finite"]] == [["fid"]] * 2
+
+
+def test_random_trials_are_drawn_by_their_number_and_grids_by_values(tmp_path, real_plots):
+    ranges = {"optimizer.lr": {"log": [1e-3, 1e-1]}, "batch_size": [32, 64]}
+    tried = [
+        {"values": {"optimizer.lr": rate, "batch_size": size}, "results": {"100": result}}
+        for rate, size, result in ((2e-3, 32, 0.2), (4e-3, 64, 0.1), (8e-3, 32, None))
+    ]
+    facts = {"values": ranges, "metric": "kid", "chosen": tried[1]["values"], "tried": tried}
+    random = tuned(4e-3, {}) | {"batch_size": 64}
+    random["tuning"] |= facts
+    found = two(tmp_path / "a", config=random, other=random)
+    assert "at_an_end" not in found
+    assert "tuned" in found
+    (drawn,) = Report(collect([tmp_path / "a"])).folded["Tuning"]
+    assert drawn.name == "best_so_far"
+    lines = re.findall(r'<path d="M ([^"]*)" clip-path', drawn.file)
+    y = [float(number) for number in lines[-1].split()[1::3]]
+    # means of the lowest of one, two and three: 3/18, 13/90 and 7/54
+    assert (y[1] - y[0]) / (y[2] - y[0]) == pytest.approx(0.6, abs=1e-4)
+    grid = tuned(2e-3, {1e-3: 120.0, 2e-3: 110.0, 4e-3: None})
+    two(tmp_path / "b", config=grid, other=grid)
+    (drawn,) = Report(collect([tmp_path / "b"])).folded["Tuning"]
+    assert drawn.name == "tuning_optimizer_lr"
