@@ -52,7 +52,8 @@ class OptimizerFactory:
     ) -> Optimizer:
         """The optimiser of `trained`, parameters of the module; `hidden` are its hidden matrices.
 
-        Raises UserError for an override that matches none of them.
+        Raises UserError for an override that matches none of them, and for rates by width that
+        are not this optimiser's.
         """
         optimizer = self.make(trained)
         if len(optimizer.param_groups) != 1:  # it already has several groups
@@ -62,6 +63,11 @@ class OptimizerFactory:
         self._check_patterns([names[parameter] for parameter in trained])
         decayed, inner = set(matrices(module)), set(hidden)
         rates = {p: f for each in module.modules() for p, f in getattr(each, "rates", {}).items()}
+        if rates and "betas" not in base:
+            raise UserError(
+                "backbone.base_width is for optimizers whose steps are as large as their rates; "
+                "write optimizer=adamw or optimizer=muon, or backbone.base_width=null"
+            )
         groups: dict[tuple, list[nn.Parameter]] = {(): []}  # in the order of checkpoints
         for parameter in trained:
             own = {} if parameter in inner else dict(getattr(optimizer, "not_hidden", {}))

@@ -96,6 +96,13 @@ def test_a_condition_with_matrices_of_its_own_is_refused():
     rules.check(backbone=network_of(64, 64), conditioning=ClassLabel(Classes.numbered(2), 64))
 
 
+def test_an_optimizer_whose_steps_grow_with_the_gradient_is_refused():
+    sgd = partial(torch.optim.SGD, lr=1e-2)
+    with refused("backbone.base_width", "optimizer=adamw"):
+        trained(64, 32, sgd)
+    trained(64, None, sgd)
+
+
 def test_training_is_that_of_microsofts_package():
     mup = pytest.importorskip("mup")
     wide, theirs, base, other = (network_of(width, 64) for width in (256, 256, 64, 128))
