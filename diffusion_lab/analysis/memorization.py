@@ -2,10 +2,10 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from diffusion_lab.analysis import copy_controls, plots
@@ -23,10 +23,12 @@ from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.opened import inherited
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
+ALL = "all"  # in place of a step
 ABOVE_0 = numbers(
     "a list of numbers above 0", lambda value: all(0 < each < math.inf for each in value)
 )
@@ -43,8 +45,13 @@ KEYS = {
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures."""
+    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures.
+
+    With step=all each checkpoint is measured, and a third picture shows how copies grow.
+    """
     check_keys(cfg, KEYS)
+    if cfg.step == ALL:
+        return along_training(cfg, overrides)
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
@@ -56,7 +63,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
     levels = copy_controls.levels_at(pipeline.schedule, cfg.positive_at or ())
     control = copy_controls.ControlRun.open(cfg, opened) if cfg.control else None
-    folder = Path(cfg.output or Path(cfg.run) / "memorization")
+    folder = folder_of(cfg)
     on_rank_zero(lambda: make(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
     spaces = copy_controls.CopySpaces(metrics, training, opened.mirrored)
@@ -84,6 +91,27 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     }
     on_rank_zero(lambda: write(result, samples, training, neighbours, cfg.pairs, folder))
     show(result, folder)
+    return result
+
+
+def folder_of(cfg: DictConfig) -> Path:
+    return Path(cfg.output or Path(cfg.run) / "memorization")
+
+
+def along_training(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
+    """Measures every checkpoint of a run; the result is the newest one's, with `steps` of all."""
+    folder = folder_of(cfg)
+    steps: dict[int, Any] = {}
+    result: dict[str, object] = {}
+    for step in checkpoints.kept(cfg.run):
+        say(f"Checkpoint of step {step}")
+        own = OmegaConf.merge(cfg, {"step": step, "output": str(folder / f"step_{step:07d}")})
+        result = memorization(cast(DictConfig, own), overrides)
+        steps[step] = result["neighbours"]
+    result["steps"] = steps
+    on_rank_zero(lambda: write_json(folder / "report.json", result))
+    on_rank_zero(lambda: plots.copies_along_training(steps, folder / "copies.png"))
+    say(f"Copies along training: {folder / 'copies.png'}")
     return result
 
 

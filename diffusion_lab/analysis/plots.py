@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from diffusion_lab.common.images import grid
-from diffusion_lab.metrics.neighbours import Neighbours
+from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
 from diffusion_lab.metrics.quantity import REAL, Quantity
 
 MARKERS = "osD^v<>PX*h"
@@ -59,6 +59,24 @@ def losses_by_level(losses: dict[str, dict[str, float]], path: Path) -> None:
         axes.plot(levels, [loss[side] for loss in losses.values()], marker="o", label=label)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    save(figure, path)
+
+
+def copies_along_training(steps: dict[int, dict[str, dict[str, float]]], path: Path) -> None:
+    """Plots shares of samples over steps: near copies, and those nearer to training images."""
+    figure = Figure((11, 4), dpi=120, layout="constrained")
+    shares = {"copies": 0.01, "nearer_to_training": 0.5}  # with what is expected without copies
+    panels = figure.subplots(1, len(shares))
+    for axes, (name, expected) in zip(panels, shares.items(), strict=True):
+        for space in next(iter(steps.values())):
+            values = [found[space][name] for found in steps.values()]
+            axes.plot([*steps], values, marker="o", label=space)
+        axes.axhline(expected, color="grey", linestyle="--", label="expected without copies")
+        axes.set(xlabel="step", title=MEANINGS[name])
+        axes.title.set_fontsize("small")
+        axes.set_ylim(0, 1.02)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     save(figure, path)
 
 

@@ -327,6 +327,12 @@ def rank(run: Path, metric: str, values: dict[int, float], lasting: Callable[[in
             file_of(run, step).unlink(missing_ok=True)
 
 
+def kept(run: str | Path) -> list[int]:
+    """The steps of the checkpoints that a run has, the newest one's last."""
+    found = Path(run).glob(f"{FOLDER}/{FILES}")
+    return sorted({*(int(each.stem.removeprefix("step_")) for each in found), step_of(run)})
+
+
 def chosen(run: str | Path, step: int | str) -> tuple[int, Path] | None:
     """The step and the file of the checkpoint of `step`, or of the best one that a run keeps.
 
@@ -346,8 +352,7 @@ def chosen(run: str | Path, step: int | str) -> tuple[int, Path] | None:
         return None
     path = file_of(folder, step) if isinstance(step, int) else None
     if path is None or not path.is_file():
-        steps = [int(each.stem.removeprefix("step_")) for each in folder.glob(f"{FOLDER}/{FILES}")]
-        known = ", ".join(map(str, sorted({*steps, newest})))
+        known = ", ".join(map(str, kept(run)))
         raise UserError(
             f"step={step} is not a checkpoint of {run}, which has those of {known}; "
             "callbacks.checkpoint.keep_every_n_steps=... keeps more in training"

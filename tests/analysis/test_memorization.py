@@ -9,6 +9,7 @@ from PIL import Image
 from diffusion_lab.analysis.memorization import fid_gap
 from diffusion_lab.data.images import subset
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.current import CurrentWeights
 
 
@@ -152,3 +153,21 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     for name in ("pairs.png", "losses.png"):
         with Image.open(run_folder / "memorization" / name) as picture:
             assert picture.width > 300
+
+
+def test_copies_of_all_checkpoints_are_counted(lab, run_folder):
+    last = run_folder / "checkpoints/last.ckpt"
+    tree, tensors = checkpoints.take_apart(checkpoints.read(last))
+    other = {key: each + 0.1 if each.is_floating_point() else each for key, each in tensors.items()}
+    checkpoints.save(checkpoints.put_together(tree, other), checkpoints.file_of(run_folder, 1))
+    few = ["num_samples=4", "positive_at=null", "grain=null", "precision=32-true", "json=true"]
+    result = lab.result("memorization", "run=run", *few, "step=all")
+    assert result == json.loads((run_folder / "memorization/report.json").read_text())
+    first, newest = result["steps"].values()
+    assert [*result["steps"]] == ["1", str(checkpoints.step_of(run_folder))]
+    for step, found in (("step=1", first), ("step=null", newest)):
+        alone = lab.result("memorization", "run=run", *few, step, "output=alone")
+        assert alone["neighbours"] == found
+    assert first != newest == result["neighbours"]
+    with Image.open(run_folder / "memorization/copies.png") as picture:
+        assert picture.width > 1000
