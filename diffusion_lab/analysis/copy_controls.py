@@ -1,7 +1,7 @@
 """Controls of the count of copies: how many copies it finds, and how many where there are none.
 
-Copies are training images that the run denoised, with its own grain and blur, and training images
-with noise on them. A control run has no copies.
+Copies are training images that the run denoised, with its own grain and blur. A control run has no
+copies.
 """
 
 import math
@@ -18,7 +18,7 @@ from diffusion_lab.assembly.objects import read_data
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
-from diffusion_lab.common.randomness import SampleNoise, mix_seed, random_places
+from diffusion_lab.common.randomness import mix_seed, random_places
 from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import ImageData
 from diffusion_lab.data.loader import fits
@@ -203,11 +203,8 @@ def other_settings(ours: DictConfig, theirs: DictConfig) -> list[str]:
     )
 
 
-UNITS = {  # by control: the key of its levels in a report, and what was done to the images
-    "positive": ("sigma_over_alpha", "noised to sigma / alpha of {}, and denoised by the run"),
-    "grain": ("grey_levels", "with noise of {} grey levels"),
-}
-POSITIVE, GRAIN = 0x706F736974, 0x677261696E  # separate these draws from others with the same seed
+LEVELS = "sigma_over_alpha"  # of a report: the key of the shares found, by level
+POSITIVE = 0x706F736974  # separates these draws from others with the same seed
 
 
 def copies_found(
@@ -218,26 +215,16 @@ def copies_found(
     spaces: CopySpaces,
     measured: Mapping[str, neighbours.Neighbours],
 ) -> dict[str, dict]:
-    """The shares of copies that the limits of `measured` find, by control and level of noise.
-
-    Controls without levels are left out: training images that the run denoised from `levels`, and
-    ones with the noise of `cfg.grain` on them.
-    """
+    """The shares that the limits of `measured` find of training images denoised from `levels`."""
+    if not levels:
+        return {}
     chosen = random_places(len(spaces.training), cfg.control_images)
     limits = {name: space.limit for name, space in measured.items()}
-    images, stds = spaces.training[chosen], cfg.grain or ()
-    copies = {
-        "positive": {
-            name: denoised(opened, pipeline, chosen, level, cfg.batch_size, cfg.seed)
-            for name, level in levels.items()
-        },
-        "grain": {f"{std:g}": with_grain(images, std, cfg.seed) for std in stds},
-    }
-    found: dict[str, dict] = {}
-    for name, own in filter(lambda item: item[1], copies.items()):
-        rates = {level: spaces.rates(each, chosen, limits) for level, each in own.items()}
-        found[name] = {"images": len(chosen), UNITS[name][0]: rates}
-    return found
+    rates = {}
+    for name, level in levels.items():
+        copies = denoised(opened, pipeline, chosen, level, cfg.batch_size, cfg.seed)
+        rates[name] = spaces.rates(copies, chosen, limits)
+    return {"positive": {"images": len(chosen), LEVELS: rates}}
 
 
 def denoised(
@@ -272,19 +259,12 @@ def levels_at(schedule: NoiseSchedule, ratios: Sequence[float]) -> dict[str, Noi
     return found
 
 
-def with_grain(images: Tensor, std: float, seed: int) -> Tensor:
-    """Adds noise of `std` grey levels to images, uint8 (n, C, H, W): the same at every level."""
-    noise = SampleNoise(mix_seed(seed, GRAIN), range(len(images)))(images.shape[1:])
-    return (images + std * noise).round_().clamp_(0, 255).to(torch.uint8)
-
-
 def lines(controls: Mapping[str, dict]) -> Iterator[str]:
     """The results of the controls in words, a line each, and one by space for the control run."""
-    for name, (unit, done) in UNITS.items():
-        if name in controls:
-            levels = controls[name][unit]
-            how = done.format(" / ".join(levels))
-            yield f"{controls[name]['images']} training images {how}: {in_words(levels)}"
+    if "positive" in controls:
+        count, levels = controls["positive"]["images"], controls["positive"][LEVELS]
+        noised = f"noised to sigma / alpha of {' / '.join(levels)}, and denoised by the run"
+        yield f"{count} training images {noised}: {in_words(levels)}"
     if "negative" in controls:
         negative = controls["negative"]
         yield (

@@ -40,7 +40,6 @@ KEYS = {
     "control": optional(PATH),
     "control_images": whole(1),
     "positive_at": optional(ABOVE_0.as_in([0.1, 0.3])),
-    "grain": optional(ABOVE_0.as_in([1, 5])),
 }
 
 

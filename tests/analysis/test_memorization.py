@@ -160,7 +160,7 @@ def test_copies_of_all_checkpoints_are_counted(lab, run_folder):
     tree, tensors = checkpoints.take_apart(checkpoints.read(last))
     other = {key: each + 0.1 if each.is_floating_point() else each for key, each in tensors.items()}
     checkpoints.save(checkpoints.put_together(tree, other), checkpoints.file_of(run_folder, 1))
-    few = ["num_samples=4", "positive_at=null", "grain=null", "precision=32-true", "json=true"]
+    few = ["num_samples=4", "positive_at=null", "precision=32-true", "json=true"]
     result = lab.result("memorization", "run=run", *few, "step=all")
     assert result == json.loads((run_folder / "memorization/report.json").read_text())
     first, newest = result["steps"].values()

@@ -22,7 +22,6 @@ from diffusion_lab.analysis.copy_controls import (
     images_unseen,
     levels_at,
     other_settings,
-    with_grain,
 )
 from diffusion_lab.common.images import to_float
 from diffusion_lab.data import ImageDataModule
@@ -124,7 +123,7 @@ def run_of(data: ImageDataModule, estimate) -> tuple[SimpleNamespace, Pipeline]:
 
 
 def counted(data, spaces, estimate, **settings) -> dict:
-    cfg = {"batch_size": 7, "seed": 0, "control_images": 20, "grain": None} | settings
+    cfg = {"batch_size": 7, "seed": 0, "control_images": 20} | settings
     measured = neighbours_of(spaces, data, spaces.views(data.test_images()))
     levels = levels_at(Rectified(), [0.1, 0.3])
     return copies_found(OmegaConf.create(cfg), *run_of(data, estimate), levels, spaces, measured)
@@ -180,24 +179,6 @@ def test_the_noise_depends_on_seed_and_image_but_not_on_the_batch(data):
     inside = (images > 0) & (images < 255)
     assert error[inside].std() == pytest.approx(0.1, rel=0.15)
     assert len({each.numpy().tobytes() for each in error}) == 10
-
-
-def test_little_grain_is_found_and_much_is_not(data, spaces):
-    found = counted(data, spaces, recall(data), grain=[0.05, 200])["grain"]
-    assert found["images"] == 20
-    for shares in found["grey_levels"]["0.05"].values():  # rounds to the images themselves
-        assert shares == {"copies": 1, "near_duplicates": 1, "source_found": 1}
-    for shares in found["grey_levels"]["200"].values():
-        assert shares["copies"] == shares["near_duplicates"] == 0
-
-
-def test_grain_is_gaussian_in_grey_levels_and_the_same_at_every_level():
-    grey = torch.full((200, 1, 8, 8), 128, dtype=torch.uint8)
-    fine, coarse = (with_grain(grey, std, 0).double() - 128 for std in (5, 10))
-    assert fine.std().item() == pytest.approx(5, rel=0.05)
-    assert ((2 * fine - coarse).abs() <= 1.5).all()
-    assert torch.equal(with_grain(grey[:3], 5, 0).double() - 128, fine[:3])
-    assert with_grain(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), 300, 0).dtype == torch.uint8
 
 
 def test_an_image_that_stands_twice_in_the_data_is_its_own_source(spaces):
@@ -314,22 +295,16 @@ def pair(lab, tmp_path, trained_once):
 
 @pytest.mark.slow
 def test_the_command_reports_all_controls(lab, pair, tmp_path):
-    code, out, err = lab(*pair, "control_images=10", "grain=[1,10]", "json=true")
+    code, out, err = lab(*pair, "control_images=10", "json=true")
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert result == json.loads((tmp_path / "report/report.json").read_text())
     controls, spaces = result["controls"], {"efficientnet_lite0-96", "pixels"}
-    assert set(controls) == {"positive", "negative", "grain"}
-    for name, key, levels in (
-        ("positive", "sigma_over_alpha", {"0.1", "0.3"}),
-        ("grain", "grey_levels", {"1", "10"}),
-    ):
-        assert controls[name]["images"] == 10
-        assert set(controls[name][key]) == levels
-        for rates in controls[name][key].values():
-            assert set(rates) == spaces
-    grain = controls["grain"]["grey_levels"]["1"]["pixels"]
-    assert grain == {"copies": 1, "near_duplicates": 1, "source_found": 1}
+    assert set(controls) == {"positive", "negative"}
+    assert controls["positive"]["images"] == 10
+    levels = controls["positive"]["sigma_over_alpha"]
+    assert set(levels) == {"0.1", "0.3"}
+    assert all(set(rates) == spaces for rates in levels.values())
     negative = controls["negative"]
     assert negative["run"] == pair[2].removeprefix("control=")
     assert negative["training_images"] + negative["shared_images"] == result["training_images"]
@@ -337,7 +312,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert negative["other_settings"] == []
     assert negative["images_seen"][0] == negative["images_seen"][1] > 0
     assert set(negative["neighbours"]) == spaces
-    assert_names(err, negative["run"], negative["shared_images"], "1 / 10", "0.1 / 0.3")
+    assert_names(err, negative["run"], negative["shared_images"], "0.1 / 0.3")
     counts = copies_in(result)  # as `compare` reads them
     ratio = negative["neighbours"]["pixels"]["copy_ratio_by_control"]
     assert counts["pixel_copy_ratio_by_control"] == ratio
@@ -348,7 +323,7 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
 @pytest.mark.slow
 def test_controls_change_neither_the_count_nor_its_protocol(lab, pair):
     reports = []
-    for arguments in (pair, [*pair[:2], *pair[3:], "positive_at=null", "grain=null"]):
+    for arguments in (pair, [*pair[:2], *pair[3:], "positive_at=null"]):
         result = lab.result(*arguments)
         reports.append(result)
     for key in ("neighbours", "protocol", "fid", "sampling"):
