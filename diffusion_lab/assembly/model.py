@@ -1,9 +1,11 @@
 """The parts of a model, and trials of its network before training."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from diffusion_lab.assembly import rules
 from diffusion_lab.backbone import Energy
@@ -55,12 +57,18 @@ def compile_model(denoiser: Denoiser, objective: Objective, mode: str | None) ->
     if loss.forward_mode or isinstance(denoiser.backbone, Energy):
         return
     compile_network(denoiser.backbone, mode)
-    if mode != "layers":
-        alone = loss.measured  # as in validation, with the graph that samplers ask, too
-        in_graph = torch.compile(alone, mode=mode)
-        loss.measured = lambda *inputs: (  # type: ignore[method-assign]
-            in_graph(*inputs) if torch.is_grad_enabled() else alone(*inputs)
-        )
+    if mode == "layers":
+        return
+    alone = loss.measured
+    in_graph = torch.compile(alone, mode=mode)
+
+    def measured(*inputs: Any, **named: Any) -> Tensor:
+        # without a gradient a denoiser marks sizes as dynamic, and where it is sharded it gathers
+        # weights: neither can be in a graph
+        outside = not torch.is_grad_enabled() or isinstance(denoiser, FSDPModule)
+        return (alone if outside else in_graph)(*inputs, **named)
+
+    loss.measured = measured  # type: ignore[method-assign]
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class OptimizerFactory:
         rates = {p: f for each in module.modules() for p, f in getattr(each, "rates", {}).items()}
         if rates and "betas" not in base:
             raise UserError(
-                "backbone.base_width is for optimizers whose steps are as large as their rates; "
+                "backbone.base_width has rates for optimizers like Adam and Muon; "
                 "write optimizer=adamw or optimizer=muon, or backbone.base_width=null"
             )
         groups: dict[tuple, list[nn.Parameter]] = {(): []}  # in the order of checkpoints

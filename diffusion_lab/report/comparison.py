@@ -168,13 +168,9 @@ class Report:
         costs = [cost for cost in figures.COSTS if not (self.uneven and cost in TIMES)]
         means = self.table.by_run.groupby("arm", sort=False).mean()
         tuned = facts.tunings(found.arms)
-        keys = dict.fromkeys(key for _, part in tuned for key in part["values"])
-        tunings = [
-            figures.tuning(key, [each for each in tuned if key in each[1]["values"]])
-            for key in keys
-        ]
-        if tuned and not any(tunings):
-            tunings = [figures.searched(tuned)]
+        grids = [each for each in tuned if not facts.at_random(each[1])]
+        random = [each for each in tuned if facts.at_random(each[1])]
+        keys = dict.fromkeys(key for _, part in grids for key in part["values"])
         plots: dict[str, list[Drawing | None]] = {
             "Along training": [figures.along(found, metric, on_the_way, axis) for axis in axes],
             "Against cost": [
@@ -182,7 +178,11 @@ class Report:
                 for cost in costs
                 if cost in means
             ],
-            "Tuning": tunings,
+            "Tuning": [
+                figures.tuning(key, [each for each in grids if key in each[1]["values"]])
+                for key in keys
+            ],
+            "Search": [figures.searched(random)] if random else [],
         }
         drawn = {title: [*filter(None, several)] for title, several in plots.items()}
         return {title: several for title, several in drawn.items() if several}

@@ -181,6 +181,11 @@ def tunings(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
     return found
 
 
+def at_random(part: dict[str, Any]) -> bool:
+    """Whether trials had random values, from ranges or lists, and not all of a grid."""
+    return any(isinstance(each, Mapping) for each in part["values"].values())
+
+
 def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:
     """Yields facts on what was tuned, or on what should have been."""
     tuned = [(arm.runs[0].part("tuning") or {}).get("tried") is not None for arm in arms]
@@ -203,8 +208,9 @@ def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:
     if any(each != budgets[0] for each in budgets):
         yield Fact("tuned_unequally")
     for arm, part in found:
-        drawn = any(isinstance(each, Mapping) for each in part["values"].values())
-        for key, best in () if drawn else part["chosen"].items():
+        for key, best in part["chosen"].items():
+            if isinstance(part["values"][key], Mapping):
+                continue
             grid = [each["values"][key] for each in part["tried"]]
             if best in (min(grid), max(grid)):
                 yield Fact("at_an_end", key=key, arm=arm.name, value=best)

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from diffusion_lab.common.formats import amount
-from diffusion_lab.metrics.quantity import Quantity
+from diffusion_lab.metrics.quantity import Quantity, higher_is_better
 from diffusion_lab.report.arms import Arm
 from diffusion_lab.report.facts import unequal
 from diffusion_lab.report.frame import Collection
@@ -291,60 +291,56 @@ def pareto(means: pd.DataFrame, metric: Quantity, arms: Sequence[Arm]) -> Drawin
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
 
 
-def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing | None:
+def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
     """Draws the metric of trials over the values of a key, a line for each network.
 
-    The other keys have their chosen values; None if no trial differs in this key alone. Values at
-    which a run diverged are left out.
+    The other keys have their chosen values. Values at which a run diverged are left out.
     """
     metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
-    lines = [
-        {
-            each["values"][key]: [*each["results"].values()]
-            for each in part["tried"]
-            if each["values"] == part["chosen"] | {key: each["values"][key]}
-            and None not in each["results"].values()
-        }
-        for _, part in tuned
-    ]
-    if max(map(len, lines)) < 2:
-        return None
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
-        for (arm, part), points in zip(tuned, lines, strict=True):
-            tint, best = colour(arm.colour), part["chosen"][key]
-            for value, results in points.items():
-                axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
-            means = [(value, float(np.mean(points[value]))) for value in sorted(points)]
-            axes.plot(*zip(*means, strict=True), **look_of(arm.colour))
-            axes.plot([best], [dict(means)[best]], "o", ms=11, mfc="none", color=tint)
+        for arm, part in tuned:
+            chosen, points, tint = part["chosen"], {}, colour(arm.colour)
+            for each in part["tried"]:
+                value, results = each["values"][key], [*each["results"].values()]
+                if None not in results and each["values"] == chosen | {key: value}:
+                    points[value] = float(np.mean(results))
+                    axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
+            axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(arm.colour))
+            best = chosen[key]
+            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=tint)
         axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
 
     said = "; ".join(f"{arm.name} {part['chosen'][key]:g}" for arm, part in tuned)
     words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
-    name, legend = f"tuning_{key.replace('.', '_')}", {arm.name: arm.colour for arm, _ in tuned}
-    return draw(name, title, words, paint, legend)
+    legend = {arm.name: arm.colour for arm, _ in tuned}
+    return draw(f"tuning_{key.replace('.', '_')}", title, words, paint, legend)
 
 
 def searched(tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
-    """Draws the best of n random trials, in the mean over choices of them (arXiv:1909.03004)."""
+    """Draws the best of n random trials, in the mean over choices of them (arXiv:1909.03004).
+
+    They are drawn with replacement; those that diverged count as the worst one.
+    """
     metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel="trials", ylabel=f"{metric}, lowest so far")
+        axes = figure.add_subplot(xlabel="trials", ylabel=f"{metric}, best so far")
         for arm, part in tuned:
-            results = np.array([[*each["results"].values()] for each in part["tried"]], float)
-            # one that diverged counts as the worst one
-            best = np.sort(np.nan_to_num(results.mean(1), nan=np.nanmax(results)))
-            counts = np.arange(1, len(best) + 1)
-            none_below = (1 - np.arange(len(best) + 1) / len(best))[:, None] ** counts
-            axes.plot(counts, best @ -np.diff(none_below, axis=0), **look_of(arm.colour))
+            sign = -1 if higher_is_better(part["metric"]) else 1
+            results = [[*each["results"].values()] for each in part["tried"]]
+            losses = sign * np.array(results, float).mean(1)
+            losses = np.sort(np.nan_to_num(losses, nan=np.nanmax(losses)))
+            counts = np.arange(1, len(losses) + 1)
+            none_below = (1 - np.arange(len(losses) + 1) / len(losses))[:, None] ** counts
+            best = sign * losses @ -np.diff(none_below, axis=0)
+            axes.plot(counts, best, **look_of(arm.colour))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    words, title = "Means over choices of trials.", f"{metric} against random trials"
+    words, title = "Means over choices with replacement.", f"{metric} against random trials"
     return draw("best_so_far", title, words, paint, {arm.name: arm.colour for arm, _ in tuned})
 
 

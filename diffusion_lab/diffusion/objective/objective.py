@@ -113,6 +113,7 @@ class Objective(nn.Module):
         level = level.to(x0.device)
         eps, given = self.noised(denoiser, x0, given, eps, generator)
         if denoiser.self_conditioning:
+            given = replace(given, previous=torch.zeros_like(x0))  # one graph serves both
             # without a generator it is the CPU's, so as not to wait for a GPU
             device = generator.device if generator else "cpu"
             if torch.rand((), generator=generator, device=device).item() < SELF_CONDITIONED:
