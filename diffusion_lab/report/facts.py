@@ -182,7 +182,7 @@ def tunings(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
 
 
 def at_random(part: dict[str, Any]) -> bool:
-    """Whether trials had random values, from ranges or lists, and not all of a grid."""
+    """Whether trials had random values, as a range among them says, and not all of a grid."""
     return any(isinstance(each, Mapping) for each in part["values"].values())
 
 

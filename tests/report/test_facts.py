@@ -315,9 +315,7 @@ def test_the_best_of_random_trials_is_drawn_over_their_number(
     config = trials(metric, results)
     facts = two(tmp_path, config=config, other=config)
     assert "tuned" in facts
-    assert facts["at_an_end"] == [
-        {"key": "batch_size", "arm": arm, "value": 64} for arm in ("DiT",)
-    ]
+    assert facts["at_an_end"] == [{"key": "batch_size", "arm": "DiT", "value": 64}]
     folded = Report(collect([tmp_path])).folded
     assert "Tuning" not in folded
     (drawn,) = folded["Search"]

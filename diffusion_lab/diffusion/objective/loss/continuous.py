@@ -46,6 +46,6 @@ class ContinuousConsistency(nn.Module, Loss):
         share = min(1.0, parts.images_seen / self.warmup_images)
         tangent = -slope * torch.lerp(denoised, drift, share).detach()
         tangent = tangent / broadcast(d_alpha**2 + d_sigma**2, x)
-        size = tangent.flatten(1).square().mean(1).sqrt()
+        size = mean_square(tangent).sqrt()
         target = output.detach() + tangent / broadcast(size + self.floor, x)
         return weighed(mean_square(output - target.detach()), level, self.uncertainty)
