@@ -32,7 +32,7 @@ HOMES = {  # public name -> its module
     "NoiseLevel": "diffusion_lab.diffusion.noise",
     "NoiseSchedule": "diffusion_lab.diffusion.schedule",
     "Objective": "diffusion_lab.diffusion.objective",
-    "Pipeline": "diffusion_lab.pipeline",
+    "Pipeline": "diffusion_lab.assembly.pipeline",
     "Prediction": "diffusion_lab.diffusion.objective",
     "Rectified": "diffusion_lab.diffusion.schedule",
     "Sampler": "diffusion_lab.diffusion.sampler",

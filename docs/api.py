@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffusion_lab"
 PAGES = ROOT / "docs/pages/api"
-FIRST = ("diffusion", "backbone", "pipeline", "data", "metrics", "first_stage")  # on the index
+FIRST = ("diffusion", "backbone", "assembly", "data", "metrics", "first_stage")  # on the index
 ROOMS = sorted(
     (path.parent.name for path in PACKAGE.glob("*/__init__.py")),
     key=lambda room: (FIRST.index(room) if room in FIRST else len(FIRST), room),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly.config_keys import SUBSET_SEED, Means, flat, means
 from diffusion_lab.assembly.objects import read_data
+from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, say, track
@@ -29,7 +30,6 @@ from diffusion_lab.metrics import neighbours
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.observer import Observer
-from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.summary import load_summary
 
 PIXELS = "pixels"

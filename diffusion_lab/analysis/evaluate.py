@@ -15,6 +15,8 @@ from torch import nn
 from diffusion_lab.analysis import plots
 from diffusion_lab.assembly.config_keys import as_list, flattered
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
+from diffusion_lab.assembly.pipeline import Pipeline
+from diffusion_lab.assembly.pipeline.evaluation import evaluate
 from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows, require_writable, write_atomically
@@ -35,8 +37,6 @@ from diffusion_lab.metrics.quantity import (
     report,
     side_by_side,
 )
-from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.pipeline.evaluation import evaluate
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of

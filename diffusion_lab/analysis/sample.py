@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
 from diffusion_lab.common.images import most_rows, save_png
@@ -17,7 +18,6 @@ from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import one_of, whole
 from diffusion_lab.compute.distributed import on_rank_zero
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.runs.opened import inherited, open_run

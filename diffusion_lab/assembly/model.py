@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.pipeline import with_steps
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.backbone.stage import check_embeddings
@@ -22,7 +23,6 @@ from diffusion_lab.diffusion.objective import Loss, Objective
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
-from diffusion_lab.pipeline import with_steps
 
 LATER = 10**15  # training images, after which a loss takes all derivatives that it ever takes
 RARE = 0.1  # density of draws, below which a level is hardly trained; uniform draws have 1

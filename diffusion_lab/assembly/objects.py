@@ -10,6 +10,7 @@ from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.families import require_diffusion
 from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.assembly.model import Drawable, Model
+from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.backbone.base import checkpoint_activations
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
@@ -21,7 +22,6 @@ from diffusion_lab.diffusion.objective import Loss, TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.loss import Recorded
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.pipeline import Pipeline
 
 # deviation of Fourier frequencies, in cycles per unit of a noise label: EDM2's, or 2.5 per range
 BANDWIDTHS = {"log_sigma": 1.0, "data_time": 2.5, "time": 0.0025, "index": 0.0025}

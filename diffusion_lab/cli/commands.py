@@ -107,7 +107,7 @@ COMMANDS = {
     "encode": Command("analysis.on_test_images:encode_images", on_all_devices=True),
     "inpaint": Command("analysis.on_test_images:inpaint", SAMPLING, on_all_devices=True),
     "average": Command("analysis.average:average"),
-    "import": Command("importing.command:import_network", KINDS_CHOOSE, takes_paths=True),
+    "import": Command("runs.importing.command:import_network", KINDS_CHOOSE, takes_paths=True),
     "export": Command("runs.export:export"),
     "doctor": Command("estimate.doctor:doctor", fails=found_errors),
     "profile": Command("estimate.profile:profile", combines=True),

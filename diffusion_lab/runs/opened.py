@@ -17,6 +17,7 @@ from diffusion_lab.assembly import families
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.assembly.objects import build_images, read_data
+from diffusion_lab.assembly.pipeline import Generator, draw
 from diffusion_lab.assembly.sentences import parse
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.device import autocast, device_and_precision
@@ -24,7 +25,6 @@ from diffusion_lab.compute.distributed import gather_shards, rank_and_world, sha
 from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.quantity import Protocol
-from diffusion_lab.pipeline import Generator, draw
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import EXPORTED, identify, require_unchanged

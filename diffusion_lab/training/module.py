@@ -26,13 +26,13 @@ from diffusion_lab.assembly.parameter_groups import (
     build_optimizer,
     for_training,
 )
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed, seed_device
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.compute.sharding import laid_out_as, unsharded
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.metrics.generative import PreparedMetrics
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.logger import Clock, JSONLines

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from diffusion_lab.assembly import families
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
 from diffusion_lab.assembly.objects import build_images
+from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import VALIDATION, ceiling
-from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.training.callbacks import (
     EMA,
     Checked,

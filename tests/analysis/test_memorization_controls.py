@@ -23,6 +23,7 @@ from diffusion_lab.analysis.copy_controls import (
     levels_at,
     other_settings,
 )
+from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.images import to_float
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.estimate import Estimate
@@ -34,7 +35,6 @@ from diffusion_lab.diffusion.schedule import Rectified, VarianceExploding
 from diffusion_lab.first_stage.base import Pixels
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
-from diffusion_lab.pipeline import Generator, Pipeline
 from diffusion_lab.report.records import copies_in
 from diffusion_lab.runs.opened import OpenRun
 

@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.sentences import parse
-from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
 from diffusion_lab.runs import folder
 from diffusion_lab.runs.folder import load_config, save_config
+from diffusion_lab.runs.importing.kind.base import assigned
 
 OURS = ["experiment=toy/two_moons", "+debug=fast", "trainer=cpu", "callbacks.evaluation=null"]
 

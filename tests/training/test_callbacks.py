@@ -11,12 +11,12 @@ from helpers.tiny_runs import TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
+from diffusion_lab.assembly.pipeline import LabelledGenerator, Pipeline
 from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.compute.device import float32_precision, float32_products
 from diffusion_lab.metrics.extractor import EfficientNetLite0
-from diffusion_lab.pipeline import LabelledGenerator, Pipeline
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.callbacks.evaluation import denoising
 

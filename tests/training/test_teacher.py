@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import runs
 from diffusion_lab.assembly.objects import build_images, build_model
+from diffusion_lab.assembly.pipeline.diffusion import PAIRS
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
 from diffusion_lab.families.diffusion.teacher import Teacher
-from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.runs.current import sha256_of
 
 TEACHER = [*QUICK, "optimizer.lr=0.01", "sampler=heun", "run_dir=teacher"]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.objects import build_images
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.first_stage.autoencoder import Autoencoder, saving
 from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import averages, checkpoints
 from diffusion_lab.runs.opened import OpenRun, say_left_out
 from diffusion_lab.runs.weights import WeightsChoice

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.pipeline import LabelledGenerator
 from diffusion_lab.backbone.attention import CausalAttention
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.block import Block
@@ -33,7 +34,6 @@ from diffusion_lab.common.ranges import (
     whole,
 )
 from diffusion_lab.first_stage import TrainedVQ
-from diffusion_lab.pipeline import LabelledGenerator
 
 
 class CodeTransformer(nn.Module):

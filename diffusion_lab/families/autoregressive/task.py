@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import inner_matrices
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
@@ -19,7 +20,6 @@ from diffusion_lab.families.autoregressive.model import nats
 from diffusion_lab.families.autoregressive.run import build_code_model, build_code_pipeline
 from diffusion_lab.families.building import require
 from diffusion_lab.first_stage import TrainedVQ
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.module import OneNumberModule, Optimization
 from diffusion_lab.training.task import Task, build_datamodule, checked_parts
 

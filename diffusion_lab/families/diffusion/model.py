@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
+from diffusion_lab.assembly.pipeline import draw
 from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.pipeline import draw
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.pretrained import local
 from diffusion_lab.runs.search import run_at

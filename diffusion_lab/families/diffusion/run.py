@@ -9,13 +9,13 @@ from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import Drawable, untrained_jumps
 from diffusion_lab.assembly.objects import build_drawable, build_images, build_pipeline
+from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.pipeline import Pipeline
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.opened import NetworkRun, load_diffusion_config
 from diffusion_lab.runs.weights import WeightsChoice, load_weights

@@ -18,6 +18,7 @@ from diffusion_lab.assembly.model import (
     untrained_jumps,
 )
 from diffusion_lab.assembly.objects import build_model, build_pipeline
+from diffusion_lab.assembly.pipeline import Pipeline, with_steps
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
@@ -29,7 +30,6 @@ from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.run import load_classifier, load_weak
 from diffusion_lab.families.diffusion.teacher import Teacher
 from diffusion_lab.metrics.generative import GenerativeMetrics
-from diffusion_lab.pipeline import Pipeline, with_steps
 from diffusion_lab.training.alignment import LayerLoss
 from diffusion_lab.training.callbacks import DenoisingGrid, Evaluation, Grid
 from diffusion_lab.training.callbacks.periodic import times

@@ -10,14 +10,14 @@ from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.costs import ImageFacts, counted, sampling_calls
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.objects import build_pipeline
+from diffusion_lab.assembly.pipeline import Pipeline
+from diffusion_lab.assembly.pipeline.diffusion import PAIRS
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageData, PairBatch
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.families.diffusion.initial_weights import starts_anew
 from diffusion_lab.families.diffusion.run import load, load_weak
-from diffusion_lab.pipeline import Pipeline
-from diffusion_lab.pipeline.diffusion import PAIRS
 from diffusion_lab.runs.current import sha256_of
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.summary import load_summary

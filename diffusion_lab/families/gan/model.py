@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffusion_lab.assembly.pipeline import LabelledGenerator
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.discriminator import Discriminator
 from diffusion_lab.backbone.norm import GroupNorm
@@ -22,7 +23,6 @@ from diffusion_lab.common.images import require_finite, to_uint8
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.randomness import SampleNoise
 from diffusion_lab.common.ranges import MULTIPLE_OF_4, Count, at_least, ranges, whole_list
-from diffusion_lab.pipeline import LabelledGenerator
 
 
 class ConvGenerator(nn.Module):

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError
@@ -16,7 +17,6 @@ from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageBatch
 from diffusion_lab.families.gan import ConvGenerator, GANPipeline, RelativisticLoss
 from diffusion_lab.families.gan.run import build_gan_loss, build_generator
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.training.callbacks.stopping import DIVERSITY
 from diffusion_lab.training.module import OneNumberModule, Optimization
 from diffusion_lab.training.task import Task, build_datamodule, checked_parts

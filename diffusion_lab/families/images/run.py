@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.objects import build_images
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS, read_json
 from diffusion_lab.common.images import save_png
@@ -21,7 +22,6 @@ from diffusion_lab.compute.device import device_and_precision
 from diffusion_lab.data.source.drawn_images import read_drawn
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import Protocol
-from diffusion_lab.pipeline import Generator
 from diffusion_lab.runs import published
 from diffusion_lab.runs.current import CHECKPOINT
 from diffusion_lab.runs.files import CONFIG, SAMPLES

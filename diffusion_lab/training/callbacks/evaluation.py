@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion_lab.assembly.pipeline import Generator, Pipeline, draw_rows, with_steps
+from diffusion_lab.assembly.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.common.images import (
     NotFinite,
     as_pil,
@@ -29,8 +31,6 @@ from diffusion_lab.compute.distributed import failing_together, rank_and_world, 
 from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics.generative import PreparedMetrics
-from diffusion_lab.pipeline import Generator, Pipeline, draw_rows, with_steps
-from diffusion_lab.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.training.callbacks.periodic import (
     Checked,

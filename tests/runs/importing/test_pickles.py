@@ -16,8 +16,8 @@ from helpers.reference_networks import Reference
 from helpers.refusals import assert_names, refused
 from torch import nn
 
-from diffusion_lab.importing.kind import EDM2Files, EDMFiles
-from diffusion_lab.importing.reading import read
+from diffusion_lab.runs.importing.kind import EDM2Files, EDMFiles
+from diffusion_lab.runs.importing.reading import read
 
 SOURCE = "raise SystemExit('the source code in a pickle was executed')"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, settings
-from diffusion_lab.importing.kind.base import (
+from diffusion_lab.runs.importing.kind.base import (
     BACKBONE,
     LABELS,
     Imported,
@@ -22,8 +22,8 @@ from diffusion_lab.importing.kind.base import (
     reorder_attention,
     with_null_row,
 )
-from diffusion_lab.importing.kind.dit import SIDE
-from diffusion_lab.importing.reading import State, read
+from diffusion_lab.runs.importing.kind.dit import SIDE
+from diffusion_lab.runs.importing.reading import State, read
 
 NAMES = {
     "map_layer0": "noise.0",

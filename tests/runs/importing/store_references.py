@@ -2,7 +2,7 @@
 
 Give a folder with clones of the repositories, at the commits in NETWORKS:
 
-    PYTHONPATH=tests python tests/importing/store_references.py CLONES
+    PYTHONPATH=tests python tests/runs/importing/store_references.py CLONES
 
 Weights are drawn from numpy's frozen generator, so only their names and shapes are stored.
 """

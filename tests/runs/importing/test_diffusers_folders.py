@@ -17,9 +17,9 @@ from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import prediction
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.importing.command import read
-from diffusion_lab.importing.kind import DiffusersFolders
-from diffusion_lab.importing.kind.diffusers import scheduler_overrides
+from diffusion_lab.runs.importing.command import read
+from diffusion_lab.runs.importing.kind import DiffusersFolders
+from diffusion_lab.runs.importing.kind.diffusers import scheduler_overrides
 
 diffusers = pytest.importorskip("diffusers")
 UNET = {

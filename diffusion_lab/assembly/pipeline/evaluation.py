@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from diffusion_lab.assembly.pipeline.generator import Generator, draw
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world, shard
 from diffusion_lab.data import ImageData
 from diffusion_lab.metrics.generative import PreparedMetrics
-from diffusion_lab.pipeline.generator import Generator, draw
 
 
 class EvaluationStopped(Exception):

@@ -7,8 +7,8 @@ from typing import Any
 from diffusion_lab.backbone.diffusers_networks import PUBLISHED, network_class, settings_of
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import settings
-from diffusion_lab.importing.kind.base import BACKBONE, Imported, Kind, assigned, with_null_row
-from diffusion_lab.importing.reading import read_settings
+from diffusion_lab.runs.importing.kind.base import BACKBONE, Imported, Kind, assigned, with_null_row
+from diffusion_lab.runs.importing.reading import read_settings
 from diffusion_lab.runs.to_diffusers.scheduler import PREDICTIONS, STEPS
 
 PARTS = ("unet", "transformer", "")  # folders of the network: in a pipeline, or itself

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, Flag, optional, settings, whole
-from diffusion_lab.importing.kind.base import (
+from diffusion_lab.runs.importing.kind.base import (
     BACKBONE,
     FIXED_VARIANCE,
     LABELS,
@@ -20,7 +20,7 @@ from diffusion_lab.importing.kind.base import (
     reorder_attention,
     with_null_row,
 )
-from diffusion_lab.importing.reading import State, read
+from diffusion_lab.runs.importing.reading import State, read
 
 NAMES = {
     "time_embed.0": "noise.0",

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Flag, optional, settings, whole
-from diffusion_lab.importing.kind.base import (
+from diffusion_lab.runs.importing.kind.base import (
     BACKBONE,
     FIXED_VARIANCE,
     LABELS,
@@ -21,7 +21,7 @@ from diffusion_lab.importing.kind.base import (
     renamed,
     with_null_row,
 )
-from diffusion_lab.importing.reading import read
+from diffusion_lab.runs.importing.reading import read
 
 NAMES = {
     "x_embedder.proj": "embed",

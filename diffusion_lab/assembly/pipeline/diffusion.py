@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lab.assembly.pipeline.generator import LabelledGenerator
 from diffusion_lab.common.images import require_finite
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
@@ -21,7 +22,6 @@ from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.pipeline.generator import LabelledGenerator
 
 PAIRS = 0x7061697273  # separates these draws from others with the same seed
 

@@ -18,9 +18,9 @@ from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.schedule import Rectified
-from diffusion_lab.importing.command import read
-from diffusion_lab.importing.kind import ADMFiles, DiTFiles
-from diffusion_lab.importing.kind.base import LABELS
+from diffusion_lab.runs.importing.command import read
+from diffusion_lab.runs.importing.kind import ADMFiles, DiTFiles
+from diffusion_lab.runs.importing.kind.base import LABELS
 
 TRAINED = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 

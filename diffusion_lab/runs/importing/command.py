@@ -14,10 +14,10 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import Denoiser
-from diffusion_lab.importing.kind import Imported, Kind
-from diffusion_lab.importing.kind.base import assigned
 from diffusion_lab.runs.export import require_new, write
 from diffusion_lab.runs.folder import save_config
+from diffusion_lab.runs.importing.kind import Imported, Kind
+from diffusion_lab.runs.importing.kind.base import assigned
 
 OWN_KEYS = ("kind", "paths", "output", "json")  # keys that are not of a run
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.importing.reading import State
+from diffusion_lab.runs.importing.reading import State
 
 Shape = tuple[int, int, int]
 FIXED_VARIANCE = ("objective/loss/variance=none", "sampler.variance=fixed_small")

@@ -1,7 +1,0 @@
-"""Formats of published networks that can be imported, a class each."""
-
-from diffusion_lab.importing.kind.adm import ADMFiles
-from diffusion_lab.importing.kind.base import Imported, Kind
-from diffusion_lab.importing.kind.diffusers import DiffusersFolders
-from diffusion_lab.importing.kind.dit import DiTFiles, SiTFiles
-from diffusion_lab.importing.kind.edm import EDM2Files, EDMFiles

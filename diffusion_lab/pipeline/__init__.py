@@ -1,4 +1,0 @@
-"""From seeds and labels to uint8 images: whatever draws them, in batches, in grids, measured."""
-
-from diffusion_lab.pipeline.diffusion import Pipeline, with_steps
-from diffusion_lab.pipeline.generator import Generator, LabelledGenerator, draw, draw_rows
