@@ -90,7 +90,7 @@ test-gpu: setup  ### run the tests that need a GPU, or two; without one: GPU_TES
 .venv/simulated/installed: .venv/installed
 	$(PYTHON) -m venv .venv/simulated
 	.venv/simulated/bin/pip install --no-compile -e '.[dev]' 'torch==2.13.*' 'torchvision==0.28.*'
-	@touch $@
+	PYTHONPATH=tests .venv/simulated/bin/python -c 'from helpers import simulated_gpu; exit(simulated_gpu.missing() or None)' && touch $@
 
 test-simulated-gpu: .venv/simulated/installed  ### run the GPU tests, and each option by itself, on a simulated GPU, and some on two
 	$(MAKE) test-gpu BIN=.venv/simulated/bin GPU_TESTS_ON=simulated ARGS='-n auto --dist worksteal $(ARGS)'
