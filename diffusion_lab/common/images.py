@@ -65,17 +65,14 @@ def most_rows(columns: int) -> int:
     return min(MOST_ROWS, max(1, MOST_IMAGES // columns))
 
 
-def grid(images: Tensor, columns: int, gap: int = GAP) -> Tensor:
-    """Arranges uint8 (B, C, H, W) in reading order in one uint8 picture (C, height, width).
-
-    The gaps, `gap` pixels wide, and the places that the last row leaves over are white.
-    """
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Arranges uint8 (B, C, H, W) in reading order on white, in one picture (C, height, width)."""
     rows = -(-len(images) // columns)
     spare = rows * columns - len(images)
-    images = F.pad(images, (gap, 0, gap, 0, 0, 0, 0, spare), value=255)
+    images = F.pad(images, (GAP, 0, GAP, 0, 0, 0, 0, spare), value=255)
     cells = images.unflatten(0, (rows, columns))  # (rows, columns, C, H, W)
     picture = cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    return F.pad(picture, (0, gap, 0, gap), value=255)
+    return F.pad(picture, (0, GAP, 0, GAP), value=255)
 
 
 def save_png(picture: Tensor, path: Path, scale: int = ENLARGED) -> None:

@@ -50,22 +50,17 @@ class NonLeaky:
     anisotropy: Deviation
     translation: Deviation
 
-    def __call__(
-        self, images: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Augments images (B, C, H, W) float in [-1, 1]; returns them and their labels (B, 9).
-
-        The generator, if given, must be on the CPU.
-        """
-        labels = self.draw(len(images), generator)
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Augments images (B, C, H, W) float in [-1, 1]; returns them and their labels (B, 9)."""
+        labels = self.draw(len(images))
         return self.apply(images, labels), labels.to(images.device, non_blocking=True)
 
-    def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, count: int) -> Tensor:
         """Draws the labels of `count` images, (count, 9) float32, 0 where nothing is done.
 
         The draws are made on the CPU, so that every device gets the same and none has to wait.
         """
-        rand = partial(torch.rand, generator=generator, dtype=torch.float32)
+        rand = partial(torch.rand, dtype=torch.float32)
         p = self.probability
         done = rand((count, len(VALUES))) < torch.tensor([1.0, p, p, p, p, p])
         _, *strengths = astuple(self)
@@ -73,9 +68,7 @@ class NonLeaky:
         mirrored, turned = (rand((2, count)) < 0.5).to(torch.float32)
         angle, axis = math.pi * (2 * rand((2, count)) - 1)
         angle = angle * self.rotation / 180
-        size, stretch, right, down = torch.randn(
-            (4, count), generator=generator, dtype=torch.float32
-        )
+        size, stretch, right, down = torch.randn((4, count), dtype=torch.float32)
         # absolute value: a label cannot show the sign; by symmetry shrinking is as frequent
         stretch = stretch.abs()
         label = torch.stack(

@@ -53,11 +53,11 @@ def test_pad_centres_on_black_and_crop_undoes_it():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_reads_left_to_right_and_top_to_bottom(channels):
     images = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, channels, 2, 3)
-    picture = grid(images, columns=3, gap=1)
-    assert picture.shape == (channels, 2 * 3 + 1, 3 * 4 + 1)
+    picture = grid(images, columns=3)
+    assert picture.shape == (channels, 2 * 4 + 2, 3 * 5 + 2)
     assert picture.dtype == torch.uint8
     for index in range(5):
-        top, left = 1 + index // 3 * 3, 1 + index % 3 * 4
+        top, left = 2 + index // 3 * 4, 2 + index % 3 * 5
         assert picture[:, top : top + 2, left : left + 3].unique().tolist() == [index]
     assert (picture == 255).sum() == picture.numel() - 5 * channels * 6  # the rest is white
 
