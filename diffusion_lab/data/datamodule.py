@@ -21,23 +21,26 @@ class ImageDataModule(ImageData, lightning.LightningDataModule):
 
     @property
     def micro_batch(self) -> int:
-        """The number of images in a rank's forward pass."""
-        return micro_batch(self.attached_trainer, self.trained_module.batch_size)
+        """The images in a rank's forward pass: global batch / (accumulation x ranks)."""
+        trainer, module = self.attached
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        micro, rest = divmod(module.batch_size, parts)
+        if rest:
+            raise ValueError(
+                f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
+                f"ranks cannot evenly share a global batch of {module.batch_size}"
+            )
+        return micro
 
     @property
-    def attached_trainer(self) -> Trainer:
-        """Lightning's trainer, which asks for the loaders."""
+    def attached(self) -> tuple[Trainer, Any]:
+        """Lightning's trainer, which asks for the loaders, and the module that it trains."""
         assert self.trainer is not None, "loaders are a trainer's"
-        return self.trainer
-
-    @property
-    def trained_module(self) -> Any:
-        """The module that is trained, which knows its global batch and its seed."""
-        return self.attached_trainer.lightning_module
+        return self.trainer, self.trainer.lightning_module
 
     def train_dataloader(self) -> TensorLoader:
         """Returns the endless training stream, starting after the samples of earlier steps."""
-        trainer, module = self.attached_trainer, self.trained_module
+        trainer, module = self.attached
         stream = partial(
             TensorLoader,
             batch_size=self.micro_batch,
@@ -63,16 +66,5 @@ class ImageDataModule(ImageData, lightning.LightningDataModule):
         return self._pass(self.tested_on())
 
     def _pass(self, split: LabelledRows) -> PassLoader:
-        rank, world = self.attached_trainer.global_rank, self.attached_trainer.world_size
-        return PassLoader(*split, self.micro_batch, rank, world)
-
-
-def micro_batch(trainer: Trainer, batch_size: int) -> int:
-    """The number of images in a rank's forward pass: global batch / (accumulation x ranks)."""
-    micro, rest = divmod(batch_size, trainer.accumulate_grad_batches * trainer.world_size)
-    if rest:
-        raise ValueError(
-            f"{trainer.accumulate_grad_batches} micro-batches on each of {trainer.world_size} "
-            f"ranks cannot evenly share a global batch of {batch_size}"
-        )
-    return micro
+        trainer, _ = self.attached
+        return PassLoader(*split, self.micro_batch, trainer.global_rank, trainer.world_size)
