@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import PIL
 import pytest
-import torch
 from helpers.refusals import refused
 from PIL import Image
 
 from diffusion_lab.data.source import decoding
 from diffusion_lab.data.source.acquire import DataError
-from diffusion_lab.data.source.decoding import BadImage, check_memory, decode, infer, pixels
+from diffusion_lab.data.source.decoding import BadImage, check_memory, decode_into, infer, pixels
 from diffusion_lab.data.source.listing import ImageFiles
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
@@ -44,6 +43,11 @@ def files(contents: dict[str, bytes]) -> ImageFiles:
 
 def read(content: bytes, channels: int, size=(4, 6), resize: str = "refuse") -> np.ndarray:
     return pixels(content, (channels, *size), resize)
+
+
+def decoded(found: ImageFiles, shape: tuple[int, int, int]) -> tuple[np.ndarray, dict[int, str]]:
+    images = np.zeros((len(found), *shape), np.uint8)
+    return images, decode_into(images, found, "refuse")
 
 
 class TestModes:
@@ -221,10 +225,10 @@ class TestBadImages:
             "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n",
             "last.png": good,
         }
-        images, bad = decode(files(contents), (1, 64, 64), "refuse")
+        images, bad = decoded(files(contents), (1, 64, 64))
         assert sorted(bad) == [1, 2, 3, 4, 5, 6, 7]
         for index in (0, 8):
-            assert np.array_equal(images[index, 0].numpy(), noise)
+            assert np.array_equal(images[index, 0], noise)
         reasons = dict(zip(list(contents)[1:-1], bad.values(), strict=True))
         assert reasons["truncated.png"].startswith("damaged: ")
         assert reasons["empty.png"] == "it is empty"
@@ -236,15 +240,22 @@ class TestBadImages:
 
     def test_many_pixels_are_no_image_either(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 23)
-        _, bad = decode(files({"a": encoded(Image.fromarray(GREY))}), (1, 4, 6), "refuse")
+        _, bad = decoded(files({"a": encoded(Image.fromarray(GREY))}), (1, 4, 6))
         assert bad == {0: "4x6 pixels are more than 23"}
 
     def test_a_file_that_cannot_be_read_is_bad(self):
         def missing(name):
             raise FileNotFoundError(2, "No such file or directory", name)
 
-        _, bad = decode(ImageFiles("x", ["a.png"], (), [0], missing, hash), (1, 4, 6), "refuse")
+        _, bad = decoded(ImageFiles("x", ["a.png"], (), [0], missing, hash), (1, 4, 6))
         assert "No such file" in bad[0]
+
+    def test_an_error_without_words_is_told_by_its_name(self):
+        def unreadable(name):
+            raise EOFError
+
+        _, bad = decoded(ImageFiles("x", ["a.png"], (), [0], unreadable, hash), (1, 4, 6))
+        assert bad == {0: "damaged: EOFError"}
 
 
 class TestInference:
@@ -299,7 +310,6 @@ class TestMemory:
 
 def test_decoded_images_are_in_the_order_of_their_names():
     contents = {f"{i}.png": encoded(filled("L", 5 * i)) for i in (7, 3, 40, 1)}
-    images, bad = decode(files(contents), (1, 2, 3), "refuse")
+    images, bad = decoded(files(contents), (1, 2, 3))
     assert not bad
-    assert images.dtype == torch.uint8
     assert images[:, 0, 0, 0].tolist() == [35, 15, 200, 5]

@@ -15,7 +15,6 @@ from typing import IO
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.started import in_launched_process, processes_started
@@ -54,9 +53,7 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 RESIZE: dict[str, Callable[[Image.Image, tuple[int, int]], Image.Image]] = {
     "crop": lambda image, size: ImageOps.fit(image, size, LANCZOS),  # fill, then cut the rest
     "stretch": lambda image, size: image.resize(size, LANCZOS),
-    "pad": lambda image, size: ImageOps.pad(
-        image, size, LANCZOS, color=0
-    ),  # the entire image, on black
+    "pad": lambda image, size: ImageOps.pad(image, size, LANCZOS, color=0),  # whole, on black
     "refuse": _refuse,
 }
 
@@ -107,14 +104,6 @@ def free_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
     except (OSError, StopIteration):
         return None
-
-
-def decode(
-    files: ImageFiles, shape: tuple[int, int, int], resize: str
-) -> tuple[Tensor, dict[int, str]]:
-    """Decodes to uint8 (N, C, H, W); also returns, by index, why some images could not be used."""
-    images = torch.zeros(len(files), *shape, dtype=torch.uint8)
-    return images, decode_into(images.numpy(), files, resize)
 
 
 def decode_into(array: np.ndarray, files: ImageFiles, resize: str) -> dict[int, str]:
@@ -230,6 +219,5 @@ def _size_text(height: int, width: int) -> str:
 
 def _short(error: Exception) -> str:
     """Returns why an image cannot be used, on one line."""
-    return (
-        str(error) if isinstance(error, BadImage) else f"damaged: {error or type(error).__name__}"
-    )
+    reason = str(error) or type(error).__name__
+    return reason if isinstance(error, BadImage) else f"damaged: {reason}"

@@ -1,7 +1,4 @@
-"""Images that another program drew, at the size of the data: in a folder, a zip, or an .npz.
-
-n images, C channels, H x W pixels.
-"""
+"""Images that another program drew, at the size of the data: in a folder, a zip, or an .npz."""
 
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.common.formats import some
 from diffusion_lab.data.source import listing
 from diffusion_lab.data.source.acquire import DataError
-from diffusion_lab.data.source.decoding import check_memory, decode, infer
+from diffusion_lab.data.source.decoding import check_memory, decode_into, infer
 from diffusion_lab.data.source.image_folder import in_folder, in_zip
 from diffusion_lab.data.source.listing import LABELS, ImageFiles, labels_of
 
@@ -139,8 +136,8 @@ def _decoded(files: ImageFiles, where: str, shape: Shape) -> Tensor:
             "give images of the data's size"
         )
     check_memory(len(files), shape)
-    images, bad = decode(files, shape, "refuse")
-    if bad:
+    images = torch.zeros(len(files), *shape, dtype=torch.uint8)
+    if bad := decode_into(images.numpy(), files, "refuse"):
         named = [f"{files.names[i]} ({reason.partition(';')[0]})" for i, reason in bad.items()]
         raise DataError(
             f"{where} has {len(bad):,} images that cannot be used: {some(named)}; fix or remove "
