@@ -75,10 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def add_to_json(path: Path, entries: dict[str, Any]) -> None:
-    """Adds entries to the dictionary in a JSON file.
-
-    Processes that add at the same time wait for one another, so none loses what another has added.
-    """
+    """Adds entries to the dictionary in a JSON file, losing none that other processes add."""
     with one_at_a_time(path.with_name(f".{path.name}.lock")):
         write_json(path, read_json(path) | entries)
 
@@ -119,10 +116,7 @@ def one_at_a_time(path: Path) -> Iterator[bool]:
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:
-    """Removes the partial files of killed processes; no process may be writing now.
-
-    `names` is a pattern for the names that the finished files would have had.
-    """
+    """Removes what killed processes left of files named like `names`; none may be writing now."""
     for path in folder.glob(f".{names}{UNFINISHED}"):
         path.unlink(missing_ok=True)
 

@@ -26,9 +26,7 @@ def of_tensors(tensors: Iterable[Any] | Mapping[str, Any]) -> str:
     """The checksum of the types, shapes and values of tensors, and of the names of named ones."""
     import torch  # late, since checksums of files need none
 
-    named: Any = ((None, each) for each in tensors)
-    if isinstance(tensors, Mapping):
-        named = tensors.items()
+    named: Any = tensors.items() if isinstance(tensors, Mapping) else ((None, t) for t in tensors)
     digest = hashlib.sha256()
     for name, tensor in named:
         header = f"{tensor.dtype} {tuple(tensor.shape)}"

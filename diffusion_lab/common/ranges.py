@@ -83,10 +83,7 @@ def ranges(**allowed: Range) -> Callable[[Target], Target]:
 
 @dataclass_transform()
 def settings(target: type[Settings]) -> type[Settings]:
-    """Makes a class a dataclass that checks the ranges in the types of its fields.
-
-    An object of such a class equals only itself.
-    """
+    """Makes a class a dataclass that checks its fields' ranges; an object equals only itself."""
     return ranges()(dataclass(eq=False, repr=False)(target))
 
 

@@ -48,9 +48,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run in hardware here; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info("flags").split())
-    return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_info("flags").split())
 
 
 def cpu_info(field: str) -> str:

@@ -147,10 +147,7 @@ def shard_parameters(
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Gives every rank all parameters inside this block, where a rank may call the module alone.
-
-    Outside of it, all ranks must call the module together.
-    """
+    """Gives every rank all parameters inside this block, where a rank may call the module alone."""
     shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in shards:
         part.unshard()
@@ -194,10 +191,7 @@ def kept_sharded() -> Iterator[None]:
 
 
 def to_save(value: Any) -> Any:
-    """A copy of a tensor for a checkpoint: whole and on the CPU, unless it is kept sharded.
-
-    Anything else is returned unchanged.
-    """
+    """A value for a checkpoint: a sharded tensor as a whole on the CPU, unless `kept_sharded`."""
     if isinstance(value, DTensor) and _kept_sharded:
         return value.detach().clone()
     return whole(value)

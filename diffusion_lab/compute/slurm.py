@@ -132,8 +132,7 @@ def own_run(name: str, run_dir: str | None, command: str, overrides: list[str]) 
         return found.pop("restarts", restarts) < restarts and found == asked
 
     folders = [Path(run_dir)] if run_dir else sorted((OUTPUTS / name).glob("*"))
-    owned = [folder for folder in folders if is_own(folder)]
-    return owned[-1] if owned else None
+    return next(filter(is_own, reversed(folders)), None)
 
 
 def sign(folder: Path, command: str, overrides: list[str]) -> None:

@@ -255,8 +255,7 @@ def subset(
     chosen = []
     for label in labels.unique().tolist():
         index = (labels == label).nonzero().flatten().tolist()
-        share = max(1, round((fraction or 1) * len(index)))
-        count = share if per_class is None else per_class
+        count = per_class or max(1, round((fraction or 1) * len(index)))
         if count > len(index):
             raise ValueError(
                 f"per_class={per_class} is more than the {len(index)} images of label {label} to "

@@ -118,8 +118,7 @@ class EncodedImages:
     """The tensors that training uses instead of the training images, made once before it.
 
     These are (N, ., h, w) float32: moments of the images by a first stage, with `mirrored` for the
-    images mirrored left to right, or other tensors with `labels` (N,) of their own. A batch of them
-    is a `batch_type`.
+    images mirrored left to right, or other tensors with `labels` (N,) of their own.
     """
 
     moments: Tensor
@@ -223,8 +222,7 @@ class TensorLoader:
 
     def finished(self, *parts: Tensor) -> Batch:
         """Moves what was gathered to the device, pads it, and mirrors half of it."""
-        moved = [each.to(self.device, non_blocking=True) for each in parts]
-        images, labels, *others = moved
+        images, labels, *others = (each.to(self.device, non_blocking=True) for each in parts)
         if self.pad:  # not all at once, which would take as much memory again
             images = pad_to(images, self.pad)
         if self.flip:

@@ -84,10 +84,7 @@ def stored_by_ranks(
     rank, world = rank_and_world()
     edges = [min(count, -(-count // unit) * i // world * unit) for i in range(world + 1)]
     rows = [range(start, stop) for start, stop in pairwise(edges)]
-    parts = [
-        (f"{name}-from-{each.start}", {**key, "rows": [*edges[i : i + 2]]})
-        for i, each in enumerate(rows)
-    ]
+    parts = [(f"{name}-from-{r.start}", {**key, "rows": [r.start, r.stop]}) for r in rows]
 
     def part(i: int) -> Tensor:
         return stored(folder, *parts[i], partial(compute, rows[i])).values
@@ -119,10 +116,7 @@ def _place(folder: str | Path, name: str, key: dict[str, Any]) -> Path:
 
 
 def _opened(path: Path) -> StoredValues | None:
-    """Opens a store; None if it is missing or damaged.
-
-    The checksum is computed only if the file has another time than when it was written.
-    """
+    """Opens a store; None if it is missing or damaged, as its checksum tells if its time is new."""
     known = read_json(path.with_suffix(".json"))
     if not known or not path.is_file():
         return None

@@ -77,10 +77,7 @@ class DataSource(ABC):
             raise ValueError(f"the labels of {type(self).__name__} {error}") from error
 
     def facts(self) -> dict[str, object]:
-        """Returns the constructor arguments that were inferred from files, for a run to save.
-
-        With them the run can be opened where its data are missing.
-        """
+        """Arguments inferred from files, with which a saved run opens where its data are not."""
         return {}
 
     def picture(self, images: Tensor, columns: int) -> Tensor:

@@ -47,7 +47,7 @@ class HuggingFace(FileSource):
                     f"{key}_column={column} is not a column of {self.path}; write one of "
                     f"{some(rows.column_names)}{' or null' if key == 'label' else ''}"
                 )
-        labels, classes = self._labels(rows, classes)
+        classes, labels = self._labels(rows, classes)
         images = rows.select_columns(self.image_column)
         try:
             images = images.cast_column(self.image_column, self._package.Image(decode=False))
@@ -66,10 +66,10 @@ class HuggingFace(FileSource):
         where, state = f"{self.path} ({split})", f"{rows._fingerprint} {self.image_column}"
         return ImageFiles(where, names, classes, labels, stream, lambda name: state)
 
-    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[Listed, tuple[str, ...]]:
-        """Returns the labels of a split and the names of the classes."""
+    def _labels(self, rows, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], Listed]:
+        """The names of the classes, and the labels of a split."""
         if self.label_column is None or (classes == () and not self.label_size):
-            return [0] * len(rows), ()
+            return (), [0] * len(rows)
         where = f"the column {self.label_column} of {self.path}"
         labels = list(rows[self.label_column])
         if not self.label_size and all(isinstance(label, str) for label in labels):
@@ -80,15 +80,12 @@ class HuggingFace(FileSource):
                     "of them in classes"
                 )
             places = {name: place for place, name in enumerate(classes)}
-            return [places[label] for label in labels], classes
+            return classes, [places[label] for label in labels]
         if classes is None:  # a ClassLabel column has its names
             names = getattr(rows.features[self.label_column], "names", None)
             classes = None if names is None else tuple(names)
-        names = map(str, range(len(labels)))
-        classes, found = labelled(
-            dict(zip(names, labels, strict=True)), classes, self.label_size, where
-        )
-        return found, classes
+        named = {str(index): label for index, label in enumerate(labels)}
+        return labelled(named, classes, self.label_size, where)
 
     @cached_property
     def _splits_found(self) -> dict:

@@ -89,10 +89,7 @@ class FileSource(DataSource):
 
     @abstractmethod
     def find(self, split: str, classes: tuple[str, ...] | None) -> ImageFiles:
-        """Finds the files of a split; raises DataError.
-
-        `classes` are the names that labels index; None infers them.
-        """
+        """Finds a split's files; labels index `classes`, None infers them. Raises DataError."""
 
     @cached_property
     def native_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -133,10 +130,7 @@ class FileSource(DataSource):
             self.load()
 
     def load(self) -> tuple[Split, Split]:
-        """Decodes all images, or opens the files that hold them; raises DataError.
-
-        The error may be of too little memory or disk.
-        """
+        """Decodes all images, or opens the files that hold them; raises DataError."""
         train, test = self._files
         if not self.stores:
             check_memory(len(train) + len(test), self.native_shape)

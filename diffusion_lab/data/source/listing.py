@@ -1,7 +1,6 @@
 """Lists of image files: their names, in an order that never changes, and their classes."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -65,7 +64,7 @@ class ImageFiles:
 
 def hash_share(name: str) -> float:
     """Returns a number from 0 to 1 that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) / 2**64
+    return int(hashing.of_bytes(os.fsencode(name))[:16], 16) / 2**64
 
 
 def existing(path: str, where: str, what: str, instead: str) -> Path:
@@ -86,10 +85,7 @@ def existing(path: str, where: str, what: str, instead: str) -> Path:
 
 
 def images_among(names: Iterable[str], where: str) -> list[str]:
-    """Returns the sorted names of images, with / between folders and without hidden files.
-
-    Raises DataError if there are none.
-    """
+    """The sorted names of images, with / between folders, unless hidden; DataError without any."""
     visible = [name for name in names if not hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
     if not visible:
@@ -182,33 +178,29 @@ Listed = Sequence[int | list[float] | str]  # classes, vectors of equal lengths,
 
 
 def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
-    """The label of each image in a dataset.json, in its order; None if it says that there are none.
-
-    `where` names the dataset.json in errors (DataError).
-    """
+    """Each image's label in a dataset.json, in order, or None if it has none; raises DataError."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON ({error}); fix it") from error
-    pairs = found.get("labels") if isinstance(found, dict) else found
-    if pairs is None and isinstance(found, dict):
+    pairs = found.get("labels") if isinstance(found, dict) else ()
+    if pairs is None:
         return None
     form = (
         f'{where} must be {{"labels": [["name.png", 0], ...]}}, or have null in place of the list'
     )
-    if not isinstance(found, dict) or not isinstance(pairs, list) or not pairs:
+    if not isinstance(pairs, list) or not pairs:
         raise DataError(form)
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
             raise DataError(f"{form}, but it has {json.dumps(pair)[:60]}")
-    return _once([(name, label) for name, label in pairs], where)
+    return _once(pairs, where)
 
 
 def labels_in_csv(content: bytes, where: str, as_text: bool = False) -> dict[str, Any]:
     """The label of each image in a CSV: titles, then names, each with numbers or a caption.
 
-    Labels are captions if none is a number, or if they are to be taken `as_text`. `where` names the
-    CSV in errors (DataError).
+    Labels are captions if none is a number, or if they are to be taken `as_text`; raises DataError.
     """
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
