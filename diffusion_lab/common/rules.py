@@ -43,10 +43,10 @@ def sentences(
 
 def check(table: Rules, keys: Mapping[str, str], /, **parts: Any) -> None:
     """Raises UserError with the sentence of the first row that holds for the parts, if any."""
+    found = sentences(table, keys, **parts)
     if _collections:
-        _collections[-1].extend(sentences(table, keys, **parts))
-        return
-    for sentence in sentences(table, keys, **parts):
+        _collections[-1].extend(found)
+    elif sentence := next(found, None):
         raise UserError(sentence)
 
 

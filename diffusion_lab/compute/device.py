@@ -27,12 +27,10 @@ def pick_device(name: str) -> torch.device:
 
     If torchrun or srun has started a process for each device, `auto` and `cuda` are its own.
     """
-    if not isinstance(name, str):
-        raise UserError(f"device={name} is not a torch device; use auto, cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # a bare number would be a GPU
     except RuntimeError as error:
         raise UserError(f"device={name} is not a torch device; use auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
@@ -151,10 +149,9 @@ class PeakMemory:
             self._reset()
 
     def _reset(self) -> None:
-        self._known = False
-        if self.device.type == "cuda":
+        self._known = self.device.type == "cuda"
+        if self._known:
             torch.cuda.reset_peak_memory_stats(self.device)
-            self._known = True
             return
         with contextlib.suppress(AttributeError):  # only glibc has it
             ctypes.CDLL(None).malloc_trim(0)  # returns unused memory to the system

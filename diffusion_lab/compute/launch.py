@@ -17,15 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diffusion_lab.common.messages import TrainingStopped, UserError
-from diffusion_lab.compute import slurm
+from diffusion_lab.compute import slurm, started
 from diffusion_lab.compute.device import pick_device
-from diffusion_lab.compute.started import (
-    by_torchrun,
-    in_launched_process,
-    let_rank_zero_speak,
-    local_rank,
-    processes_started,
-)
 
 SECONDS_TO_STOP_IN = 3600  # a second Ctrl-C stops at once
 # how long a process waits for the others before it gives up: in steps, and before the first, for
@@ -54,9 +47,9 @@ def processes(trainer: DictConfig) -> tuple[int, int]:
     nodes = trainer.num_nodes
     if nodes != "auto" and not (type(nodes) is int and nodes >= 1):
         raise UserError(f"trainer.num_nodes={nodes} must be auto or a whole number of at least 1")
-    if not in_launched_process():
+    if not started.in_launched_process():
         return devices_per_node(trainer), 1 if nodes == "auto" else nodes
-    devices, there = processes_started()
+    devices, there = started.processes_started()
     asked = devices if trainer.devices == "auto" else devices_per_node(trainer)
     if (asked, there if nodes == "auto" else nodes) != (devices, there):
         raise UserError(
@@ -76,8 +69,8 @@ def processes_of_command(device: str, devices: int | str) -> int:
     if another number was asked for, or more than there are GPUs.
     """
     on_gpus, single = pick_device(device).type == "cuda", ":" in device
-    if in_launched_process():
-        count, _ = processes_started()
+    if started.in_launched_process():
+        count, _ = started.processes_started()
         if devices not in ("auto", count):
             raise UserError(
                 f"devices={devices} differs from what was started, {count} on each node; leave it "
@@ -98,7 +91,7 @@ def processes_of_command(device: str, devices: int | str) -> int:
 
 def require_gpus() -> None:
     """Raises UserError unless a GPU is visible for each of the processes started on this node."""
-    processes, _ = processes_started()
+    processes, _ = started.processes_started()
     if processes > torch.cuda.device_count():
         raise UserError(
             f"{processes} processes were started on this node, but {torch.cuda.device_count()} "
@@ -124,7 +117,7 @@ def device_of_process(trainer: DictConfig) -> torch.device:
     """The device of this process, assigned as Lightning does: by the rank in the node."""
     if accelerator_of(trainer) == "cpu":
         return torch.device("cpu")
-    rank, devices = local_rank(), trainer.devices
+    rank, devices = started.local_rank(), trainer.devices
     return torch.device("cuda", devices[rank] if isinstance(devices, ListConfig) else rank)
 
 
@@ -178,30 +171,26 @@ def cluster() -> Any:
     Lightning itself would take a batch script for one of srun's tasks, and warn wherever srun is
     installed.
     """
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins import environments
 
-    if by_torchrun():  # also inside a SLURM job
-        return TorchElasticEnvironment()
+    if started.by_torchrun():  # also inside a SLURM job
+        return environments.TorchElasticEnvironment()
     if not slurm.started_by_srun():
-        return LightningEnvironment()
+        return environments.LightningEnvironment()
     # `srun --ntasks` does not set it
-    os.environ["SLURM_NTASKS_PER_NODE"] = str(processes_started()[0])
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(started.processes_started()[0])
     with warnings.catch_warnings(action="ignore"):
-        return SLURMEnvironment(auto_requeue=False)  # else it saves inside the signal handler
+        return environments.SLURMEnvironment(auto_requeue=False)  # else its signal handler saves
 
 
 def join_process_group(device: torch.device) -> None:
     """Connects launched processes; those of training before Lightning does, to decide together."""
-    let_rank_zero_speak()
+    started.let_rank_zero_speak()
     if device.type == "cuda":
-        if in_launched_process():
+        if started.in_launched_process():
             require_gpus()
         torch.cuda.set_device(device)  # NCCL sends objects through the current device
-    if not in_launched_process() or dist.is_initialized():
+    if not started.in_launched_process() or dist.is_initialized():
         return
     environment = cluster()
     if environment.world_size() == 1:

@@ -108,8 +108,7 @@ class FSDP(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Loads this rank's share of the optimisers' whole states."""
-        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
-        for optimizer, saved in pairs:
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             ids = [i for group in saved["param_groups"] for i in group["params"]]
             moments = {

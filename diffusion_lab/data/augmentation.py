@@ -71,20 +71,9 @@ class NonLeaky:
         size, stretch, right, down = torch.randn((4, count), dtype=torch.float32)
         # absolute value: a label cannot show the sign; by symmetry shrinking is as frequent
         stretch = stretch.abs()
-        label = torch.stack(
-            [
-                mirrored,
-                turned,
-                size,
-                angle.cos() - 1,
-                angle.sin(),
-                stretch * axis.cos(),
-                stretch * axis.sin(),
-                right,
-                down,
-            ],
-            dim=1,
-        )
+        turn = angle.cos() - 1, angle.sin()
+        stretched = stretch * axis.cos(), stretch * axis.sin()
+        label = torch.stack([mirrored, turned, size, *turn, *stretched, right, down], dim=1)
         return label * done.repeat_interleave(torch.tensor(VALUES), dim=1)
 
     def apply(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -270,8 +270,7 @@ class PassLoader:
                 f"{count} validation or test images are too few for {world} processes; write a "
                 "larger data.validation_size, or data.validate_on"
             )
-        self.images = images
-        self.labels = labels
+        self.images, self.labels = images, labels
         first, stop = rank * count // world, (rank + 1) * count // world
         # shares differ by one at most, so every rank counts batches by the smaller share
         starts = range(first, first + count // world, batch_size)
@@ -281,6 +280,6 @@ class PassLoader:
         return len(self.bounds) - 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(self.bounds):
             ids = torch.arange(start, stop)
             yield self.images[start:stop], self.labels[start:stop], ids

@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.common import hashing
-from diffusion_lab.common.files import (
-    one_at_a_time,
-    read_json,
-    remove_unfinished,
-    replacing,
-    write_json,
-)
+from diffusion_lab.common import files, hashing
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.distributed import rank_and_world
 
@@ -55,13 +48,13 @@ def stored(
     if found := _opened(path):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(path.with_name(f".{path.stem}.lock")) as alone:
+    with files.one_at_a_time(path.with_name(f".{path.stem}.lock")) as alone:
         if found := _opened(path):  # by the process that was waited for
             return found
         if alone:  # else another process may be writing its own
-            remove_unfinished(path.parent, f"{path.stem}*")
+            files.remove_unfinished(path.parent, f"{path.stem}*")
         about = {"version": VERSION, "key": key} | _written(path, compute)
-        write_json(path.with_suffix(".json"), about)
+        files.write_json(path.with_suffix(".json"), about)
     if found := _opened(path):
         return found
     raise OSError(f"{path} was changed while it was written")
@@ -90,13 +83,9 @@ def stored_by_ranks(
         return stored(folder, *parts[i], partial(compute, rows[i])).values
 
     def together(allocate: Allocate) -> StoredValues:
-        values = None
-        for i in filter(rows.__getitem__, range(world)):
-            found = part(i)
-            values = allocate((count, *found.shape[1:]), found.dtype) if values is None else values
-            values[rows[i].start : rows[i].stop] = found
-        assert values is not None, "there are rows"
-        return StoredValues(values, {})
+        found = [part(i) for i in range(world) if rows[i]]
+        values = allocate((count, *found[0].shape[1:]), found[0].dtype)
+        return StoredValues(torch.cat(found, out=values), {})
 
     if world == 1:
         return stored(folder, name, key, partial(compute, range(count)))
@@ -117,7 +106,7 @@ def _place(folder: str | Path, name: str, key: dict[str, Any]) -> Path:
 
 def _opened(path: Path) -> StoredValues | None:
     """Opens a store; None if it is missing or damaged, as its checksum tells if its time is new."""
-    known = read_json(path.with_suffix(".json"))
+    known = files.read_json(path.with_suffix(".json"))
     if not known or not path.is_file():
         return None
     shape, dtype = tuple(known["shape"]), np.dtype(known["dtype"])
@@ -138,7 +127,7 @@ def _opened(path: Path) -> StoredValues | None:
 
 def _written(path: Path, compute: Callable[[Allocate], StoredValues]) -> dict[str, Any]:
     """Writes the values that are computed; returns what the JSON says about them."""
-    with replacing(path) as file:
+    with files.replacing(path) as file:
 
         def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             numbers = torch.empty(0, dtype=dtype).numpy().dtype

@@ -422,7 +422,7 @@ class TestShades:
 
     def test_each_class_is_divided_evenly_from_dark_to_bright(self):
         split = self.split()
-        labels = shaded(split, split, 3).labels
+        labels = shaded(split, split).labels
         assert torch.equal(labels // 3, split.labels)
         assert torch.bincount(labels).tolist() == [10] * 6
         brightness = split.images.float().mean((1, 2, 3))
@@ -432,7 +432,7 @@ class TestShades:
 
     def test_the_limits_are_those_of_the_reference(self):
         dark = Split(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-        assert shaded(dark, self.split(), 3).labels.tolist() == [0, 3, 0, 3]
+        assert shaded(dark, self.split()).labels.tolist() == [0, 3, 0, 3]
 
     def test_a_label_is_named_by_both_attributes(self):
         names = FashionMNISTShades.class_names

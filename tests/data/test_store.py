@@ -104,7 +104,7 @@ class TestStored:
         def forbidden(path):
             raise AssertionError("locked")
 
-        monkeypatch.setattr(store, "one_at_a_time", forbidden)
+        monkeypatch.setattr(store.files, "one_at_a_time", forbidden)
         assert torch.equal(stored(tmp_path, "values", KEY, never).values, VALUES)
 
     @pytest.mark.parametrize("locks", [True, False])

@@ -1,6 +1,5 @@
 """Acquisition of data sets: files are found, unpacked or downloaded, and verified before use."""
 
-import contextlib
 import gzip
 import hashlib
 import http.client
@@ -11,7 +10,7 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, cast
@@ -222,7 +221,7 @@ def workspace(folder: Path) -> Iterator[Path]:
         if created and os.listdir(folder) == [LOCK]:
             (folder / LOCK).unlink()
         for path in created:
-            with contextlib.suppress(OSError):  # the folder is not empty
+            with suppress(OSError):  # the folder is not empty
                 path.rmdir()
 
 

@@ -205,11 +205,8 @@ def _grey(image: Image.Image) -> bool:
         return image.mode in GREY_MODES
     palette = image.palette
     order, colours = palette.rawmode or palette.mode, bytes(palette.palette)
-    stride = len(order)
-    return (
-        order in ("RGB", "RGBA", "BGR", "BGRX")
-        and colours[::stride] == colours[1::stride] == colours[2::stride]
-    )
+    red, green, blue = (colours[i :: len(order)] for i in range(3))
+    return order in ("RGB", "RGBA", "BGR", "BGRX") and red == green == blue
 
 
 def _size_text(height: int, width: int) -> str:

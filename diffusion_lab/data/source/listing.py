@@ -197,7 +197,7 @@ def labels_of(content: bytes, where: str) -> dict[str, Any] | None:
     return _once(pairs, where)
 
 
-def labels_in_csv(content: bytes, where: str, as_text: bool = False) -> dict[str, Any]:
+def labels_in_csv(content: bytes, where: str, as_text: bool) -> dict[str, Any]:
     """The label of each image in a CSV: titles, then names, each with numbers or a caption.
 
     Labels are captions if none is a number, or if they are to be taken `as_text`; raises DataError.
