@@ -34,11 +34,6 @@ class TrainingStopped(Exception):
         self.final = final
 
 
-def speak(aloud: bool) -> None:
-    """Shows or hides all lines and bars of this process, since another one may print the same."""
-    console.quiet = not aloud
-
-
 def say(line: str) -> None:
     """Prints one line on standard error, without markup or wrapping; a full disk loses the line."""
     try:

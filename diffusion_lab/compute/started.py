@@ -6,8 +6,7 @@ import re
 import signal
 import sys
 
-from diffusion_lab.common import messages
-from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.messages import UserError, console
 from diffusion_lab.compute import slurm
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -67,4 +66,4 @@ def end_with_launcher() -> None:
 
 def let_rank_zero_speak() -> None:
     """Silences all ranks but 0, from the start, as this needs no process group."""
-    messages.speak(rank() == 0)
+    console.quiet = rank() != 0

@@ -80,7 +80,7 @@ def test_the_first_process_alone_speaks_before_there_is_a_group(
         started.let_rank_zero_speak()
         messages.say("said")
     finally:
-        messages.speak(True)
+        messages.console.quiet = False
     assert capfd.readouterr().err == ("" if rank else "said\n")
 
 
@@ -328,4 +328,4 @@ def test_processes_without_a_gpu_each_are_not_connected(environment, monkeypatch
         with refused("4 processes", "2 GPUs"):
             launch.join_process_group(torch.device("cuda", 1))
     finally:
-        messages.speak(True)
+        messages.console.quiet = False
