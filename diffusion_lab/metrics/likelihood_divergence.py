@@ -6,7 +6,6 @@ variance near 0 and makes no test image likely. n training images, D features.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,51 +27,43 @@ FEWEST = 1e-6  # images from which a variance is computed
 NEARER = 0.9  # a floor of the density is a Gaussian around the mean, at this share of the distance
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Gaussians of equal weight around centres (m, D), with variances (m,), float32."""
+def fitted(centres: Tensor, images: Tensor, description: str) -> Tensor:
+    """The variances (m,), float32, of Gaussians of equal weight around centres (m, D).
 
-    centres: Tensor
-    variances: Tensor
+    They are fitted to images (n, D) by expectation maximisation. Meanwhile, a broad Gaussian around
+    the images' mean is added to the density, so that images far from all centres do not widen any.
+    """
+    blocks, dim = images.split(BLOCK), images.shape[1]
+    squares = [square_distances(block, centres).float() for block in blocks]
+    nearest = torch.stack([each.amin(0) for each in squares]).amin(0)
+    variances, floor = (nearest + NEAREST) / dim, torch.tensor(1.0)
+    far = NEARER**2 * (images - images.mean(0)).square().sum(1)
+    for _ in track(range(ITERATIONS), description):
+        shares, spreads = torch.zeros_like(variances), torch.zeros_like(variances)
+        broad, broad_spread = torch.zeros(2)
+        for each, beyond in zip(squares, far.split(BLOCK), strict=True):
+            near = log_density(each, variances, dim) - math.log(len(centres))
+            wide = log_density(beyond, floor, dim)
+            whole = torch.logaddexp(near.logsumexp(1), wide)
+            part, rest = (near - whole[:, None]).exp(), (wide - whole).exp()
+            shares += part.sum(0)
+            spreads += (part * each).sum(0)
+            broad += rest.sum()
+            broad_spread += (rest * beyond).sum()
+        # a Gaussian without images keeps its variance
+        own = (spreads / (dim * shares)).clamp(min=SMALLEST)
+        variances = torch.where(shares > FEWEST, own, variances)
+        floor = torch.where(broad > FEWEST, broad_spread / (dim * broad), floor)
+    return variances
 
-    @classmethod
-    def fitted(cls, centres: Tensor, images: Tensor, description: str) -> "Mixture":
-        """Fits the variances to images (n, D) by expectation maximisation.
 
-        While fitting, a broad Gaussian around the images' mean is added to the density, so that
-        images far from all centres do not widen any of them.
-        """
-        blocks, dim = images.split(BLOCK), images.shape[1]
-        squares = [square_distances(block, centres).float() for block in blocks]
-        nearest = torch.stack([each.amin(0) for each in squares]).amin(0)
-        variances, floor = (nearest + NEAREST) / dim, torch.tensor(1.0)
-        far = NEARER**2 * (images - images.mean(0)).square().sum(1)
-        for _ in track(range(ITERATIONS), description):
-            shares, spreads = torch.zeros_like(variances), torch.zeros_like(variances)
-            broad, broad_spread = torch.zeros(2)
-            for each, beyond in zip(squares, far.split(BLOCK), strict=True):
-                near = log_density(each, variances, dim) - math.log(len(centres))
-                wide = log_density(beyond, floor, dim)
-                whole = torch.logaddexp(near.logsumexp(1), wide)
-                part, rest = (near - whole[:, None]).exp(), (wide - whole).exp()
-                shares += part.sum(0)
-                spreads += (part * each).sum(0)
-                broad += rest.sum()
-                broad_spread += (rest * beyond).sum()
-            # a Gaussian without images keeps its variance
-            fitted = (spreads / (dim * shares)).clamp(min=SMALLEST)
-            variances = torch.where(shares > FEWEST, fitted, variances)
-            floor = torch.where(broad > FEWEST, broad_spread / (dim * broad), floor)
-        return cls(centres, variances)
-
-    def surprise(self, images: Tensor) -> float:
-        """The mean negative log-likelihood of images (k, D), in nats per dimension."""
-        dim, found = images.shape[1], []
-        for block in images.split(BLOCK):
-            squares = square_distances(block, self.centres).float()
-            near = log_density(squares, self.variances, dim)
-            found.append(near.logsumexp(1) - math.log(len(self.centres)))
-        return -torch.cat(found).double().mean().item() / dim
+def surprise(images: Tensor, centres: Tensor, variances: Tensor) -> float:
+    """The mean negative log-likelihood of images (k, D) by these Gaussians, nats per dimension."""
+    dim, found = images.shape[1], []
+    for block in images.split(BLOCK):
+        near = log_density(square_distances(block, centres).float(), variances, dim)
+        found.append(near.logsumexp(1) - math.log(len(centres)))
+    return -torch.cat(found).double().mean().item() / dim
 
 
 def log_density(squares: Tensor, variance: Tensor, dim: int) -> Tensor:
@@ -90,11 +81,11 @@ def fld(generated: Tensor, training: Tensor, unseen: Tensor) -> float:
     mean, std = unseen.mean(0), unseen.std(0)
     std = torch.where(std > 0, std, torch.ones_like(std))
     samples, known, new = ((each - mean) / std for each in (generated, training, unseen))
-    order = random_places(len(known), None)
-    count = min(len(samples), len(known) // 2)
-    fitted = Mixture.fitted(samples, known, "Fitting FLD to training images")
-    best = Mixture.fitted(known[order[:count]], known[order[count:]], "Fitting FLD without samples")
-    return 100 * (fitted.surprise(new) - best.surprise(new))
+    variances = fitted(samples, known, "Fitting FLD to training images")
+    order, count = random_places(len(known), None), min(len(samples), len(known) // 2)
+    some, others = known[order[:count]], known[order[count:]]
+    best = surprise(new, some, fitted(some, others, "Fitting FLD without samples"))
+    return 100 * (surprise(new, samples, variances) - best)
 
 
 class FLD(Metric):
