@@ -41,10 +41,6 @@ class Quantity:
         """The factor between a value and the number that is printed."""
         return 100 if self.percent else 1
 
-    def better(self, a: float, b: float) -> bool:
-        """Whether `a` is better than `b`."""
-        return a > b if self.higher_is_better else a < b
-
     def text(self, value: float) -> str:
         """A value in four digits; a share as a percentage."""
         return f"{value:.1%}" if self.percent else f"{value:.4g}"
@@ -52,10 +48,6 @@ class Quantity:
     def number(self, value: float) -> str:
         """A value in three digits; a share as a percentage."""
         return f"{self.scale * value:.3g}" + (" %" if self.percent else "")
-
-    def gap(self, *ends: float) -> str:
-        """A difference, or a range of differences: 52, 47 to 57; shares in percentage points."""
-        return " to ".join(f"{self.scale * end:.3g}" for end in ends) + " points" * self.percent
 
 
 def with_fingerprint(protocol: Protocol) -> Protocol:
@@ -188,11 +180,10 @@ def report(
 
     `extra` holds quantities of metrics from outside the package. Without metrics there is no line.
     """
-    real, rows = real_values(values), [("metric", "value", "real images", "name")]
+    rows = [("metric", "value", "real images", "name")]
     for name in measured_of_samples(values):
-        metric, _, protocol = name.partition("/")
-        beside = real_beside(real[metric], protocol) if metric in real else ""
-        rows.append((title_of(metric, class_names, extra), with_spread(values, name), beside, name))
+        title = title_of(name.partition("/")[0], class_names, extra)
+        rows.append((title, with_spread(values, name), real_beside(values, name), name))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return lines if len(lines) > 1 else []
@@ -225,33 +216,24 @@ def ceiling(values: dict[str, float], first_stage: dict[str, float]) -> dict[str
 def side_by_side(runs: dict[str, dict[str, float]]) -> Table:
     """A table of runs of one protocol: a row per metric that all runs have, a column per run."""
     first = next(iter(runs.values()))
-    real = real_values(first)
     table = Table("metric", *runs, "real images")
     table.columns[0].overflow = "fold"  # full names, even on a narrow terminal
     for name in measured_of_samples(first):
         if all(name in values for values in runs.values()):
-            metric, _, protocol = name.partition("/")
             cells = [with_spread(values, name) for values in runs.values()]
-            beside = real_beside(real[metric], protocol) if metric in real else ""
-            table.add_row(name, *cells, beside)
+            table.add_row(name, *cells, real_beside(first, name))
     return table
 
 
-def real_beside(real: tuple[float, str], protocol: str) -> str:
-    """The value of real images, and the number of images if they are fewer than the samples."""
-    value, measured = real
+def real_beside(values: dict[str, float], name: str) -> str:
+    """The value of real images for a metric, if any, and their number if it is another."""
+    metric, _, protocol = name.partition("/")
+    real = [other for other in values if other.partition("/")[0] == metric + REAL]
+    if not real:
+        return ""
+    measured = real[-1].partition("/")[2]
     other = "" if measured == protocol else f" at {measured.rpartition('-')[2]} images"
-    return f"{value:.4g}{other}"
-
-
-def real_values(values: dict[str, float]) -> dict[str, tuple[float, str]]:
-    """The value of real images and its protocol, by metric."""
-    found = {}
-    for name, value in values.items():
-        metric, _, protocol = name.partition("/")
-        if metric.endswith(REAL):
-            found[metric.removesuffix(REAL)] = (value, protocol)
-    return found
+    return f"{values[real[-1]]:.4g}{other}"
 
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:
