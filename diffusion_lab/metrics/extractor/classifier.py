@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -125,20 +124,15 @@ class Classifier(FeatureExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         """The logits (n, K), float32, of the classifier's classes."""
-        head: Any = self.network.head
         with torch.no_grad(), self.in_float32():
-            return head(features.to(self.device))
-
-    def guesses(self, images: Tensor) -> Tensor:
-        """The likeliest class, (B,) int64, of images uint8 (B, C, H, W)."""
-        return self.logits(self(images)).argmax(1)
+            return self.network.head(features.to(self.device))
 
     def log_probability(self, x0: Tensor, labels: Tensor) -> Tensor:
         """log p(label | x0), (B,), of images x0 (B, C, H, W) in [-1, 1]; differentiable in x0.
 
         Padded images are cropped to the size that the network was trained on.
         """
-        network: Any = self.network.to(x0.device)
+        network = self.network.to(x0.device)
         images = (crop_to(x0, *self.shape[1:]) + 1) * 127.5
         with self.in_float32():
             logits = network.head(network(images))

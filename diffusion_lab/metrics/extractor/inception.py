@@ -46,8 +46,7 @@ class Inception(FeatureExtractor):
 
     def logits(self, features: Tensor) -> Tensor:
         """The Inception Score's logits, float32: of 1008 ImageNet classes, without the bias."""
-        network: Any = self.network.network
-        weight = network.fc.weight
+        weight = self.network.network.fc.weight
         with self.in_float32():
             return features.to(weight) @ weight.T
 
@@ -78,8 +77,7 @@ class PooledAndSpatial(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
         branch = self.network.Mixed_6d.branch1x1
-        hook = branch.register_forward_hook(lambda _, inputs, output: seen.append(output))
-        with hook:
+        with branch.register_forward_hook(lambda _, inputs, output: seen.append(output)):
             features = self.network(images)[0]
         spatial = seen[0][:, :MAP_CHANNELS].permute(0, 2, 3, 1)  # TensorFlow's order
         return torch.cat([features, spatial.flatten(1)], dim=1)

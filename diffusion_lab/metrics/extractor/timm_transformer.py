@@ -63,9 +63,8 @@ class TimmTransformer(FeatureExtractor):
         return nn.Sequential(pixels, network), checksum
 
     def map_of(self, pixels: Tensor) -> Tensor:
-        parts: Any = self.network
-        network = parts[1]
-        tokens = network.forward_features(parts[0](pixels))[:, network.num_prefix_tokens :]
+        normalise, network = self.network
+        tokens = network.forward_features(normalise(pixels))[:, network.num_prefix_tokens :]
         return tokens.mT.unflatten(2, network.patch_embed.grid_size)
 
 
