@@ -64,7 +64,8 @@ class AutoencoderModule(TrainedModule):
         """Returns the loss, (), and its parts, for images (b, C, H, W) uint8 and labels."""
         self.seed_share(batch_idx)
         images = to_float(batch[0])
-        weight, step = self.autoencoder.decoder.last_weight, self.trainer.global_step
+        last = self.autoencoder.decoder[-1]  # the convolution that makes the image
+        weight, step = last.get_parameter("weight"), self.trainer.global_step
         with self.kept_buffers():
             outputs, bottleneck = self.autoencoder(images)
             loss, parts = self.loss(images, outputs, bottleneck, weight, step)

@@ -57,7 +57,7 @@ class CodeTransformer(nn.Module):
         block: Callable[..., Block],
     ):
         super().__init__()
-        self.codes, self.tokens = codes, tokens
+        self.tokens = tokens
         self.start = nn.Parameter(torch.empty(width))
         self.embedding = nn.Embedding(codes, width)
         self.positions = nn.Parameter(torch.empty(tokens, width))

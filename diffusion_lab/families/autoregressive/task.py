@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import inner_matrices
-from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
@@ -77,7 +76,6 @@ class AutoregressiveTask(Task):
     """Trains a transformer on a first stage's codes, and draws samples with it during training."""
 
     module: AutoregressiveModule
-    pipeline: Generator
 
     def compile(self, mode: str | None) -> None:
         for block in self.module.model.layers:

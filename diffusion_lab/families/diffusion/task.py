@@ -24,7 +24,6 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.denoiser import NOISE_LABELS
-from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.families.diffusion.initial_weights import InitialWeights
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.families.diffusion.run import load_classifier, load_weak
@@ -51,7 +50,8 @@ class DiffusionTask(Task):
 
     def advice(self) -> list[str]:
         denoiser, objective = self.module.denoiser, self.module.objective
-        schedule, loss = objective.schedule, objective.loss
+        schedule, loss, sampler = objective.schedule, objective.loss, self.pipeline.sampler
+        others = (with_steps(sampler, steps) for steps in other_steps(self.callbacks))
         warned = rules.warned(
             loss=loss,
             schedule=schedule,
@@ -64,16 +64,11 @@ class DiffusionTask(Task):
             conditional=denoiser.conditioning.conditional,
         )
         more = (
-            rarely_trained(objective, self.pipeline.sampler),
-            *(untrained_jumps(loss, each, schedule) for each in self.samplers()),
+            rarely_trained(objective, sampler),
+            *(untrained_jumps(loss, each, schedule) for each in (sampler, *others)),
             flatters(self.module.alignment, self.metrics),
         )
         return [*warned, *filter(None, more)]
-
-    def samplers(self) -> list[Sampler]:
-        """The sampler, and those of callbacks in other numbers of steps."""
-        sampler = self.pipeline.sampler
-        return [sampler, *(with_steps(sampler, steps) for steps in other_steps(self.callbacks))]
 
     def prepare(self, device: torch.device) -> dict[str, object]:
         facts: dict[str, object] = {}

@@ -165,7 +165,6 @@ class RelativisticLoss(nn.Module):
 
     @torch.no_grad()
     def found(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
-        """The discriminator's loss of each image without penalties, (B,); log 2 is no better
-        than chance."""
+        """The discriminator's loss of each image, (B,), without penalties; log 2 is chance."""
         judged = [self.discriminator(each, labels) for each in (real, fake)]
         return F.softplus(judged[1] - judged[0]).flatten(1).mean(1)

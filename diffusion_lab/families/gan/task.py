@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
-from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.base import compile_network
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError
@@ -93,7 +92,6 @@ class GANTask(Task):
     """Trains a generator against a discriminator, and draws samples with it during training."""
 
     module: GANModule
-    pipeline: Generator
 
     def compile(self, mode: str | None) -> None:
         # the discriminator's gradients have gradients of their own, which compiled code has not;

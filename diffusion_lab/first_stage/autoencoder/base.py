@@ -100,11 +100,6 @@ class Decoder(Network):
             *layers, GroupNorm(width, silu=True), nn.Conv2d(width, out_channels, 3, padding=1)
         )
 
-    @property
-    def last_weight(self) -> nn.Parameter:
-        """The weight of the convolution that makes the image."""
-        return self[-1].get_parameter("weight")
-
 
 def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
     """Repeats the last row and column of images (B, C, H, W) until `factor` divides both sides."""
