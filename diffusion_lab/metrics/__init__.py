@@ -6,20 +6,9 @@ The names below are imported on first use, so that reading records does not wait
 from importlib import import_module
 
 HOMES = {
-    "ExtractorUnavailable": "extractor.base",
-    "FeatureExtractor": "extractor.base",
-    "FeatureSet": "distances",
     "GenerativeMetrics": "generative",
-    "ImageSet": "observer",
     "Metric": "metric",
     "PreparedMetrics": "generative",
-    "Quantity": "quantity",
-    "REAL": "quantity",
-    "ceiling": "quantity",
-    "frechet": "distances",
-    "kid": "distances",
-    "report": "quantity",
-    "side_by_side": "quantity",
 }
 
 

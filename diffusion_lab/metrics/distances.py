@@ -44,9 +44,8 @@ class Moments:
 class FeatureSet:
     """The features of one set of images; statistics for distances are computed on first use.
 
-    They are on `device`, to which features are moved block by block.
-
-    Raises UserError for fewer than 2 images, and for features that are not finite.
+    They are on `device`, to which features are moved block by block. Raises UserError for fewer
+    than 2 images, and for features that are not finite.
     """
 
     features: Tensor  # (n, D) float32

@@ -14,19 +14,7 @@ from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.compute.distributed import cached, on_rank_zero
 from diffusion_lab.data import ImageData, Split
 from diffusion_lab.data.loader import LabelledRows
-from diffusion_lab.metrics.built_in import (
-    FID,
-    KID,
-    MIND,
-    MMD,
-    Accuracy,
-    ClassFID,
-    ClassifierFID,
-    InceptionScore,
-    RealOrDrawn,
-    Seams,
-    SpatialFID,
-)
+from diffusion_lab.metrics import built_in
 from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
 from diffusion_lab.metrics.likelihood_divergence import FLD
@@ -82,20 +70,20 @@ class GenerativeMetrics:
         self.observer = Observer(self.extractor, reader, self.patch, keep=self.keep_images)
         of_classifier = (reader,) if reader else None
         arguments: dict[type[Metric], tuple | None] = {  # None: not measured
-            FID: (self.half_splits,),
-            KID: (),
-            MMD: () if self.mmd else None,
-            MIND: () if self.mind else None,
+            built_in.FID: (self.half_splits,),
+            built_in.KID: (),
+            built_in.MMD: () if self.mmd else None,
+            built_in.MIND: () if self.mind else None,
             FLD: () if self.fld else None,
             PrecisionRecall: (),
             DensityCoverage: (),
-            SpatialFID: () if self.extractor.spatial_dim else None,
-            Seams: (self.patch,) if self.patch else None,
-            RealOrDrawn: () if self.real_or_drawn else None,
-            InceptionScore: (),
-            ClassifierFID: of_classifier,
-            Accuracy: of_classifier,
-            ClassFID: () if self.per_class else None,
+            built_in.SpatialFID: () if self.extractor.spatial_dim else None,
+            built_in.Seams: (self.patch,) if self.patch else None,
+            built_in.RealOrDrawn: () if self.real_or_drawn else None,
+            built_in.InceptionScore: (),
+            built_in.ClassifierFID: of_classifier,
+            built_in.Accuracy: of_classifier,
+            built_in.ClassFID: () if self.per_class else None,
         }
         chosen = [kind(*given) for kind, given in arguments.items() if given is not None]
         self.metrics = chosen + self.extra_metrics

@@ -147,7 +147,6 @@ def settings_of(part: torch.nn.Module, common: set[str]) -> dict[str, object]:
 
 SEED = 0  # of what a metric draws
 REAL_ARGUMENT = "real"  # the argument of `update` that tells real images from samples
-CHANNELS = 3  # which networks of torchmetrics take
 
 
 def described(name: str, kind: type[torchmetrics.Metric], better: bool | None) -> Quantity:
@@ -198,28 +197,22 @@ class FromTorchmetrics(Metric):
         """The value under the metric's name and, if it has one, its standard deviation."""
         real = reference.images if self.needs_images else None
         keeps = not getattr(self.metric, "reset_real_features", True)
+        known = keeps and real is not None and real is self.kept
         with torch.random.fork_rng():  # KID and IS draw subsets
             torch.manual_seed(SEED)
-            if keeps and real is not None and real is self.kept:
-                self.metric.reset()
-            else:
-                self._forget(keeps)
-                if real is not None:
-                    self._update(real, True)
-                self.kept = real
+            if keeps:
+                self.metric.reset_real_features = not known
+            self.metric.reset()
+            if keeps:
+                self.metric.reset_real_features = False
+            if real is not None and not known:
+                self._update(real, True)
+            self.kept = real
             self._update(generated.images, False)
             value = self.metric.compute()
         self.metric.reset()
         mean, *deviation = value if isinstance(value, tuple | list) else (value,)
         return {self.name: float(mean)} | {f"{self.name}_std": float(std) for std in deviation}
-
-    def _forget(self, keeps: bool) -> None:
-        """Forgets all images, also real ones whose features the metric keeps."""
-        if keeps:
-            self.metric.reset_real_features = True
-        self.metric.reset()
-        if keeps:
-            self.metric.reset_real_features = False
 
     def _update(self, images: Tensor | None, real: bool) -> None:
         if images is None:
@@ -229,7 +222,7 @@ class FromTorchmetrics(Metric):
             if getattr(self.metric, "normalize", True):
                 batch = batch / 255
             if batch.shape[1] == 1:
-                batch = batch.expand(-1, CHANNELS, -1, -1)
+                batch = batch.expand(-1, 3, -1, -1)
             if self.needs_images:
                 self.metric.update(batch, real=real)
             else:

@@ -68,19 +68,10 @@ class ImageSet:
 
     def select(self, chosen: Tensor | slice) -> "ImageSet":
         """The set of the chosen images."""
-        labels, guesses, images = (
-            None if rows is None else rows[chosen]
-            for rows in (self.labels, self.guesses, self.images)
-        )
-        others = {name: rows[chosen] for name, rows in self.others.items()}
-        return replace(
-            self,
-            features=self.features[chosen],
-            labels=labels,
-            guesses=guesses,
-            images=images,
-            others=others,
-        )
+        known = {name: getattr(self, name) for name in ("labels", "guesses", "images")}
+        rows = {name: each[chosen] for name, each in known.items() if each is not None}
+        others = {name: each[chosen] for name, each in self.others.items()}
+        return replace(self, features=self.features[chosen], others=others, **rows)
 
     def matching(self, labels: Tensor) -> "ImageSet":
         """The first images of each class: the number of it in `labels` (m,), or all if fewer."""
@@ -102,15 +93,12 @@ Observed = dict[str, Tensor]  # outputs of the networks, one row per image, on t
 
 @dataclass
 class Observer:
-    """The networks that observe images, and the side of the patches between which seams are.
-
-    With `keep` the images themselves are kept, too.
-    """
+    """The networks that observe images, and the side of the patches between which seams are."""
 
     extractor: FeatureExtractor
     classifier: Classifier | None = None
     patch: int | None = None
-    keep: bool = False
+    keep: bool = False  # whether the images themselves are kept, too
     corner: tuple[int, int] = (0, 0)  # of the images in those that a model draws, which are padded
 
     def load(self, source: ImageData, device: torch.device | str) -> None:

@@ -86,12 +86,8 @@ class Reference(ABC):
         extractor, split = observer.extractor, self.split(source)
 
         def stored(network: FeatureExtractor) -> dict[str, Tensor]:
-            own: Protocol = {
-                "extractor": network.name,
-                "extractor_fingerprint": network.fingerprint,
-            }
-            if network.spatial_dim:
-                own["spatial_dim"] = network.spatial_dim
+            own: Protocol = {"spatial_dim": network.spatial_dim} if network.spatial_dim else {}
+            own |= {"extractor": network.name, "extractor_fingerprint": network.fingerprint}
 
             def compute() -> dict[str, Tensor]:
                 observed = Observer(network).once(split.images, chosen, self.word, folder)
@@ -187,7 +183,13 @@ class FileReference(Reference):
 
     def split(self, source: ImageData) -> Split:
         """The images, which are of no class; none if the file has statistics alone."""
-        images = self._images(source.native_shape)
+        if "images" not in vars(self):
+            images = torch.empty(0, *source.native_shape, dtype=torch.uint8)
+            if self.names & set(ARRAYS):
+                with opened_npz(self.path, self._where) as file:
+                    images = images_in(file, self._where, source.native_shape)
+            vars(self)["images"] = images
+        images = vars(self)["images"]
         return Split(images, torch.full((len(images),), -1))
 
     def facts(self, source: ImageData) -> Protocol:
@@ -217,19 +219,23 @@ class FileReference(Reference):
         return self._read(STATISTICS)
 
     def _read(self, arrays: tuple[str, str]) -> Moments | None:
+        """The moments by a mean and a covariance, if the file has these arrays."""
         if not self.names >= set(arrays):
             return None
         with opened_npz(self.path, self._where) as file:
             mean, covariance = (array_in(file, name, self._where) for name in arrays)
-        return moments_of(mean, covariance, self._where, f"stats-{self.checksum}")
-
-    def _images(self, shape: tuple[int, int, int]) -> Tensor:
-        if not self.names & set(ARRAYS):
-            return torch.empty(0, *shape, dtype=torch.uint8)
-        if "images" not in vars(self):
-            with opened_npz(self.path, self._where) as file:
-                vars(self)["images"] = images_in(file, self._where, shape)
-        return vars(self)["images"]
+        finite = all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mean, covariance))
+        if not finite or mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"{self._where} has {' and '.join(STATISTICS)} of shapes {mean.shape} and "
+                f"{covariance.shape}, which must be finite numbers of shapes (D,) and (D, D)"
+            )
+        if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+            raise ValueError(
+                f"{self._where} has a sigma that is not symmetric, so it is no covariance"
+            )
+        root = covariance_root(torch.from_numpy(covariance.astype(np.float64)))
+        return Moments(torch.from_numpy(mean.astype(np.float64)), root, f"stats-{self.checksum}")
 
 
 SPLITS = {"train": Training(), "validation": Validation()}
@@ -245,20 +251,3 @@ def reference_of(text: str, per_class: bool, fld: bool) -> Reference:
                 f"reference={' or '.join(references)}, or {key}=false"
             )
     return SPLITS[text] if text in SPLITS else FileReference(Path(text))
-
-
-def moments_of(mean: np.ndarray, covariance: np.ndarray, where: str, name: str) -> Moments:
-    """The moments of features by their mean (D,) and covariance (D, D).
-
-    Raises ValueError, which begins with `where`, if these are no mean and covariance.
-    """
-    numeric = all(each.dtype.kind == "f" and np.isfinite(each).all() for each in (mean, covariance))
-    if not numeric or mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"{where} has {' and '.join(STATISTICS)} of shapes {mean.shape} and "
-            f"{covariance.shape}, which must be finite numbers of shapes (D,) and (D, D)"
-        )
-    if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
-        raise ValueError(f"{where} has a sigma that is not symmetric, so it is no covariance")
-    root = covariance_root(torch.from_numpy(covariance.astype(np.float64)))
-    return Moments(torch.from_numpy(mean.astype(np.float64)), root, name)

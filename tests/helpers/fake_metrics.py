@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from diffusion_lab.metrics import FeatureExtractor, GenerativeMetrics, PreparedMetrics
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 
 
 class Network(nn.Module):

@@ -8,9 +8,16 @@ from torch_fidelity.metric_kid import kernel_rbf
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from diffusion_lab.metrics import FeatureSet, frechet, kid
 from diffusion_lab.metrics import distances as module
-from diffusion_lab.metrics.distances import covariance_root, frechet_of_halves, mind, mmd
+from diffusion_lab.metrics.distances import (
+    FeatureSet,
+    covariance_root,
+    frechet,
+    frechet_of_halves,
+    kid,
+    mind,
+    mmd,
+)
 
 torch_fidelity = pytest.importorskip("torch_fidelity.metric_fid")
 

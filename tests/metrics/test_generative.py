@@ -14,22 +14,19 @@ from hydra.utils import instantiate
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world, shard
-from diffusion_lab.metrics import (
-    ExtractorUnavailable,
-    FeatureSet,
-    GenerativeMetrics,
-    Metric,
-    PreparedMetrics,
+from diffusion_lab.metrics import GenerativeMetrics, Metric, PreparedMetrics
+from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
+from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable
+from diffusion_lab.metrics.observer import short_count
+from diffusion_lab.metrics.quantity import (
     Quantity,
     ceiling,
-    frechet,
-    kid,
+    higher_is_better,
+    quantity_of,
     report,
     side_by_side,
 )
-from diffusion_lab.metrics.extractor import EfficientNetLite0, Inception
-from diffusion_lab.metrics.observer import short_count
-from diffusion_lab.metrics.quantity import higher_is_better, quantity_of
 
 REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")

@@ -11,8 +11,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.metrics import FeatureExtractor, FeatureSet, GenerativeMetrics, PreparedMetrics
-from diffusion_lab.metrics.distances import Moments, covariance_root, frechet, mind, mmd
+from diffusion_lab.metrics import GenerativeMetrics, PreparedMetrics
+from diffusion_lab.metrics.distances import FeatureSet, Moments, covariance_root, frechet, mind, mmd
+from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.likelihood_divergence import fld
 
 DIM = 10

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.assembly.sentences import parse
-from diffusion_lab.metrics import ExtractorUnavailable
 from diffusion_lab.metrics.extractor import DINOv2
+from diffusion_lab.metrics.extractor.base import ExtractorUnavailable
 from diffusion_lab.runs import folder
 from diffusion_lab.runs.folder import load_config, save_config
 from diffusion_lab.runs.importing.kind.base import assigned
