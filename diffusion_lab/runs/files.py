@@ -53,9 +53,7 @@ def wrong_key(cfg: DictConfig) -> str | None:
     """The first key of a configuration whose value is of a wrong kind; None if there is none."""
     for keys, kind in CONFIGURED.items():
         for key in keys.split():
-            value = cfg
-            for part in key.split("."):
-                value = value.get(part) if isinstance(value, DictConfig) else None
+            value = OmegaConf.select(cfg, key)
             if value is not None and not isinstance(value, kind):
                 return key
     return None

@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -228,7 +228,7 @@ def reopen(folder: Path) -> None:
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Writes summary.json atomically."""
-    write_json(folder / SUMMARY, summary.to_json())
+    write_json(folder / SUMMARY, asdict(summary))
 
 
 def save_config(folder: Path, cfg: DictConfig) -> None:

@@ -18,6 +18,8 @@ MOVED = "diffusion_lab.profiling.", "diffusion_lab.estimate."  # of budgets
 LOADED, IMAGES = "diffusion_lab.data.ImageDataModule", "diffusion_lab.data.ImageData"
 PARTS = {"weighting": "weighting", "variance_loss": "variance", "uncertainty": "uncertainty"}
 WHOLE = ("jump_loss", "score_loss")  # in the place of denoising, if they are not null
+# of when a run tuned its study, of a logger of its own, and of what the data know
+GONE = {"tuning": CLASS, "logger": "csv", "conditioning": "size"}
 RENAMED = {f"{old}.": f"loss.{new}." for old, new in PARTS.items()} | {
     f"{old}.": "loss." for old in WHOLE
 }
@@ -26,15 +28,11 @@ RENAMED = {f"{old}.": f"loss.{new}." for old, new in PARTS.items()} | {
 def config(saved: DictConfig) -> DictConfig:
     """The configuration of a run of format 3 as one of today's."""
     cfg = saved.copy()
-    if CLASS in (cfg.get("tuning") or {}):  # of when a run tuned its study
-        del cfg.tuning[CLASS]
     if CLASS in (cfg.get("logger") or {}):  # of when a run had one logger, without a name
         cfg.choices = cfg.logger.pop("choices", None)
         cfg.logger = {"wandb": cfg.logger}
-    if "csv" in (cfg.get("logger") or {}):
-        del cfg.logger["csv"]
-    if "size" in (cfg.get("conditioning") or {}):  # which the data know
-        del cfg.conditioning["size"]
+    for group, key in GONE.items():
+        (cfg.get(group) or {}).pop(key, None)
     if "weighting" in (cfg.get("objective") or {}):  # else it is of another family
         cfg.objective.loss = loss(cfg.objective)
     return cfg

@@ -1,7 +1,6 @@
 """The summary of a run, summary.json: how it was trained, what it cost, and what was measured."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +57,6 @@ class Summary:
     images: int | None = None  # that another program drew
     labelled: bool | None = None
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "Summary":
-        """The summary in the content of a file; entries of other versions are left out."""
-        known = migrate.summary(found)
-        names = {each.name for each in fields(cls)}
-        return cls(**{key: value for key, value in known.items() if key in names})
-
-    def to_json(self) -> dict[str, Any]:
-        """The entries of the file."""
-        return asdict(self)
-
     def flops(self, images: float | None) -> float | None:
         """FLOPs of training on `images` images, forward and backward; None if not known."""
         if self.forward_passes is None or self.macs is None or images is None:
@@ -100,4 +88,6 @@ class Summary:
 def load_summary(folder: str | Path) -> Summary:
     """The summary of a run; one that knows nothing if it is missing or damaged."""
     found = read_json(Path(folder) / SUMMARY)
-    return Summary.from_json(found) if found and files.is_record(found) else Summary()
+    known = migrate.summary(found) if found and files.is_record(found) else {}
+    names = {each.name for each in fields(Summary)}  # other versions may have others
+    return Summary(**{key: value for key, value in known.items() if key in names})

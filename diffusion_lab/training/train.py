@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -358,7 +358,7 @@ def run_training(prepared: Prepared, folder: Path, checkpoint: Path | None) -> N
             write_summary(folder, summary)
     finally:
         for logger in loggers:
-            logger.finish(summary.to_json() if summary else None)
+            logger.finish(asdict(summary) if summary else None)
 
 
 def finish(prepared: Prepared) -> None:

@@ -248,7 +248,7 @@ def model_rows(
         yield part, cfg[part]["_target_"].rpartition(".")[2]
     yield "prediction", parts.scheduler.config.get("prediction_type", "velocity")
     summary = load_summary(run)
-    known = summary.to_json() | {"steps": summary.steps or None, "seed": cfg.get("seed")}
+    known = vars(summary) | {"steps": summary.steps or None, "seed": cfg.get("seed")}
     for key in ("images_seen", "steps", "seed", "training_seconds", "device", "git_commit"):
         if (value := known[key]) is not None:
             yield key, f"{value:,}" if isinstance(value, int) else value
