@@ -65,7 +65,8 @@ def read(kind: Kind, path: Path) -> Imported:
 def configuration(kind: Kind, network: Imported, overrides: list[str]) -> DictConfig:
     """The configuration of a run with this network."""
     facts = {"image_shape": list(network.image_shape), "num_classes": network.num_classes}
-    ours = [*kind.recipe, *network.overrides, *assigned("data.source", facts)]
+    unconditional = [] if network.num_classes else ["conditioning=none"]
+    ours = [*kind.recipe, *network.overrides, *unconditional, *assigned("data.source", facts)]
     saved = compose("import", [*without_replaced(ours, overrides), *overrides])
     with open_dict(saved):
         for key in OWN_KEYS:

@@ -5,8 +5,7 @@ import pickle
 import warnings
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,9 @@ class Stored:
         left, seen = [("", self)], {id(self)}
         while left:
             prefix, module = left.pop()
-            for kind in ("_parameters", "_buffers"):
-                for name, value in module.entries(kind).items():
-                    if isinstance(value, Tensor):
-                        yield f"{prefix}{name}", value
+            for name, value in (module.entries("_parameters") | module.entries("_buffers")).items():
+                if isinstance(value, Tensor):
+                    yield f"{prefix}{name}", value
             for name, child in module.entries("_modules").items():
                 if isinstance(child, Stored) and id(child) not in seen:
                     seen.add(id(child))
@@ -127,22 +125,11 @@ TORCH = (".pt", ".pth", ".ckpt", ".bin")
 CHOSEN = ("ema", "state_dict", "model")  # weights in a checkpoint; averaged ones come first
 
 
-@dataclass(frozen=True)
-class FoundWeights:
-    """The weights in a file by name, float32 where they are numbers.
-
-    `name` and `settings` are of the object that has them, where the file says more than weights.
-    """
-
-    tensors: State
-    name: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read(path: Path) -> FoundWeights:
+def read(path: Path) -> tuple[State, Stored | None]:
     """Reads the weights in a file of safetensors, torch or EDM; nothing in it is executed.
 
-    Raises UserError for a file that is missing, damaged, or more than tensors and plain data.
+    Returns them by name, float32 where they are numbers, and the object of EDM that has them, if
+    any. Raises UserError for a file that is missing, damaged, or more than tensors and plain data.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; give a file of weights")
@@ -159,8 +146,8 @@ def read(path: Path) -> FoundWeights:
         if isinstance(content, dict) and (key := next((k for k in CHOSEN if k in content), None)):
             say(f"Weights: {key} of {path}")
             content = content[key]
-    name, state = (content.name, content.state) if isinstance(content, Stored) else (None, {})
-    tensors = dict(content.tensors()) if isinstance(content, Stored) else content
+    owner = content if isinstance(content, Stored) else None
+    tensors = dict(owner.tensors()) if owner else content
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} has no weights; give a file of a whole network")
     if wrong := [key for key, value in tensors.items() if not _is_named_tensor(key, value)]:
@@ -168,8 +155,7 @@ def read(path: Path) -> FoundWeights:
             f"{path} has {wrong[0]!r}, which names no tensor of numbers; give a file of weights "
             "alone"
         )
-    numbers = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    return FoundWeights(numbers, name, state)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, owner
 
 
 def _is_named_tensor(name: object, value: object) -> bool:

@@ -74,13 +74,13 @@ def test_weights_of_a_network_of_nvidia_are_read_and_its_code_is_not_run(tmp_pat
     outer["_modules"] = {"layers": layers, "norm": nvidia("Norm", **norm.__dict__), "none": None}
     network = nvidia("EDMPrecond", **outer)
     path = written(tmp_path / "net.pkl", {"ema": network, "loss_fn": nvidia("Loss", p=1)})
-    found = read(path)
-    assert (found.name, found.settings["sigma_data"]) == ("EDMPrecond", 0.5)
+    found, owner = read(path)
+    assert (owner.name, owner.state["sigma_data"]) == ("EDMPrecond", 0.5)
     expected = {f"layers.first.{k}": v for k, v in linear.state_dict().items()}
     expected |= {f"norm.{k}": v for k, v in norm.state_dict().items()}
-    assert found.tensors.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found.tensors[name], tensor), name
+        assert torch.equal(found[name], tensor), name
 
 
 def test_settings_in_a_pickle_are_numbers(tmp_path, nvidia):
@@ -115,7 +115,7 @@ def test_networks_of_edm2_are_read_from_their_pickles(tmp_path, nvidia):
 def test_views_of_one_storage_keep_their_place(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     parts = {"column": whole[:, 1], "transposed": whole.T, "whole": whole}
-    found = read(written(tmp_path / "net.pkl", parts)).tensors
+    found, _ = read(written(tmp_path / "net.pkl", parts))
     assert all(torch.equal(found[name], part) for name, part in parts.items())
 
 
@@ -180,7 +180,7 @@ def test_averaged_weights_of_a_training_script_are_taken(tmp_path, capfd):
     checkpoint = {"model": {"w": torch.zeros(2)}, "ema": OrderedDict(weights), "opt": {"lr": 1.0}}
     path = tmp_path / "0400000.pt"
     torch.save(checkpoint | {"args": Namespace(model="DiT-S/2", seed=0)}, path)
-    found = read(path).tensors
+    found, _ = read(path)
     assert_names(capfd.readouterr().err, "ema", path)
     assert found["w"].dtype == torch.float32
     assert found["w"].tolist() == [1, 1]
@@ -203,11 +203,11 @@ def test_a_module_in_itself_or_in_many_places_is_read_once(tmp_path, nvidia):
         inner = nvidia("Inner", **state)
         state = {"_parameters": None, "_modules": {"a": inner, "b": inner}}
     network = nvidia("Outer", **state)
-    assert len(read(written(tmp_path / "net.pkl", {"ema": network})).tensors) == 1
+    assert len(read(written(tmp_path / "net.pkl", {"ema": network}))[0]) == 1
     around = nn.ModuleDict()
     around._modules["self"] = around
     around._parameters["w"] = nn.Parameter(torch.ones(1))
-    assert [*read(written(tmp_path / "net.pkl", around)).tensors] == ["w"]
+    assert [*read(written(tmp_path / "net.pkl", around))[0]] == ["w"]
 
 
 @pytest.mark.parametrize("missing", ["_parameters", "_buffers", "_modules"])

@@ -70,7 +70,7 @@ class ADMFiles(Kind):
     new_attention_order: Flag = False
 
     def read(self, path: Path) -> Imported:
-        tensors = read(path).tensors
+        tensors, _ = read(path)
         if not {"input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight"} <= {*tensors}:
             raise UserError(f"{path} has no U-Net of ADM; write another kind")
         labels = tensors.pop(LABEL, None)
@@ -92,7 +92,6 @@ class ADMFiles(Kind):
         convolves = any(name.startswith(f"{BACKBONE}up.0.upsample.module.") for name in ours)
         overrides.append(f"backbone/resample={'conv' if convolves else 'block'}")
         overrides += [] if outputs > channels else FIXED_VARIANCE
-        overrides += [] if labels is not None else ["conditioning=none"]
         levels = count(ours, rf"{BACKBONE}up\.(\d+)\.")
         side = self.image_size or COARSEST * 2 ** (levels - 1)
         classes = 0 if labels is None else len(labels)

@@ -95,17 +95,6 @@ def count(names: Iterable[str], pattern: str) -> int:
     return len(numbers(names, pattern))
 
 
-def by_head(heads: int, axes: str, weight: Tensor) -> Tensor:
-    """Reorders the rows of a projection to queries, keys and values in all heads, as ours has them.
-
-    `axes` is their order in the file: of heads (h), the three (3), and channels (d).
-    """
-    sizes = {"h": heads, "3": 3, "d": -1}
-    split = weight.unflatten(0, [sizes[axis] for axis in axes])
-    order = [axes.index(axis) for axis in "3hd"]
-    return split.permute(*order, *range(3, split.ndim)).flatten(0, 2)
-
-
 def with_null_row(table: Tensor, null: Tensor | None = None) -> Tensor:
     """Appends the row of the null label to a table of labels (N, D); zeros if there is none."""
     row = torch.zeros_like(table[:1]) if null is None else null[None]
@@ -113,16 +102,20 @@ def with_null_row(table: Tensor, null: Tensor | None = None) -> Tensor:
 
 
 def reorder_attention(ours: State, axes: str, head_channels: int | None, heads: int = 1) -> None:
-    """Gives the projections of attention our shape and order of rows, in place; see `by_head`.
+    """Gives the projections of attention our shape and order of rows, in place.
 
-    None for `head_channels` is `heads` heads.
+    `axes` is the order of queries, keys and values in the file: of the three (3), of heads (h), and
+    of channels (d); ours is 3hd. None for `head_channels` is `heads` heads.
     """
-    for name in [name for name in ours if ".attention.attention." in name]:
+    order = [axes.index(axis) for axis in "3hd"]
+    for name in [name for name in ours if ".attention." in name]:
         if ours[name].ndim > 1:  # a convolution of one pixel
             ours[name] = ours[name].flatten(1)
         if ".qkv." in name:
             number = len(ours[name]) // 3 // head_channels if head_channels else heads
-            ours[name] = by_head(number, axes, ours[name])
+            sizes = {"h": number, "3": 3, "d": -1}
+            split = ours[name].unflatten(0, [sizes[axis] for axis in axes])
+            ours[name] = split.permute(*order, *range(3, split.ndim)).flatten(0, 2)
 
 
 def overrides_of(ours: State) -> list[str]:

@@ -56,12 +56,10 @@ class DiffusersFolders(Kind):
         overrides = scheduler_overrides(path, in_latents)
         key, has_null = CLASSES[name]
         classes = own[key] or 0
-        if not classes:
-            overrides.append("conditioning=none")
-        elif not has_null:
-            tensors[TABLE], own[key] = with_null_row(tensors[TABLE]), classes + 1
         if not has_null:
             overrides.append("objective.label_dropout=0.0")
+            if classes:
+                tensors[TABLE], own[key] = with_null_row(tensors[TABLE]), classes + 1
         channels, size = config["in_channels"], config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
         if config["out_channels"] == 2 * channels:

@@ -72,7 +72,7 @@ class DiTFiles(Kind):
     null_label: Flag = True
 
     def read(self, path: Path) -> Imported:
-        tensors = read(path).tensors
+        tensors, _ = read(path)
         if missing := {POSITIONS, TABLE, "x_embedder.proj.weight"} - tensors.keys():
             raise UserError(f"{path} has no {min(missing)}, so it is no DiT; write another kind")
         table, positions = tensors.pop(TABLE), tensors.pop(POSITIONS)[0]  # (K + 1, D), (N, D)

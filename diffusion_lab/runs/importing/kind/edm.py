@@ -13,7 +13,6 @@ from diffusion_lab.runs.importing.kind.base import (
     Imported,
     Kind,
     assigned,
-    by_head,
     count,
     joined,
     numbers,
@@ -74,8 +73,6 @@ class EDMFiles(Kind):
         overrides += deviation
         overrides += [f"backbone/resample={FILTERS[length]}" for length in filters]
         classes = len(ours[LABELS]) - 1 if LABELS in ours else 0
-        if not classes:
-            overrides.append("conditioning=none")
         shape = (ours[f"{BACKBONE}entry.weight"].shape[1], side, side)
         return Imported(path, ours, shape, shape, classes, [*overrides_of(ours), *overrides])
 
@@ -155,14 +152,14 @@ def stages_of(side: int, levels: int, blocks: int, up: Callable[[int, int], str]
 
 def read_wrapped(path: Path, wrapper: str, prefix: str) -> tuple[State, int, list[str]]:
     """The weights in this wrapper of EDM, the side of images, and overrides of their deviation."""
-    found = read(path)
-    if found.name not in (None, wrapper):
+    found, owner = read(path)
+    if owner is not None and owner.name != wrapper:
         raise UserError(
-            f"{path} has a network in {found.name}; only networks in {wrapper} can be imported"
+            f"{path} has a network in {owner.name}; only networks in {wrapper} can be imported"
         )
-    tensors = {name.removeprefix(prefix): each for name, each in found.tensors.items()}
+    tensors = {name.removeprefix(prefix): each for name, each in found.items()}
     side = max(numbers(tensors, r"enc\.(\d+)x\d+_conv\."), default=0)
-    std = float(found.settings.get("sigma_data", 0.5))
+    std = float(owner.state.get("sigma_data", 0.5)) if owner else 0.5
     return tensors, side, [f"denoiser.input_std={std}", f"objective.prediction.data_std={std}"]
 
 
@@ -210,8 +207,6 @@ class EDM2Files(Kind):
         ours, sizes = self.network(tensors, side)
         overrides = [*assigned("backbone", sizes), *deviation]
         classes = len(ours[LABELS]) - 1 if LABELS in ours else 0
-        if not classes:
-            overrides.append("conditioning=none")
         shape = image_shape = (len(ours[f"{BACKBONE}out.weight"]), side, side)
         if shape[0] == LATENT_CHANNELS:
             image_shape = (3, SIDE * side, SIDE * side)
@@ -231,13 +226,9 @@ class EDM2Files(Kind):
         ours = renamed(
             tensors, EDM2_NAMES | {first: "entry"} | stages | joined(stages, IN_AN_EDM2_STAGE)
         )
+        reorder_attention(ours, "hd3", self.head_channels)
         for name in [*ours]:
             module, _, leaf = name.rpartition(".")
-            if ".attention." in name:  # a convolution of one pixel
-                ours[name] = ours[name].flatten(1)
-            if ".qkv." in name:
-                heads = len(ours[name]) // 3 // self.head_channels
-                ours[name] = by_head(heads, "hd3", ours[name])
             if leaf in LEAVES:
                 value = ours.pop(name)
                 ours[f"{module}.{LEAVES[leaf]}"] = value[None] if value.ndim == 0 else value
