@@ -347,8 +347,7 @@ def chosen(run: str | Path, step: int | str) -> tuple[int, Path] | None:
                 "callbacks.checkpoint.best=val/loss, or write the number of a step"
             )
         step = best
-    newest = step_of(folder)
-    if step == newest:
+    if step == step_of(folder):
         return None
     path = file_of(folder, step) if isinstance(step, int) else None
     if path is None or not path.is_file():

@@ -39,11 +39,10 @@ def sampling_of(cfg: DictConfig) -> Sampling:
     """
     if cfg.get(IMAGES):
         return {}
-    parts = [part for part in WAY if cfg.get(part)]  # a VAE's has neither
-    plain = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in parts}
+    way = {part: OmegaConf.to_container(each, resolve=True) for part, each in way_of(cfg).items()}
     average, step = cfg.get("average"), cfg.get("step")
     weights = {} if average is None else {"average": name_of(average)}
-    return plain | {"seed": cfg.seed} | weights | ({} if step is None else {"step": step})
+    return way | {"seed": cfg.seed} | weights | ({} if step is None else {"step": step})
 
 
 def samplings_of(record: Record) -> list[Sampling]:
@@ -62,7 +61,7 @@ def samplings_of(record: Record) -> list[Sampling]:
 
 
 def way_of(settings: Mapping[str, Any]) -> Sampling:
-    """The sampler and guidance of a sampling, or of a plain configuration; a GAN has none."""
+    """The sampler and guidance of a sampling, or of a configuration; a VAE's has none."""
     return {part: settings[part] for part in WAY if settings.get(part)}
 
 
@@ -173,21 +172,20 @@ def comparable_metrics(
     `found` holds all evaluations of the run `folder`. If none of them matches, raises UserError,
     which names a difference.
     """
+    if metrics := metrics_by(found, protocol, sampling):
+        return metrics
     if not found:
         raise never_evaluated(folder)
     alike = [each for each in found if each["protocol"] == protocol]
     if not alike:
         require_same({str(name): protocol, str(folder): found[-1]["protocol"]})
-    metrics = metrics_by(alike, protocol, sampling)
-    if not metrics:
-        ours, theirs = flat(sampling), flat(samplings_of(alike[-1])[0])
-        key = min(differing(ours, theirs))
-        raise UserError(
-            f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
-            f"{key}={ours.get(key)}, so their metrics cannot be compared; "
-            f"{_remedy(folder, ours, theirs)}"
-        )
-    return metrics
+    ours, theirs = flat(sampling), flat(samplings_of(alike[-1])[0])
+    key = min(differing(ours, theirs))
+    raise UserError(
+        f"{folder} was sampled with {key}={theirs.get(key)}, {name} with "
+        f"{key}={ours.get(key)}, so their metrics cannot be compared; "
+        f"{_remedy(folder, ours, theirs)}"
+    )
 
 
 def require_same(protocols: dict[str, Protocol]) -> None:

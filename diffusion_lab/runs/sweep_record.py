@@ -53,8 +53,8 @@ class Job:
     @property
     def log(self) -> str | None:
         """The log of the first task of its SLURM job, if that has begun."""
-        found = next(self.sweep.glob(f".submitit/{self.slurm}/{self.slurm}_0_log.out"), None)
-        return str(found) if found else None
+        found = self.sweep.glob(f".submitit/{self.slurm}/{self.slurm}_0_log.out")
+        return next(map(str, found), None)
 
 
 def path_of(sweep: Path, study: str | None) -> Path:

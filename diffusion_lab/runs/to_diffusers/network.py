@@ -15,7 +15,7 @@ from diffusion_lab.backbone.conditioning import Attributes
 from diffusion_lab.backbone.diffusers_networks import network_class, settings_of
 from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
-from diffusion_lab.backbone.resample import BlockResampling, ConvResampling, Unconditioned
+from diffusion_lab.backbone.resample import BlockResampling, ConvResampling
 from diffusion_lab.backbone.unet import UNet, UpLevel
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -129,7 +129,7 @@ def renamed(unet: UNet) -> dict[str, Tensor]:
     for ours, theirs in modules(unet):
         for leaf in ("weight", "bias"):
             if (tensor := tensors.get(f"{ours}.{leaf}")) is None:
-                continue  # a skip that changes nothing
+                continue  # as of a skip that changes nothing
             if isinstance(theirs, str):
                 found[f"{theirs}.{leaf}"] = tensor
             else:
@@ -143,21 +143,19 @@ def modules(unet: UNet) -> Iterator[tuple[str, str | tuple[str, ...]]]:
     yield from ENDS.items()
     levels = [level for level in unet.up if isinstance(level, UpLevel)]
     blocks = len(levels[0].stages) - 1
-    for index, module in enumerate(unet.down):
+    for index in range(len(unet.down)):
         level, i = divmod(index, blocks + 1)
         ours, theirs = f"down.{index}", f"down_blocks.{level}"
         if i < blocks:
             yield from stage(ours, theirs, i)
         else:
-            yield from resampling(module, ours, f"{theirs}.downsamplers.0")
+            yield from resampling(ours, f"{theirs}.downsamplers.0")
     yield from stage("middle.0", "mid_block", 0)
     yield from stage("middle.1", "mid_block", 1)
-    for level, up in enumerate(levels):
+    for level in range(len(levels)):
         for i in range(blocks + 1):
             yield from stage(f"up.{level}.stages.{i}", f"up_blocks.{level}", i)
-        if up.upsample is not None:
-            ours, theirs = f"up.{level}.upsample", f"up_blocks.{level}.upsamplers.0"
-            yield from resampling(up.upsample, ours, theirs)
+        yield from resampling(f"up.{level}.upsample", f"up_blocks.{level}.upsamplers.0")
 
 
 def stage(ours: str, theirs: str, i: int) -> Iterator[tuple[str, str | tuple[str, ...]]]:
@@ -175,12 +173,10 @@ def residual(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
         yield f"{ours}.residual.{a}", f"{theirs}.{b}"
 
 
-def resampling(module: object, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of a module that changes the resolution."""
-    if isinstance(module, Unconditioned):  # a convolution
-        yield f"{ours}.module", f"{theirs}.conv"
-    else:
-        yield from residual(ours, theirs)
+def resampling(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """Yields the names of what changes the resolution: a convolution, or a residual block."""
+    yield f"{ours}.module", f"{theirs}.conv"
+    yield from residual(ours, theirs)
 
 
 CLOSE = 1e-4  # largest difference of an output, relative to outputs above 1

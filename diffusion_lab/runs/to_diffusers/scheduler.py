@@ -48,9 +48,8 @@ def scheduler_of(model: Drawable, cfg: DictConfig) -> Any:
             "on schedule=rectified, FlowMatchEulerDiscreteScheduler integrates a velocity alone",
             "train with objective/prediction=flow, or leave format out",
         )
-    flow = "FlowMatchEulerDiscreteScheduler"
     if straight:
-        scheduler = network_class(flow)(num_train_timesteps=STEPS)
+        scheduler = network_class("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=STEPS)
     else:
         scheduler = _table(model, cfg.schedule)
     known = {name: NOISE_LABELS[name] for name in (("time",) if straight else ("index", "time"))}
