@@ -49,16 +49,6 @@ def is_record(found: object) -> bool:
     )
 
 
-def wrong_key(cfg: DictConfig) -> str | None:
-    """The first key of a configuration whose value is of a wrong kind; None if there is none."""
-    for keys, kind in CONFIGURED.items():
-        for key in keys.split():
-            value = OmegaConf.select(cfg, key)
-            if value is not None and not isinstance(value, kind):
-                return key
-    return None
-
-
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
 LAST, PREVIOUS = Path("checkpoints/last.ckpt"), Path("checkpoints/previous.ckpt")
 FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
@@ -99,8 +89,11 @@ def read_config(folder: Path) -> DictConfig:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{path} is damaged and cannot be read; put back a copy of it") from error
-    if key := wrong_key(cfg):
-        raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
+    for keys, kind in CONFIGURED.items():
+        for key in keys.split():
+            value = OmegaConf.select(cfg, key)
+            if value is not None and not isinstance(value, kind):
+                raise UserError(f"{path} is damaged: its value of {key} is of a wrong kind")
     return cfg
 
 

@@ -75,10 +75,9 @@ def load_weights(choice: WeightsChoice) -> tuple[Tensors, dict[str, str]]:
         tensors = read(made / EXPORTED, "make the average again")
         return tensors, facts | {"step": str(averages.step_of(made))}
     weights = {
-        migrate.today(name.removeprefix(prefix)): value
-        for prefix in (PREFIX, OTHER)
+        migrate.today(name.partition(".")[2]): value
         for name, value in state.items()
-        if name.startswith(prefix)
+        if name.startswith((PREFIX, OTHER))
     }
     return weights, facts
 

@@ -105,8 +105,7 @@ def _table(model: Drawable, cfg: DictConfig) -> Any:
 
 def named_betas(schedule: NoiseSchedule, cfg: DictConfig) -> dict[str, object]:
     """The settings of a scheduler's betas by their name, for schedules that diffusers may know."""
-    rescaled = isinstance(schedule, ZeroTerminalSNR)
-    if isinstance(schedule, ZeroTerminalSNR):
+    if rescaled := isinstance(schedule, ZeroTerminalSNR):
         schedule, cfg = schedule.schedule, cfg.schedule
     ends = {key: float(cfg[key]) for key in ("beta_start", "beta_end") if key in cfg}
     name = BETAS.get(type(schedule), "linear")

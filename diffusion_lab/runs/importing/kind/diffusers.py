@@ -67,10 +67,8 @@ class DiffusersFolders(Kind):
         overrides += assigned("backbone", {"name": name, "settings": own})
         shape = image_shape = (channels, height, width)
         if in_latents:
-            overrides += [
-                "first_stage=hub_vae",
-                *assigned("first_stage", {"path": str(path / VAE)}),
-            ]
+            overrides.append("first_stage=hub_vae")
+            overrides += assigned("first_stage", {"path": str(path / VAE)})
             widths = read_settings(path / VAE / "config.json").get("block_out_channels", [1])
             factor = 2 ** (len(widths) - 1)  # pixels along a side for each of a latent
             image_shape = (3, factor * height, factor * width)
@@ -180,9 +178,8 @@ def schedule_of(pipeline: Path, config: dict[str, Any]) -> list[str]:
             f"num_train_timesteps={steps}, which has no counterpart here; there are "
             f"{', '.join(TABLES)} and {', '.join(OPTIONS)}, of {STEPS} steps"
         )
-    rescaled = config.get("rescale_betas_zero_snr", False)
     found, key = [f"schedule={table}"], "schedule"
-    if rescaled:
+    if config.get("rescale_betas_zero_snr"):
         found = ["schedule=zero_terminal_snr", f"schedule@schedule.schedule={table}"]
         key = "schedule.schedule"
     if table != "ddpm_cosine":
