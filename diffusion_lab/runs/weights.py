@@ -23,9 +23,7 @@ from diffusion_lab.runs.averages import NO_AVERAGE
 from diffusion_lab.runs.checkpoints import AVERAGES, TRAINED
 from diffusion_lab.runs.current import EXPORTED
 
-# start the names of the weights of the network that draws, in a checkpoint: of a denoiser, or of a
-# model of another family
-PREFIX, OTHER = "denoiser.", "model."
+PREFIX, OTHER = "denoiser.", "model."  # begin names of weights that draw: of diffusion, and others
 SNAPSHOTS = "snapshots"  # the folder inside the run folder
 LENGTHS = (0.05, 0.1)  # sigma_rel of the averages in a snapshot, as in arXiv:2312.02696
 BUFFERS = "buffers"

@@ -130,11 +130,9 @@ def renamed(unet: UNet) -> dict[str, Tensor]:
         for leaf in ("weight", "bias"):
             if (tensor := tensors.get(f"{ours}.{leaf}")) is None:
                 continue  # as of a skip that changes nothing
-            if isinstance(theirs, str):
-                found[f"{theirs}.{leaf}"] = tensor
-            else:
-                parts = zip(theirs, tensor.chunk(len(theirs)), strict=True)
-                found |= {f"{name}.{leaf}": part for name, part in parts}
+            names = [theirs] if isinstance(theirs, str) else theirs
+            parts = zip(names, tensor.chunk(len(names)), strict=True)
+            found |= {f"{name}.{leaf}": part for name, part in parts}
     return found
 
 
