@@ -125,7 +125,7 @@ def head_channels(stage: DictConfig) -> int | None:
 def renamed(unet: UNet) -> dict[str, Tensor]:
     """The weights of a U-Net under the names of UNet2DModel."""
     tensors = unet.state_dict()
-    found = {}
+    found: dict[str, Tensor] = {}
     for ours, theirs in modules(unet):
         for leaf in ("weight", "bias"):
             if (tensor := tensors.get(f"{ours}.{leaf}")) is None:
