@@ -75,9 +75,8 @@ class AveragedFirstStages:
         return results
 
 
-LIMITS = f"above 0 and at most {LONGEST:.3f}"
 LENGTH = either(
-    number(LIMITS, lambda value: 0 < value <= LONGEST).as_in(0.1),
+    number(f"above 0 and at most {LONGEST:.3f}", lambda value: 0 < value <= LONGEST).as_in(0.1),
     numbers(
         "a list of them", lambda value: bool(value) and 0 < min(value) <= max(value) <= LONGEST
     ),

@@ -88,7 +88,10 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "loss_by_level": loss_gap(opened, cfg.batch_size),
         "controls": controls,
     }
-    on_rank_zero(lambda: write(result, samples, training, neighbours, cfg.pairs, folder))
+    on_rank_zero(lambda: write_json(folder / "report.json", result))
+    pictured = samples, training, neighbours, cfg.pairs
+    on_rank_zero(lambda: plots.pairs(*pictured, folder / "pairs.png"))
+    on_rank_zero(lambda: plots.losses_by_level(result["loss_by_level"], folder / "losses.png"))
     show(result, folder)
     return result
 
@@ -169,20 +172,6 @@ def loss_gap(opened: DiffusionRun, batch_size: int) -> dict[str, dict[str, float
         f"t{(index + 0.5) / LEVELS:.2f}": {side: mean[index].item() for side, mean in means.items()}
         for index in range(min(LEVELS, count))
     }
-
-
-def write(
-    result: dict[str, Any],
-    samples: Tensor,
-    training: Tensor,
-    neighbours: dict[str, Neighbours],
-    pairs: int,
-    folder: Path,
-) -> None:
-    """Writes the report, and the pictures of the most suspicious pairs and of the losses."""
-    write_json(folder / "report.json", result)
-    plots.pairs(samples, training, neighbours, pairs, folder / "pairs.png")
-    plots.losses_by_level(result["loss_by_level"], folder / "losses.png")
 
 
 def show(result: dict, folder: Path) -> None:

@@ -159,7 +159,7 @@ def tunings_of(runs: Iterable[Run]) -> dict[Path, str]:
     found: set[Path] = set()
     for run in runs:
         # by its way from the run, with which it may have been moved
-        if file := (run.part("tuning") or {}).get("file"):
+        if file := run.part("tuning").get("file"):
             path = run.folder / os.path.relpath(file, run.config.run_dir)
             found |= {path.resolve().parent} if path.is_file() else set()
     base = os.path.commonpath(found) if found else ""
@@ -249,7 +249,7 @@ def card_of(
     common = [word for word in (known or [[]])[0] if all(word in own for own in known)]
     kinds = {"runs": [*trained.values()], "tuning": tuned, "before": [*sources.values()]}
     tuning = next((part for run in runs if (part := run.part("tuning"))), {})
-    protocols = [run.part("protocol") for run in runs if run.config.get("protocol")]
+    protocols = [part for run in runs if (part := run.part("protocol"))]
     return {
         "written_by": {"command": published.WRITER, "version": diffusion_lab.__version__},
         "compositions": {a.name: [places[r.folder] for r in a.runs] for a in collection.arms},

@@ -34,6 +34,8 @@ from diffusion_lab.runs.published import has_card
 from diffusion_lab.runs.search import walk
 from diffusion_lab.runs.sweep_record import FAILED, Job
 
+Queue = dict[str, Queued]
+
 
 def find(paths: Iterable[Path]) -> tuple[dict[Path, Path], list[Job]]:
     """Finds runs and jobs at and below the paths; raises UserError if one does not exist.
@@ -65,9 +67,6 @@ def find(paths: Iterable[Path]) -> tuple[dict[Path, Path], list[Job]]:
         return place is None or any(map(place.is_relative_to, roots))
 
     return runs, [*filter(is_below, chain.from_iterable(map(sweep_record.read, ordered)))]
-
-
-Queue = dict[str, Queued]
 
 
 @dataclass(frozen=True)
@@ -169,11 +168,9 @@ def cell(folder: Path, jobs: list[dict[str, Any]]) -> str:
     if not jobs:
         return ""
     states = Counter(state(folder, job) for job in jobs)
-    words = [f"{states[State.FINISHED]}/{len(jobs)}"]
-    for each in (State.RUNNING, State.FAILED, State.STOPPED, State.KILLED):
-        if states[each]:
-            words.append(f"{states[each]} {each}")
-    return ", ".join(words)
+    others = (State.RUNNING, State.FAILED, State.STOPPED, State.KILLED)
+    words = [f"{states[each]} {each}" for each in others if states[each]]
+    return ", ".join([f"{states[State.FINISHED]}/{len(jobs)}", *words])
 
 
 def state(folder: Path, job: dict[str, Any]) -> State:
@@ -223,10 +220,8 @@ def show(rows: Sequence[Row], paths: Sequence[Path], silent: str | None) -> None
     console.print(table_of(rows))
     for row in rows:
         if row.state in TROUBLED and (row.reason or row.log):
-            log = f"log: {row.log}" if row.log else ""
-            say(
-                f"{row.state.capitalize()}: {row.run}: {'; '.join(filter(None, (row.reason, log)))}"
-            )
+            why = "; ".join(filter(None, [row.reason, row.log and f"log: {row.log}"]))
+            say(f"{row.state.capitalize()}: {row.run}: {why}")
     if silent and any(row.job and row.state != State.FINISHED for row in rows):
         say(f"Advice: {silent}, so it is not known which jobs wait or run")
     counts = Counter(row.state for row in rows)

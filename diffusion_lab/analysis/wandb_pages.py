@@ -19,7 +19,7 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Range, optional
-from diffusion_lab.metrics.quantity import QUANTITIES, REAL
+from diffusion_lab.metrics.quantity import REAL, named
 from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.page import in_markdown
@@ -131,9 +131,9 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     return made
 
 
-DISTANCES = [q for q in QUANTITIES if q.name in ("fid", "kid")]
+DISTANCES = named("fid", "kid")
 # measured on their own number of images
-COVERAGE = [q for q in QUANTITIES if q.name in ("precision", "recall", "density", "coverage")]
+COVERAGE = named("precision", "recall", "density", "coverage")
 TITLE = "Diffusion models compared"
 
 

@@ -86,8 +86,7 @@ def upload(runs: list[Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment["WANDB_MODE"] = "online"
     subprocess.run(command, env=environment, stdout=sys.stderr.fileno())
-    left = sum(not is_uploaded(run) for run in runs)
-    if left:
+    if left := sum(not is_uploaded(run) for run in runs):
         raise UserError(
             f"{left} of {len(runs)} were not uploaded, for the reason that W&B gives above; they "
             "are kept, and the same command tries again"

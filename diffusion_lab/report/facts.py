@@ -46,8 +46,7 @@ def reservations(found: Collection) -> list[Fact]:
     facts = [*_of_budgets(arms), *_of_preparation(arms)] if arms else []
     parameters = [known for arm in arms if (known := arm.fact("parameters"))]
     if unequal(parameters):
-        ends = {"least": min(parameters), "most": max(parameters)}
-        facts.append(Fact("parameters_unequal", **ends))
+        facts.append(Fact("parameters_unequal", least=min(parameters), most=max(parameters)))
     for arm in arms:
         spikes = [spike for run in arm.runs if (spike := run.gradient_spike) >= SPIKE]
         if spikes:
@@ -175,7 +174,7 @@ def tunings(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:
     """The arms that were tuned, one for each set of trials, named without the data's size."""
     found: list[tuple[Arm, dict[str, Any]]] = []
     for arm in arms:
-        part = arm.runs[0].part("tuning") or {}
+        part = arm.runs[0].part("tuning")
         if part.get("tried") and all(part["tried"] != other["tried"] for _, other in found):
             found.append((replace(arm, name=arm.line), part))
     return found
@@ -188,7 +187,7 @@ def at_random(part: dict[str, Any]) -> bool:
 
 def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:
     """Yields facts on what was tuned, or on what should have been."""
-    tuned = [(arm.runs[0].part("tuning") or {}).get("tried") is not None for arm in arms]
+    tuned = [arm.runs[0].part("tuning").get("tried") is not None for arm in arms]
     if not any(tuned):
         if any(key.startswith("backbone.") for arm in arms for key in arm.settings):
             yield Fact("not_tuned")

@@ -152,9 +152,8 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         omitted.append(Fact("not_finite", run=run, metrics=[*dict.fromkeys(lost)]))
     controls = dict.fromkeys(name for own in copied.values() for name in own)
     frame, quantities = frame[finite], records.quantities(runs, controls)
-    measured_by = (protocol, sampling, study, [*labels])
-    said = [*left_out, *repeated]
-    found = Collection(arms, frame, names, quantities, *measured_by, omitted, said)
+    measured_by = protocol, sampling, study, [*labels]
+    found = Collection(arms, frame, names, quantities, *measured_by, omitted, left_out + repeated)
     # by the size of the data, then by the metric that decides, the lowest mean first
     means = found.values(study.get("metric", "fid")).groupby("arm").value.mean()
     sizes = [*dict.fromkeys(arm.data for arm in arms)]
@@ -169,10 +168,7 @@ def _rows(
     on_the_way: Mapping[str, str],
     copied: Mapping[str, float],
 ) -> Iterator[tuple]:
-    """Yields the costs, losses and copies of a run, its evaluations, and what training measured.
-
-    Each evaluation has the name of its sampling. `on_the_way` are the full names of metrics.
-    """
+    """Yields the costs, losses and copies of a run, its evaluations, and what training measured."""
     place = (run.folder, arm.name, arm.data, run.seed)
     images, flops = run.summary.images_seen, run.summary.flops
     end = (images, run.summary.training_seconds, flops(images))
@@ -191,9 +187,8 @@ def _rows(
             by = (protocol, record["protocol"].get(quantity.FINGERPRINT, ""), sampling)
             if full not in LOSSES.values():
                 yield (*place, seed, name, *by, *end, float(value), True)
-    wanted = {full: name for name, full in on_the_way.items()} | {
-        "val/loss": quantity.VALIDATION_LOSS.name
-    }
+    wanted = {full: name for name, full in on_the_way.items()}
+    wanted["val/loss"] = quantity.VALIDATION_LOSS.name
     rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
     # an evaluation writes its own row when it ends: the first one of a step says when it began
     reached = {row["images"]: row["seconds"] for row in reversed(rows)}
@@ -222,10 +217,7 @@ def _measured(
 
 
 def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
-    """The runs at or below the paths, and facts on those that are left out.
-
-    Autoencoders whose samples were measured as no other run's are left out, too.
-    """
+    """The runs at or below the paths, and facts on those that are left out."""
     folders = records.run_folders(paths)
     say(f"{len(folders)} run folders")
     runs, left_out = records.read(folders)
@@ -235,6 +227,7 @@ def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
     known = [record["protocol"] for own in others for record in own]
     kept = []
     for run in runs:
+        # an autoencoder counts if its samples were measured as those of another run
         alike = not known or any(record["protocol"] in known for record in run.kept)
         if alike or run.family != AUTOENCODER:
             kept.append(run)
@@ -247,23 +240,18 @@ def _study_of(runs: Sequence[Run]) -> dict[str, Any]:
     """The protocol of all runs that may have one; empty if one has none, or another."""
     ours = [run for run in runs if run.family != AUTOENCODER and not run.drawn_elsewhere]
     found = [run.part("protocol") for run in ours]
-    return found[0] or {} if found and all(each == found[0] for each in found) else {}
+    return found[0] if found and all(each == found[0] for each in found) else {}
 
 
 def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:
-    """The runs, with records that say in which way each is drawn, if ways may differ.
-
-    They may if the runs' protocol says so, each then by its own configuration. They must if the
-    runs are of several families, which have no sampler in common: each family then has one way.
-    Raises UserError for a family that has none.
-    """
-    ours = [run for run in runs if not run.drawn_elsewhere]
+    """The runs, with records that say in which way each is drawn, if ways may differ."""
     if study.get("sampling") == OWN:
         return [run if run.drawn_elsewhere else run.drawn_in(run.own_way) for run in runs]
+    ours = [run for run in runs if not run.drawn_elsewhere]
     families = dict.fromkeys(run.family for run in ours)
     if len(families) < 2:
         return list(runs)
-    ways = {}
+    ways = {}  # families have no sampler in common, so each has a way of its own
     for family in families:
         _, sampling, _ = common_metrics({r.folder: r.kept for r in ours if r.family == family})
         ways[family] = way_of(sampling)

@@ -33,7 +33,6 @@ from diffusion_lab.report.facts import machine, setting
 from diffusion_lab.report.figures import COLOURS, MARKERS, marker
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import AUTOENCODER, Run
-from diffusion_lab.report.scaling import scaling_csv
 from diffusion_lab.report.tables import NONE, pairs_csv, samplings_csv
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs.files import SAMPLES, load_record
@@ -42,7 +41,6 @@ PARTS, PLOTS = Path(__file__).parent, "plots"
 GENERATOR = "diffusion-lab compare"  # marks a page that `compare` wrote
 HEADLINE = ("fid", "kid", "classifier_fid", "accuracy", "recall", "copy_ratio", "test_loss")
 MAIN = 6  # most columns of numbers in the first table
-AGREES, DISAGREES, NO_GAP = "agrees", "disagrees", "no gap shown"
 GAP, ENLARGED = 2, 2  # pixels between images of a grid, and how many times its PNG is enlarged
 ALL_BYTES = 5_000_000  # limit of all pictures together, as data URIs in the page
 ROWS, OF_EACH = 10, 2  # classes in a strip, and samples of each
@@ -99,6 +97,7 @@ def write(folder: Path, report: Report) -> None:
     drawings = [*report.figures, *report.laws, *chain(*report.folded.values())]
     kinds = ("tuning", *report.found.metrics, VALIDATION_LOSS.name)
     names = [f"{drawing.name}.svg" for drawing in drawings]
+    laws = [each.table for each in report.scaling]
     for old in (folder / PLOTS).glob("*.svg"):
         if old.name not in names and old.name.startswith(kinds):
             old.unlink()
@@ -109,7 +108,7 @@ def write(folder: Path, report: Report) -> None:
         "runs.csv": report.table.runs_csv(),
         "pairs.csv": pairs_csv(report.panels, [*chain(*report.others.values())]),
         "samplings.csv": samplings_csv(report.found) if report.by_sampling else None,
-        "scaling.csv": scaling_csv(report.scaling) if report.scaling else None,
+        "scaling.csv": pd.concat(laws).to_csv(index=False) if laws else None,
         **{f"{PLOTS}/{drawing.name}.svg": drawing.file for drawing in drawings},
     }
     for name, content in files.items():
@@ -148,8 +147,8 @@ def agreement(report: Report, name: str) -> list[tuple[str, str, str]]:
         ours = best.get(panel.data, "")
         for arm in panel.arms:
             if pair := panel.pair(ours, arm):
-                shown = pair.low * pair.high > 0
-                says = NO_GAP if not shown else AGREES if pair.ahead == ours else DISAGREES
+                shown = "agrees" if pair.ahead == ours else "disagrees"
+                says = shown if pair.low * pair.high > 0 else "no gap shown"
                 place = f"{arm} at {panel.data}" if panel.data else arm
                 cells.append((place, says, verdicts.interval(panel.metric, pair)))
     return cells
@@ -241,13 +240,10 @@ def grid_settings(run: Run) -> DictConfig | None:
 
 
 def grid_noise(run: Run) -> str | None:
-    """The settings that decide the noise at each place of a run's grid, as JSON text.
-
-    Besides seed and columns these are the sampler, which may draw more noise, and the space that is
-    diffused. None if the run draws no grids.
-    """
+    """The settings that decide the noise of a run's grid, as JSON; None if it draws no grids."""
     if (settings := grid_settings(run)) is None:
         return None
+    # a sampler may draw more noise, and the others are the space that is diffused
     parts = ("sampler", "first_stage", "data.source._target_")
     facts = [settings.seed, settings.columns, *(OmegaConf.select(run.config, p) for p in parts)]
     return json.dumps(facts, default=OmegaConf.to_container, sort_keys=True)

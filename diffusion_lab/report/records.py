@@ -59,7 +59,6 @@ class Run:
 
     @property
     def family(self) -> str:
-        """The family of models that the run is of."""
         return family_of(self.config)
 
     @property
@@ -95,10 +94,7 @@ class Run:
 
     def ways(self, sampling: results.Sampling) -> list[results.Sampling]:
         """The samplings that one with these settings counts as (`samplings_of`)."""
-        known = {"sampling": sampling, "training_seed": self.seed}
-        if self.kept and results.OWN_WAY in self.kept[0]:
-            known[results.OWN_WAY] = self.kept[0][results.OWN_WAY]
-        return results.samplings_of(known)
+        return results.samplings_of(self.kept[0] | {"sampling": sampling})
 
     @property
     def finished_at(self) -> tuple[str, str]:
@@ -118,18 +114,14 @@ class Run:
     def gradient_spike(self) -> float:
         return self.of_rows[published.SPIKE]
 
-    def part(self, key: str) -> dict[str, Any] | None:
-        """A part of the configuration as plain values; None if it is null or missing."""
+    def part(self, key: str) -> dict[str, Any]:
+        """A part of the configuration as plain values; empty if it is null or missing."""
         node = self.config.get(key)
-        plain = OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
-        return None if plain is None else cast(dict[str, Any], plain)
+        return cast(dict, OmegaConf.to_container(node)) if isinstance(node, DictConfig) else {}
 
 
 def facts_in(rows: Sequence[dict]) -> dict[str, Any]:
-    """The median of images/s in rows of metrics.jsonl, and the largest gradient by its median.
-
-    The first is None, and the second 0, if it is not logged.
-    """
+    """The median of images/s in rows, or None, and the largest gradient by its median, or 0."""
     rates = [row[RATE] for row in rows if RATE in row]
     known = [row for row in rows if {NORM, LARGEST_NORM} <= row.keys()]
     known = known[int(BEGINNING * len(known)) :]  # all gradients are large in the beginning
@@ -167,11 +159,11 @@ def run_folders(paths: Iterable[str | Path]) -> list[Path]:
 
 def _search(path: Path, copies: bool) -> Iterator[Path]:
     for folder, is_run, folders, _ in walk(path):
-        below = [(each, folder / each) for each in folders]
         folders[:] = [
             name
-            for name, each in below
-            if not (each / FOUND).is_file() and (copies or not published.has_card(each))
+            for name in folders
+            if not (folder / name / FOUND).is_file()
+            and (copies or not published.has_card(folder / name))
         ]
         if is_run:
             yield folder
@@ -206,11 +198,10 @@ def unfit(folder: Path, config: DictConfig, summary: Summary) -> Fact | None:
     damaged = summary == Summary() or any(getattr(summary, key) is None for key in needed)
     if damaged and (folder / SUMMARY).exists():
         return Fact("damaged", run=folder, file=SUMMARY)
-    steps = summary.steps
     if not summary.finished:
         command = "train-autoencoder" if family == AUTOENCODER else "train"
-        return Fact("unfinished", run=folder, steps=steps, command=command)
-    return Fact("pruned", run=folder, steps=steps) if summary.pruned else None
+        return Fact("unfinished", run=folder, steps=summary.steps, command=command)
+    return Fact("pruned", run=folder, steps=summary.steps) if summary.pruned else None
 
 
 def quantities(runs: Iterable[Run], controls: Iterable[str]) -> dict[str, Quantity]:
@@ -230,24 +221,20 @@ def quantities(runs: Iterable[Run], controls: Iterable[str]) -> dict[str, Quanti
 
 def _of_control(name: str) -> Quantity | None:
     """The quantity of a control of copies that tables show; None for any other value."""
-    start = "pixel_" if name.startswith("pixel_") else ""
-    by = " by pixels" if start else ""
-    if name == start + BY_CONTROL:
+    kind = name.removeprefix("pixel_")
+    by = " by pixels" * (kind != name)
+    if kind == BY_CONTROL:
         meaning = f"copies{by}, by a control run's limit"
         return Quantity(name, f"Copies{by}, by control", meaning, LOWER, judged=False, tabled=True)
-    if not name.startswith(start + FOUND_AT):
+    if not kind.startswith(FOUND_AT):
         return None
-    level = name.removeprefix(start + FOUND_AT)
+    level = kind.removeprefix(FOUND_AT)
+    title = f"Copies found{by} at {level}"
     meaning = (
         f"training images, noised to sigma / alpha of {level} and denoised by the run, that count "
         f"as copies{by}"
     )
-    return Quantity(
-        *(name, f"Copies found{by} at {level}", meaning, HIGHER),
-        percent=True,
-        judged=False,
-        tabled=True,
-    )
+    return Quantity(name, title, meaning, HIGHER, percent=True, judged=False, tabled=True)
 
 
 def copies(
@@ -261,21 +248,20 @@ def copies(
         if "neighbours" not in report:
             continue
         try:
-            reason = "its report is for another sampler, guidance or seed"
-            if sampling in run.ways(report["sampling"]):
+            if sampling not in run.ways(report["sampling"]):
+                reason = "its report is for another sampler, guidance or seed"
+            elif not run.weights.known:
+                reason = "its checkpoints are gone, so that its report may be of other weights"
+            elif not run.weights.match(report):
                 reason = "its report is for other weights than the current ones"
-                if not run.weights.known:
-                    reason = "its checkpoints are gone, so that its report may be of other weights"
-                elif run.weights.match(report):
-                    values, protocol = copies_in(report), dict(report["protocol"])
-                    reason = ""
+            else:
+                values, protocol = copies_in(report), dict(report["protocol"])
+                found[run.folder] = values
+                protocols.append(protocol)
+                continue
         except (AttributeError, LookupError, TypeError, ValueError):
             reason = "its report is damaged"
-        if reason:
-            facts.append(Fact("report", run=run.folder, reason=reason))
-            continue
-        found[run.folder] = values
-        protocols.append(protocol)
+        facts.append(Fact("report", run=run.folder, reason=reason))
     keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
     said = {key: list(dict.fromkeys(str(each.get(key)) for each in protocols)) for key in keys}
     if unequal := [f"{key} is {' or '.join(own)}" for key, own in said.items() if len(own) > 1]:
@@ -287,8 +273,7 @@ def copies_in(report: dict) -> dict[str, float]:
     """The counts of a report by short name: copies, and what its controls say of them."""
     found: dict[str, float] = {}
     controls = report.get("controls", {})
-    spaces = zip(("", "pixel_"), report["neighbours"].items(), strict=True)
-    for start, (space, counts) in spaces:
+    for start, (space, counts) in zip(("", "pixel_"), report["neighbours"].items(), strict=True):
         found[start + COPIES.name] = counts["copy_ratio"]
         if "negative" in controls:
             found[start + BY_CONTROL] = controls["negative"]["neighbours"][space][BY_CONTROL]

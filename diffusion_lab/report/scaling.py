@@ -161,11 +161,6 @@ def scaling(found: Collection) -> list[ScaledMetric]:
     return scaled
 
 
-def scaling_csv(scaled: Iterable[ScaledMetric]) -> str:
-    """A row for each fit, without rounding, in MACs, images and FLOPs."""
-    return pd.concat([each.table for each in scaled]).to_csv(index=False)
-
-
 def size_series(found: Collection, metric: Quantity) -> list[SizeSeries]:
     """Finds arms that differ in numbers below `backbone.`, tuned values and length alone.
 
@@ -202,10 +197,7 @@ def _names(settings: Iterable[str]) -> dict[str, str]:
 
 
 def _parted(arm: Arm) -> tuple[str, str]:
-    """The settings that arms of a series have in common, and those that are its size, as JSON.
-
-    Values that were tuned for each size, and the length of training, are neither.
-    """
+    """The settings that arms of a series have in common, and those that are its size, as JSON."""
     tuned = OmegaConf.select(arm.runs[0].config, "tuning.values") or {}
     fixed, size = {}, {}
     for key, value in arm.settings.items():
@@ -213,6 +205,7 @@ def _parted(arm: Arm) -> tuple[str, str]:
         numbers = (isinstance(each, int | float) and not isinstance(each, bool) for each in values)
         if key.startswith(NETWORK) and all(numbers):
             size[key] = value
+        # values that were tuned for each size, and the length of training, are neither
         elif key not in LENGTH and FOLLOWS.get(key, key) not in tuned:
             fixed[key] = value
     return json.dumps(fixed, sort_keys=True), json.dumps(size, sort_keys=True)
@@ -259,10 +252,7 @@ def row_on(law: ScalingLaw, known: pd.DataFrame) -> dict:
 
 
 def _held_out(law: ScalingLaw, known: pd.DataFrame) -> dict:
-    """How far the law of the other sizes is off at the largest one, at most; or the reason.
-
-    Beside it stands a guess that knows no law, the next smaller size's value after as many images.
-    """
+    """How far the law of the other sizes is off at the largest one, at most; or the reason."""
     largest = known["size"].iloc[-1]
     found: dict = {"held_out": largest}
     smaller = known[known["size"] != largest]
@@ -274,6 +264,7 @@ def _held_out(law: ScalingLaw, known: pd.DataFrame) -> dict:
     except NoLaw as reason:
         return found | {"reason": str(reason)}
     errors = misfit(other, variables(own, law.form), own["mean"])
+    # a guess that knows no law: the next smaller size's value after as many images
     next_smaller = smaller[smaller["size"] == smaller["size"].iloc[-1]]
     pairs = own.merge(next_smaller, how="cross", suffixes=("", "_guessed"))
     alike = [distinct(each) == 1 for each in zip(pairs.images, pairs.images_guessed, strict=True)]

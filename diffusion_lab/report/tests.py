@@ -209,14 +209,11 @@ def _row(
 def _error(
     ours: NDArray, theirs: NDArray, test: str, noise: Noise | None, by: tuple[float, float] = (1, 1)
 ) -> tuple[float, float]:
-    """The standard error of a gap and its degrees of freedom; nan for values that do not vary.
-
-    `by` are numbers that the values of both sides are divided by.
-    """
+    """The standard error of the gap of values, each side divided by its `by`, and its degrees."""
     first, second = ours / by[0], theirs / by[1]
     rows = [second - first] if test == PAIRED else [first, second]
     largest = max(np.abs(first).max(), np.abs(second).max())
-    if max(map(np.ptp, rows)) <= ROUNDING * largest:
+    if max(map(np.ptp, rows)) <= ROUNDING * largest:  # they do not vary
         return math.nan, math.nan
     if noise:
         scale = 1 / (len(first) * by[0] ** 2) + 1 / (len(second) * by[1] ** 2)

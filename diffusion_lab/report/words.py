@@ -227,9 +227,6 @@ class Fact:
             return _Words().vformat(sentence, (), self.values)
         return sentence(**self.values)
 
-    def __repr__(self) -> str:
-        return f"Fact({self.kind!r}, {self.values})"
-
 
 def reference_in(protocol: Mapping[str, Any]) -> str:
     """The reference of a protocol in words."""
