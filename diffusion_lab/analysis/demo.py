@@ -308,10 +308,7 @@ async def nearest(run: ShownRun, request: Request) -> JSONResponse:
 
 
 async def events(work: Callable[[Show], None]) -> AsyncIterator[str]:
-    """Calls `work` in a thread, and yields what it shows as server-sent events.
-
-    If the browser leaves, the next call of the function that shows raises Left.
-    """
+    """Calls `work` in a thread, and yields what it shows as server-sent events."""
     loop, left = asyncio.get_running_loop(), threading.Event()
     shown: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
 

@@ -130,10 +130,7 @@ def holding(paths: Iterable[str]) -> list[Path]:
 
 
 def places_of(paths: Iterable[str], runs: Iterable[Path]) -> dict[Path, str]:
-    """The place of each run, such as runs/seed-0; raises UserError if two would have one.
-
-    It begins with the folder that holds runs if there are several.
-    """
+    """The place of each run, such as runs/seed-0; raises UserError if two would have one."""
     studies = list(dict.fromkeys(folder.resolve() for folder in holding(paths)))
     found: dict[str, Path] = {}
     for run in runs:
@@ -170,11 +167,7 @@ def tunings_of(runs: Iterable[Run]) -> dict[Path, str]:
 
 
 def copy_records(run: Path, target: Path) -> Facts | None:
-    """Copies the records of a run; returns how many rows were left out of its metrics, or None.
-
-    Evaluations of other weights than the run's current ones are not copied. A run that was
-    published before is copied as it is.
-    """
+    """Copies the records of a run; returns how many rows were left out of its metrics, or None."""
     if published.is_published(run):
         shutil.copytree(run, target, ignore=shutil.ignore_patterns(".*"))
         return published.facts_of(run).get(published.THINNED)
@@ -213,10 +206,7 @@ def thin(path: Path) -> Facts | None:
 
 
 def copy_classifiers(runs: Sequence[Run], folder: Path) -> list[Facts]:
-    """Writes the classifiers that metrics of `runs` name; returns their facts for the card.
-
-    The file of one that is not where the runs' configurations say is null.
-    """
+    """Writes the classifiers that metrics of `runs` name, if still there; returns their facts."""
     keys = ("metrics.classifier", "metrics.extractor.path")
     paths = {OmegaConf.select(run.config, key) for run in runs for key in keys}
     known = {path: hashing.of_file(Path(path)) for path in paths if path and Path(path).is_file()}
@@ -300,11 +290,7 @@ def machines_of(summaries: Iterable[Summary]) -> list[Facts]:
 
 
 def hours_of(summaries: Sequence[Summary]) -> Facts:
-    """The hours of some runs together; a sum is null if a run has not recorded its part.
-
-    Core-hours are training time x threads x processes. Wall-clock hours include the measurements
-    at the end, and are added up even if runs were trained at the same time.
-    """
+    """The hours of some runs together; a sum is null if a run has not recorded its part."""
     unknown = math.nan
     wall = sum(each.wall_seconds or unknown for each in summaries) / 3600
     core = sum(

@@ -82,7 +82,6 @@ class Row:
 
     @property
     def parent(self) -> str:
-        """The folder that the run is in."""
         return str(Path(self.run).parent)
 
 

@@ -154,7 +154,6 @@ class Dashboard:
 
     @property
     def title(self) -> str:
-        """The title of the workspace and of the report."""
         return f"{TITLE} by {' and '.join(self.group_by)}"
 
     @property

@@ -46,7 +46,6 @@ class Arm:
 
     @property
     def drawn_elsewhere(self) -> bool:
-        """Whether the arm has images that another program drew."""
         return self.runs[0].drawn_elsewhere
 
     @property

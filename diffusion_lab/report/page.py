@@ -86,12 +86,10 @@ def compare(paths: Sequence[str], output: str) -> dict[str, object]:
 
 
 def write(folder: Path, report: Report) -> None:
-    """Writes every file, and deletes the figures of an earlier comparison.
-
-    The page is the first, as it marks the folder as one that a later comparison may replace.
-    """
+    """Writes every file, and deletes the figures of an earlier comparison."""
     text = render(report)
     folder.mkdir(parents=True, exist_ok=True)
+    # first, as it marks the folder as one that a later comparison may replace
     write_atomically(folder / "index.html", text)
     (folder / PLOTS).mkdir(exist_ok=True)
     drawings = [*report.figures, *report.laws, *chain(*report.folded.values())]

@@ -88,7 +88,6 @@ FID_STD = Column(
 
 
 def column_of(metric: Quantity) -> Column:
-    """The column of a metric."""
     say = formats.percent if metric.percent else formats.plain
     meaning = f"{metric.meaning}; {metric.direction}"
     return Column(metric.name, metric.title, meaning, say, metric.scale, judges=True)
@@ -110,10 +109,6 @@ class ArmTable:
         wide = ends.pivot_table("value", ["arm", "seed"], "metric", sort=False)
         return wide.reindex(columns=ends.metric.unique())
 
-    def values(self, arm: Arm, kind: str) -> list[float]:
-        own = self.by_run.index.get_level_values("arm") == arm.name
-        return [*self.by_run[kind][own].dropna()] if kind in self.by_run else []
-
     @cached_property
     def columns(self) -> list[Column]:
         """The columns that have a value; the size of the data only if there are several sizes."""
@@ -125,10 +120,10 @@ class ArmTable:
         return [each for each in (*COLUMNS[one_size:], *metrics) if each.kind in kinds]
 
     def cell(self, arm: Arm, column: Column) -> Cell:
-        return column.of(self.values(arm, column.kind), self.ranges)
+        own = self.by_run.index.get_level_values("arm") == arm.name
+        return column.of([*self.by_run[column.kind][own].dropna()], self.ranges)
 
     def cells_of(self, arm: Arm, seed: int) -> list[Cell]:
-        """The cells of a single run."""
         own = self.by_run.loc[(arm.name, seed)].to_dict()
         return [column.of([v for v in [own[column.kind]] if v == v]) for column in self.columns]
 
