@@ -32,7 +32,6 @@ from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.observer import Observer
 from diffusion_lab.runs.summary import load_summary
 
-PIXELS = "pixels"
 Views = dict[str, list[Tensor]]  # by space, the views (n, D) of the same images
 Rates = dict[str, dict[str, float]]  # by space, the shares of images that were found
 
@@ -58,7 +57,7 @@ class CopySpaces:
         sides = [images, images.flip(-1)] if self.mirrored else [images]
         return {
             self.metrics.extractor.name: [self.features(side, stored_as) for side in sides],
-            PIXELS: [to_float(side).flatten(1) for side in sides],
+            "pixels": [to_float(side).flatten(1) for side in sides],
         }
 
     def features(self, images: Tensor, stored_as: str | None) -> Tensor:

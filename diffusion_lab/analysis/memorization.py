@@ -28,7 +28,6 @@ from diffusion_lab.runs.opened import inherited
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
-ALL = "all"  # in place of a step
 ABOVE_0 = numbers(
     "a list of numbers above 0", lambda value: all(0 < each < math.inf for each in value)
 )
@@ -44,12 +43,9 @@ KEYS = {
 
 
 def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
-    """Measures `cfg.run` on `cfg.num_samples` samples; writes report.json and two pictures.
-
-    With step=all each checkpoint is measured, and a third picture shows how copies grow.
-    """
+    """Measures `cfg.run`, or with step=all each checkpoint; writes report.json and pictures."""
     check_keys(cfg, KEYS)
-    if cfg.step == ALL:
+    if cfg.step == "all":
         return along_training(cfg, overrides)
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)

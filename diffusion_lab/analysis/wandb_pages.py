@@ -134,7 +134,6 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
 DISTANCES = named("fid", "kid")
 # measured on their own number of images
 COVERAGE = named("precision", "recall", "density", "coverage")
-TITLE = "Diffusion models compared"
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Dashboard:
 
     @property
     def title(self) -> str:
-        return f"{TITLE} by {' and '.join(self.group_by)}"
+        return f"Diffusion models compared by {' and '.join(self.group_by)}"
 
     @property
     def fid(self) -> str:
