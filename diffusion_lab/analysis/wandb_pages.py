@@ -28,7 +28,7 @@ from diffusion_lab.runs import log_names
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.summary import load_summary
-from diffusion_lab.training.logger.run_logger import why_unreachable
+from diffusion_lab.training.logger.run_logger import first_line, why_unreachable
 
 GROUPS = ("backbone", "conditioning", "schedule", "objective", "sampler", "guidance", "data")
 PROTOCOL = Range(
@@ -125,7 +125,7 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
             "report": dashboard.report(entity, said).save().url,
         }
     except Exception as error:  # a wrong key, project or server: each has its own class
-        raise UserError(f"W&B refused this: {str(error).splitlines()[0]}") from error
+        raise UserError(f"W&B refused this: {first_line(error)}") from error
     for what, url in made.items():
         say(f"{what.capitalize()}: {url}")
     return made
