@@ -167,7 +167,10 @@ def tunings_of(runs: Iterable[Run]) -> dict[Path, str]:
 
 
 def copy_records(run: Path, target: Path) -> Facts | None:
-    """Copies the records of a run; returns how many rows were left out of its metrics, or None."""
+    """Copies the records of a run; returns how many rows were left out of its metrics, or None.
+
+    Evaluations of other weights than the run's current ones are not copied.
+    """
     if published.is_published(run):
         shutil.copytree(run, target, ignore=shutil.ignore_patterns(".*"))
         return published.facts_of(run).get(published.THINNED)
@@ -290,7 +293,10 @@ def machines_of(summaries: Iterable[Summary]) -> list[Facts]:
 
 
 def hours_of(summaries: Sequence[Summary]) -> Facts:
-    """The hours of some runs together; a sum is null if a run has not recorded its part."""
+    """The hours of some runs together; a sum is null if a run has not recorded its part.
+
+    Core-hours are training time x threads x processes; wall-clock hours include measurements.
+    """
     unknown = math.nan
     wall = sum(each.wall_seconds or unknown for each in summaries) / 3600
     core = sum(
