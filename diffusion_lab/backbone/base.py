@@ -37,7 +37,6 @@ class Backbone(Protocol):
 
     def __call__(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
         """x (B, C_in, H, W), noise (B,) float32 -> (B, C_out, H, W)."""
-        ...
 
 
 def initialise(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.ranges import Flag, above, one_of, optional, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, features, noise_of
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, features
 from diffusion_lab.diffusion.objective.prediction import Prediction
 
 # How the noise level is passed to a network, as a float of at most a few hundred in magnitude.
@@ -176,11 +176,3 @@ class Denoiser(nn.Module):
         # a copy: the next call of a compiled network may write to the memory of its answers
         compiled = self.backbone._compiled_call_impl is not None
         return output.to(torch.promote_types(x.dtype, torch.float32), copy=compiled)
-
-    def score(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Tensor:
-        """The gradient of log p(x) at x (B, C, H, W), of its shape, for any prediction.
-
-        (alpha x0 - x) / sigma^2, by Tweedie's formula (arXiv:2011.13456).
-        """
-        x0 = self(x, level, given).x0
-        return -noise_of(x, x0, level) / broadcast(level.sigma, x)

@@ -26,8 +26,7 @@ class Given:
 
     def __getitem__(self, index: slice) -> "Given":
         """The conditions of some of the samples."""
-        parts = (self.labels, self.previous, self.augmentation, self.scale)
-        return Given(*(None if part is None else part[index] for part in parts))
+        return Given(*(None if part is None else part[index] for part in vars(self).values()))
 
 
 NOTHING = Given()
@@ -70,4 +69,3 @@ class ConditionalDenoiser(Protocol):
 
     def __call__(self, x: Tensor, level: NoiseLevel, given: Given = ..., /) -> Estimate:
         """The estimate for x (B, C, H, W) at `level`."""
-        ...

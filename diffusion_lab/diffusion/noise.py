@@ -26,11 +26,6 @@ class NoiseLevel:
         """2 log(alpha / sigma): +inf on clean data, -inf on pure noise."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
-    def like(self, x: Tensor) -> "NoiseLevel":
-        """The level, ready to multiply `x` (B, ...) in `x`'s dtype."""
-        t, alpha, sigma = (broadcast(value, x) for value in (self.t, self.alpha, self.sigma))
-        return NoiseLevel(t, alpha, sigma)
-
     def to(self, device: torch.device | str) -> "NoiseLevel":
         """The level on another device."""
         there = None if self.there is None else self.there.to(device)
@@ -110,12 +105,6 @@ def posterior(
     """Mean, small variance and large variance of the step to `there`, given x0; see `lowered`."""
     left, small, large = lowered(here, there, eta)
     return jump(x, x0, here, left), small, large
-
-
-def level_features(level: NoiseLevel, channels: int, device: torch.device) -> Tensor:
-    """Features of log(sigma / alpha) / 4 of levels (B,), (B, channels) float32 of unit variance."""
-    # pure noise is at infinity; levels beyond e^10 need not be distinguished
-    return features((-level.logsnr / 8).clamp(-2.5, 2.5), channels, device)
 
 
 def features(position: Tensor, channels: int, device: torch.device) -> Tensor:

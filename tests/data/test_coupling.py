@@ -13,6 +13,7 @@ from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.coupling import OptimalTransport
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
+from diffusion_lab.diffusion.noise import noise_of
 from diffusion_lab.diffusion.objective import Flow, Objective, UniformTime
 from diffusion_lab.diffusion.objective.loss import Denoising
 from diffusion_lab.diffusion.sampler import Euler
@@ -79,7 +80,7 @@ def noise_by_label(coupling):
     objective(network, x0, Given(labels), torch.Generator().manual_seed(0))
     x, level, seen = network.asked
     assert torch.equal(seen, labels)  # images and labels stay in their places
-    eps = ((x - level.like(x).alpha * x0) / level.like(x).sigma).flatten()
+    eps = noise_of(x, x0, level).flatten()
     assert eps.mean().abs() < 0.1
     assert eps.std().item() == pytest.approx(1, abs=0.1)
     return [eps[labels == label].mean().item() for label in (0, 1)]

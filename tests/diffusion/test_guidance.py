@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from helpers.exact_denoiser import GaussianMixture
+from helpers.exact_denoiser import GaussianMixture, like
 from helpers.refusals import refused
 from torch import nn
 
@@ -236,7 +236,7 @@ def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
 
     def denoise(x, level):  # denoiser of unit Gaussian data
         seen.append((level, x))
-        level = level.like(x)
+        level = like(x, level)
         return Estimate(level.alpha / (level.alpha**2 + level.sigma**2) * x)
 
     noise = torch.randn(2000, 6)
@@ -520,7 +520,7 @@ class Gaussian:
 
     def __call__(self, x, level, given=NOTHING):
         self.seen.append(level.t)
-        level = level.like(x)
+        level = like(x, level)
         gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
         return Estimate(0.3 + gain * (x - 0.3 * level.alpha), 0 * x)
 
@@ -553,7 +553,7 @@ def test_classifier_guidance_draws_from_the_class(inference):
 
     class Mixture(Gaussian):
         def __call__(self, x, level, given=NOTHING):
-            level = level.like(x)
+            level = like(x, level)
             variance = level.alpha**2 * STD**2 + level.sigma**2
             away = x[:, None] - level.alpha * means
             shares = (-away.square().sum(-1) / (2 * variance)).softmax(-1)

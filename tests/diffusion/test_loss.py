@@ -12,7 +12,7 @@ from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.noise import add_noise, noise_of
+from diffusion_lab.diffusion.noise import add_noise, broadcast, noise_of
 from diffusion_lab.diffusion.objective import (
     EDM,
     X0,
@@ -76,7 +76,7 @@ class Linear(nn.Module):
 
     def forward(self, x, level, given=NOTHING):
         self.seen = labels = given.labels
-        shift = 0.1 * level.like(x).t
+        shift = 0.1 * broadcast(level.t, x)
         if labels is not None:
             shift = shift + 0.05 * labels[:, None, None, None]
         output = 0.3 * x + shift

@@ -6,7 +6,15 @@ import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture, through
 
-from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of, posterior, renoise
+from diffusion_lab.diffusion.noise import (
+    NoiseLevel,
+    add_noise,
+    broadcast,
+    jump,
+    noise_of,
+    posterior,
+    renoise,
+)
 from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, Score, V
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
@@ -35,13 +43,13 @@ def test_a_path_is_a_sequence_of_levels():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_like_multiplies_in_the_dtype_of_the_image(dtype):
+def test_numbers_multiply_in_the_dtype_of_the_image(dtype):
     x = draw(3, 1, 2, 2, dtype=dtype)
-    batch = Rectified()(torch.tensor([0.25, 0.5, 1.0])).like(x)
-    assert batch.alpha.dtype == dtype
-    assert batch.sigma.shape == (3, 1, 1, 1)
-    assert (batch.sigma * x).dtype == dtype
-    assert (Rectified()(torch.tensor(0.3)).like(x).sigma * x).dtype == dtype
+    sigma = broadcast(Rectified()(torch.tensor([0.25, 0.5, 1.0])).sigma, x)
+    assert sigma.dtype == dtype
+    assert sigma.shape == (3, 1, 1, 1)
+    assert (sigma * x).dtype == dtype
+    assert (broadcast(Rectified()(torch.tensor(0.3)).sigma, x) * x).dtype == dtype
 
 
 def test_add_noise_gives_each_sample_its_own_level():

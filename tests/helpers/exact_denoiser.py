@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective import Prediction
+
+
+def like(x: Tensor, level: NoiseLevel) -> NoiseLevel:
+    """The level, ready to multiply x (B, ...) in its dtype."""
+    return NoiseLevel(*(broadcast(each, x) for each in (level.t, level.alpha, level.sigma)))
 
 
 class GaussianMixture:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.common.ranges import ranges, whole
-from diffusion_lab.diffusion.noise import NoiseLevel, level_features
+from diffusion_lab.diffusion.noise import NoiseLevel, features
 
 
 class LearnedUncertainty(nn.Module):
@@ -21,6 +21,7 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, level: NoiseLevel) -> Tensor:
         """u, (B,) float32, on the weight's device."""
-        features = level_features(level, len(self.weight), self.weight.device)
+        # pure noise is at infinity; levels beyond e^10 need not be distinguished
+        position = (-level.logsnr / 8).clamp(-2.5, 2.5)
         # a sum instead of a matrix product, which autocast would round to bf16
-        return (features * self.weight).sum(1)
+        return (features(position, len(self.weight), self.weight.device) * self.weight).sum(1)
