@@ -17,9 +17,8 @@ from diffusion_lab.common.ranges import (
     optional,
     settings,
 )
-from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate, Given
-from diffusion_lab.diffusion.guidance.base import TINY, Ask, Guidance, LabelLikelihood, asking
+from diffusion_lab.diffusion.guidance.base import TINY, Guidance, asking
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast
 
 ABOVE = Range("above 0, inf or null", lambda v: v in (None, math.inf) or above(0).allows(v))
@@ -78,33 +77,24 @@ class ZeroStarGuidance(Guidance):
         share = (ahead * behind).sum(1, keepdim=True) / size
         return rest - (share * behind).view_as(rest)
 
-    def bind(
-        self,
-        denoiser: Denoiser,
-        labels: Tensor | None,
-        weak: Denoiser | None = None,
-        classifier: LabelLikelihood | None = None,
-    ) -> DenoiseFn:
+    def bind(self, denoiser, labels, weak=None, classifier=None):
         denoise, limit = super().bind(denoiser, labels, weak, classifier), self.zero_above
-        return denoise if limit is None else starting_at_rest(denoise, limit)
+        if limit is None:
+            return denoise
 
+        def rested(x: Tensor, level: NoiseLevel) -> Estimate:
+            # a level at the limit, however rounded, is not above it; nothing is above inf times 0
+            above = level.sigma > limit * (1 + ROUNDING) * level.alpha
+            noisy = above | (level.alpha == 0)
+            if noisy.all():
+                return Estimate(at_rest(x, level), torch.zeros_like(x))
+            estimate = denoise(x, level)
+            if noisy.any():  # each sample has its own level
+                x0 = torch.where(broadcast(noisy, x).bool(), at_rest(x, level), estimate.x0)
+                estimate = estimate._replace(x0=x0)
+            return estimate
 
-def starting_at_rest(denoise: DenoiseFn, limit: float) -> DenoiseFn:
-    """Answers with `at_rest` on pure noise, and where sigma / alpha is above `limit`."""
-
-    def rested(x: Tensor, level: NoiseLevel) -> Estimate:
-        # a level at the limit is none above it, however it is rounded; inf times 0 is above nothing
-        above = level.sigma > limit * (1 + ROUNDING) * level.alpha
-        noisy = above | (level.alpha == 0)
-        if noisy.all():
-            return Estimate(at_rest(x, level), torch.zeros_like(x))
-        estimate = denoise(x, level)
-        if noisy.any():  # each sample has its own level
-            x0 = torch.where(broadcast(noisy, x).bool(), at_rest(x, level), estimate.x0)
-            estimate = estimate._replace(x0=x0)
-        return estimate
-
-    return rested
+        return rested
 
 
 @settings
@@ -118,12 +108,9 @@ class PlusPlusGuidance(Guidance):
     """
 
     keeps_weak_noise = True
+    uses_weak = True
 
     scale: Fraction = 0.6
-
-    @property
-    def uses_weak(self) -> bool:
-        return True
 
 
 @settings
@@ -147,13 +134,7 @@ class EmbeddedGuidance(Guidance):
                 "rescale=0 weak_run=null"
             )
 
-    def ask(
-        self,
-        denoiser: Denoiser,
-        labels: Tensor | None,
-        weak: Denoiser | None,
-        classifier: LabelLikelihood | None,
-    ) -> Ask:
+    def ask(self, denoiser, labels, weak, classifier):
         def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
             scale = None
             if labels is not None:
@@ -194,6 +175,8 @@ class ClassifierGuidance(Guidance):
     """
 
     by_classifier = True
+    uses_weak = False
+    uses_strong = True
 
     classifier: str | None = None
 
@@ -202,49 +185,28 @@ class ClassifierGuidance(Guidance):
         if self.weak_run is not None:
             raise ValueError("weak_run has no part in guidance by a classifier; write null")
 
-    @property
-    def uses_weak(self) -> bool:
-        return False
-
-    @property
-    def uses_strong(self) -> bool:
-        return True
-
-    def ask(
-        self,
-        denoiser: Denoiser,
-        labels: Tensor | None,
-        weak: Denoiser | None,
-        classifier: LabelLikelihood | None,
-    ) -> Ask:
+    def ask(self, denoiser, labels, weak, classifier):
+        plain = asking(denoiser, labels)
         if self.scale == 0:
-            return asking(denoiser, labels)
+            return plain
         if classifier is None or labels is None:
             raise ValueError("classifier needs its function, and every sample a label")
-        return classified(self, denoiser, labels, classifier)
 
+        def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
+            inside = self.inside(level) & (level.alpha > 0)
+            if not inside.any():
+                return plain(x, level, previous)
+            # copies, since tensors made in inference mode have no gradients
+            with torch.inference_mode(False), torch.enable_grad():
+                free, own = x.clone().detach().requires_grad_(), labels.clone()
+                values = {name: getattr(level, name).clone() for name in ("t", "alpha", "sigma")}
+                given = Given(own, None if previous is None else previous.clone())
+                estimate = denoiser(free, replace(level, **values), given)
+                (slope,) = torch.autograd.grad(classifier(estimate.x0, own).sum(), free)
+            strong, weight = estimate.x0.detach(), estimate.log_variance_weight
+            # pure noise beside other levels: 0 in place of a division by 0
+            gain = self.scale * (level.sigma**2 / level.alpha).where(inside, 0)
+            x0 = self.settled(strong + broadcast(gain, x) * slope, strong, inside)
+            return Estimate(x0, None if weight is None else weight.detach())
 
-def classified(
-    guidance: Guidance, denoiser: Denoiser, labels: Tensor, classifier: LabelLikelihood
-) -> Ask:
-    """Moves x0 along the gradient in x of the label's log-probability given x0."""
-    plain = asking(denoiser, labels)
-
-    def ask(x: Tensor, level: NoiseLevel, previous: Tensor | None) -> Estimate:
-        inside = guidance.inside(level) & (level.alpha > 0)
-        if not inside.any():
-            return plain(x, level, previous)
-        # copies, since tensors made in inference mode have no gradients
-        with torch.inference_mode(False), torch.enable_grad():
-            free, own = x.clone().detach().requires_grad_(), labels.clone()
-            values = {name: getattr(level, name).clone() for name in ("t", "alpha", "sigma")}
-            given = Given(own, None if previous is None else previous.clone())
-            estimate = denoiser(free, replace(level, **values), given)
-            (slope,) = torch.autograd.grad(classifier(estimate.x0, own).sum(), free)
-        strong, weight = estimate.x0.detach(), estimate.log_variance_weight
-        # pure noise beside other levels: 0 in place of a division by 0
-        gain = guidance.scale * (level.sigma**2 / level.alpha).where(inside, 0)
-        x0 = guidance.settled(strong + broadcast(gain, x) * slope, strong, inside)
-        return Estimate(x0, None if weight is None else weight.detach())
-
-    return ask
+        return ask
