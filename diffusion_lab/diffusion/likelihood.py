@@ -22,10 +22,9 @@ GREY_STEP = 1 / 127.5  # distance of neighbouring uint8 values of images in [-1,
 
 def exact_divergence(slope: Tensor, z: Tensor) -> Tensor:
     """The trace of d slope / d z, (B,): a backward pass for each of the D numbers of a sample."""
-    columns = slope.flatten(1).unbind(1)
     traces = (
         torch.autograd.grad(column.sum(), z, retain_graph=True)[0].flatten(1)[:, i]
-        for i, column in enumerate(columns)
+        for i, column in enumerate(slope.flatten(1).unbind(1))
     )
     return sum(traces, start=z.new_zeros(len(z)))
 

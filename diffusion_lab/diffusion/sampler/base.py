@@ -14,7 +14,7 @@ from diffusion_lab.common.ranges import Count, settings
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel
-from diffusion_lab.diffusion.sampler.time_grid import TimeGrid
+from diffusion_lab.diffusion.sampler.time_grid import EVEN_T, TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 CLOSEST = 0.1  # in logSNR: a smaller first step has a gap that multistep samplers cannot divide by
@@ -25,7 +25,7 @@ class Sampler(ABC):
     """Walks down a time grid of `steps` steps; keeps no state between calls."""
 
     steps: Count
-    time_grid: TimeGrid
+    time_grid: TimeGrid = EVEN_T
 
     jumps = False  # whether the model must be told where a step goes
     needs_consistency = False  # whether an estimate must be a sample, and not the mean of samples

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_lab.common.ranges import Count, Fraction, settings, whole
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import BY_RHO, EVEN_T, TimeGrid
+from diffusion_lab.diffusion.sampler.time_grid import BY_RHO, TimeGrid
 
 # Adams and Bashforth's weights for equal steps, newest first
 ADAMS = (
@@ -69,7 +69,6 @@ class DPMSolver(Sampler):
     """
 
     steps: Count = 20
-    time_grid: TimeGrid = EVEN_T
 
     order: Annotated[int, whole(1, 3)] = 2
     eta: Fraction = 0.0
@@ -116,7 +115,6 @@ class UniPC(Sampler):
     """
 
     steps: Count = 20
-    time_grid: TimeGrid = EVEN_T
 
     order: Annotated[int, whole(1, 3)] = 2
 
@@ -166,7 +164,6 @@ class DEIS(Sampler):
     """
 
     steps: Count = 10
-    time_grid: TimeGrid = EVEN_T
 
     order: Annotated[int, whole(1, 3)] = 3
 

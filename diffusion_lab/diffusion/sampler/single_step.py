@@ -15,7 +15,6 @@ from diffusion_lab.common.ranges import Count, Fraction, Positive, Range, at_lea
 from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, lowered, renoise
 from diffusion_lab.diffusion.sampler.base import Sampler
-from diffusion_lab.diffusion.sampler.time_grid import EVEN_T, TimeGrid
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 Variance = Annotated[str, one_of("fixed_small", "fixed_large", "learned")]
@@ -31,7 +30,6 @@ class Euler(Sampler):
     """
 
     steps: Count = 50
-    time_grid: TimeGrid = EVEN_T
 
     one_jump = True
 
@@ -66,7 +64,6 @@ class Heun(Sampler):
     """
 
     steps: Count = 18
-    time_grid: TimeGrid = EVEN_T
 
     churn: Annotated[float, at_least(0)] = 0.0
     churn_min: Annotated[float, at_least(0)] = 0.0
@@ -129,7 +126,6 @@ class Ancestral(Sampler):
     """
 
     steps: Count = 250
-    time_grid: TimeGrid = EVEN_T
 
     one_jump = True
 
@@ -154,7 +150,6 @@ class AncestralDPMSolver(Sampler):
     """
 
     steps: Count = 20
-    time_grid: TimeGrid = EVEN_T
 
     eta: Fraction = 1.0
 
@@ -180,7 +175,6 @@ class FlowMap(Sampler):
     """
 
     steps: Count = 2
-    time_grid: TimeGrid = EVEN_T
 
     jumps = True
 
@@ -198,7 +192,6 @@ class FewStep(Sampler):
     """
 
     steps: Count = 2
-    time_grid: TimeGrid = EVEN_T
 
     needs_consistency = True
 
@@ -243,7 +236,6 @@ class Restart(Sampler):
     """
 
     steps: Count = 18
-    time_grid: TimeGrid = EVEN_T
 
     restarts: Annotated[Sequence[Sequence[float]], RESTARTS] = ((0.06, 0.3, 2, 2),)
     noise_scale: Positive = 1.0

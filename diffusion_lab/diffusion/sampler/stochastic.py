@@ -59,8 +59,7 @@ class AnnealedLangevin(Sampler):
     Each of the `corrections` at a level is x += e score + sqrt(2 e) z, e = step_size sigma^2;
     between levels x / alpha is kept. The end is one denoised estimate. The defaults are NCSNv2's
     for CIFAR-10, where step_size is epsilon / sigma_L^2 = 6.2e-6 / 0.01^2; separate modes get their
-    weights right with more and larger updates only.
-    Network calls: steps corrections + 1.
+    weights right with more and larger updates only. Network calls: steps corrections + 1.
     """
 
     steps: Count = 232

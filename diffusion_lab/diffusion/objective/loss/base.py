@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
@@ -297,9 +298,8 @@ class Contrastive(Denoising):
     """The denoising loss less `weight` times that to the next sample's target (arXiv:2506.05350).
 
     The best output is (E[target | x] - weight E[target of others]) / (1 - weight): the exact one,
-    moved away from what is the same for all samples.
-    The next sample of the batch has its own image and noise, and is taken at this one's level. In a
-    batch of one it is the sample itself.
+    moved away from what is the same for all samples. The next sample of the batch has its own image
+    and noise, and is taken at this one's level. In a batch of one it is the sample itself.
     """
 
     @ranges()
@@ -313,10 +313,6 @@ class Contrastive(Denoising):
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         estimate = denoiser(add_noise(x0, eps, level), level, given)
-        own, other = (
-            self.errors(
-                parts.prediction, denoiser.clip, estimate, x0.roll(by, 0), eps.roll(by, 0), level
-            )
-            for by in (0, 1)
-        )
+        errors = partial(self.errors, parts.prediction, denoiser.clip, estimate, level=level)
+        own, other = errors(x0, eps), errors(x0.roll(1, 0), eps.roll(1, 0))
         return Losses(own - self.weight * other, level, own)

@@ -11,7 +11,6 @@ from diffusion_lab.common.ranges import (
     Count,
     Fraction,
     Positive,
-    Range,
     above,
     at_least,
     number,
@@ -75,9 +74,6 @@ class Consistency(Loss):
         return parts.schedule.at_logsnr(level.logsnr - 2 * kept.log()), share
 
 
-GAP: Range = number("between 0 and 1", lambda value: 0 < value < 1)
-
-
 @settings
 class Distillation(Loss):
     """The distance of x0_hat to x0_hat after the teacher's step of Heun (arXiv:2303.01469).
@@ -89,7 +85,7 @@ class Distillation(Loss):
 
     of_samples = asks_teacher = True
 
-    gap: Annotated[float, GAP] = 0.15
+    gap: Annotated[float, number("between 0 and 1", lambda value: 0 < value < 1)] = 0.15
 
     extra_passes = 1.0  # after the step; the teacher's calls are not the network's
 

@@ -7,7 +7,6 @@ model, and works where only noisy data exist. B samples of D numbers.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -25,18 +24,6 @@ from diffusion_lab.diffusion.objective.prediction import Prediction
 DRAWN = 4096  # levels at which the weights of a score are looked at
 MOST = 64  # numbers of a sample for which exact score matching is meant
 LARGEST_WEIGHT = 1e5  # of a score's error, in units of 1 / sigma^2
-
-
-def score_of(
-    denoiser: ConditionalDenoiser, level: NoiseLevel, given: Given
-) -> Callable[[Tensor], Tensor]:
-    """The score (alpha x0 - x) / sigma^2 of a denoiser at a level (B,), as a function of x."""
-
-    def score(x: Tensor) -> Tensor:
-        x0 = denoiser(x, level, given).x0
-        return (broadcast(level.alpha, x) * x0 - x) / broadcast(level.sigma**2, x)
-
-    return score
 
 
 def counts_without_limit(loss, schedule, prediction, time_sampler) -> bool:
@@ -90,10 +77,15 @@ class ScoreMatching(Loss):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The unweighted loss (B,) of noisy samples x (B, C, H, W) at a level (B,)."""
+
+        def score_at(x: Tensor) -> Tensor:
+            x0 = denoiser(x, level, given).x0
+            return (broadcast(level.alpha, x) * x0 - x) / broadcast(level.sigma**2, x)
+
         score, traces = x, torch.zeros_like(x)
         vectors = self.directions(x, generator)
         for vector in vectors:
-            score, slope = derivative(score_of(denoiser, level, given), (x,), (vector,))
+            score, slope = derivative(score_at, (x,), (vector,))
             traces = traces + vector * slope / len(vectors)
         return (score.square() + 2 * traces).flatten(1).mean(1)
 
