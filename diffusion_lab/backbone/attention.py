@@ -32,11 +32,9 @@ def attend(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (..., M, d / 2).
+    """Turns pairs (x_i, x_{i + d/2}) of x (B, h, N, d) by angles (..., M, d / 2): rotary positions.
 
-    These are rotary positions (arXiv:2104.09864).
-
-    Where N > M, the first N - M tokens have no position and stay as they are.
+    arXiv:2104.09864. Where N > M, the first N - M tokens have no position and stay as they are.
     """
     tokens = angles.shape[-2]
     free, placed = x.split([x.shape[2] - tokens, tokens], dim=2)
@@ -61,10 +59,9 @@ def check_heads(width: int, heads: int) -> None:
 class SelfAttention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D).
 
-    `scale` is explained at `attend`. `qk_norm` normalises queries and keys (arXiv:2302.05442);
-    `angles` (M, d / 2) are the angles of
-    rotary positions and `mask` (M, M) says which patch may look at which, both for the last M
-    tokens: the tokens before those have no position, attend to all and are attended to by all.
+    `scale` is explained at `attend`. `qk_norm` normalises queries and keys (arXiv:2302.05442).
+    `angles` (M, d / 2) of rotary positions and a `mask` (M, M), which patch may look at which, are
+    for the last M tokens: those before have no position, attend to all and are attended to by all.
     """
 
     def __init__(

@@ -22,9 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
 }
-Activation = Annotated[str, one_of(*ACTIVATIONS, "swiglu")]
 NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-Norm = Annotated[str, one_of(*NORMS)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -76,8 +74,8 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
         mixer: Callable[[], nn.Module],
         mlp_ratio: float = 4.0,
         # the exact GELU: the tanh form of the paper, 5e-4 away, takes 3 times as long on a CPU
-        activation: Activation = "gelu",
-        norm: Norm = "layer",
+        activation: Annotated[str, one_of(*ACTIVATIONS, "swiglu")] = "gelu",
+        norm: Annotated[str, one_of(*NORMS)] = "layer",
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
@@ -88,7 +86,6 @@ class Block(nn.Module, ABC):  # bases in this order, as FSDP2 makes a subclass
 
     def add_parts(self, width: int) -> None:
         """Adds the modules that a kind of block has beside its mixer and MLP; none by default."""
-        return None
 
     @property
     def branches(self) -> list[nn.Module]:

@@ -87,7 +87,6 @@ class Unconditional(Conditioning):
 
     def drop(self, labels: Tensor, rate: float, generator: torch.Generator | None = None) -> None:
         """Does nothing, as there are no labels to drop."""
-        return None
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """The empty condition for `count` samples."""
@@ -107,12 +106,10 @@ def require_classes(labels: Labels) -> Classes:
 class RawLabels(Conditioning):
     """The class itself, for a network that embeds it."""
 
-    null: Tensor
-
     def __init__(self, labels: Labels, width: int):
         super().__init__(require_classes(labels))
         # a buffer, as without weights nothing else says on which device this is
-        self.register_buffer("null", labels.null(1), persistent=False)
+        self.null = nn.Buffer(labels.null(1), persistent=False)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
         """labels (B,) int64, or None for `count` null labels."""

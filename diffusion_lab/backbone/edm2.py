@@ -132,13 +132,10 @@ class MPFourier(nn.Module):
     label; they and the phases are drawn once and saved with the weights, in radians.
     """
 
-    frequencies: Tensor
-    phases: Tensor
-
     def __init__(self, channels: int, bandwidth: float):
         super().__init__()
-        self.register_buffer("frequencies", 2 * math.pi * bandwidth * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.frequencies = nn.Buffer(2 * math.pi * bandwidth * torch.randn(channels))
+        self.phases = nn.Buffer(2 * math.pi * torch.rand(channels))
 
     def forward(self, noise: Tensor) -> Tensor:
         """noise (B,) float32 -> (B, channels)."""
@@ -260,7 +257,6 @@ class EDM2UNet(nn.Module):
         self.condition_width = max(widths)
         self.features = MPFourier(channels, bandwidth)
         self.noise = MPLinear(channels, max(widths))
-        resampling = BlockResampling
         encode = partial(
             EDM2Stage, embedding_width=max(widths), head_channels=head_channels, dropout=dropout
         )
@@ -269,7 +265,7 @@ class EDM2UNet(nn.Module):
         self.down, skips = nn.ModuleList(), [width]
         for level in levels:
             if level:
-                self.down.append(encode(width, width, resample=resampling.halving()))
+                self.down.append(encode(width, width, resample=BlockResampling.halving()))
                 skips.append(width)
             for _ in range(blocks):
                 self.down.append(encode(width, widths[level], attends=level in attention))
@@ -282,7 +278,7 @@ class EDM2UNet(nn.Module):
                 self.up.append(decode(width, widths[level], attends=attends, skip_channels=skip))
                 width = widths[level]
             if level:
-                self.up.append(decode(width, width, resample=resampling.doubling()))
+                self.up.append(decode(width, width, resample=BlockResampling.doubling()))
         self.out = MPConv(width, out_channels, 3)
         self.gain = nn.Parameter(torch.zeros(1))  # of the output
         self.labelled = True

@@ -116,8 +116,7 @@ class FourierEmbedding(UNetEmbedding):
         condition_first: Flag = False,
     ):
         super().__init__(channels, frequencies, width, condition_first=condition_first)
-        self.cycles: Tensor
-        self.register_buffer("cycles", std * torch.randn(self.frequencies // 2))
+        self.cycles = nn.Buffer(std * torch.randn(self.frequencies // 2))
 
     def waves(self, noise: Tensor) -> Tensor:
         angle = noise[:, None] * (2 * math.pi * self.cycles)

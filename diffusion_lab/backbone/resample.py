@@ -19,12 +19,6 @@ def downsample(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
-def downsample_filtered(in_channels: int, channels: int) -> nn.Sequential:
-    """Halves both sides: a 3x3 convolution, then the filter [1, 3, 3, 1] (arXiv:2011.13456)."""
-    # a pixel of the padding is the convolution's, and one the filter's
-    return nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=2), FilterHalve(padding=0))
-
-
 class Upsample(nn.Conv2d):
     """Doubles both sides: nearest neighbours, then a 3x3 convolution (arXiv:2006.11239)."""
 
@@ -39,12 +33,10 @@ class Upsample(nn.Conv2d):
 class _Filter(nn.Module):
     """The filter [1, 3, 3, 1] along both sides, of sum 1; beyond the border there are zeros."""
 
-    kernel: Tensor
-
     def __init__(self):
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("kernel", taps[:, None] * taps, persistent=False)
+        self.kernel = nn.Buffer(taps[:, None] * taps, persistent=False)
 
 
 class FilterHalve(_Filter):

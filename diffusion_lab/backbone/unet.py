@@ -18,7 +18,7 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import UNetEmbedding
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.patches import patch_grid
-from diffusion_lab.backbone.resample import ConvResampling, Resampling, downsample_filtered
+from diffusion_lab.backbone.resample import ConvResampling, FilterHalve, Resampling
 from diffusion_lab.backbone.stage import Stage
 from diffusion_lab.common.ranges import Count, Flag, ranges, whole_list
 
@@ -159,11 +159,14 @@ class UNet(nn.Module):
 def image_pyramid(channels: int, widths: Sequence[int], blocks: int) -> nn.ModuleDict:
     """The modules that halve the image, for levels of these widths with `blocks` stages.
 
-    Each has the index of the module in the encoder that halves at the same place.
+    Each is a 3x3 convolution, then the filter [1, 3, 3, 1] (arXiv:2011.13456), and has the index of
+    the module in the encoder that halves at the same place.
     """
     pyramid = nn.ModuleDict()
     for level, width in enumerate(widths, 1):
-        pyramid[str(level * (blocks + 1) - 1)] = downsample_filtered(channels, width)
+        # a pixel of the padding is the convolution's, and one the filter's
+        convolution = nn.Conv2d(channels, width, 3, padding=2)
+        pyramid[str(level * (blocks + 1) - 1)] = nn.Sequential(convolution, FilterHalve(padding=0))
         channels = width
     return pyramid
 

@@ -50,9 +50,8 @@ class TargetEmbedding(nn.Module):
         positions = [level.t, level.t if level.there is None else level.there.t]
         if self.scaled:
             positions.append(torch.zeros(1) if scale is None else 1 - 1 / scale)
-        parts = [
-            features(each.reshape(-1), FEATURES, self.first.weight.device) for each in positions
-        ]
+        device = self.first.weight.device
+        parts = [features(each.reshape(-1), FEATURES, device) for each in positions]
         told = torch.cat([part.expand(count, -1) for part in parts], 1)
         return self.last(nn.functional.silu(self.first(told)))
 

@@ -52,9 +52,8 @@ class Estimate(NamedTuple):
         if self.noise_x0 is None:
             return moved
         # the noise of another x0 is (x - alpha noise_x0) / sigma
-        return moved + broadcast(here.alpha * there.sigma / here.sigma, x) * (
-            self.x0 - self.noise_x0
-        )
+        share = here.alpha * there.sigma / here.sigma
+        return moved + broadcast(share, x) * (self.x0 - self.noise_x0)
 
 
 DenoiseFn = Callable[[Tensor, NoiseLevel], Estimate]  # the condition is already bound

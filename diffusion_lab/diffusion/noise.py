@@ -39,6 +39,12 @@ class NoiseLevel:
         """The level with the one that the next step goes to, of the same shape."""
         return replace(self, there=there)
 
+    def then(self, later: "NoiseLevel") -> "NoiseLevel":
+        """The path (n + m,) of these levels (n,) and later ones (m,)."""
+        pairs = ((self.t, later.t), (self.alpha, later.alpha), (self.sigma, later.sigma))
+        t, alpha, sigma = map(torch.cat, pairs)
+        return NoiseLevel(t, alpha, sigma)
+
     def __len__(self) -> int:
         return len(self.t)
 

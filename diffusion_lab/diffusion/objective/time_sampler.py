@@ -203,8 +203,6 @@ class SecondMoment(TimeSampler):
         "learns from losses at the levels that it draws, and jumps have two; write "
         "objective/time_sampler=logit_normal": lambda time_sampler, loss: loss.two_levels,
     }
-    history: Tensor
-    count: Tensor
 
     @ranges(bins=whole(2), history=whole(1), uniform=share())
     def __init__(
@@ -216,8 +214,8 @@ class SecondMoment(TimeSampler):
     ):
         super().__init__(stratified)
         self.uniform = uniform
-        self.register_buffer("history", torch.zeros(bins, history))  # a ring for each part
-        self.register_buffer("count", torch.zeros(bins, dtype=torch.int64))  # losses ever seen
+        self.history = nn.Buffer(torch.zeros(bins, history))  # a ring for each part
+        self.count = nn.Buffer(torch.zeros(bins, dtype=torch.int64))  # losses ever seen
 
     def probabilities(self) -> Tensor:
         """The share of draws that each part gets, (bins,) float64."""
@@ -259,4 +257,4 @@ class SecondMoment(TimeSampler):
         ring = torch.cat([self.history, torch.zeros_like(self.history[:, :1])], 1)
         ring[part, slot] = losses.to(ring.dtype)
         self.history.copy_(ring[:, :history])
-        self.count += new
+        self.count.add_(new)

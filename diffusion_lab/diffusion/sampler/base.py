@@ -90,12 +90,7 @@ class Sampler(ABC):
         """
         grid = self.time_grid(schedule, self.steps)
         cleaner = grid[grid.logsnr > here.logsnr + CLOSEST]  # clean data at least
-        levels = NoiseLevel(
-            torch.cat([here.t[None], cleaner.t]),
-            torch.cat([here.alpha[None], cleaner.alpha]),
-            torch.cat([here.sigma[None], cleaner.sigma]),
-        )
-        for state in self.walk(denoise, x, levels, schedule, randn_like):
+        for state in self.walk(denoise, x, here[None].then(cleaner), schedule, randn_like):
             x = state
         return x
 

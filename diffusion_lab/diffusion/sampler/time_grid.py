@@ -32,11 +32,7 @@ class TimeGrid(ABC):
         """steps + 1 levels from noise to data; the last is sigma = 0, whatever the schedule."""
         noisy = schedule(self.times(schedule, steps))
         zero, one = noisy.t.new_zeros(1), noisy.t.new_ones(1)
-        return NoiseLevel(
-            torch.cat([noisy.t, zero]),
-            torch.cat([noisy.alpha, one]),
-            torch.cat([noisy.sigma, zero]),
-        )
+        return noisy.then(NoiseLevel(zero, one, zero))
 
 
 @settings
