@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.attention import SelfAttention
-from diffusion_lab.common.labels import (
-    LONGEST,
-    AttributeClasses,
-    Captions,
-    Classes,
-    Labels,
-    Numbers,
-)
+from diffusion_lab.common.labels import AttributeClasses, Captions, Classes, Labels, Numbers
 from diffusion_lab.common.ranges import Count, optional, ranges, whole_list
 
 LETTER, SPAN = 32, 8  # numbers of a byte, and bytes of a token of a caption
@@ -195,7 +188,7 @@ class CaptionLabel(Conditioning):
         self.letters = nn.Embedding(256, LETTER)
         self.neighbours = nn.Conv1d(LETTER, LETTER, 5, padding=2)
         self.spans = nn.Conv1d(LETTER, width, SPAN, stride=SPAN)
-        self.positions = nn.Parameter(torch.empty(LONGEST // SPAN, width))
+        self.positions = nn.Parameter(torch.empty(self.labels.shape[0] // SPAN, width))
         self.layers = nn.ModuleList()
         for _ in range(depth):
             wider, narrower = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
@@ -207,8 +200,8 @@ class CaptionLabel(Conditioning):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, labels: Tensor | None, count: int) -> Condition:
-        """labels (B, LONGEST) uint8, or None for `count` empty ones -> (B, D), (B, L, D)."""
-        letters = self.letters(self.known(labels, count).long()).mT  # (B, LETTER, LONGEST)
+        """labels (B, bytes) uint8, or None for `count` empty ones -> (B, D), (B, L, D)."""
+        letters = self.letters(self.known(labels, count).long()).mT  # (B, LETTER, bytes)
         letters = letters + nn.functional.silu(self.neighbours(letters))
         tokens = self.spans(letters).mT + self.positions  # (B, L, D)
         for layer in self.layers:

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.diffusion.estimate import DenoiseFn
-from diffusion_lab.diffusion.sampler.runge_kutta import (
-    angle_of,
-    angular_slope,
-    clean_angle,
-    integrate,
-)
+from diffusion_lab.diffusion.sampler.runge_kutta import angular_slope, end_angles, integrate
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 GREY_STEP = 1 / 127.5  # distance of neighbouring uint8 values of images in [-1, 1]
@@ -48,7 +43,7 @@ def log_likelihood(
     and has entries +-1. The noise at t = 1 is taken for exactly Gaussian. `denoise` must be
     differentiable in x. Raises ValueError if `steps` steps do not reach the tolerance.
     """
-    clean, noisy = clean_angle(schedule), angle_of(schedule(torch.ones(())))
+    clean, noisy = end_angles(schedule)
     slope, numbers = angular_slope(denoise, schedule), x0[0].numel()
 
     @torch.enable_grad()

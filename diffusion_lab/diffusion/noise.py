@@ -86,9 +86,7 @@ def renoise(x: Tensor, here: NoiseLevel, there: NoiseLevel, noise: Tensor) -> Te
     return broadcast(ratio, x) * x + broadcast(added, x) * noise
 
 
-def lowered(
-    here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
-) -> tuple[NoiseLevel, Tensor, Tensor]:
+def lowered(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Tensor, Tensor]:
     """Splits a step from `here` to the cleaner level `there`: a jump, then fresh noise.
 
     Returns the level to jump to, with there's alpha, and the small and the large variance of the
@@ -114,12 +112,10 @@ def posterior(
 
 
 def features(position: Tensor, channels: int, device: torch.device) -> Tensor:
-    """Cosines of a position (B,), whose frequencies have a deviation of one cycle.
-
-    They are (B, channels) float32 of unit variance.
-    """
+    """Cosines of a position (B,) of unit variance, (B, channels) float32."""
     position = position.to(device, torch.float32)
-    # normal frequencies and uniform phases as in EDM2, but evenly spaced and not drawn
+    # normal frequencies, with a deviation of one cycle, and uniform phases as in EDM2, but evenly
+    # spaced and not drawn
     count = torch.arange(channels, device=device, dtype=torch.float32)
     frequency = torch.special.ndtri((count + 0.5) / channels)
     phase = count * (math.sqrt(5) - 1) / 2

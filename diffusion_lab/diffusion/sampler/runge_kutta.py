@@ -93,9 +93,10 @@ def angle_of(level: NoiseLevel) -> float:
     return math.atan2(level.sigma.item(), level.alpha.item())
 
 
-def clean_angle(schedule: NoiseSchedule) -> float:
-    """The angle that stands for clean data: the schedule's cleanest, or just above 0."""
-    return max(angle_of(schedule(torch.zeros(()))), math.atan(SMALLEST_RATIO))
+def end_angles(schedule: NoiseSchedule) -> tuple[float, float]:
+    """The angles of clean data, the schedule's cleanest or just above 0, and of noise."""
+    cleanest, noisy = (angle_of(schedule(torch.tensor(t))) for t in (0.0, 1.0))
+    return max(cleanest, math.atan(SMALLEST_RATIO)), noisy
 
 
 def at_angle(angle: Tensor, schedule: NoiseSchedule) -> tuple[NoiseLevel, Tensor]:
@@ -123,7 +124,7 @@ def encode(
     denoise: DenoiseFn, x0: Tensor, schedule: NoiseSchedule, tolerance: float, steps: int
 ) -> Tensor:
     """The unit noise (B, ...) from which the ODE leads to the clean images x0 (B, ...)."""
-    clean, noisy = clean_angle(schedule), angle_of(schedule(torch.ones(())))
+    clean, noisy = end_angles(schedule)
     z = x0 * math.cos(clean)
     slope = angular_slope(denoise, schedule)
     # near clean data the slope changes within an angle as small as the first

@@ -7,15 +7,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.ranges import (
-    Count,
-    Fraction,
-    Positive,
-    above,
-    at_least,
-    number,
-    settings,
-)
+from diffusion_lab.common.ranges import Count, Fraction, Positive, above, at_least, number, settings
 from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.estimate import ConditionalDenoiser, DenoiseFn, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump, noise_of
