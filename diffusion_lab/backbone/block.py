@@ -142,10 +142,7 @@ class AdaLN(Block):
 
 
 class AdaLNZero(AdaLN):
-    """x + gate(c) * branch(modulate(LayerNorm(x), c)).
-
-    The gates start at zero, so a new block is the identity.
-    """
+    """x + gate(c) * branch(modulate(LayerNorm(x), c)), at first the identity: gates are 0."""
 
     coefficients = 3  # shift, scale, gate
 

@@ -43,10 +43,7 @@ class TargetEmbedding(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, level: NoiseLevel, scale: Tensor | None, count: int) -> Tensor:
-        """A scalar level, or levels (B,), and their `there`, which is `level` itself if None.
-
-        `scale` (B,) is 1 if None.
-        """
+        """A level () or (B,), whose `there` is itself if None; `scale` (B,) is 1 if None."""
         positions = [level.t, level.t if level.there is None else level.there.t]
         if self.scaled:
             positions.append(torch.zeros(1) if scale is None else 1 - 1 / scale)

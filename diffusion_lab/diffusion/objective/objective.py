@@ -58,10 +58,7 @@ class Objective(nn.Module):
         self.teacher = teacher
 
     def extra_passes(self, denoiser: ConditionalDenoiser) -> float | None:
-        """The network's forward passes on a sample, in the mean, beside the one with a gradient.
-
-        None if those of the loss are not counted.
-        """
+        """The loss's `extra_passes`, if they are counted, and those of self-conditioning."""
         own = self.loss.extra_passes
         return None if own is None else own + SELF_CONDITIONED * denoiser.self_conditioning
 

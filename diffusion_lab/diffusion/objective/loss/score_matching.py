@@ -99,10 +99,7 @@ class ScoreMatching(Loss):
 
 @settings
 class SlicedScoreMatching(ScoreMatching):
-    """tr J from random directions: sliced score matching with reduced variance (arXiv:1905.07088).
-
-    Directions have numbers of 1 and -1.
-    """
+    """tr J from random signs: sliced score matching with reduced variance (arXiv:1905.07088)."""
 
     projections: Count = 1
 
