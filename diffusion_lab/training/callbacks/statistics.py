@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import lightning
@@ -19,7 +20,6 @@ from diffusion_lab.training.callbacks.non_finite import tensors
 from diffusion_lab.training.callbacks.periodic import Checked, Interval, stepped
 from diffusion_lab.training.module import TrainedModule
 
-MODEL = "denoiser."  # left out at the start of names
 KEPT = 0.9  # share of the earlier estimates in an average, at each new one
 
 
@@ -40,24 +40,6 @@ class GradientNoise:
     def scale(self) -> float | None:
         """The noise scale in images; None where noise still hides the gradient."""
         return self.noise / self.signal if min(self.noise, self.signal) > 0 else None
-
-
-class PartNorms:
-    """Adds up the squared gradient norms of this rank's micro-batches, before ranks share them."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]):
-        self.total = torch.zeros((), device=parameters[0].device)
-        self.active = False  # a loss may take gradients of its own, outside of the backward pass
-        self._hooks = [each.register_hook(self._add) for each in parameters]
-
-    def _add(self, gradient: Tensor) -> None:
-        if self.active:
-            self.total += gradient.detach().float().square().sum()
-
-    def close(self) -> None:
-        """Removes the hooks."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 @settings
@@ -120,12 +102,12 @@ class Statistics(Callback, Checked):
             self._look = Look(pl_module, self.depth, self.noise_scale)
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        if self._look and self._look.parts:
-            self._look.parts.active = True
+        if self._look:
+            self._look.in_backward = True
 
     def on_after_backward(self, trainer, pl_module) -> None:
-        if self._look and self._look.parts:
-            self._look.parts.active = False
+        if self._look:
+            self._look.in_backward = False
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if self._look:
@@ -141,10 +123,10 @@ class Statistics(Callback, Checked):
         if pl_module.bad_steps.skipped:
             return
         row = look.row(trainer)
-        if look.parts:
+        if self.noise_scale:
             accumulated, batch_size = trainer.accumulate_grad_batches, pl_module.batch_size
             # a micro-batch's gradient is divided by their number, and multiplied by the scale
-            part = accumulated * trainer.strategy.reduce(look.parts.total, reduce_op="mean")
+            part = accumulated * trainer.strategy.reduce(look.squares, reduce_op="mean")
             squared = sum(norm**2 for norm in look.gradients.values())
             part_size = batch_size // (accumulated * trainer.world_size)
             self._noise.observe(float(part / look.scale**2), squared, part_size, batch_size)
@@ -160,8 +142,9 @@ class Look:
         self.module = module
         self.weights = weights_of_parts(module, depth)
         self.gradients: dict[str, float] = {}  # norms by part of the module
-        trained = [parameter for part in self.weights.values() for parameter in part]
-        self.parts = PartNorms(trained) if in_parts else None
+        # squared gradient norms of this rank's micro-batches, before ranks share them
+        self.squares = torch.zeros((), device=module.device)
+        self.in_backward = False  # a loss may take gradients of its own, outside of that pass
         self._before: dict[str, list[Tensor]] = {}  # copies of the weights
         self._extremes: dict[str, Tensor] = {}
         self.scale = 1.0  # by which fp16's scaler has multiplied the gradients
@@ -169,6 +152,8 @@ class Look:
             module.get_submodule(path).register_forward_hook(partial(self._see, path))
             for path in self.weights
         ]
+        for parameter in chain(*self.weights.values()) if in_parts else ():
+            self._hooks.append(parameter.register_hook(self._add))
 
     def _see(self, path: str, layer: nn.Module, inputs: tuple, output: Any) -> None:
         for tensor in tensors(output):
@@ -176,6 +161,10 @@ class Look:
                 largest = tensor.detach().abs().amax().float()
                 known = self._extremes.get(path, largest)
                 self._extremes[path] = torch.maximum(known, largest)
+
+    def _add(self, gradient: Tensor) -> None:
+        if self.in_backward:
+            self.squares += gradient.detach().float().square().sum()
 
     def at_gradients(self) -> None:
         """Measures the gradients before they are clipped, and copies the weights."""
@@ -187,8 +176,6 @@ class Look:
         """Removes all hooks."""
         for hook in self._hooks:
             hook.remove()
-        if self.parts:
-            self.parts.close()
 
     def row(self, trainer: lightning.Trainer) -> dict[str, float]:
         """The statistics at the end of the step, by name, on every rank."""
