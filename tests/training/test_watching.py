@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
 from diffusion_lab.families.autoencoder import task as autoencoder_task
 from diffusion_lab.training.callbacks import SampleEvaluation, Throughput
-from diffusion_lab.training.callbacks.statistics import GradientNoise, PartNorms
+from diffusion_lab.training.callbacks.statistics import GradientNoise, Look
 from diffusion_lab.training.callbacks.throughput import bins_of
 from diffusion_lab.training.logger import Clock, WandB
 
@@ -181,22 +181,31 @@ def test_noisy_gradients_give_about_the_noise_scale():
     assert estimate.scale == pytest.approx(9, rel=0.2)  # tr(S) / |G|^2 = 900 / 100
 
 
+class Trained(nn.Linear):
+    """A module of which all parameters are trained."""
+
+    device = torch.device("cpu")
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+
 def test_norms_of_parts_are_of_single_micro_batches():
     torch.manual_seed(0)
-    layer, norms = nn.Linear(3, 2), []
-    parts = PartNorms(list(layer.parameters()))
+    layer, norms = Trained(3, 2), []
+    look = Look(layer, depth=1, in_parts=True)
     torch.autograd.grad(layer(torch.ones(3)).sum(), list(layer.parameters()))  # does not count
     for batch in torch.randn(3, 5, 3):
         alone = torch.autograd.grad(layer(batch).square().mean(), list(layer.parameters()))
         norms.append(norm(alone) ** 2)
-        parts.active = True
+        look.in_backward = True
         layer(batch).square().mean().backward()
-        parts.active = False
-    assert float(parts.total) == pytest.approx(sum(norms))
-    parts.close()
-    parts.active = True
+        look.in_backward = False
+    assert float(look.squares) == pytest.approx(sum(norms))
+    look.close()
+    look.in_backward = True
     layer(torch.ones(3)).sum().backward()
-    assert float(parts.total) == pytest.approx(sum(norms))
+    assert float(look.squares) == pytest.approx(sum(norms))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -223,13 +232,13 @@ def test_a_resumed_window_is_on_the_device_of_the_module():
     throughput = Throughput()
     # a checkpoint is read before the module is on its device
     saved = {"losses_since_the_last_row": torch.tensor([1.0, 2.0])}
-    saved["gradient_norms_since_the_last_row"] = torch.tensor([3.0])
+    saved["gradient_norms_since_the_last_row"] = torch.tensor([3.0, 4.0])
     throughput.on_load_checkpoint(None, SimpleNamespace(device=torch.device("cpu")), saved)
     module = SimpleNamespace(
         device=torch.device("meta"), context=SimpleNamespace(clock=Clock(batch_size=1))
     )
     throughput.on_train_start(SimpleNamespace(callbacks=[]), module)
-    assert [loss.device.type for loss in throughput._losses] == ["meta", "meta"]
+    assert {each.device.type for pair in throughput._window for each in pair} == {"meta"}
 
 
 @pytest.fixture

@@ -40,16 +40,16 @@ class Throughput(Callback):
     phase = 1  # once others have put their values into the row
 
     def __init__(self) -> None:
-        self._losses: list[Tensor] = []  # loss of each step since the last row
         self._loss = torch.zeros(())  # sum over this step's micro-batches
-        self._norms: list[Tensor] = []  # gradient norm of each step since the last row
+        # loss and gradient norm of each step since the last row
+        self._window: list[tuple[Tensor, Tensor]] = []
         self._rates: dict[str, float] = {}  # of each group of parameters
         self._start = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # only now is the module on its training device
-        self._losses = [loss.to(pl_module.device) for loss in self._losses]
-        self._norms = [norm.to(pl_module.device) for norm in self._norms]
+        device = pl_module.device
+        self._window = [(loss.to(device), norm.to(device)) for loss, norm in self._window]
         self._open_window(pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -68,15 +68,14 @@ class Throughput(Callback):
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
         if OPEN_WINDOW not in checkpoint:  # the run was without this callback before
             return
-        self._losses = list(checkpoint[OPEN_WINDOW])
-        self._norms = list(torch.as_tensor(checkpoint[NORMS]))
+        norms = torch.as_tensor(checkpoint[NORMS])
+        self._window = list(zip(checkpoint[OPEN_WINDOW], norms, strict=True))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._loss = self._loss + outputs["loss"].detach()  # a micro-batch's share of the mean
         if not stepped(trainer, batch_idx):
             return
-        self._losses.append(self._loss)
-        self._norms.append(pl_module.gradient_norm)
+        self._window.append((self._loss, pl_module.gradient_norm))
         self._loss = torch.zeros(())
         self._steps += 1
         if trainer.global_step % trainer.log_every_n_steps:
@@ -91,16 +90,16 @@ class Throughput(Callback):
         speed = {"train/images_per_second": self._steps * pl_module.batch_size / seconds}
         pl_module.record(parts | means | self._rates | speed | pl_module.context.row)
         pl_module.context.row.clear()
-        self._losses.clear()
-        self._norms.clear()
+        self._window.clear()
         self._open_window(pl_module)
 
     def _taken(self, trainer: lightning.Trainer) -> tuple[Tensor, list[float]]:
         """The losses (n,), over all ranks, and norms of the n steps that were not skipped."""
-        if not self._losses:
+        if not self._window:
             return torch.empty(0), []
-        losses = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean").cpu()
-        norms = torch.stack(self._norms).cpu()
+        losses, norms = map(torch.stack, zip(*self._window, strict=True))
+        losses = trainer.strategy.reduce(losses, reduce_op="mean").cpu()
+        norms = norms.cpu()
         good = norms.isfinite()
         return losses[good], norms[good].tolist()
 
@@ -217,17 +216,12 @@ class OperatorProfile(Callback, Checked):
         if self._profiler and stepped(trainer, batch_idx):
             self._profiler.step()
 
-    def on_train_end(self, trainer, pl_module) -> None:
-        self._stop()
-
-    def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        """Stops the profiler, of which a process has only one."""
-        if self._profiler:
+    def on_train_end(self, trainer, pl_module, exception: BaseException | None = None) -> None:
+        if self._profiler:  # of which a process has only one
             self._profiler.stop()
             self._profiler = None
+
+    on_exception = on_train_end
 
     def _write(self, trainer: lightning.Trainer, recorded: profile) -> None:
         folder: Path = module_of(trainer).context.folder / FOLDER
