@@ -73,7 +73,7 @@ class Clock:
         self.left_out = 0.0  # seconds that do not count
         self._stopped: float | None = None
 
-    def continue_from(self, seconds: float, left_out: float = 0.0) -> None:
+    def continue_from(self, seconds: float, left_out: float) -> None:
         """Continues from the seconds that a run had taken before it was resumed."""
         self.start = time.monotonic() - seconds
         self.left_out = left_out
@@ -194,12 +194,6 @@ class RunLogger(Logger, ABC):
     def log_hyperparams(self, *arguments: object, **named: object) -> None:
         """Does nothing: the run gets the configuration when it is opened."""
 
-    def save(self) -> None:
-        """Does nothing: every row is written at once."""
-
-    def finalize(self, status: str) -> None:
-        """Leaves the run open: the final metrics come after `fit`, and `finish` closes the run."""
-
 
 @settings
 class GroupedLogger(RunLogger):
@@ -233,7 +227,6 @@ class JSONLines(Logger):
     """
 
     def __init__(self, path: Path, clock: Clock):
-        super().__init__()
         self.path = path
         self.clock = clock
         self.count = 0  # number of logged rows
@@ -279,14 +272,12 @@ class JSONLines(Logger):
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Keeps only the first `count` rows, and sets the clock to the last of them."""
+        """Keeps only the first `count` rows."""
         if not self.path.exists():
             return
         rows = [row for row in read_rows(self.path) if "step" in row][:count]
         self.count = len(rows)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        if rows:
-            self.clock.continue_from(rows[-1]["seconds"])
 
 
 def check_loggers(cfg: DictConfig) -> None:

@@ -1,9 +1,8 @@
 """Weights & Biases, online or offline."""
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +109,7 @@ class WandB(GroupedLogger):
     def finish(self, summary: Row | None) -> None:
         super().finish(summary)
         if self.broken:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 wandb.teardown()
             # else the next run of this process would write into this one
             wandb.sdk.lib.module.unset_globals()
