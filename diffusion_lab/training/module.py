@@ -13,7 +13,6 @@ from typing import Any, ClassVar, cast
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -21,11 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab.assembly.instantiate import instantiate
-from diffusion_lab.assembly.parameter_groups import (
-    OptimizerFactory,
-    build_optimizer,
-    for_training,
-)
+from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer, for_training
 from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed, seed_device
@@ -147,12 +142,9 @@ class TrainedModule(lightning.LightningModule, ABC):
         return min(1.0, done)
 
     def _time_spent(self, timer: lightning.pytorch.callbacks.Timer) -> float:
-        """The share of a time limit that is spent, by the clock of the first rank.
-
-        The ranks' clocks differ, and so would their learning rates. Asking makes GPUs wait, so it
-        is done at the steps at which ranks vote.
-        """
+        """The share of a time limit that is spent, by the clock of the first rank."""
         step = self.trainer.global_step
+        # the ranks' clocks differ, and so would their learning rates; asking makes GPUs wait
         if self._spent is None or self.trainer.world_size == 1 or step % VOTES == 0:
             elapsed = timer.time_elapsed("train")
             share = elapsed / (elapsed + (timer.time_remaining("train") or 0.0))
@@ -177,7 +169,6 @@ class TrainedModule(lightning.LightningModule, ABC):
         """The metrics of a pass over all validation or test images, named `<split>/...`."""
 
     def on_validation_epoch_end(self) -> None:
-        """Stores and logs the metrics of validation images."""
         self.validation_metrics = self.logged(self.metrics_of_pass("val"))
         self.validated_step = self.trainer.global_step
         shown = f"val/{self.shown}"
@@ -187,11 +178,9 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.on_validation_epoch_start()
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        """Does to test images what validation does."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Stores and logs the metrics of test images."""
         self.test_metrics = self.logged(self.metrics_of_pass("test"))
 
     def logged(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
@@ -210,7 +199,6 @@ class TrainedModule(lightning.LightningModule, ABC):
         checkpoint[VALIDATION] = (self.validated_step, self.validation_metrics)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Restores the validation metrics that `on_save_checkpoint` saved."""
         migrate.checkpoint(checkpoint)
         self.validated_step, self.validation_metrics = checkpoint[VALIDATION]
 
@@ -233,14 +221,10 @@ class TrainedModule(lightning.LightningModule, ABC):
             self.bad_steps.begin(self)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a micro-batch."""
         super().backward(self.bad_steps.poisoned(loss))
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         """Clips the gradient's norm over all parameters, and skips the step if it is bad.
 
@@ -253,18 +237,11 @@ class TrainedModule(lightning.LightningModule, ABC):
         norms = [unsharded(nn.utils.clip_grad_norm_(each, largest)) for each in self._players]
         # the norm of no gradients is on the CPU
         self.gradient_norm = torch.stack([each.to(self.device) for each in norms]).norm()
-        has_scaler = self.trainer.scaler is not None
-        self.bad_steps.settle(self.gradient_norm, None if has_scaler else optimizer)
+        self.bad_steps.settle(self.gradient_norm, None if self.trainer.scaler else optimizer)
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes a step, after which all but training sees the weights that count."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(*args, **kwargs)
         for each in self.trainer.optimizers:
             for_training(each, False)
 
@@ -296,8 +273,7 @@ class OneNumberModule(TrainedModule):
     """Validates by the mean of the one number `shown`, over images or parts of them."""
 
     def on_validation_epoch_start(self) -> None:
-        # sum and count of the numbers
-        self.sums = torch.zeros(2, device=self.device)
+        self.sums = torch.zeros(2, device=self.device)  # sum and count of the numbers
 
     def add(self, values: Tensor) -> None:
         """Counts the numbers of a batch, of any shape."""

@@ -41,7 +41,6 @@ from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.callbacks import MedianPruning, SampleEvaluation, configured
 
-JUDGED = [quantity.name for quantity in QUANTITIES if quantity.judged]
 CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
 OPTIONAL = {"test", "sampling", "contrasts", "sampling_seeds"}  # keys that have defaults
 TESTS = ("joint", "welch", "paired")  # of `compare`
@@ -52,7 +51,7 @@ TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
 # guidance; else they have to be equal. `contrasts` are the pairs of arms that are asked about.
 PROTOCOL = {
     "question": TEXT,
-    "metric": one_of(*JUDGED),
+    "metric": one_of(*(quantity.name for quantity in QUANTITIES if quantity.judged)),
     "seeds": whole_list(0, shortest=2),
     "stop": TEXT,
     "test": one_of(*TESTS),

@@ -37,13 +37,11 @@ def summarise(
     facts: dict[str, Any] = {
         "name": cfg.name,
         "finished": finished,
-        "pruned": False,
         "steps": trainer.global_step,
         "images_seen": task.module.images_seen,
         "began_from_images": cfg.get("init_images"),
         "began_from_flops": cfg.get("init_flops"),
         "first_stage_seconds": first_stage_seconds(cfg, context.folder),
-        "skipped_steps": 0,
         "wall_seconds": round(clock.seconds() + clock.left_out, 1),
         "training_seconds": round(clock.seconds(), 1),
         "parameters": sum(p.numel() for p in task.module.network.parameters()),

@@ -22,12 +22,10 @@ from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.quantity import VALIDATION, ceiling
 from diffusion_lab.training.callbacks import (
-    EMA,
     Checked,
     Checkpoint,
     Evaluation,
     MedianPruning,
-    PosthocEMA,
     SampleEvaluation,
 )
 from diffusion_lab.training.callbacks.checkpoint import RANKING
@@ -50,12 +48,6 @@ class Task(ABC):
     def first_stage(self) -> FirstStage | None:
         """The first stage on whose latents or codes the network is trained, if it has one."""
         return getattr(self.module, "first_stage", None)
-
-    @property
-    def averages(self) -> int:
-        """The number of averages of the weights that are kept during training."""
-        keeping = (each for each in self.callbacks if isinstance(each, EMA | PosthocEMA))
-        return sum(len(each.lengths) for each in keeping)
 
     def callback(self, kind: type[Callback]) -> Any:
         """The first callback of a class, or None if the run has no such callback."""

@@ -24,8 +24,7 @@ def train_extractor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     Raises UserError if there are no classes to learn, the file exists, or training diverges.
     """
-    allowed = {"epochs": whole(1), "batch_size": whole(2), "seed": whole(0), "lr": above(0)}
-    check_keys(cfg, allowed)
+    check_keys(cfg, {"epochs": whole(1), "batch_size": whole(2), "seed": whole(0), "lr": above(0)})
     path = Path(cfg.output)
     if path.exists():
         raise UserError(

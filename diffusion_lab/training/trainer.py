@@ -148,8 +148,7 @@ class TimeLimit(Timer):
 
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:
     """The steps that `trainer.max_time` allows of a run whose `steps` would take `seconds`."""
-    limit = seconds_in(max_time) if max_time else None
-    if limit is None or seconds <= limit:
+    if not max_time or seconds <= (limit := seconds_in(max_time)):
         return steps
     return max(1, int(steps * limit / seconds))
 

@@ -38,9 +38,6 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a run ended because its loss was not finite, or because its samples became alike."""
-    from diffusion_lab.training.callbacks import (
-        non_finite,  # late: it waits for torch
-        stopping,
-    )
+    from diffusion_lab.training.callbacks import non_finite, stopping  # late: they wait for torch
 
     return any((folder / name).exists() for name in (non_finite.FOLDER, stopping.FILE))

@@ -32,12 +32,7 @@ from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder
 from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.runs.files import SAMPLES
-from diffusion_lab.training.callbacks.periodic import (
-    Checked,
-    Interval,
-    Periodic,
-    require_diffusion,
-)
+from diffusion_lab.training.callbacks.periodic import Checked, Interval, Periodic, require_diffusion
 from diffusion_lab.training.callbacks.stopping import Interruption
 from diffusion_lab.training.callbacks.weight_averaging import averaged_weights
 from diffusion_lab.training.logger import RunLogger, WandB, chosen
