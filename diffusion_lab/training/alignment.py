@@ -36,8 +36,7 @@ class LayerLoss(nn.Module):
     ):
         super().__init__()
         self.weight, self.stop_images = weight, stop_images
-        # in a list, as its weights are not this one's
-        self.backbone: list[Any] = [denoiser.backbone]
+        self.backbone: list[Any] = [denoiser.backbone]  # listed, as its weights are not this one's
         self._seen: Tensor | None = None
         chosen_layer(denoiser.backbone, layer).register_forward_hook(self._look)
 

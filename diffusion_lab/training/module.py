@@ -1,7 +1,4 @@
-"""The base class of LightningModules, and the context that a run's callbacks share.
-
-It has steps and a learning rate by images, clipping, and seeds.
-"""
+"""The base class of LightningModules, and the context that a run's callbacks share."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -137,11 +134,11 @@ class TrainedModule(lightning.LightningModule, ABC):
         trainer = self.trainer
         done = trainer.global_step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, lightning.pytorch.callbacks.Timer):
+            if isinstance(callback, Timer):
                 done = max(done, self._time_spent(callback))
         return min(1.0, done)
 
-    def _time_spent(self, timer: lightning.pytorch.callbacks.Timer) -> float:
+    def _time_spent(self, timer: Timer) -> float:
         """The share of a time limit that is spent, by the clock of the first rank."""
         step = self.trainer.global_step
         # the ranks' clocks differ, and so would their learning rates; asking makes GPUs wait
@@ -259,10 +256,7 @@ class TrainedModule(lightning.LightningModule, ABC):
 
 
 def unfuse(optimizer: Optimizer) -> None:
-    """Lets a fused optimiser leave the scale of float16's gradients to the scaler.
-
-    It would undo it in its own step, after the gradient's norm is taken.
-    """
+    """Leaves the scale of float16's gradients to the scaler: a fused step undoes it too late."""
     for group in optimizer.param_groups:
         if group.get("fused"):
             group["fused"] = False

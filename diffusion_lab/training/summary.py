@@ -66,23 +66,17 @@ def summarise(
 
 
 def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
-    """The training time of the first stage's run in seconds; None if it has none or is not known.
-
-    A resumed run uses its own copy of the first stage, and its earlier summary has the time.
-    """
+    """The training seconds of the first stage's run; None if there is none or it is not known."""
     if (stage := OmegaConf.select(cfg, "first_stage.run")) is None:
         return None
-    if Path(stage) == folder:
+    if Path(stage) == folder:  # a resumed run uses its own copy
         return load_summary(folder).first_stage_seconds
     return load_summary(averages.run_of(Path(stage))).training_seconds
 
 
 def overrides_of(folder: Path) -> list[str] | None:
-    """The overrides of the command that began a run; None if only those that resumed it are known.
-
-    A run that was stopped has them in its earlier summary.
-    """
-    if earlier := load_summary(folder).overrides:
+    """The overrides of the command that began a run; None if only those of a resume are known."""
+    if earlier := load_summary(folder).overrides:  # of a run that was stopped
         return earlier
     if not HydraConfig.initialized():
         return None

@@ -81,6 +81,7 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
     """
     try:
         yield
+        return
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning turns the first into the second
         say(f"Stopped at once; {remedy(command, folder)}")
         raise KeyboardInterrupt from end
@@ -119,8 +120,6 @@ def explaining_failures(command: str, folder: Path | None) -> Iterator[None]:
             reason = "another process of this run ended, or did not answer"
         else:
             raise
-    else:
-        return
     raise UserError(f"training stopped: {reason.rstrip('. ')}; {remedy(command, folder)}")
 
 
@@ -148,11 +147,10 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
 
 def remedy(command: str, folder: Path | None) -> str:
     """The advice on how to continue a run that stopped."""
-    if folder is None:
-        return f"resume from the last checkpoint with {resume_command(command, Path('FOLDER'))}"
-    if checkpoints.exists(folder):
-        return f"resume from the last checkpoint with {resume_command(command, folder)}"
-    return "nothing was saved yet, so start again"
+    if folder and not checkpoints.exists(folder):
+        return "nothing was saved yet, so start again"
+    resume = resume_command(command, folder or Path("FOLDER"))
+    return f"resume from the last checkpoint with {resume}"
 
 
 NAME = Range(
@@ -303,8 +301,7 @@ def network_and_length(prepared: Prepared) -> str:
     trainer, limit = prepared.trainer, prepared.cfg.trainer.max_time
     network = prepared.task.module.network
     count = sum(parameter.numel() for parameter in network.parameters())
-    endless = not 0 < trainer.max_steps < 10**9  # a time ends the run
-    ends = [] if endless else [f"{trainer.max_steps:,} steps"]
+    ends = [f"{trainer.max_steps:,} steps"] if trainer.max_steps < 10**9 else []  # else a time
     ends += [f"{duration(seconds_in(limit))} of training"] if limit else []
     name = type(getattr(network, "backbone", network)).__name__
     place = f"on {prepared.device} in {trainer.precision}"

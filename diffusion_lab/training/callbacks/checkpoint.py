@@ -217,8 +217,7 @@ def measured_now(trainer: lightning.Trainer, name: str | None) -> float | None:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a file next to the target and renames it, so a kill never leaves half a checkpoint.
 
-    Lightning moves a temporary file from $TMPDIR; across file systems the move is a copy, and a
-    kill during the copy destroys the previous checkpoint.
+    Lightning moves one from $TMPDIR, which may be a copy that a kill leaves unfinished.
     """
 
     mesh: DeviceMesh | None = None  # over which a rank reads its rows of tensors in shards

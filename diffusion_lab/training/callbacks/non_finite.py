@@ -77,8 +77,7 @@ class NonFinite(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if self.counts.row >= self.patience - 1:
-            if self._watch is None:
-                self._watch = Watch(pl_module)
+            self._watch = self._watch or Watch(pl_module)
             self._watch.open(batch)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:

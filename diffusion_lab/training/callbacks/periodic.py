@@ -85,8 +85,7 @@ class Periodic(Callback, ABC):
 class OneBatch(Callback):
     """Takes the images of the first step in every step; noise and levels are drawn anew.
 
-    A model that cannot learn a few images will not learn many. (Lightning's overfit_batches makes
-    an epoch of each batch, and a run here is one epoch.)
+    (Lightning's overfit_batches makes an epoch of each batch, and a run here is one epoch.)
     """
 
     def setup(self, trainer, pl_module, stage: str) -> None:

@@ -66,10 +66,9 @@ class Throughput(Callback):
         checkpoint[OPEN_WINDOW], checkpoint[NORMS] = self._taken(trainer)
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        if OPEN_WINDOW not in checkpoint:  # the run was without this callback before
-            return
-        norms = torch.as_tensor(checkpoint[NORMS])
-        self._window = list(zip(checkpoint[OPEN_WINDOW], norms, strict=True))
+        if OPEN_WINDOW in checkpoint:  # else the run was without this callback before
+            norms = torch.as_tensor(checkpoint[NORMS])
+            self._window = list(zip(checkpoint[OPEN_WINDOW], norms, strict=True))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._loss = self._loss + outputs["loss"].detach()  # a micro-batch's share of the mean
@@ -147,9 +146,8 @@ class LevelLosses(Callback, Checked):
         checkpoint[LEVELS_WINDOW] = self._reduced(trainer).cpu()
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        if LEVELS_WINDOW not in checkpoint:  # the run was without this callback before
-            return
-        if trainer.is_global_zero:  # the sums of all ranks, so one rank takes them
+        known = LEVELS_WINDOW in checkpoint  # else the run was without this callback before
+        if known and trainer.is_global_zero:  # the sums of all ranks, so one rank takes them
             self._sums = checkpoint[LEVELS_WINDOW].clone()
 
     def _reduced(self, trainer: lightning.Trainer) -> Tensor:
@@ -316,10 +314,6 @@ class ProgressBar(RichProgressBar):
 
 class ProgressLines(Callback):
     """Prints the progress of the run every half minute."""
-
-    def __init__(self) -> None:
-        self._started = self._said = 0.0
-        self._first = 0  # the step at which this training began
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._started = self._said = time.monotonic()
