@@ -137,14 +137,10 @@ class Muon(timm.optim.Muon):
             for each in matrices:
                 each.grad = None
         settings = {key: group[key] for key in ("eps", "safety_factor", "scale_eps")}
-        polar = zeropower_via_newtonschulz(
-            torch.stack([each.flatten(1) for each in updates]),
-            group["ns_steps"],
-            COEFFICIENTS,
-            **settings,
-        )
-        scale = get_lr_scale(polar.shape, group["adjust_lr_fn"])
-        pairs = zip(polar.to(matrices[0].dtype), matrices, strict=True)
+        stacked = torch.stack([each.flatten(1) for each in updates])
+        stacked = zeropower_via_newtonschulz(stacked, group["ns_steps"], COEFFICIENTS, **settings)
+        scale = get_lr_scale(stacked.shape, group["adjust_lr_fn"])
+        pairs = zip(stacked.to(matrices[0].dtype), matrices, strict=True)
         moves = [local(shared_as(move.view(each.shape), each)) for move, each in pairs]
         own = [*map(local, matrices)]
         moves = [laid_out_as(*pair) for pair in zip(moves, own, strict=True)]

@@ -30,11 +30,7 @@ TRAINER = {
     "trainer.max_steps": whole(1),
     "trainer.max_time": Range(
         "a time such as 5min or 2h, DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
-        lambda value: (
-            value is None
-            or isinstance(value, DictConfig)
-            or (isinstance(value, str) and bool(LIMIT.fullmatch(value)))
-        ),
+        lambda value: isinstance(value, DictConfig | None) or bool(LIMIT.fullmatch(str(value))),
     ),
     "trainer.log_every_n_steps": whole(1),
     "trainer.benchmark": optional(flag()),  # earlier runs lack it
