@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,12 @@ def instead(word: str, known: Iterable[str]) -> str:
     names = list(map(str, known))
     near = difflib.get_close_matches(word, names, 1)
     return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(names)}"
+
+
+def require(what: str, name: str, known: Collection[str]) -> None:
+    """Raises UserError for a name that is not known."""
+    if name not in known:
+        raise UserError(f"there is no {what} {name!r}{instead(name, known)}")
 
 
 def did_you_mean(word: str, words: list[str]) -> str:

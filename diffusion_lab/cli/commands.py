@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.assembly.sentences import conf_dir, key_of, parse
+from diffusion_lab.assembly.sentences import conf_dir, instead, key_of, parse
 from diffusion_lab.common.messages import UserError
 
 USAGE = """Usage: diffusion-lab COMMAND [override=value ...]
@@ -121,8 +121,6 @@ COMMANDS = {
 def command_named(name: str) -> Command:
     """The command of this name; raises UserError if there is none."""
     if name not in COMMANDS:
-        from diffusion_lab.assembly.sentences import instead  # late: --help needs no Hydra
-
         names = [*COMMANDS, "study", "options", "help"]
         raise UserError(f"there is no command {name!r}{instead(name, names)}")
     return COMMANDS[name]

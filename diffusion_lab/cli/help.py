@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from diffusion_lab.assembly.sentences import ADDED, conf_dir, instead
+from diffusion_lab.assembly.sentences import ADDED, conf_dir, require
 from diffusion_lab.cli.commands import COMMANDS, Command, config_dir
-from diffusion_lab.common.messages import UserError
 
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # groups of options of many groups
 HIDDEN = ("_partial_", "_convert_", "_recursive_")  # keys for Hydra alone
@@ -178,7 +177,7 @@ def options_help(arguments: Sequence[str], own: str | None) -> str:
     group, _, name = arguments[0].lstrip("+").partition("=")
     require("group", group, options.groups)
     if name:
-        require(f"option of {group}", name, list(options.files(group)))
+        require(f"option of {group}", name, options.files(group))
         return "\n\n".join(_files(options, group, name))
     lines = []
     for each in options.inside(group):
@@ -197,12 +196,6 @@ def _files(options: Options, group: str, name: str) -> Iterator[str]:
     for entry in _read(text).get("defaults", []):
         if isinstance(entry, str) and entry in options.files(group):
             yield from _files(options, group, entry)
-
-
-def require(what: str, name: str, known: Sequence[str]) -> None:
-    """Raises UserError for a name that is not known."""
-    if name not in known:
-        raise UserError(f"there is no {what} {name!r}{instead(name, known)}")
 
 
 def help_of(arguments: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -18,20 +19,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from diffusion_lab.assembly.config_keys import check_boxes, leave_out, paths_as_text
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.sentences import (
     HYDRA_VERSION,
     MISTAKES,
     Combination,
     conf_dir,
+    own_places,
     sentence,
 )
 from diffusion_lab.cli.commands import COMMANDS, Command, admit, expand
-from diffusion_lab.common.files import require_writable, write_json
-from diffusion_lab.common.messages import FULL, UserError
+from diffusion_lab.common.files import read_json, require_writable, write_json
+from diffusion_lab.common.messages import FULL, TrainingStopped, UserError
+from diffusion_lab.common.ranges import Range, whole
 from diffusion_lab.compute import slurm, started
 
 STOPPED = 130  # the exit code of a command that Ctrl-C has ended
 REPLY = "DIFFUSION_LAB_REPLY"  # the variable with the file for a result or an error
+DEVICES = Range(
+    "auto or a whole number of at least 1", lambda value: value == "auto" or whole(1).allows(value)
+)
 
 
 def run(name: str, arguments: list[str]) -> None:
@@ -98,8 +105,45 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
         work = partial(explained, work)
     if not command.on_all_devices:
         return work()
-    run_work = pkgutil.resolve_name("diffusion_lab.cli.all_devices:on_all_devices")
-    return run_work(config.replace("_", "-"), cfg, overrides, work)
+    return on_all_devices(config.replace("_", "-"), cfg, overrides, work)
+
+
+def on_all_devices(
+    name: str, cfg: DictConfig, overrides: list[str], work: Callable[[], Any]
+) -> Any:
+    """Calls `work`, the command `name`, here or in a new process per device; returns its result.
+
+    Each process works on its share of the images. The first writes the files and speaks, and what
+    the command returns, says and exits with is that of one process: raises UserError with the
+    sentence of the process that failed, or exits with its code.
+    """
+    from diffusion_lab.compute import launch  # late: it waits for torch
+    from diffusion_lab.compute.device import pick_device
+
+    launched = started.in_launched_process()
+    if launched:  # before all checks: connected processes say once what is wrong
+        launch.join_process_group(pick_device(cfg.device))
+    check_keys(cfg, {"devices": DEVICES})
+    count = launch.processes_of_command(cfg.device, cfg.devices)
+    if launched or count == 1:
+        return work()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reply.json"
+        os.environ[REPLY] = str(path)
+        try:
+            ended = launch.run_on_all_devices(name, [*own_places(), *overrides], count)
+        except TrainingStopped as error:
+            left = read_json(path)
+            if "code" in left:  # after a trace
+                if HydraConfig.get().mode == RunMode.MULTIRUN:  # an exit would end the other jobs
+                    raise RuntimeError("a process of this job failed, as it said above") from error
+                sys.exit(left["code"])
+            raise UserError(left.get("error", str(error))) from error
+        finally:
+            del os.environ[REPLY]
+        if not ended:
+            sys.exit(STOPPED)
+        return read_json(path)["result"]
 
 
 def explained(work: Callable[[], Any]) -> Any:

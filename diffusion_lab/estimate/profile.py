@@ -53,8 +53,7 @@ ALLOWED = CHOICES | {each: whole(1) for each in ("batch_size", "timed_steps", "d
 PATIENCE = 20.0  # seconds of timing after which no further round begins: slow steps vary little
 WARM_UP = 2  # steps; the first one allocates
 PEAK_SECONDS = 0.3
-PEAK_SIZE = {"cpu": 1024}  # side of the matrices: large enough for full speed
-LARGE_PEAK_SIZE = 8192
+PEAK_SIZE = {"cpu": 1024, "cuda": 8192}  # side of the matrices: large enough for full speed
 LARGEST_KEPT = 2**25 - 2**16  # bytes, just below the size that glibc always takes from the system
 Numbers = dict[str, Any]
 
@@ -265,7 +264,7 @@ def median_seconds(steps: Sequence[Callable[[], object]], times: int) -> list[fl
 @torch.inference_mode()
 def peak_flops(precision: str, device: torch.device) -> float:
     """The device's peak FLOP/s, measured by the fastest of matrix products and convolutions."""
-    size = PEAK_SIZE.get(device.type, LARGE_PEAK_SIZE)
+    size = PEAK_SIZE[device.type]
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     matrix = torch.randn(size, size, device=device).to(dtype)
     batch, channels, side = size // 256, 256, 32

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
@@ -136,7 +135,7 @@ def value_of(word: str) -> Any:
     override = parse([f"key={word.partition('=')[2]}"])[0]
     if override.is_sweep_override():
         raise UserError(f"{word} has several values; write a list, as in protocol.seeds=[0,1]")
-    return OmegaConf.to_container(OmegaConf.create({"value": override.value()}))["value"]  # type: ignore[call-overload,index]
+    return override.value()
 
 
 def narrowed(jobs: Jobs, only: Mapping[str, list[str]]) -> list[StudyJob]:

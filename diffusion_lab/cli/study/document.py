@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from diffusion_lab.assembly.sentences import conf_dir, instead
+from diffusion_lab.assembly.sentences import conf_dir, instead, require
 from diffusion_lab.common.messages import UserError
 
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
@@ -98,8 +98,7 @@ def load(name: str, overrides: Mapping[str, Any], config_dir: str | None) -> Stu
     Raises UserError with the file, the key and what to write instead.
     """
     files = find(config_dir)
-    if name not in files:
-        raise UserError(f"there is no study {name!r}{instead(name, files)}")
+    require("study", name, files)
     return _Reader(files[name], _plain(files[name], files, overrides)).study()
 
 

@@ -43,10 +43,7 @@ class Processes:
         self.running: dict[BaseProcess, tuple[StudyJob, Path, float]] = {}
         if count > 1:  # else they would wait for one another
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        methods = multiprocessing.get_all_start_methods()
-        self.context = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
+        self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(LOADED))
 
     def call(self, function: Callable[..., None], *arguments: object) -> None:
@@ -67,7 +64,7 @@ class Processes:
         reply.unlink(missing_ok=True)
         own = log if self.count > 1 else None
         arguments = (job.command, [*self.flags, *job.arguments], own, reply)
-        process = self.context.Process(target=execute, args=arguments)  # type: ignore[attr-defined]
+        process = self.context.Process(target=execute, args=arguments)
         process.start()
         self.running[process] = (job, log, time.monotonic())
 

@@ -36,8 +36,8 @@ class Records:
         self.jobs = jobs
 
     def path(self, job: StudyJob) -> Path:
-        """The file that says how a job ended which trains nothing."""
-        return self.jobs.root / RECORDS / f"{slug(job.title)}.json"
+        """The place that shows how a job ended: what it makes, or a record of its own."""
+        return job.made if leaves(job) else self.jobs.root / RECORDS / f"{slug(job.title)}.json"
 
     def done(self, job: StudyJob) -> bool:
         """Whether a job need not be run; one that reads others is run again after them."""
@@ -60,8 +60,7 @@ class Records:
 
     def time(self, job: StudyJob) -> float:
         """When a job ended, in seconds since 1970; 0 if it has not."""
-        made = job.made / SUMMARY if job.command in TRAINS else job.made
-        path = made if leaves(job) else self.path(job)
+        path = job.made / SUMMARY if job.command in TRAINS else self.path(job)
         return path.stat().st_mtime if path.is_file() else 0.0
 
     def write_plan(self) -> None:
@@ -72,9 +71,7 @@ class Records:
                 "arm": job.point.get(ARMS, ""),
                 "trains": job.command in TRAINS,
                 "of": job.label if job.command == CHOOSE else None,
-                "made": os.path.relpath(
-                    job.made if leaves(job) else self.path(job), self.jobs.root
-                ),
+                "made": os.path.relpath(self.path(job), self.jobs.root),
             }
             for job in self.jobs.all
         ]
@@ -291,7 +288,7 @@ def written(values: Settings) -> str:
 
 def result(trial: StudyJob, choice: Choice) -> float | None:
     """The metric of a trial, from its training or its evaluation; None if it is not finite."""
-    records = [read_json(trial.made / "summary.json")]
+    records = [read_json(trial.made / SUMMARY)]
     if choice.measure is not None:
         records = list(map(read_json, (trial.made / "evaluations").glob("*.json")))
     for name, value in ((n, v) for each in records for n, v in each.get("metrics", {}).items()):
