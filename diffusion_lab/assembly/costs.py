@@ -92,10 +92,7 @@ class RunCost:
 
 
 def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> RunCost:
-    """The cost of a run that needs no device; `calls` are those of a sample.
-
-    The network is on "meta", where it takes neither memory nor time.
-    """
+    """The cost of a run, whose network is on "meta"; `calls` are those of a sample."""
     try:
         model, modules, trained, seen = counted_on("meta", cfg, facts)
     except RuntimeError:  # a custom network that reads the values of its tensors
@@ -120,10 +117,7 @@ def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> Run
 def counted_on(
     device: str, cfg: DictConfig, facts: ImageFacts
 ) -> tuple[Model, list[Cost], list[Cost], int]:
-    """A model, the costs of its modules in a call on one image, and the FLOPs PyTorch sees.
-
-    The costs are those out of training, and those in training.
-    """
+    """A model, its modules' costs for an image out of training and in it, and PyTorch's FLOPs."""
     model = build_model(cfg, *facts, device=device)
     x = torch.zeros(1, *model.denoiser.image_shape, device=device)
     labels = model.denoiser.conditioning.labels.blank(1, device)
@@ -159,10 +153,7 @@ def calls_of_one_network(cfg: DictConfig, facts: ImageFacts) -> int | None:
 
 
 def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
-    """Network calls for one image, with the configured sampler and guidance.
-
-    None for an adaptive sampler, whose calls depend on the trained network.
-    """
+    """Network calls for an image, with sampler and guidance; None if the sampler is adaptive."""
     for key in ("weak_run", "classifier"):
         if cfg.guidance.get(key):
             raise UserError(

@@ -27,10 +27,7 @@ def family_of(cfg: DictConfig) -> str:
 
 
 def part(cfg: DictConfig, name: str) -> ModuleType:
-    """The module `run` or `task` of a configuration's family; a user's has both in one.
-
-    Raises UserError for a family that is not known.
-    """
+    """The module `run` or `task` of a family, or a user's, which is both; UserError if unknown."""
     family = str(family_of(cfg))
     if family in (*TRAINED, AUTOENCODER, IMAGES):
         return import_module(f"{HOME}{family}.{name}")

@@ -101,10 +101,7 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
 
 
 def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, dropped: bool) -> None:
-    """Calls a network that embeds labels itself with the first and the last label of an image.
-
-    If labels are dropped in training, also with the null label. Raises ValueError where it fails.
-    """
+    """Raises ValueError unless a network takes the first and the last label, and the null label."""
     given: list[Given] = [NOTHING] if dropped else []
     if denoiser.conditioning.conditional:
         ends = (0, denoiser.conditioning.labels.classes - 1)

@@ -44,10 +44,7 @@ def read_data(cfg: DictConfig, datamodule: ImageData) -> None:
 
 
 def facts_of_data(cfg: DictConfig, datamodule: ImageData) -> dict[str, object]:
-    """Entries of a training's configuration that its data determine.
-
-    Raises UserError if the run has begun with other data.
-    """
+    """Entries that a run's data determine; raises UserError if it has begun with other data."""
     sha256 = datamodule.fingerprint
     if cfg.get("data_sha256") not in (None, sha256):
         raise UserError(
@@ -188,10 +185,7 @@ def with_bandwidths(cfg: DictConfig, label: str) -> DictConfig:
 
 
 def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
-    """The way of passing the noise level to a network that suits the schedule.
-
-    `differentiated` is whether a jump's derivative with respect to the time is taken.
-    """
+    """The noise label that suits the schedule, and a derivative by the time if one is taken."""
     if schedule.explodes:
         return "log_sigma"
     if schedule.discrete_steps is not None:
@@ -217,10 +211,7 @@ def build_pipeline(
     weak: Denoiser | None = None,
     classifier: Classifier | None = None,
 ) -> Pipeline:
-    """Builds the sampling call of `cfg`.
-
-    `weak` is the denoiser of `cfg.guidance.weak_run`, `classifier` that of `cfg.guidance`.
-    """
+    """Builds the sampling call; `weak` and `classifier` are those of `cfg.guidance`."""
     require_diffusion(cfg)
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
     rules.check(

@@ -188,10 +188,7 @@ def check_options(overrides: list[str]) -> None:
 
 
 def admit(override: str, groups: tuple[str, ...]) -> str:
-    """Marks an override with ++ if it may name a key of a run's own option in one of `groups`.
-
-    Hydra does not know that option. A wrong key is refused later, by the class of the option.
-    """
+    """Marks an override with ++ if it may name a key of a run's own option, unknown to Hydra."""
     return f"++{override}" if override.startswith(tuple(f"{g}." for g in groups)) else override
 
 

@@ -170,10 +170,7 @@ def check_composed(name: str, flags: list[str], jobs: Sequence[Job]) -> None:
 
 
 def finished(name: str, flags: list[str], jobs: Sequence[Job]) -> bool:
-    """Whether all runs of a study are finished, so that none needs a place in a queue.
-
-    Raises UserError if one of them was trained with other settings.
-    """
+    """Whether all runs of a study are finished; raises UserError if one has other settings."""
     folders = [job.folder for job in jobs if job.folder and load_summary(job.folder).finished]
     if len(folders) < len(jobs):
         return False

@@ -253,10 +253,7 @@ def is_run(reference: str) -> bool:
 
 
 def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """`cfg` with the backbone, and all else, of its reference: a run, overrides, or an option.
-
-    Raises ValueError, which begins with `reference`, if it cannot be composed.
-    """
+    """`cfg` as its reference, a run, overrides or an option, has it; ValueError for a wrong one."""
     text = str(cfg.reference)
     if is_run(text):
         return with_backbone(cfg.copy(), load_diffusion_config(text))
@@ -301,10 +298,7 @@ def resized(cfg: DictConfig, settings: dict[str, int]) -> DictConfig:
 
 
 class Sizes:
-    """Searches the widths and depths of a backbone; `cost(cfg)` may raise UserError.
-
-    Raises UserError for a backbone that has no key that sets its size.
-    """
+    """Searches the widths and depths of a backbone; `cost(cfg)` may raise UserError."""
 
     def __init__(self, cfg: DictConfig, name: str, cost: Callable[[DictConfig], float]):
         self.cfg, self.cost = cfg, cost

@@ -151,10 +151,7 @@ def overlap(data: ImageData) -> Iterator[Remark]:
 
 
 def digests(images: Rows) -> list[bytes]:
-    """Returns a checksum of each image, uint8 (C, H, W): equal only if the images are.
-
-    Images of one pixel (C, 1, 1) get none: there are only 256^C, so some are bound to be equal.
-    """
+    """Checksums of images, uint8 (C, H, W); none of single pixels, some of which must be equal."""
     if images.images.shape[2:] == (1, 1):
         return []
     return [

@@ -43,8 +43,5 @@ class GPU:
         return max(without, mfu * self.tf32_flops) if tf32 else without
 
     def bus(self, devices: int, nodes: int) -> float:
-        """The bytes/s at which a ring over all GPUs of all nodes passes data on.
-
-        Each of a node's GPUs has its own way to other nodes, and rings use them all.
-        """
+        """The bytes/s of a ring over all GPUs; each of a node's has its own way to other nodes."""
         return self.link if nodes == 1 else min(self.link, devices * self.network)

@@ -93,10 +93,7 @@ def find(config_dir: str | None) -> dict[str, Path]:
 
 
 def load(name: str, overrides: Mapping[str, Any], config_dir: str | None) -> Study:
-    """Reads a study and checks it; `overrides` are of its own keys, such as budget.images.
-
-    Raises UserError with the file, the key and what to write instead.
-    """
+    """Reads and checks a study, with overrides of its own keys; a UserError names file and key."""
     files = find(config_dir)
     require("study", name, files)
     return _Reader(files[name], _plain(files[name], files, overrides)).study()

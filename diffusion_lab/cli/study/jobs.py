@@ -119,10 +119,7 @@ def several(stage: StudyStage) -> dict[str, Any]:
 
 
 def first_values(stage: StudyStage, name: str) -> list[Settings]:
-    """The values to begin with: all of a grid, or as many random ones as there are trials.
-
-    Random values depend on the study's stage and on `name`, what is tuned, alone.
-    """
+    """The values to begin with: a grid's, or random ones that the stage and `name` alone decide."""
     assert stage.choice is not None
     grids = several(stage)
     if stage.choice.trials is None:
@@ -242,12 +239,9 @@ class Jobs:
         return {k: v for k, v in self.given.items() if takes is None or k.split(".")[0] in takes}
 
     def _match(self, need: Need, point: Point, where: str) -> StudyJob | None:
-        """The job of the needed stage that has the values of a point on the axes of both.
-
-        An axis on which the needed stage has a single value need not agree. None if another value
-        of an axis is wanted, and there is none.
-        """
+        """The needed job with this point's values; None if another is wanted and there is none."""
         axes = self.study.stages[need.stage].axes
+        # an axis on which the needed stage has a single value need not agree
         same = {a: v for a, v in point.items() if a != need.other and len(axes.get(a, ())) > 1}
         apart = {need.other: point.get(need.other)} if need.other else {}
         found = [
