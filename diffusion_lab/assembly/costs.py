@@ -86,9 +86,9 @@ class RunCost:
     def __str__(self) -> str:
         return f"{amount(self.parameters)} parameters, {amount(self.macs)} MACs per network call"
 
-    def flops(self, passes: float = 1) -> float:
-        """The FLOPs of so many network calls on an image."""
-        return 2 * self.macs * passes
+    def flops(self) -> int:
+        """The FLOPs of a network call on an image."""
+        return 2 * self.macs
 
 
 def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> RunCost:

@@ -56,7 +56,6 @@ MEANT = {  # words for keys that have longer names here
     "width": "backbone.width",
 }
 ADDED = ("debug",)  # groups that are written +group=option
-IN_FOLDERS = "experiment/"  # the group whose options are in folders, too
 MANY = 30  # options that a sentence lists
 # option of a Hydra plugin -> the extra of this package that installs the plugin
 EXTRAS = {
@@ -109,8 +108,8 @@ def _missing(name: str, options: list[str]) -> str:
     if extra := EXTRAS.get(name):
         return f"{name} needs a plugin; write pip install 'diffusion-lab[{extra}]'"
     group, _, option = name.rpartition("/")
-    if name.startswith(IN_FOLDERS):
-        group, option = IN_FOLDERS.rstrip("/"), name.removeprefix(IN_FOLDERS)
+    if name.startswith("experiment/"):
+        group, _, option = name.partition("/")
         folder = conf_dir() / group  # options such as fashion_mnist/dit are in folders of it
         files = (file.relative_to(folder) for file in folder.rglob("*.yaml"))
         options = sorted(file.with_suffix("").as_posix() for file in files)

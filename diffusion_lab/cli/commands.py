@@ -225,8 +225,7 @@ def config_dir(flags: list[str]) -> str | None:
 
 def gather_paths(arguments: list[str]) -> list[str]:
     """Moves all arguments that are not overrides into one override, paths=[...]."""
-    paths: list[str] = []
-    rest: list[str] = []
+    paths, rest = list[str](), list[str]()
     for argument, of_flag in flagged(arguments):
         is_path = not of_flag and ("=" not in argument or Path(argument).exists())
         (paths if is_path else rest).append(argument)

@@ -46,9 +46,7 @@ def sentence_of(text: str) -> str:
 
 def keys_of(text: str) -> list[Key]:
     """The keys of a file, nested ones with their full path."""
-    keys: list[Key] = []
-    path: list[str] = []
-    comment = ""
+    keys, path, comment = list[Key](), list[str](), ""
     for line in head_of(text)[1].splitlines():
         value, _, trailing = line.partition(" #")
         found = KEY.match(value)
@@ -116,8 +114,7 @@ def command_help(name: str, command: Command, own: str | None) -> str:
     lines += [*contents[0]["hydra"]["help"]["header"].rstrip().splitlines(), "", "Keys:"]
     lengths = [len(f"{key.name}={key.default}") for key in keys.values()]
     width = max((length for length in lengths if length <= NAMES), default=NAMES)
-    for key in keys.values():
-        lines.append(_row(f"{key.name}={key.default}", key.comment, width))
+    lines += [_row(f"{key.name}={key.default}", key.comment, width) for key in keys.values()]
     known = options.groups
     plain = {key: each for key, each in chosen.items() if key in known}
     if plain:

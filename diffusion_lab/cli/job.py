@@ -28,7 +28,7 @@ from diffusion_lab.assembly.sentences import (
     own_places,
     sentence,
 )
-from diffusion_lab.cli.commands import COMMANDS, Command, admit, expand
+from diffusion_lab.cli.commands import COMMANDS, admit, expand
 from diffusion_lab.common.files import read_json, require_writable, write_json
 from diffusion_lab.common.messages import FULL, TrainingStopped, UserError
 from diffusion_lab.common.ranges import Range, whole
@@ -43,11 +43,10 @@ DEVICES = Range(
 
 def run(name: str, arguments: list[str]) -> None:
     """Runs the command `name` under Hydra, with conf/<name>.yaml and the given arguments."""
-    command, config = COMMANDS[name], name.replace("-", "_")
 
     def job(cfg: DictConfig) -> float | None:
         try:
-            return call(command, config, cfg)
+            return call(name, cfg)
         except KeyboardInterrupt:
             sys.exit(STOPPED)
         except Exception as error:
@@ -63,12 +62,13 @@ def run(name: str, arguments: list[str]) -> None:
             raise  # Hydra raises it at the sweep's end, after the other jobs
 
     sys.argv = [f"diffusion-lab {name}", *arguments]
+    config = name.replace("-", "_")
     hydra.main(**HYDRA_VERSION, config_path=str(conf_dir()), config_name=config)(job)()
 
 
-def call(command: Command, config: str, cfg: DictConfig) -> float | None:
+def call(name: str, cfg: DictConfig) -> float | None:
     """Calls a command's function; prints its result, or returns what a search optimises."""
-    result = result_of(command, config, cfg)
+    command, result = COMMANDS[name], result_of(name, cfg)
     if command.trains:
         return result
     if started.rank() == 0 and not reply(result=result) and cfg.get("json"):
@@ -80,8 +80,9 @@ def call(command: Command, config: str, cfg: DictConfig) -> float | None:
     return None
 
 
-def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
+def result_of(name: str, cfg: DictConfig) -> Any:
     """Calls a command's function with the configuration that Hydra has composed."""
+    command = COMMANDS[name]
     # imported late: torch and lightning take seconds, which --help and typing errors need not wait
     try:
         function = pkgutil.resolve_name(f"diffusion_lab.{command.function}")
@@ -89,7 +90,7 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
         if not command.extra:
             raise
         raise UserError(
-            f"{config.replace('_', '-')} needs {error.name}, which is not installed; write "
+            f"{name} needs {error.name}, which is not installed; write "
             f"pip install 'diffusion-lab[{command.extra}]'"
         ) from error
     overrides = list(HydraConfig.get().overrides.task)
@@ -99,13 +100,11 @@ def result_of(command: Command, config: str, cfg: DictConfig) -> Any:
     key = "output" if cfg.get("output") else "run"  # where commands with an output write
     if "output" in cfg and cfg.get(key):
         require_writable(key, str(cfg[key]), "choose another place with output=...")
-    combined = [combinations(command, config, cfg, overrides)] if command.combines else []
+    combined = [combinations(name, cfg, overrides)] if command.combines else []
     work = partial(function, cfg, overrides, *combined)
     if not command.trains:  # a training explains its failures in its run folder
         work = partial(explained, work)
-    if not command.on_all_devices:
-        return work()
-    return on_all_devices(config.replace("_", "-"), cfg, overrides, work)
+    return on_all_devices(name, cfg, overrides, work) if command.on_all_devices else work()
 
 
 def on_all_devices(
@@ -161,16 +160,15 @@ def explained(work: Callable[[], Any]) -> Any:
         raise UserError(f"{error.filename} cannot be used: {error.strerror}{remedy}") from error
 
 
-def combinations(
-    command: Command, config: str, cfg: DictConfig, overrides: list[str]
-) -> list[Combination]:
+def combinations(name: str, cfg: DictConfig, overrides: list[str]) -> list[Combination]:
     """Composes the configuration of each combination of the comma-separated values."""
     single = [override for override in overrides if not override.startswith("combinations=")]
     composed = []
     for chosen in expand(list(cfg.combinations)):
-        own = [admit(f"{key}={value}", command.run_groups) for key, value in chosen.items()]
+        own = [admit(f"{key}={value}", COMMANDS[name].run_groups) for key, value in chosen.items()]
         overrides = [*single, *own]
-        composed.append(Combination(chosen, compose(config, overrides=overrides), overrides))
+        found = compose(name.replace("-", "_"), overrides=overrides)
+        composed.append(Combination(chosen, found, overrides))
     return composed
 
 

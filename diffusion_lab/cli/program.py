@@ -100,18 +100,18 @@ def command(name: str, *arguments: str) -> Any:
     `optimized_metric`, or None. Raises UserError with the sentence that the command line would
     print, and KeyboardInterrupt once a run that Ctrl-C has stopped is saved.
     """
-    chosen, config, before = command_named(name), name.replace("-", "_"), HydraConfig.instance().cfg
+    chosen, before = command_named(name), HydraConfig.instance().cfg
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         raise UserError(f"{flags[0]} is a flag of the command line; write overrides alone here")
     try:
         with initialize_config_dir(str(conf_dir()), **HYDRA_VERSION):
             overrides = prepare(chosen, list(arguments))
-            whole = compose(config, overrides, return_hydra_config=True)
+            whole = compose(name.replace("-", "_"), overrides, return_hydra_config=True)
             HydraConfig.instance().set_config(whole)
             cfg = whole.copy()
             with open_dict(cfg):
                 del cfg["hydra"]
-            return result_of(chosen, config, cfg)
+            return result_of(name, cfg)
     except MISTAKES as error:
         raise UserError(sentence(error)) from error
     except SystemExit as end:

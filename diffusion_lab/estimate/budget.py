@@ -94,9 +94,8 @@ class Budget:
         """The settings that end a run, with its images rounded up to whole batches."""
         images = self.images if images is None else images
         if images is not None:
-            steps = math.ceil(images / batch_size)
             # a recipe may have its own time limit
-            return {"trainer.max_steps": steps, "trainer.max_time": "null"}
+            return {"trainer.max_steps": math.ceil(images / batch_size), "trainer.max_time": "null"}
         if self.seconds is not None:
             days, seconds = divmod(self.seconds, 24 * 60 * 60)
             limit = f"'{days:02}:{time.strftime('%H:%M:%S', time.gmtime(seconds))}'"

@@ -206,9 +206,8 @@ def timed(
     over the devices of the run. On a CPU the step of a large network is timed on fewer images.
     Without data there is no run to time.
     """
-    if not cfg.speed or precision not in ("32-true", "bf16-mixed"):
-        raise Unknown
-    if memory and free and memory.total > free:
+    too_large = memory and free and memory.total > free
+    if not cfg.speed or precision not in ("32-true", "bf16-mixed") or too_large:
         raise Unknown
     micro, cfg = layout.micro_batch, cfg.copy()
     if device.type == "cpu":
