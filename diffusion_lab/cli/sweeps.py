@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.assembly.sentences import MISTAKES, composed, key_of, parse, sentence
-from diffusion_lab.cli.commands import MULTIRUN, PLACES, apart, config_dir
+from diffusion_lab.cli.commands import MULTIRUN, PLACES, apart, config_dir, flags_in
 from diffusion_lab.cli.job import run, say
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
@@ -30,11 +30,6 @@ from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
 from diffusion_lab.training import study, tuned
 
 SHOWN = 5  # arms with the lowest FID
-
-
-def trains(flags: list[str]) -> bool:
-    """Whether Hydra's flags let a sweep train, unlike --cfg."""
-    return {flag for flag in flags if flag.startswith("-")} <= {*MULTIRUN, *PLACES}
 
 
 def first_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
@@ -118,7 +113,7 @@ def sweep(name: str, arguments: list[str]) -> None:
     flags, overrides = apart(arguments)
     if given := [o for o in overrides if o.lstrip("+").startswith("hydra.sweeper.params")]:
         raise UserError(f"{given[0]} is of no use; write the values themselves, as in seed=0,1")
-    if not trains(flags):
+    if not flags_in(flags) <= {*MULTIRUN, *PLACES}:  # such as --cfg
         run(name, arguments)
         return
     folder = new_folder()

@@ -180,9 +180,11 @@ def test_a_folder_of_another_configuration_is_refused_not_reused(lab, tmp_path, 
     lab.done(*SWEEP, "backbone.patch=4", "micro_batch_size=4", "trainer.strategy=ddp")
 
 
-def test_a_sweep_with_a_job_that_cannot_be_composed_leaves_nothing(lab, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--config-dir=own"]])
+def test_a_sweep_with_a_job_that_cannot_be_composed_leaves_nothing(lab, tmp_path, flags):
+    (tmp_path / "own").mkdir()
     networks = ["backbone=unet_small,dit", "backbone.channels=16", "seed=0"]
-    err = lab.done("train", "-m", "study_name=x", *networks, code=2)
+    err = lab.done("train", "-m", *flags, "study_name=x", *networks, code=2)
     assert_names(err, "backbone.channels", "backbone=dit")
     assert not (tmp_path / "outputs").exists()
 
