@@ -1,7 +1,4 @@
-"""The table of commands, and their arguments as Hydra takes them.
-
-A command is a row here, a line of USAGE and a file conf/<name>.yaml.
-"""
+"""The table of commands, each with a line of USAGE and conf/<name>.yaml, and their arguments."""
 
 import shutil
 from collections.abc import Callable, Iterator

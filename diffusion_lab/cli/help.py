@@ -1,7 +1,4 @@
-"""Help: what a command does and takes, the groups of options, and what each option is.
-
-All is read from the files in conf/ and their comments, which Hydra would take seconds to list.
-"""
+"""Help, read from the files in conf/ and their comments, which Hydra would take seconds to list."""
 
 import re
 from collections.abc import Iterator, Sequence

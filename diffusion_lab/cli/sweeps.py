@@ -71,10 +71,7 @@ def elements(override: Override) -> list[str]:
 
 
 def sweep_overrides(sweep: Path, overrides: list[str]) -> list[str]:
-    """Hydra's own overrides for a sweep by `overrides`: its folder, and the keys that are fixed.
-
-    Jobs may run in other processes or on other machines, where only these describe the sweep.
-    """
+    """Overrides that tell jobs, which may run elsewhere, a sweep's folder and fixed keys."""
     parsed = parse(each for each in overrides if "=" in each and not each.startswith("hydra"))
     varies = {key_of(override): override.is_sweep_override() for override in parsed}
     names = ",".join(f"'{key}'" for key, several in varies.items() if not several)

@@ -30,10 +30,7 @@ EXIT_CODES = {Outcome.STOPPED: STOPPED, Outcome.REQUEUED: 0}  # exit codes of un
 
 
 def trained(command: str, cfg: DictConfig, overrides: list[str]) -> float | None:
-    """Trains one composition by a training command; returns its `optimized_metric`, if it has one.
-
-    A failed job of a multirun is recorded and returns None, so the other jobs continue.
-    """
+    """Trains one composition; returns its `optimized_metric`, None for a failed job of a sweep."""
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
         return run(command, cfg, job, overrides)[1]

@@ -106,9 +106,8 @@ class Budget:
 def with_budget(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Solves `cfg.budget`, if there is one; returns a configuration with what it fixes.
 
-    `cfg` was composed from `overrides`; the reference is composed with Hydra. The resulting
-    overrides stand in `budget.solved`. Raises UserError for a budget that contradicts itself or the
-    command line, or that has no solution.
+    The resulting overrides stand in `budget.solved`. Raises UserError for a budget that contradicts
+    itself or the command line, or that has no solution.
     """
     if not cfg.get("budget"):
         return cfg
@@ -203,9 +202,8 @@ def match(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def find_match(cfg: DictConfig, overrides: list[str], name: str) -> Match:
     """Finds the size of backbone=`name` that costs as much as `cfg.reference`.
 
-    `cfg` is a configuration of the command match, and was composed from `overrides`. The reference
-    has its own backbone, and all else of `cfg`. Raises UserError if no size agrees, and ValueError
-    for a wrong reference.
+    The reference has its own backbone, and all else of `cfg`, a configuration of match. Raises
+    UserError if no size agrees, and ValueError for a wrong reference.
     """
     check_keys(cfg, {"by": one_of(*UNITS), "tolerance": inside(0, 1)})
     reference, facts = parse_reference(cfg, overrides), image_facts(cfg)

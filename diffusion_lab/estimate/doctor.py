@@ -202,9 +202,8 @@ def timed(
 ) -> tuple[RunCost, float]:
     """The cost of the run with its times, and the seconds of an image's features.
 
-    The model is compiled as in training, if it fits into memory. Calls and features are divided
-    over the devices of the run. On a CPU the step of a large network is timed on fewer images.
-    Without data there is no run to time.
+    Calls and features are divided over the devices of the run. On a CPU the step of a large network
+    is timed on fewer images. Without data there is no run to time.
     """
     too_large = memory and free and memory.total > free
     if not cfg.speed or precision not in ("32-true", "bf16-mixed") or too_large:

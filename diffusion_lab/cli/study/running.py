@@ -305,11 +305,7 @@ def best(tried: Sequence[Tried], metric: str) -> Tried | None:
 
 
 def beyond(tried: Sequence[Tried], metric: str) -> list[Settings]:
-    """The values to try next, because the best ones are at an end of a grid of numbers.
-
-    A new value continues its grid by the factor between the two values at that end; a grid of
-    whole numbers stays one.
-    """
+    """The next values where the best is at an end of a grid, which goes on by its last factor."""
     found, new = best(tried, metric), []
     values: Settings = found["values"] if found else {}
     for key, value in values.items():
