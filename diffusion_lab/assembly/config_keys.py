@@ -22,7 +22,6 @@ Settings = dict[str, object]  # dotted key -> plain value
 class Means(Flag):
     """The properties of a configuration key."""
 
-    NOTHING = 0
     RESUMABLE = auto()  # a run that is resumed may take another value
     IDENTITY = auto()  # a different value makes a different run
     NAMED = auto()  # a study names its runs by values that the command line gives
@@ -84,7 +83,7 @@ TABLE = {
     "identity named cost path": "guidance.weak_run guidance.classifier",
 }
 KEYS = {
-    key: reduce(Means.__or__, (Means[word.upper()] for word in words.split()), Means.NOTHING)
+    key: reduce(Means.__or__, (Means[word.upper()] for word in words.split()), Means(0))
     for words, keys in TABLE.items()
     for key in keys.split()
 }

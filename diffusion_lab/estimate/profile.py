@@ -74,13 +74,12 @@ def profile(
 
 def prepared(cfg: DictConfig, overrides: list[str]) -> tuple[DictConfig, ImageFacts, RunCost]:
     """A configuration completed by its budget or its run, its images, and what it costs."""
-    if not cfg.run:
+    if cfg.run:
+        shared = ("data", *groups(Means.COST))
+        cfg = inherited(cfg, load_diffusion_config(cfg.run), shared, overrides)
+    else:
         cfg = budget.with_budget(cfg, overrides)
     check_keys(cfg, ALLOWED)
-    if cfg.run:
-        cfg = inherited(
-            cfg, load_diffusion_config(cfg.run), ("data", *groups(Means.COST)), overrides
-        )
     device, _ = measured_on(cfg)  # raises UserError for a wrong device or precision
     asked = str(OmegaConf.select(cfg, "objective.teacher._target_"))
     if cfg.speed and device.type != "meta" and asked.endswith(f".{TeacherModel.__name__}"):
