@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from diffusion_lab.cli.job import REPLY, STOPPED
 from diffusion_lab.cli.study.document import slug
@@ -43,7 +44,9 @@ class Processes:
         self.running: dict[BaseProcess, tuple[StudyJob, Path, float]] = {}
         if count > 1:  # else they would wait for one another
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        self.context = multiprocessing.get_context("forkserver")
+        methods = multiprocessing.get_all_start_methods()
+        method = "forkserver" if "forkserver" in methods else "spawn"  # as on Windows
+        self.context: Any = multiprocessing.get_context(method)
         self.context.set_forkserver_preload(list(LOADED))
 
     def call(self, function: Callable[..., None], *arguments: object) -> None:
