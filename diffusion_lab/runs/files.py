@@ -85,7 +85,7 @@ def read_config(folder: Path) -> DictConfig:
     """
     path = folder / CONFIG
     try:
-        cfg = DictConfig(verbatim(yaml.load(path.read_text(), Loader)))
+        cfg = DictConfig(dict(verbatim(yaml.load(path.read_text(), Loader))))
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except Exception as error:  # the errors of YAML and OmegaConf share no class
         raise UserError(f"{path} is damaged and cannot be read; put back a copy of it") from error

@@ -101,7 +101,7 @@ def test_a_wrong_value_in_a_summary_is_named(damaged, key, value):
 
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "evaluations/one.json"])
 @pytest.mark.parametrize(
-    "content", [DEEP, "[1]", "\0", '{"metrics": {"fid": "x"}}', "seed: 1\nseed: 2"]
+    "content", ["", DEEP, "[1]", "\0", '{"metrics": {"fid": "x"}}', "seed: 1\nseed: 2"]
 )
 def test_a_file_of_something_else_is_named(damaged, name, content):
     path = damaged / name
