@@ -120,6 +120,7 @@ def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
     assert (first.settings["data.fraction"], first.settings["budget.images"]) == (0.1, 1000)
     for job in jobs.of("copies"):
         run, control = job.needs
+        assert job.made == run.made / "memorization"  # where the page and the record look for it
         same = {axis: value for axis, value in run.point.items() if axis != "seeds"}
         assert control.point | same == control.point
         assert control.point["seeds"] != run.point["seeds"]

@@ -31,7 +31,8 @@ from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.training.tuned import FOUND
 
-MADE = {"sample-sweep": "sweeps", "memorization": "", "evaluate": "evaluations"}  # in run folders
+# where a command on a run writes in its folder, as `compare` and `publish` read it
+MADE = {"sample-sweep": "sweeps", "memorization": "memorization", "evaluate": "evaluations"}
 TAKES = {  # the parts of given settings for commands other than train, which takes all
     "train-autoencoder": ("data", "trainer", "logger"),
     "train-extractor": ("data",),
@@ -218,7 +219,9 @@ class Jobs:
             settings |= {"output": str(folder)}
         elif stage.command in ON_RUNS:
             run = needed["run"]
-            folder = run.made / MADE[stage.command] / slug(stage.name)
+            folder = run.made / MADE[stage.command]
+            if stage.command != "memorization":  # of which a run has one report
+                folder /= slug(stage.name)
             settings = _on_run(stage, point, run) | self._given(stage.command)
             if stage.command != "evaluate":
                 settings |= {"output": str(folder)}
