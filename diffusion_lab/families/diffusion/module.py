@@ -18,15 +18,12 @@ After the step, callbacks average the weights (callbacks/weight_averaging.py) an
 to the loggers, as well as the loss by noise level (callbacks/throughput.py).
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone.base import ends_of, keeping_magnitude, layers_of
@@ -130,15 +127,9 @@ class DiffusionModule(TrainedModule):
         """The modules that do so: walking over all of them takes a while at every step."""
         return keeping_magnitude(self.denoiser)
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes a step, and puts weights back to the magnitude that the network keeps."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(*args, **kwargs)
         bad = self.bad_steps  # which must not change weights
         on_device = None if bad.bad.is_cpu else bad.bad
         if on_device is not None or not bad.skipped:
