@@ -172,11 +172,12 @@ def check_options(overrides: list[str]) -> None:
     """Raises UserError for a value that cannot be the name of an option, or of several."""
     for each in parse(overrides):
         group = each.key_or_group
-        if each.is_delete() or each.is_sweep_override() or not (conf_dir() / group).is_dir():
+        searched = each.is_sweep_override() and not each.is_discrete_sweep()
+        if each.is_delete() or searched or not (conf_dir() / group).is_dir():
             continue
-        value = each.value()
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(name, str | dict) for name in values):
+        values = each.sweep_iterator() if each.is_sweep_override() else [each.value()]
+        names = [name for v in values for name in (v if isinstance(v, list) else [v])]
+        if not all(isinstance(name, str | dict) for name in names):
             without = f"{group}=none, or " * (conf_dir() / group / "none.yaml").is_file()
             raise UserError(
                 f"{each.input_line} names no option of the group {group}; write {without}"

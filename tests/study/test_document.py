@@ -269,6 +269,12 @@ def test_a_stage_whose_name_has_blanks_is_changed_on_the_command_line():
     assert asked.own == {"stages.tune U-Net.train.optimizer.lr": [1, 2], "stages.a b.images": 5}
 
 
+def test_an_option_that_is_no_name_is_refused_before_anything_is_trained(load):
+    jobs = Jobs(load(), {"logger": None})
+    with pytest.raises(UserError, match="logger=null"):
+        check(jobs, jobs.of("train"), None)
+
+
 def test_a_wrong_protocol_is_refused_before_anything_is_trained(load):
     jobs = Jobs(load({"protocol.seeds": [0]}), {})
     with pytest.raises(UserError, match=r"protocol\.seeds"):

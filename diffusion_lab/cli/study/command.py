@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
+from diffusion_lab.cli.commands import check_options
 from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
@@ -216,6 +217,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
     for job in trainings.values():
         flags = [] if config_dir is None else ["--config-dir", config_dir]
         try:
+            check_options(job.arguments)
             check_protocol(first_job(job.command, flags, job.arguments))
         except MISTAKES as error:
             raise UserError(f"{job.title}: {sentence(error)}") from error
