@@ -23,13 +23,13 @@ from diffusion_lab.diffusion.objective.loss import (
     MeanFlow,
     Parts,
 )
-from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, guided, halted, output_of
+from diffusion_lab.diffusion.objective.loss.lagrangian import output_of
+from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, guided, halted
 from diffusion_lab.diffusion.schedule import Cosine, Rectified
 
 NEARLY = 65  # images of 100, after which alpha is 0.023
 LOSSES = {
     "improved_mean_flow": ImprovedMeanFlow(power=0.0),
-    "lagrangian": Lagrangian(),
     "alpha_flow": AlphaFlow(power=0.0, end_images=100),
 }
 
@@ -99,6 +99,36 @@ def test_the_loss_of_exact_jumps_is_zero_for_lagrangian_self_distillation(name):
     ]
     assert sizes[0] < 1e-12
     assert 1e-6 < sizes[1] < 0.02 * sizes[2]
+
+
+class Recorded(ExactMap):
+    """The exact map, with the number of samples of each call."""
+
+    def __init__(self, prediction):
+        super().__init__(prediction)
+        self.asked: list[int] = []
+
+    def __call__(self, x: Tensor, level, given=NOTHING) -> Estimate:
+        self.asked.append(len(x))
+        return super().__call__(x, level, given)
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "asked", "jumps"),
+    [(0, 8, [2, 2, 6], 2), (0, 2, [1, 1, 2], 0), (2, 2, [1, 1, 1], 1), (3, 1, [1, 1, 1], 1)],
+)
+def test_a_quarter_of_all_samples_jumps_and_the_rest_is_denoised(place, count, asked, jumps):
+    schedule, prediction = SCHEDULES["cosine"]
+    parts, exact = Parts(schedule, prediction, UniformTime(), place=place), Recorded(prediction)
+    x0, eps, level, _ = points(schedule, count=count)
+    losses, here, _ = Lagrangian()(parts, exact, x0, eps, level, NOTHING, None)
+    assert exact.asked == asked  # jumps, their ends, and those that stay
+    answer = exact(add_noise(x0, eps, here), here.towards(here)).output
+    denoised = (answer - prediction.target(x0, eps, here)).square().mean(1)
+    denoised[:jumps] = 0  # as that of an exact jump is
+    torch.testing.assert_close(losses, denoised)
+    assert torch.equal(here.t[jumps:], level.t[jumps:])
+    assert Lagrangian().extra_passes == 4 * 0.25
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -10,12 +10,8 @@ from diffusion_lab.diffusion.objective.loss.base import (
 )
 from diffusion_lab.diffusion.objective.loss.consistency import Consistency, Distillation, Shortcut
 from diffusion_lab.diffusion.objective.loss.continuous import ContinuousConsistency
-from diffusion_lab.diffusion.objective.loss.mean_flow import (
-    AlphaFlow,
-    ImprovedMeanFlow,
-    Lagrangian,
-    MeanFlow,
-)
+from diffusion_lab.diffusion.objective.loss.lagrangian import Lagrangian
+from diffusion_lab.diffusion.objective.loss.mean_flow import AlphaFlow, ImprovedMeanFlow, MeanFlow
 from diffusion_lab.diffusion.objective.loss.score_matching import (
     ExactScoreMatching,
     ScoreMatching,
