@@ -269,6 +269,12 @@ def test_a_stage_whose_name_has_blanks_is_changed_on_the_command_line():
     assert asked.own == {"stages.tune U-Net.train.optimizer.lr": [1, 2], "stages.a b.images": 5}
 
 
+def test_a_second_report_of_one_run_is_refused(load):
+    again = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
+    with pytest.raises(UserError, match=r"stages\.again"):
+        Jobs(load(**stages(again=again)), {})
+
+
 def test_an_option_that_is_no_name_is_refused_before_anything_is_trained(load):
     jobs = Jobs(load(), {"logger": None})
     with pytest.raises(UserError, match="logger=null"):

@@ -160,6 +160,13 @@ class Jobs:
                 if stage.choice
                 else [self.job(stage, point) for point in points(stage.axes)]
             )
+        reports: dict[Path, StudyJob] = {}
+        for job in self.all:
+            if job.command == "memorization" and reports.setdefault(job.made, job) is not job:
+                raise UserError(
+                    f"{study.file}: stages.{job.stage}: {reports[job.made].title} already writes "
+                    f"the report of this run, {job.made}; leave one of the two out"
+                )
 
     @property
     def all(self) -> list[StudyJob]:
