@@ -2,15 +2,16 @@
 
     python experiments/sampled.py FILE RUN RUN ...
 
-It has all rows of RUN/sweeps/SWEEP/results.csv, and rows of the sweep "trained" for the numbers of
-steps that the end of training measured. In front are the run's name without its seed and without
+It has all rows of RUN/sweeps/SWEEP/results.csv, rows of the sweep "trained" for the numbers of
+steps that the end of training measured, and rows of "evaluated" for later evaluations, with the
+features of their FID. In front are the run's name without its seed and without
 the keys and values that all names begin with, the class of the network, and the training seed.
 There is a column for each key that any sweep varied; `seed` of a sweep is called sampling_seed.
 """
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -38,12 +39,18 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     for measured in (summary, *summary.get("at_other_steps", ())):
         way = measured.get("sampling") or {}  # none of a run that was not measured
         if steps := way.get("sampler", {}).get("steps"):
-            values = {name.partition("/")[0]: of for name, of in measured["metrics"].items()}
-            known = {
-                kind: of for kind, of in values.items() if quantity_of(kind.removesuffix(REAL))
-            }
-            rows.append(own | {"sweep": "trained", "steps": steps} | known)
+            rows.append(own | {"sweep": "trained", "steps": steps} | known(measured["metrics"]))
+    for measured in map(read_json, sorted(run.glob("evaluations/*.json"))):
+        way, features = measured["sampling"], measured["protocol"]["extractor"]
+        found = {"sweep": "evaluated", "steps": way["sampler"].get("steps"), "features": features}
+        rows.append(own | found | {"sampling_seed": way["seed"]} | known(measured["metrics"]))
     return rows
+
+
+def known(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of known kinds by their kind, such as fid."""
+    kinds = {name.partition("/")[0]: value for name, value in metrics.items()}
+    return {kind: of for kind, of in kinds.items() if quantity_of(kind.removesuffix(REAL))}
 
 
 def shared_part(names: Sequence[str]) -> str:
