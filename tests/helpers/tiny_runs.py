@@ -27,7 +27,7 @@ TINY = [
     "+debug=fast",
 ]
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
-QUICK = [*TINY, *ALONE]  # neither measured nor drawn
+QUICK = [*TINY, *ALONE, "callbacks.denoising=null"]  # neither measured nor drawn
 PLAIN = [each for each in TINY if not each.startswith("backbone")] + ["logger=none"]
 TINY_AUTOENCODER = [*PLAIN, "autoencoder.channels=8", "autoencoder.multipliers=[1,1]"]
 ADVERSARIAL = [

@@ -6,11 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compositions import assembled
-from helpers.paths import CONF
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
 from helpers.tiny_runs import QUICK, rows, tiny_first_stage
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from diffusion_lab.assembly.objects import build_model
@@ -80,16 +78,9 @@ def test_similarity_is_the_mean_cosine_of_projected_patches_and_interpolated_fea
     alignment, seen = aligned(model), watched(model)
     images = torch.rand(2, 1, 8, 8)
     call(model)
-    patches = seen[0][:, -16:]
     features = F.interpolate(alignment.extractor.feature_map(images), (4, 4), mode="bilinear")
-    total = 0.0
-    projected = alignment.projector(patches)
-    for image in range(2):
-        for row in range(4):
-            for column in range(4):
-                ours, theirs = projected[image, 4 * row + column], features[image, :, row, column]
-                total += ours @ theirs / (ours.norm() * theirs.norm()) / 32
-    torch.testing.assert_close(alignment(images), total)
+    ours, theirs = alignment.projector(seen[0][:, -16:]), features.flatten(2).mT
+    torch.testing.assert_close(alignment(images), F.cosine_similarity(ours, theirs, dim=2).mean())
 
 
 def test_a_convolution_is_aligned_with_features_that_are_centred_over_the_image():
@@ -114,13 +105,10 @@ def test_outputs_that_are_dispersed_repel_one_another():
     model = denoiser(dit())
     settings = {"layer": 1, "weight": 0.5, "temperature": 0.7, "stop_images": 9}
     dispersive, seen = Dispersive(model, Rectified(), **settings), watched(model)
+    assert dispersive.extractor is None
     call(model)
     value = dispersive(None if dispersive.active(9) else torch.rand(2, 1, 8, 8))
-    total = 0.0
-    for one in seen[0]:
-        for other in seen[0]:
-            total += (-(one - other).square().mean() / 0.7).exp() / 4
-    torch.testing.assert_close(dispersive.loss(value), total.log())
+    torch.testing.assert_close(dispersive.loss(value), spread(seen[0], 0.7))
     dispersive.loss(value).backward()
     reached = [block.mixer.qkv.weight.grad is not None for block in model.backbone.blocks]
     assert reached == [True, True, False]
@@ -144,15 +132,12 @@ def test_a_run_is_dispersed_without_another_network(lab, tmp_path):
     assert len(losses) == 4
     for loss, part, value in zip(losses, parts, dispersion, strict=True):
         assert loss == pytest.approx(part + 0.5 * value, rel=1e-5)
-    assert "frozen" not in lab.done("evaluate", "run=run", "metrics.num_samples=8", *FEW)
-
-
-FEW = ["metrics.reference_size=16", "sampler.steps=2", "batch_size=8"]
 
 
 def test_an_image_shaped_layer_is_aligned_pixel_by_pixel():
-    conf = ["channels=16", "multipliers=[1,2]", "blocks=1", "attention=[]"]
-    model = denoiser(unet(*conf))
+    settings = ["channels=16", "multipliers=[1,2]", "blocks=1", "attention=[]"]
+    cfg = assembled("backbone=unet", *(f"backbone.{each}" for each in settings))
+    model = denoiser(instantiate(cfg.backbone))
     alignment, seen = aligned(model, layer=0), watched(model, 0)
     call(model)
     images = torch.rand(2, 1, 8, 8)
@@ -198,12 +183,6 @@ def test_the_patches_of_a_dit_of_diffusers_are_those_of_its_image():
     dit = ["backbone=diffusers_dit", "backbone.width=16", "backbone.heads=2", "backbone.patch=4"]
     backbone = build_model(assembled(*dit), (1, 16, 16), Classes.numbered(3)).denoiser.backbone
     assert (backbone.rows, backbone.tokens) == (4, 16)
-
-
-def unet(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["backbone=unet", *(f"backbone.{each}" for each in overrides)])
-    return instantiate(cfg.backbone)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, None])
@@ -255,22 +234,6 @@ def test_the_feature_map_is_the_fifth_stage_of_the_network():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_frozen_network_sees_the_training_images(lab, monkeypatch):
-    seen = []
-    original = EfficientNetLite0.map_of
-
-    def map_of(self, pixels):
-        seen.append(pixels)
-        return original(self, pixels)
-
-    monkeypatch.setattr(EfficientNetLite0, "map_of", map_of)
-    lab.done("train", *REPA, "trainer.max_steps=1")
-    pixels = torch.cat(seen)
-    torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
-    assert pixels.min() < 1
-    assert pixels.max() > 200
-
-
 def values(folder, name: str) -> list[float]:
     return [row[name] for row in rows(folder) if name in row]
 
@@ -298,9 +261,21 @@ def test_a_run_becomes_more_similar(lab, tmp_path, name):
     lab.done("sample", "run=run", "num_samples=4", "output=grid")
 
 
-def test_an_aligned_run_stops_to_be_aligned_and_says_so(lab, refusal, tmp_path):
+def test_an_aligned_run_stops_to_be_aligned_and_says_so(lab, refusal, tmp_path, monkeypatch):
+    seen = []
+    original = EfficientNetLite0.map_of
+
+    def map_of(self, pixels):
+        seen.append(pixels)
+        return original(self, pixels)
+
+    monkeypatch.setattr(EfficientNetLite0, "map_of", map_of)
     settings = [*REPA, "alignment.stop_images=16", "denoiser.self_conditioning=true"]
     lab.done("train", *settings, "run_dir=whole")
+    pixels = torch.cat(seen)  # of the training images
+    torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
+    assert pixels.min() < 1
+    assert pixels.max() > 200
     assert len(values(tmp_path / "whole", "train/loss")) == 4
     assert len(values(tmp_path / "whole", "train/alignment")) == 2
     measured = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
@@ -323,9 +298,11 @@ def test_latents_that_are_not_cached_are_aligned_to_their_images(lab, tmp_path):
 def test_who_judges_by_the_same_features_is_told(network):
     metrics = SimpleNamespace(extractor=SimpleNamespace(name=network))
     alignment = SimpleNamespace(extractor=SimpleNamespace(name="efficientnet_lite0"))
+    dispersive = SimpleNamespace(extractor=None)
     said = flatters(alignment, metrics)
     assert (said is not None) == (network == "efficientnet_lite0")
     assert flatters(None, metrics) is flatters(alignment, None) is None
+    assert flatters(dispersive, metrics) is None
 
 
 def test_features_without_places_and_a_network_without_layers_are_refused(monkeypatch):

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import ADVERSARIAL, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
+from helpers.tiny_runs import ADVERSARIAL, TINY_AUTOENCODER, checkpoint_of, rows, same, summary_of
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
@@ -25,12 +25,8 @@ def finished(trained_once):
 
 
 def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, monkeypatch):
-    averaged = [
-        *TRAIN,
-        *QUIET,
-        "+callbacks.weight_averaging._target_=diffusion_lab.training.callbacks.EMA",
-    ]
-    averaged += ["optimizer.lr=0.1", "trainer.precision=32-true"]
+    average = "+callbacks.weight_averaging._target_=diffusion_lab.training.callbacks.EMA"
+    averaged = [*TRAIN, *QUIET, average, "optimizer.lr=0.1", "trainer.precision=32-true"]
     lab.done(*averaged, "run_dir=whole")
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -44,9 +40,8 @@ def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, mo
         saving.load_autoencoder(tmp_path / run / saving.FIRST_STAGE_FILE)[0].state_dict()
         for run in ("whole", "parts")
     )
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    trained = checkpoint_of(tmp_path / "whole")
-    trained = trained["current_model_state"]
+    assert same(parts, whole)
+    trained = checkpoint_of(tmp_path / "whole")["current_model_state"]
     assert any(not torch.equal(trained[f"autoencoder.{name}"], whole[name]) for name in whole)
 
 
@@ -59,9 +54,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert "rfid_real/efficientnet_lite0-96/train64-16" in metrics
     found = set().union(*rows(folder))
     assert {"train/loss", "train/l1", "train/bottleneck", "val/psnr"} <= found
-    assert {
-        f"val_latent/{what}{channel}" for what in ("mean", "std") for channel in range(4)
-    } <= found
+    assert {f"val_latent/{what}{i}" for what in ("mean", "std") for i in range(4)} <= found
     with Image.open(folder / "samples/step_0000004.png") as picture:
         # 8 images in rows of 2, and 4 rows of reconstructions
         assert picture.size == (2 * (2 * 10 + 2), 2 * (8 * 10 + 2))
@@ -76,24 +69,9 @@ def test_a_run_leaves_everything_it_promises(finished):
     with torch.no_grad():
         moments = autoencoder.moments(to_float(data.train_images()))
         drawn = torch.cat([autoencoder.sample(moments) for _ in range(50)])
-    torch.testing.assert_close(
-        drawn.mean((0, 2, 3)), torch.tensor(facts.latent_mean), atol=0.05, rtol=0
-    )
-    torch.testing.assert_close(
-        drawn.std((0, 2, 3)), torch.tensor(facts.latent_std), atol=0.05, rtol=0.02
-    )
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ["autoencoder=fsq", "autoencoder.levels=[4,4]"],
-        ["autoencoder=vae", "reconstruction=likelihood"],
-    ],
-)
-def test_other_kinds_train(lab, tmp_path, extra):  # vq and an adversary are resumed below
-    lab.done(*TRAIN, "run_dir=run", *QUIET, *extra)
-    saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
+    mean, std = torch.tensor(facts.latent_mean), torch.tensor(facts.latent_std)
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.std((0, 2, 3)), std, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.slow
@@ -117,9 +95,9 @@ def test_a_compiled_autoencoder_meets_its_adversary(lab, tmp_path):
 
 
 def test_a_file_that_is_lost_is_written_again_and_a_run_without_a_checkpoint_named(
-    lab, refusal, tmp_path, trained_once
+    lab, refusal, tmp_path, finished
 ):
-    shutil.copytree(trained_once(*TRAIN, *QUIET, "run_dir=run"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "run" / saving.FIRST_STAGE_FILE
     content = path.read_bytes()
     assert "trainer.max_steps" in refusal("train-autoencoder", "resume=run")
@@ -142,8 +120,9 @@ def test_psnr_and_ssim():
     assert quality(images[..., :8, :8], images[..., :8, :8])[1].isnan()
 
 
-def test_padding_is_no_part_of_the_quality(lab, tmp_path):
+def test_padding_is_no_part_of_the_quality_of_a_vae(lab, tmp_path):
     options = ["data.pad=16", *QUIET, "trainer.precision=32-true"]
+    options += ["autoencoder=vae", "reconstruction=likelihood"]
     lab.done(*TRAIN, *options, "run_dir=run")
     metrics = summary_of(tmp_path / "run")["metrics"]
     autoencoder, _, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
@@ -157,11 +136,10 @@ def test_padding_is_no_part_of_the_quality(lab, tmp_path):
     assert "val/ssim" not in metrics  # 8 x 8 pixels are too few
 
 
-def test_a_run_is_resumed_by_the_command_that_made_it(refusal, tmp_path, run_folder, trained_once):
-    shutil.copytree(trained_once(*TRAIN, *QUIET, "run_dir=run") / "run", tmp_path / "stage")
+def test_a_run_is_resumed_by_the_command_that_made_it(refusal, finished_run, finished):
     for command, run, other in (
-        ("train-autoencoder", "stage", "train"),
-        ("train", "run", "train-autoencoder"),
+        ("train-autoencoder", finished / "run", "train"),
+        ("train", finished_run, "train-autoencoder"),
     ):
         sentence = refusal(other, f"resume={run}", "trainer.max_steps=9")
         assert f"diffusion-lab {command} resume={run}" in sentence

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.compositions import assembled
 from helpers.seen_images import seen
-from helpers.tiny_runs import TINY, summary_of
+from helpers.tiny_runs import QUICK, TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
@@ -80,9 +80,10 @@ def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_p
 
 
 def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path):
-    also = ["callbacks.evaluation.also_steps=[5]", "logger=none"]
+    also = [each for each in QUICK if each != "callbacks.evaluation=null"]
+    also += ["callbacks.evaluation.also_steps=[5]"]
     also += ["optimizer.lr=1e-2", "lr_schedule.warmup_images=0", "callbacks.weight_averaging=null"]
-    lab.done("train", *TINY, *also, "run_dir=run")
+    lab.done("train", *also, "run_dir=run")
     summary = summary_of(tmp_path / "run")
     (record,) = summary["at_other_steps"]
     assert summary["sampling"]["sampler"]["steps"] == 3
@@ -92,10 +93,6 @@ def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path
     assert record["metrics"][fid] != summary["metrics"][fid]
     measured = lab.result("evaluate", "run=run", "sampler.steps=5")
     assert measured[fid] == pytest.approx(record["metrics"][fid])
-
-
-ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
-ALONE.append("logger=none")
 
 
 def pipeline_of(steps: int) -> Pipeline:
@@ -162,7 +159,7 @@ def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
         "micro_batch_size=4",
     ]
     profiled += ["+callbacks.operator_profile.skip=1", "+callbacks.operator_profile.steps=2"]
-    err = lab.done("train", *TINY, *ALONE, *profiled, "run_dir=run")
+    err = lab.done("train", *QUICK, *profiled, "run_dir=run")
     folder = tmp_path / "run/profile"
     events = json.loads((folder / "trace_rank0.json").read_text())["traceEvents"]
     names = [event["name"] for event in events]
@@ -186,7 +183,7 @@ SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.s
 
 
 def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
-    common = [*(each for each in TINY if each != "+debug=fast"), *ALONE, "data.flip=true"]
+    common = [*(each for each in QUICK if each != "+debug=fast"), "data.flip=true"]
     common += ["+debug=overfit", *SEEN, "data.validate_on=20", "batch_size=8", "micro_batch_size=4"]
     lab.done("train", *common, "trainer.max_steps=2", "run_dir=run")
     lab.done("train", "resume=run", "trainer.max_steps=4")
@@ -218,7 +215,7 @@ def test_the_precision_of_products_is_set_for_a_run_and_kept(lab, tmp_path):
     before = float32_precision()
     for precision in ("medium", "highest", "null"):
         chosen = [f"matmul_precision={precision}", f"run_dir=of_{precision}", "trainer.max_steps=1"]
-        lab.done("train", *TINY, *ALONE, *chosen)
+        lab.done("train", *QUICK, *chosen)
         assert float32_precision() == before
         summary = json.loads((tmp_path / f"of_{precision}/summary.json").read_text())
         facts = {key: summary[key] for key in before}

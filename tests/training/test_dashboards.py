@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,32 +26,18 @@ def mlflow():
     return pytest.importorskip("mlflow")
 
 
-@pytest.fixture
-def killed_and_resumed(lab, tmp_path, monkeypatch, killed_at_step) -> Callable[..., Path]:
-    """A function of the logger: a run's folder, killed in its sixth step and then resumed."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def run(*logger: str) -> Path:
-        killed_at_step(6, *COMMAND, *logger)
-        lab.done("train", "resume=outputs/net/run", "trainer.max_steps=10")
-        return tmp_path / "outputs/net/run"
-
-    return run
-
-
-@pytest.fixture
-def in_mlflow(mlflow, killed_and_resumed) -> Path:
-    return killed_and_resumed("logger=mlflow", "logger.mlflow.tags=[first,cpu]")
-
-
 @pytest.mark.slow
 def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
-    in_mlflow, mlflow, tmp_path
+    lab, mlflow, tmp_path, monkeypatch, killed_at_step
 ):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    killed_at_step(6, *COMMAND, "logger=mlflow", "logger.mlflow.tags=[first,cpu]")
+    lab.done("train", "resume=outputs/net/run", "trainer.max_steps=10")
+    folder = Path("outputs/net/run")
     client = mlflow.MlflowClient(local_store())
     (experiment,) = client.search_experiments(filter_string="name = 'diffusion-lab'")
     (run,) = client.search_runs([experiment.experiment_id])
-    saved = OmegaConf.load(in_mlflow / "config.yaml")
+    saved = OmegaConf.load(folder / "config.yaml")
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "fashion_mnist_dit/run"
     assert run.data.tags["diffusion_lab.run_id"] == saved.logger.mlflow.run_id
@@ -63,9 +48,9 @@ def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
             row = steps.setdefault(metric.step, {})
             assert name not in row, f"{name} is there twice at step {metric.step}"
             row[name] = metric.value
-    summary = summary_of(in_mlflow)
+    summary = summary_of(folder)
     assert steps[10]["summary/parameters"] == summary["parameters"]
-    expected = by_step(in_mlflow)
+    expected = by_step(folder)
     for step, row in steps.items():
         own = {name: v for name, v in row.items() if not name.startswith("summary/")}
         # the last step of the first half was logged, but is not in a checkpoint
@@ -83,7 +68,7 @@ def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
     local = client.download_artifacts(run.info.run_id, path, str(tmp_path))
     with (
         Image.open(local) as logged,
-        Image.open(in_mlflow / "samples/step_0000006.png") as kept,
+        Image.open(folder / "samples/step_0000006.png") as kept,
     ):
         assert logged.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
 

@@ -5,7 +5,7 @@ import torch
 from helpers.compositions import composed
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY, rows
+from helpers.tiny_runs import QUICK, rows
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
@@ -157,7 +157,6 @@ def test_bf16_trains_close_to_float32(lab, tmp_path, name):
 
 PLANE = ["experiment=toy/score_matching", "logger=none", "trainer.accelerator=cpu"]
 PLANE += ["backbone.width=16", "callbacks.sample_grid=null", "batch_size=32"]
-IMAGES = [*TINY, "logger=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 ENERGY = [each for each in PLANE if not each.startswith("backbone")]
 ENERGY += ["backbone=energy", "backbone.network.width=16"]
 EXACT = "objective/loss=exact_score_matching"
@@ -193,15 +192,16 @@ def test_training_learns_the_score_that_denoising_learns(lab, tmp_path):
 
 @pytest.mark.parametrize("precision", first_fast(["bf16-mixed", "32-true"]))
 def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
-    lab.done(
-        "train", *IMAGES, "objective/loss=sliced_score_matching", f"trainer.precision={precision}"
-    )
+    chosen = ["objective/loss=sliced_score_matching", f"trainer.precision={precision}"]
+    lab.done("train", *QUICK, *chosen, "trainer.max_steps=2")
 
 
-OF_ENERGIES = [each for each in IMAGES if not each.startswith("backbone")] + ["backbone=energy"]
+OF_ENERGIES = [each for each in QUICK if not each.startswith("backbone")] + ["backbone=energy"]
 
 
 @pytest.mark.parametrize("network", first_fast(["unet_small", "dit"]))
 def test_an_energy_of_images_is_trained_and_drawn(lab, tmp_path, network):
-    lab.done("train", *OF_ENERGIES, f"backbone@backbone.network={network}", "run_dir=run")
+    small = {"dit": ["width=48"], "unet_small": ["channels=8", "stage.head_channels=null"]}[network]
+    chosen = [f"backbone@backbone.network={network}", *(f"backbone.network.{s}" for s in small)]
+    lab.done("train", *OF_ENERGIES, *chosen, "trainer.max_steps=2", "run_dir=run")
     lab.done("sample", "run=run", "num_samples=2", "sampler.steps=2", "output=drawn")

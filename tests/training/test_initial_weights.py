@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from helpers.fake_runs import fake_group
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, summary_of
+from helpers.tiny_runs import QUICK, same, summary_of
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
@@ -45,16 +45,13 @@ def state_of(folder):
 
 def started(lab, *overrides):
     """Trains a run in the folder `new`, at a rate of 0; returns what it said."""
-    code, out, err = lab("train", *STILL, *overrides)
-    assert code == 0, err
-    return out + err
+    return lab.done("train", *STILL, *overrides)
 
 
 def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path):
     said = started(lab, f"init_from={old}")
     first, second = state_of(old), state_of(tmp_path / "new")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same(first, second)
     saved = runs.load_config(tmp_path / "new")
     assert saved.init_sha256 == current.sha256_of(old)
     before, summary = runs.load_summary(old), runs.load_summary(tmp_path / "new")
@@ -72,6 +69,11 @@ def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path
     assert replace(resumed, began_from_flops=None).flops_behind(False) is None
     assert resumed.images_behind(False) == before.images_seen + resumed.images_seen
     assert resumed.jumps is False
+    # a job that died before its first checkpoint starts from the weights again
+    saved.resume = str(tmp_path / "new")
+    assert InitialWeights.configured(saved) is None
+    shutil.rmtree(tmp_path / "new/checkpoints")
+    assert InitialWeights.configured(saved).sha256 == saved.init_sha256
 
 
 @pytest.mark.slow
@@ -81,13 +83,13 @@ def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
         started(lab, f"init_from={source}", f"run_dir={source.replace('/', '_')}_new")
     first = state_of(tmp_path / "mine")
     for name in ("mine_new", "mine_model.safetensors_new"):
-        second = state_of(tmp_path / name)
-        assert all(torch.equal(first[each], second[each]) for each in first)
+        assert same(first, state_of(tmp_path / name))
 
 
-def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path):
+def test_what_does_not_fit_or_was_told_the_level_otherwise_is_said(lab, old, tmp_path):
     large = "data.source._target_=helpers.other_tiny.LargeTiny"
-    said = started(lab, f"init_from={old}", large, "backbone.depth=2", "conditioning=none")
+    network = ["backbone.depth=2", "conditioning=none", "objective=mean_flow"]
+    said = started(lab, f"init_from={old}", large, *network)
     first, second = state_of(old), state_of(tmp_path / "new")
     shared = [n for n in first if n in second and first[n].shape == second[n].shape]
     left = {n for n in first.keys() | second.keys() if n not in shared}
@@ -95,18 +97,8 @@ def test_what_does_not_fit_begins_anew_and_is_said(lab, old, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in shared)
     reasons = ("of another shape there", "not there", "only there")
     assert_names(said, f"{len(shared)} of {len(second)}", *reasons, *sorted(left)[:1])
-
-
-def test_a_job_that_died_before_its_first_checkpoint_starts_from_the_weights_again(
-    lab, old, tmp_path
-):
-    started(lab, f"init_from={old}")
-    cfg = runs.load_config(tmp_path / "new")
-    cfg.resume = str(tmp_path / "new")
-    assert InitialWeights.configured(cfg) is None
-    shutil.rmtree(tmp_path / "new/checkpoints")
-    again = InitialWeights.configured(cfg)
-    assert again.sha256 == cfg.init_sha256
+    assert "denoiser.noise_label" in said.split("trained with another", 1)[1]
+    assert "schedule" not in said.split("trained with another", 1)[1].split(",")[0]
 
 
 @pytest.mark.slow
@@ -134,12 +126,6 @@ def test_weights_that_cannot_be_used_are_refused_before_training(refusal, tmp_pa
     sentence = refusal("train", *STILL, f"init_from={source}")
     assert_names(sentence, f"init_from={source}")
     assert not (tmp_path / "new").exists()
-
-
-def test_weights_that_were_told_the_level_otherwise_are_named(lab, old):
-    said = started(lab, f"init_from={old}", "objective=mean_flow", "conditioning=none")
-    assert "denoiser.noise_label" in said.split("trained with another", 1)[1]
-    assert "schedule" not in said.split("trained with another", 1)[1].split(",")[0]
 
 
 @pytest.mark.parametrize("other", ["ours", "theirs"])

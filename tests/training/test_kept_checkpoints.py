@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import QUICK, TINY
+from helpers.tiny_runs import QUICK
 from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.common.files import read_rows
@@ -22,6 +22,7 @@ KEPT = "callbacks.checkpoint"
 FAST = ["optimizer.lr=0.1", "lr_schedule.warmup_images=0", "callbacks.weight_averaging=null"]
 EVERY = [*QUICK, *FAST, "run_dir=run", "trainer.max_steps=6", "validate_every_n_steps=1"]
 BEST = [*EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.best=val/loss", f"{KEPT}.top_k=2"]
+BEST.append(f"{KEPT}.keep_every_n_steps=3")
 
 
 def steps_in(folder):
@@ -36,24 +37,17 @@ def losses_of(folder):
     return {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
 
 
-def test_milestones_are_kept_beside_the_last_two(trained_once):
-    folder = trained_once(
-        "train", *EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.keep_every_n_steps=3"
-    )
-    run = folder / "run"
-    assert steps_in(run) == [3, 6]
-    newest = torch.load(run / checkpoints.LAST, weights_only=True)["global_step"]
-    before = torch.load(run / checkpoints.PREVIOUS, weights_only=True)["global_step"]
-    assert (newest, before) == (6, 4)
-
-
-def test_the_best_by_validation_loss_are_kept(trained_once):
+def test_milestones_and_the_best_by_validation_loss_are_kept_beside_the_last_two(trained_once):
     run = trained_once("train", *BEST) / "run"
     losses = losses_of(run)
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     best = sorted(losses, key=losses.__getitem__)[:2]
-    assert steps_in(run) == sorted(best)
+    assert {*best} != {3, 6}, "the milestones"
+    assert steps_in(run) == sorted({3, 6, *best})
     assert checkpoints.ranked(run, "val/loss") == {step: losses[step] for step in best}
+    newest = torch.load(run / checkpoints.LAST, weights_only=True)["global_step"]
+    before = torch.load(run / checkpoints.PREVIOUS, weights_only=True)["global_step"]
+    assert (newest, before) == (6, 4)
 
 
 def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, killed_at_step):
@@ -64,25 +58,24 @@ def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, killed_at_ste
     assert checkpoints.ranked(tmp_path / "run") == checkpoints.ranked(whole)
 
 
+def keep(folder, *steps):
+    """Saves checkpoints of these steps, and keeps them."""
+    for step in steps:
+        checkpoints.save({"state_dict": {}, "global_step": step}, folder / checkpoints.LAST)
+        checkpoints.keep(folder, step)
+
+
 def test_a_step_that_is_best_no_longer_stays_if_it_is_a_milestone(tmp_path):
-    for step in (2, 3, 4):
-        checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
-        checkpoints.keep(tmp_path, step)
+    keep(tmp_path, 2, 3, 4)
     checkpoints.rank(tmp_path, "val/loss", {2: 0.3, 3: 0.4}, lambda step: step == 2)
     checkpoints.rank(tmp_path, "val/loss", {4: 0.1}, lambda step: step == 2)
     assert steps_in(tmp_path) == [2, 4]
 
 
-def test_a_kept_checkpoint_takes_no_space_while_it_is_the_last(tmp_path):
-    checkpoints.save({"state_dict": {}, "global_step": 1}, tmp_path / checkpoints.LAST)
-    checkpoints.keep(tmp_path, 1)
-    assert checkpoints.file_of(tmp_path, 1).samefile(tmp_path / checkpoints.LAST)
-
-
-def test_a_damaged_one_is_named_and_the_others_open(tmp_path):
-    for step in (1, 2, 3):
-        checkpoints.save({"state_dict": {}, "global_step": step}, tmp_path / checkpoints.LAST)
-        checkpoints.keep(tmp_path, step)
+def test_one_takes_no_space_while_it_is_the_last_and_a_damaged_one_is_named(tmp_path):
+    keep(tmp_path, 1, 2)
+    assert checkpoints.file_of(tmp_path, 2).samefile(tmp_path / checkpoints.LAST)
+    keep(tmp_path, 3)
     path = checkpoints.file_of(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-1])
     with refused(path):
@@ -101,7 +94,7 @@ def test_a_value_that_is_not_finite_is_never_the_best(lab, tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "measured_now", measured_now)
     lab.done("train", *BEST)
     assert checkpoints.ranked(tmp_path / "run") == {4: 2.0, 2: 3.0}
-    assert steps_in(tmp_path / "run") == [2, 4]
+    assert steps_in(tmp_path / "run") == [2, 3, 4, 6]
 
 
 @pytest.mark.slow
@@ -122,15 +115,16 @@ def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
 
 
 def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_once, tmp_path):
-    run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
+    run = trained_once("train", *BEST) / "run"
     best = next(iter(checkpoints.ranked(run)))
     images = {}
-    for step in {"null", "6", "3", "best", str(best)}:
+    assert checkpoints.chosen(run, 6) is None  # the newest
+    assert checkpoints.chosen(run, "best") == checkpoints.chosen(run, best)
+    for step in {"null", "3", "best"}:
         draw = [f"run={run}", "num_samples=2", f"output={tmp_path}/{step}"]
         images[step] = lab.drawn(*draw, f"step={step}")["images"]
-    assert np.array_equal(images["null"], images["6"])
     assert not np.array_equal(images["null"], images["3"])
-    assert np.array_equal(images["best"], images[str(best)])
+    assert np.array_equal(images["best"], images["null"]) == (best == 6)
     lab.done("export", f"run={run}", "output=mine", "step=3")
     exported = lab.drawn("run=mine", *draw[1:])["images"]
     assert np.array_equal(exported, images["3"])
@@ -140,21 +134,17 @@ def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_on
 
 @pytest.mark.slow
 def test_an_evaluation_of_another_step_is_not_one_of_the_run(lab, refusal, trained_once):
-    run = trained_once("train", *BEST, f"{KEPT}.keep_every_n_steps=3") / "run"
+    run = trained_once("train", *BEST) / "run"
     lab.done("evaluate", f"run={run}", "step=3", "device=cpu", "metrics.num_samples=8")
     (record,) = (run / "evaluations").glob("*.json")
     assert json.loads(record.read_text())["sampling"]["step"] == 3
     assert_names(refusal("evaluate", f"run={run}", f"against={run}"), str(run))
 
 
-def test_best_is_refused_without_ranked_checkpoints(refusal, trained_once):
-    folder = trained_once(
-        "train", *EVERY, f"{KEPT}.every_n_steps=4", f"{KEPT}.keep_every_n_steps=3"
-    )
-    assert_names(refusal("sample", f"run={folder / 'run'}", "step=best"), "step=best")
+def test_best_is_refused_without_ranked_checkpoints(refusal, finished_run):
+    assert_names(refusal("sample", f"run={finished_run}", "step=best"), "step=best")
 
 
-RUN = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 SHARDED = "callbacks.checkpoint.sharded=true"
 BEHIND = "callbacks.checkpoint.background=true"
 RUNS = {"whole": [], "parts": [SHARDED], "behind": [BEHIND], "parts_behind": [SHARDED, BEHIND]}
@@ -185,19 +175,23 @@ def test_a_run_with_shards_is_resumed_sampled_and_exported_as_another(lab, monke
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", slow)
     steps = ["callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2"]
+    steps.append("lr_schedule=constant")  # as a cosine's depends on the run's length
     for name, more in RUNS.items():
-        lab.done("train", *RUN, *steps, *more, "trainer.max_steps=5", f"run_dir={name}")
+        length = 5 if SHARDED in more else 7
+        lab.done("train", *QUICK, *steps, *more, f"trainer.max_steps={length}", f"run_dir={name}")
+    for name in ("parts", "parts_behind"):
         lab.done("train", f"resume={name}", "trainer.max_steps=7")
-        lab.done("sample", f"run={name}", "num_samples=2", "save=npz", "device=cpu")
+    lab.done("sample", "run=parts", "num_samples=2", "device=cpu")
+    for name in ("whole", "parts"):
         lab.done("export", f"run={name}", f"output={name}_weights")
     for file in ("last.ckpt", "step_0000002.ckpt", "step_0000004.ckpt"):
         whole, *others = (checkpoints.read(Path(name) / "checkpoints" / file) for name in RUNS)
         for key in STATE:
             for other in others:
                 torch.testing.assert_close(other[key], whole[key], rtol=0, atol=0)
-    whole, *others = (weights.read(Path(f"{name}_weights/model.safetensors"), "") for name in RUNS)
-    for other in others:
-        torch.testing.assert_close(other, whole, rtol=0, atol=0)
+    exported = (Path(f"{name}_weights/model.safetensors") for name in ("whole", "parts"))
+    one, other = (weights.read(path, "") for path in exported)
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
     sizes = [Path(f"{name}/checkpoints/last.ckpt").stat().st_size for name in ("whole", "behind")]
     assert sizes[1] < 1.01 * sizes[0]  # what shares memory is written once
     # milestones, the last and the one before it
@@ -219,7 +213,7 @@ def test_training_goes_on_where_a_thread_cannot_write(lab, monkeypatch):
     save = checkpoints.save
     monkeypatch.setattr(checkpoints, "save", failing)
     steps = ["callbacks.checkpoint.keep_every_n_steps=2", "trainer.max_steps=5", "run_dir=run"]
-    err = lab.done("train", *RUN, BEHIND, *steps)
+    err = lab.done("train", *QUICK, BEHIND, *steps)
     assert_names(err, "step 2", os.strerror(errno.ENOSPC))
     assert [path.name for path in Path("run/checkpoints").glob("step_*")] == ["step_0000004.ckpt"]
 
@@ -238,7 +232,7 @@ def test_a_run_that_fails_waits_for_the_thread(lab, monkeypatch):
     monkeypatch.setattr("diffusion_lab.training.callbacks.Throughput.on_train_batch_end", fail)
     steps = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=5", "run_dir=run"]
     with pytest.raises(RuntimeError, match="a fault"):
-        lab("train", *RUN, BEHIND, *steps)
+        lab("train", *QUICK, BEHIND, *steps)
     assert checkpoints.step_of("run") == 2
 
 

@@ -57,14 +57,6 @@ def test_a_skipped_step_leaves_no_trace(lab, tmp_path, monkeypatch, kind, extra)
     assert [row["train/skipped_steps"] for row in found if "train/skipped_steps" in row] == [1]
 
 
-def test_a_step_after_a_skipped_one_is_taken(lab, tmp_path, monkeypatch):
-    spoil_loss(monkeypatch, {2}, infinite)
-    lab.done("train", *QUICK, "run_dir=run", "callbacks.checkpoint.every_n_steps=1")
-    states = checkpoint_of(tmp_path / "run")["optimizer_states"][0]["state"]
-    assert {float(state["step"]) for state in states.values()} == {3.0}  # of four
-    assert summary_of(tmp_path / "run")["skipped_steps"] == 1
-
-
 def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, {2}, nan, AutoencoderModule)
     arguments = ["autoencoder=vq", "autoencoder.codes=8", "reconstruction/discriminator=patch"]
@@ -117,23 +109,15 @@ def test_a_row_of_bad_steps_ends_the_run_and_names_the_layer(
     assert checkpoint_of(tmp_path / "run")["global_step"] == 2, "none within the row"
 
 
-def test_a_full_disk_does_not_hide_why_a_run_ends(refusal, tmp_path, monkeypatch):
+def test_a_run_without_a_checkpoint_on_a_full_disk_says_why_it_ends(refusal, tmp_path, monkeypatch):
     spoil_a_layer(monkeypatch, 1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/non_finite").write_text("")  # acts as a disk without room for a folder
     arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2", "run_dir=run"]
-    sentence = refusal("train", *QUICK, *arguments)
+    sentence = refusal("train", *QUICK, *arguments, "callbacks.non_finite.max_rollbacks=1")
     place = ["run/non_finite", os.strerror(errno.EEXIST)]
     assert_names(sentence, "output", "denoiser.backbone.blocks.0", *place)
-
-
-def test_before_the_first_checkpoint_there_is_nothing_to_resume_from(
-    refusal, tmp_path, monkeypatch
-):
-    spoil_a_layer(monkeypatch, 1)
-    arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2", "run_dir=run"]
-    arguments.append("callbacks.non_finite.max_rollbacks=1")
-    assert "resume=" not in refusal("train", *QUICK, *arguments)
+    assert "resume=" not in sentence  # as there is nothing to resume from, or to roll back to
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 

@@ -303,31 +303,36 @@ def test_muon_has_the_matrices_inside_of_encoder_decoder_and_discriminator():
 
 
 SGD = ["optimizer=any", "optimizer._target_=torch.optim.SGD"]
-LION = ["optimizer=any", "optimizer._target_=timm.optim.Lion"]
-OPTIMIZERS = [[*SGD, "+optimizer.momentum=0.9"], ["optimizer=adam"], SGD, LION]
+OPTIMIZERS = [[*SGD, "+optimizer.momentum=0.9"], ["optimizer=adam"], SGD]
 
 
-@pytest.mark.parametrize("arguments", first_fast(OPTIMIZERS))
+@pytest.mark.slow  # the next test is of another one
+@pytest.mark.parametrize("arguments", OPTIMIZERS)
 def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
     chosen = [*arguments, "optimizer.lr=0.01", "run_dir=run", "trainer.max_steps=2"]
     lab.done("train", *QUICK, *chosen)
     before = checkpoint_of(tmp_path / "run")
     assert before["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.01
     lab.done("train", "resume=run", "trainer.max_steps=3")
-    after = checkpoint_of(tmp_path / "run")["current_model_state"]
-    assert any(not torch.equal(before["current_model_state"][name], after[name]) for name in after)
+    after = checkpoint_of(tmp_path / "run")
+    assert not same(after["current_model_state"], before["current_model_state"])
 
 
-def test_an_option_of_ones_own_has_no_keys_of_adamw(lab, tmp_path):
+def test_an_option_of_ones_own_has_no_keys_of_adamw_and_is_resumed(lab, tmp_path):
     folder = tmp_path / "my_conf/optimizer"
     folder.mkdir(parents=True)
     text = blocks_of(PAGES / "training.md", "yaml")["my_conf/optimizer/lion.yaml"]
     (folder / "lion.yaml").write_text(text)
     mine = ["--config-dir", "my_conf", *QUICK, "optimizer=lion", "run_dir=run"]
     lab.done("train", *mine, "trainer.max_steps=1")
-    (group, *_) = checkpoint_of(tmp_path / "run")["optimizer_states"][0]["param_groups"]
+    before = checkpoint_of(tmp_path / "run")
+    (group, *_) = before["optimizer_states"][0]["param_groups"]
     assert group["initial_lr"] == 1e-4
     assert "fused" not in group
+    lab.done("train", "resume=run", "trainer.max_steps=2")
+    after = checkpoint_of(tmp_path / "run")
+    assert after["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 1e-4
+    assert not same(after["current_model_state"], before["current_model_state"])
 
 
 def test_a_key_that_an_experiment_sets_can_be_removed():

@@ -10,7 +10,7 @@ from helpers.faults import Killed, at_step
 from helpers.pairs import first_fast
 from helpers.processes import SRUN
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, rows, summary_of, wandb_runs
+from helpers.tiny_runs import QUICK, TINY, rows, summary_of, wandb_runs
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
@@ -51,12 +51,12 @@ def written() -> list[int]:
 
 
 LOGGED = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
-SHORT = [*LOGGED, "callbacks.sample_grid=null", "logger=none"]
+SHORT = [*QUICK, "name=x", "trainer.max_steps=6"]
 
 
 @pytest.mark.parametrize(
     "number",
-    first_fast([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2], 2),
+    first_fast([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2]),
     ids=lambda number: number.name,
 )
 @pytest.mark.parametrize("where", first_fast([[], ["run_dir=mine"]]), ids=["named", "given"])
@@ -84,24 +84,26 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
 
 def test_a_signal_in_the_last_evaluation_requeues_the_job(lab, tmp_path, monkeypatch, job):
     with monkeypatch.context() as patched:
-        patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+        patched.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         lab.done("train", *LOGGED, "logger=none")
     assert job.read_text().split() == ["requeue", "17"]
 
 
-def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(lab, tmp_path, monkeypatch, job):
-    (tmp_path / "bin/squeue").write_text("#!/bin/sh\necho CANCELLED\n")
-    send(monkeypatch, signal.SIGTERM, step=2)
+@pytest.mark.parametrize(
+    ("program", "lines", "number", "named"),
+    [
+        ("squeue", "echo CANCELLED", signal.SIGTERM, "CANCELLED"),
+        ("scontrol", "echo 'is no batch job' >&2\nexit 1", signal.SIGUSR1, "is no batch job"),
+    ],
+)
+def test_a_job_that_is_not_requeued_is_saved_and_says_how_to_resume(
+    lab, tmp_path, monkeypatch, job, program, lines, number, named
+):
+    (tmp_path / "bin" / program).write_text(f"#!/bin/sh\n{lines}\n")
+    send(monkeypatch, number, step=2)
     err = lab.done("train", *SHORT, "run_dir=run", code=130)
-    assert_names(err, "CANCELLED", "diffusion-lab train resume=run")
+    assert_names(err, named, "diffusion-lab train resume=run")
     assert not job.exists()
-
-
-def test_a_job_that_slurm_will_not_requeue_says_how_to_resume(lab, tmp_path, monkeypatch, job):
-    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho 'Job is no batch job' >&2\nexit 1\n")
-    send(monkeypatch, signal.SIGUSR1, step=2)
-    err = lab.done("train", *SHORT, "run_dir=run", code=130)
-    assert_names(err, "Job is no batch job", "diffusion-lab train resume=run")
 
 
 def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(

@@ -18,7 +18,7 @@ from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
 from helpers.seen_images import seen
 from helpers.tiny_data import TinyData
-from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, summary_of
+from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, same, summary_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
@@ -59,15 +59,22 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
         assert whole[key] == parts[key], key
 
 
-@pytest.mark.parametrize("step", first_fast([3, 4]))  # a validation is due after the latter
+# a validation is due after step 4
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(3, signal.SIGINT), pytest.param(4, signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
-    lab, tmp_path, monkeypatch, trained_once, step
+    lab, tmp_path, monkeypatch, trained_once, step, number
 ):
-    common = [*QUICK, "trainer.max_steps=8", "validate_every_n_steps=4"]
-    whole = trained_once("train", *common, "run_dir=run") / "run"
+    whole = trained_once("train", *ROWS, "run_dir=run") / "run"
     with monkeypatch.context() as patch:
-        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert lab("train", *common, "run_dir=parts")[0] == 130
+        at_step(patch, step, lambda: os.kill(os.getpid(), number))
+        err = lab.done("train", *ROWS, "run_dir=parts", code=130)
+    assert "diffusion-lab train resume=parts" in err
+    summary = summary_of(tmp_path / "parts")
+    assert (summary["finished"], summary["steps"]) == (False, step)
+    assert checkpoint_of(tmp_path / "parts")["global_step"] == step
     stopped = [row for row in logged(whole) if row["step"] <= step]
     assert logged(tmp_path / "parts") == stopped
     lab.done("train", "resume=parts")
@@ -79,6 +86,7 @@ def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
         quiet = ["logger=none", "callbacks.evaluation=null", "run_dir=run"]
+        quiet.append("callbacks.denoising=null")
         err = lab.done("train", *TINY, *quiet, code=130)
     assert_names(err, "step 4", "diffusion-lab train resume=run")
     assert summary_of(tmp_path / "run")["finished"] is False
@@ -119,9 +127,8 @@ def test_a_second_ctrl_c_while_a_checkpoint_is_written_says_how_to_go_on(
     assert (tmp_path / "run/checkpoints/last.ckpt").exists() == (every == 2)
 
 
-def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypatch):
-    lab.done("train", *QUICK, "run_dir=run")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+def test_a_run_does_not_go_on_with_other_images(refusal, run_folder, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*.*")}
     load = TinyData.load
 
     def changed(self):
@@ -129,20 +136,16 @@ def test_a_run_does_not_go_on_with_other_images(lab, refusal, tmp_path, monkeypa
         return train._replace(labels=train.labels.flip(0)), test
 
     monkeypatch.setattr(TinyData, "load", changed)
-    saved = load_config(tmp_path / "run").data_sha256
+    saved = load_config(run_folder).data_sha256
     assert saved[:12] in refusal("train", "resume=run", "trainer.max_steps=6")
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*")}
+    after = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*.*")}
     assert after == before
 
 
-def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_path, monkeypatch):
-    common = [*QUICK, "trainer.max_steps=6", "optimizer.lr=0.1", "run_dir=run"]
-    with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert lab("train", *common)[0] == 130
-    path = tmp_path / "run/checkpoints/last.ckpt"
-    trained = torch.load(path, weights_only=True)["current_model_state"]
-    found = {}
+def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, run_folder, monkeypatch):
+    before = checkpoint_of(run_folder)
+    trained, found = before["current_model_state"], {}
+    assert not same(trained, before["state_dict"])
     original = DiffusionModule.training_step
 
     def look(self, batch, batch_idx):
@@ -150,7 +153,12 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, tmp_pat
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionModule, "training_step", look)
-    lab.done("train", "resume=run", "callbacks.weight_averaging=null")
+    without = [
+        "callbacks.weight_averaging=null",
+        "callbacks.evaluation=null",
+        "trainer.max_steps=5",
+    ]
+    lab.done("train", "resume=run", *without)
     assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
@@ -331,13 +339,14 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
 
 
 def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
-    line = [*TINY, "callbacks.sample_grid=null", "logger=none", "trainer.max_steps=6"]
-    line += ["callbacks.evaluation.every_n_steps=3", "callbacks.evaluation.batch_size=4"]
+    line = [*TINY, "callbacks.sample_grid=null", "callbacks.denoising=null", "logger=none"]
+    line += ["callbacks.evaluation.every_n_steps=2", "callbacks.evaluation.batch_size=4"]
+    line += ["metrics.num_samples=8"]
     lab.done("train", *line, "run_dir=whole")
     asked = Interruption.asked
 
     def in_the_second_batch(self, trainer):
-        self.votes = getattr(self, "votes", 0) + (trainer.global_step == 3)
+        self.votes = getattr(self, "votes", 0) + (trainer.global_step == 2)
         self.requested |= self.votes == 2
         return asked(self, trainer)
 
@@ -350,5 +359,5 @@ def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_
         {row["step"]: row for row in logged(tmp_path / run) if any("fid" in name for name in row)}
         for run in ("whole", "parts")
     ]
-    assert measured[0].keys() == {3, 6}
+    assert measured[0].keys() == {2, 4}
     assert measured[0] == measured[1]

@@ -82,7 +82,7 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
 }
 
 
-@pytest.mark.parametrize("name", first_fast(STATES, 7))
+@pytest.mark.parametrize("name", first_fast(STATES, 4))
 def test_a_run_that_goes_on_from_its_middle_ends_as_the_whole(lab, tmp_path, name):
     arguments, learned = STATES[name]
     autoencoder = arguments[0] == "train-autoencoder"

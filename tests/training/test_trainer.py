@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
-from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
+from helpers.compositions import composed
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer import call
 
@@ -51,8 +50,7 @@ def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
             called.append("backward")
 
     called: list[str] = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["trainer.accelerator=cpu"])
+    cfg = composed("train", "trainer.accelerator=cpu")
     own = Own()
     trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [own])
     assert own.on_before_zero_grad is own.on_after_backward is None
@@ -73,8 +71,7 @@ def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
 )
 def test_kernels_are_tried_unless_a_run_is_deterministic(monkeypatch, overrides, tries):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tries)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["trainer.accelerator=cpu", *overrides])
+    cfg = composed("train", "trainer.accelerator=cpu", *overrides)
     check_keys(cfg, TRAINER)
     build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
     assert torch.backends.cudnn.benchmark == tries
@@ -86,8 +83,7 @@ def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):
         raise KeyboardInterrupt  # Lightning passes over an Exception
 
     monkeypatch.setattr(torch.distributed, "broadcast", asks)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["trainer.accelerator=cpu", "trainer.max_time=00:00:10:00"])
+    cfg = composed("train", "trainer.accelerator=cpu", "trainer.max_time=00:00:10:00")
     trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
     assert isinstance(trainer, lightning.Trainer)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
@@ -112,8 +108,7 @@ def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):
     ],
 )
 def test_several_ranks_have_a_strategy_with_the_options_that_are_told(overrides, options):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["trainer.accelerator=cpu", "trainer.devices=2", *overrides])
+    cfg = composed("train", "trainer.accelerator=cpu", "trainer.devices=2", *overrides)
     assert strategy_options(cfg.trainer) == options
     strategy = build_trainer(cfg, solve_batch(4, 2, None), torch.device("cpu"), []).strategy
     assert type(strategy).__name__ == options[0]

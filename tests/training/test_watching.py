@@ -1,6 +1,5 @@
 """Looks at training: speed, clock and memory, statistics of steps, losses by level."""
 
-import json
 import math
 from time import monotonic
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import pytest
 import torch
 from helpers.faults import spoil_loss
 from helpers.pairs import first_fast
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
+from helpers.tiny_runs import QUICK, TINY, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
 from torch import nn
 
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
@@ -19,11 +18,11 @@ from diffusion_lab.training.callbacks.statistics import GradientNoise, Look
 from diffusion_lab.training.callbacks.throughput import bins_of
 from diffusion_lab.training.logger import Clock, WandB
 
-ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "callbacks.denoising=null"]
-ALONE += ["logger=none", "trainer.precision=32-true", "optimizer.lr=1e-2"]
-ALONE += ["lr_schedule.warmup_images=0", "callbacks.checkpoint.every_n_steps=1"]
+RUN = [*QUICK, "trainer.precision=32-true", "optimizer.lr=1e-2"]
+RUN += ["lr_schedule.warmup_images=0", "callbacks.checkpoint.every_n_steps=1"]
 LOOKS = ["callbacks.statistics.every_n_steps=1", "micro_batch_size=2"]
 LOOKS.append("callbacks.statistics.noise_scale=true")
+GROUPS = "parameter_groups=[{pattern:'*bias',lr:5e-3},{pattern:'*.embeddings.*',lr:0}]"
 KINDS = ("weight_norm", "grad_norm", "update_norm", "activation_max")
 
 
@@ -44,14 +43,14 @@ def norm(tensors) -> float:
 @pytest.fixture(scope="module")
 def looked(trained_once):
     """A run of four steps with a look at each."""
-    return trained_once("train", *TINY, *ALONE, *LOOKS, "run_dir=run") / "run"
+    return trained_once("train", *RUN, *LOOKS, GROUPS, "run_dir=run") / "run"
 
 
 def test_a_callback_that_a_run_was_without_is_added_when_it_is_resumed(
     lab, tmp_path, killed_at_step
 ):
     without = ["callbacks.level_losses=null", "callbacks.throughput=null"]
-    killed_at_step(4, "train", *TINY, *ALONE, *without, "run_dir=run")
+    killed_at_step(4, "train", *RUN, *without, "run_dir=run")
     levels, rates = (
         f"callbacks.{key}={{_target_:diffusion_lab.training.callbacks.{name}}}"
         for key, name in (("level_losses", "LevelLosses"), ("throughput", "Throughput"))
@@ -63,7 +62,8 @@ def test_a_callback_that_a_run_was_without_is_added_when_it_is_resumed(
 
 @pytest.mark.slow
 def test_looking_at_steps_changes_nothing_in_them(looked, trained_once):
-    plain = trained_once("train", *TINY, *ALONE, "micro_batch_size=2", "run_dir=run") / "run"
+    line = [*RUN, GROUPS, "micro_batch_size=2", "run_dir=run"]
+    plain = trained_once("train", *line) / "run"
     first, second = checkpoint_of(plain), checkpoint_of(looked)
     assert str(first["optimizer_states"]) == str(second["optimizer_states"])
     for part in ("state_dict", "current_model_state"):
@@ -101,7 +101,7 @@ def test_norms_are_those_of_the_weights_their_update_and_the_gradient(looked):
 @pytest.mark.parametrize("step", first_fast([3, 4]))
 def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, killed_at_step, trained_once, step):
     several = ["trainer.max_steps=6", "trainer.log_every_n_steps=3", "run_dir=run"]
-    command = ["train", *TINY, *ALONE, *LOOKS, *several]
+    command = ["train", *RUN, *LOOKS, *several]
     whole = trained_once(*command) / "run"
     killed_at_step(step, *command)
     lab.done("train", "resume=run")
@@ -113,7 +113,7 @@ def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, killed_at_step, tr
 
 def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, [2], lambda loss: loss * torch.nan)
-    lab.done("train", *TINY, *ALONE, *LOOKS, "run_dir=run")
+    lab.done("train", *RUN, *LOOKS, "run_dir=run")
     for start in ("train_grad_norm/", "train_by_level/", "train/grad_norm", "train/noise_scale"):
         found = values(tmp_path / "run", start)
         assert 2 not in found
@@ -136,10 +136,8 @@ def test_a_level_is_counted_in_its_tenth():
     assert bins_of(t).tolist() == [0, 0, 1, 5, 9, 9]
 
 
-def test_rates_of_groups_are_logged(lab, tmp_path):
-    groups = "parameter_groups=[{pattern:'*bias',lr:5e-3},{pattern:'*.embeddings.*',lr:0}]"
-    lab.done("train", *TINY, *ALONE, groups, "run_dir=run", "trainer.max_steps=1")
-    rates = values(tmp_path / "run", "train/lr")[1]
+def test_rates_of_groups_are_logged(looked):
+    rates = values(looked, "train/lr")[1]
     assert sorted(rates) == ["train/lr", "train/lr_group1", "train/lr_group2"]
     assert rates["train/lr"] == pytest.approx(1e-2)
     assert sorted(rates.values()) == pytest.approx([0, 5e-3, 1e-2])
@@ -148,7 +146,7 @@ def test_rates_of_groups_are_logged(lab, tmp_path):
 @pytest.mark.slow
 def test_the_largest_gradient_of_a_row_is_kept_beside_the_mean(lab, tmp_path, looked):
     one_row = ["trainer.log_every_n_steps=4", "micro_batch_size=2", "run_dir=run"]
-    lab.done("train", *TINY, *ALONE, *one_row)
+    lab.done("train", *RUN, GROUPS, *one_row)
     norms = [row["train/grad_norm"] for row in values(looked, "train/grad_norm").values()]
     (row,) = values(tmp_path / "run", "train/grad_norm").values()
     assert row["train/grad_norm"] == pytest.approx(sum(norms) / 4)
@@ -215,7 +213,7 @@ def test_norms_of_parts_are_of_single_micro_batches():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_have_the_statistics_of_one(lab, tmp_path, strategy):
-    common = [*TINY, *ALONE, "name=x", "callbacks.statistics.every_n_steps=2"]
+    common = [*RUN, "name=x", "callbacks.statistics.every_n_steps=2"]
     scale = "callbacks.statistics.noise_scale=true" if strategy == "ddp" else "seed=0"
     lab.done("train", *common, scale, "micro_batch_size=4", "run_dir=one")
     several = [f"trainer={strategy}", "trainer.devices=2", "trainer.accelerator=cpu"]
@@ -267,11 +265,12 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated_or_reaches_w_and_
     monkeypatch.setattr(SampleEvaluation, "run", run)
     monkeypatch.setattr(WandB, "start", start)
     asked = ["callbacks.evaluation.every_n_steps=2", "trainer.max_steps=4"]
+    asked += ["callbacks.sample_grid=null", "callbacks.denoising=null"]
     lab.done("train", *TINY, *asked, "run_dir=run")
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "fid/x" in row] == [2, 4]
-    assert max(row["seconds"] for row in rows) < 1000
-    assert all(row.get("train/images_per_second", 1) > 8 / 1000 for row in rows)
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "fid/x" in row] == [2, 4]
+    assert max(row["seconds"] for row in found) < 1000
+    assert all(row.get("train/images_per_second", 1) > 8 / 1000 for row in found)
     summary = summary_of(tmp_path / "run")
     assert summary["training_seconds"] < 1000
     assert 5000 < summary["wall_seconds"] < 6000
@@ -292,7 +291,7 @@ def test_measuring_latents_is_no_training(lab, tmp_path, monkeypatch, late):
 
     latent_moments = autoencoder_task.latent_moments
     monkeypatch.setattr(autoencoder_task, "latent_moments", measured)
-    asked = ["callbacks.evaluation=null", "logger=none", "run_dir=run"]
+    asked = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "run_dir=run"]
     lab.done("train-autoencoder", *TINY_AUTOENCODER, *asked)
     summary = summary_of(tmp_path / "run")
     assert summary["training_seconds"] < 1000 < summary["wall_seconds"]
