@@ -199,7 +199,7 @@ def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
 OF_ENERGIES = [each for each in QUICK if not each.startswith("backbone")] + ["backbone=energy"]
 
 
-@pytest.mark.parametrize("network", first_fast(["unet_small", "dit"]))
+@pytest.mark.parametrize("network", first_fast(["dit", "unet_small"]))
 def test_an_energy_of_images_is_trained_and_drawn(lab, tmp_path, network):
     small = {"dit": ["width=48"], "unet_small": ["channels=8", "stage.head_channels=null"]}[network]
     chosen = [f"backbone@backbone.network={network}", *(f"backbone.network.{s}" for s in small)]
