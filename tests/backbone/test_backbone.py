@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
+from helpers.pairs import each_once
 from helpers.paths import ROOT
 from helpers.refusals import refused
 from hydra.utils import instantiate
@@ -109,24 +110,25 @@ def opened(name: str, conditioning=ClassLabel, **settings) -> Denoiser:
     return model
 
 
-def trained(name: str, steps: int) -> Denoiser:
-    """Trains a denoiser for a few steps on constant images, a different one for each label."""
+@cache
+def trained(name: str) -> tuple[Denoiser, list[str]]:
+    """A denoiser after three steps, and the parameters without a gradient in the last of them.
+
+    Images are constant, a different one for each label.
+    """
     model = denoiser(name).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])  # includes the null label
+    for _ in range(3):
         x = torch.randn(6, 1, 8, 8, generator=generator)
         level = Rectified()(torch.rand(6, generator=generator))
-        labels = torch.tensor([0, 1, 2, 3, 0, 1])  # includes the null label
-        loss = (
-            (model(x, level, Given(labels)).output - labels[:, None, None, None] + 1)
-            .square()
-            .mean()
-        )
         optimizer.zero_grad()
-        loss.backward()
+        output = model(x, level, Given(labels)).output
+        (output - labels[:, None, None, None] + 1).square().mean().backward()
         optimizer.step()
-    return model
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    return model.eval(), without
 
 
 def inputs(batch: int = 4):
@@ -159,8 +161,10 @@ def test_every_network_can_be_told_where_a_step_goes(name):
     assert (changed > 1e-4).all()
 
 
-@each
-@pytest.mark.parametrize("conditioning", [ClassLabel, Unconditional])
+@pytest.mark.parametrize(
+    ("name", "conditioning"),
+    each_once({name: name for name in CONFIGURED}, {"class": ClassLabel, "none": Unconditional}),
+)
 def test_every_network_hears_what_was_done_to_an_image(name, conditioning):
     model = opened(name, conditioning, augmentation_labels=9).eval()
     x, level = inputs()
@@ -188,28 +192,24 @@ def test_blocks_that_read_tokens_hear_it_through_them(name):
 
 @each
 def test_every_parameter_has_a_gradient_after_two_steps(name):
-    model = trained(name, 2)
-    x, level = inputs()
-    model(x, level, Given(torch.tensor([0, 1, 2, 3]))).output.square().sum().backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # softmax ignores a number added to all scores, so these gradients are rounding or 0
-    assert [name for name in without if not name.endswith("to_k.bias")] == []
+    assert [name for name in trained(name)[1] if not name.endswith("to_k.bias")] == []
 
 
 @each
-def test_the_label_and_the_noise_level_are_heard(name):
-    model = opened(name).eval()
-    x, level = inputs(1)
-    zero, one = (model(x, level, Given(torch.tensor([label]))).output for label in (0, 1))
-    assert (zero - one).abs().mean() > 1e-5  # exactly 0 if a label is ignored
-    other = model(x, Rectified()(torch.tensor([0.9])), Given(torch.tensor([0]))).output
-    assert (zero - other).abs().mean() > 1e-5
-
-
-@each
-def test_the_null_label_is_no_label(name):
+def test_a_sample_hears_its_own_label_and_noise_level_and_the_null_label_is_none(name):
     model = opened(name).eval()
     x, level = inputs()
+    labels = torch.tensor([0, 1, 2, 3])
+    together = model(x, level, Given(labels)).output
+    alone = [
+        model(x[i : i + 1], level[i : i + 1], Given(labels[i : i + 1])).output for i in range(4)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    label = model(x[:1], level[:1], Given(torch.tensor([1]))).output
+    noise = model(x[:1], level[3:], Given(torch.tensor([0]))).output
+    for other in (label, noise):
+        assert (alone[0] - other).abs().mean() > 1e-5  # exactly 0 if one is ignored
     null = model(x, level, Given(torch.full((4,), 3))).output
     assert torch.equal(null, model(x, level).output)
 
@@ -223,20 +223,8 @@ def test_a_network_without_a_condition_works(name):
 
 
 @each
-def test_samples_of_a_batch_do_not_see_one_another(name):
-    model = opened(name).eval()
-    x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
-    together = model(x, level, Given(labels)).output
-    alone = torch.cat(
-        [model(x[i : i + 1], level[i : i + 1], Given(labels[i : i + 1])).output for i in range(4)]
-    )
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-
-
-@each
 def test_bfloat16_agrees_within_two_per_cent(name):
-    model = trained(name, 6).eval()
+    model, _ = trained(name)
     x, level = inputs()
     labels = torch.tensor([0, 1, 2, 3])
 

@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 from helpers.compositions import composed
+from helpers.pairs import first_fast
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
-from helpers.tiny_runs import QUICK, require_equal_training, summary_of
+from helpers.tiny_runs import QUICK, killed_after_two_steps, require_equal_training, summary_of
 from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,21 +36,23 @@ small = small_dit(
 
 
 @pytest.mark.parametrize(
-    ("name", "block", "shape", "classes", "parameters", "macs"),
-    [
-        ("dit_xl_2", "in_context", (4, 32, 32), 1000, 452e6, 119.36e9),
-        ("dit_xl_2", "cross_attention", (4, 32, 32), 1000, 601e6, 137.61e9),
-        ("dit_xl_2", "adaln", (4, 32, 32), 1000, 600e6, 118.55e9),
-        ("dit_xl_2", "adaln_zero", (4, 32, 32), 1000, 675e6, 118.62e9),
-        ("dit_s_2", "adaln_zero", (3, 32, 32), 10, 32.5e6, 6.05e9),
-        ("dit_s_4", "adaln_zero", (3, 32, 32), 10, 32.5e6, 1.41e9),
-        ("dit_b_2", "adaln_zero", (3, 32, 32), 10, 129.6e6, 23.0e9),
-        ("dit_l_2", "adaln_zero", (3, 32, 32), 10, 457e6, 80.7e9),
-    ],
+    "size",  # a preset, its block, the images and classes, and published parameters and MACs
+    first_fast(
+        [
+            ("dit_xl_2", "in_context", (4, 32, 32), 1000, 452e6, 119.36e9),
+            ("dit_xl_2", "cross_attention", (4, 32, 32), 1000, 601e6, 137.61e9),
+            ("dit_xl_2", "adaln_zero", (4, 32, 32), 1000, 675e6, 118.62e9),
+            ("dit_s_2", "adaln_zero", (3, 32, 32), 10, 32.5e6, 6.05e9),
+            ("dit_xl_2", "adaln", (4, 32, 32), 1000, 600e6, 118.55e9),
+            ("dit_s_4", "adaln_zero", (3, 32, 32), 10, 32.5e6, 1.41e9),
+            ("dit_b_2", "adaln_zero", (3, 32, 32), 10, 129.6e6, 23.0e9),
+            ("dit_l_2", "adaln_zero", (3, 32, 32), 10, 457e6, 80.7e9),
+        ],
+        4,
+    ),
 )
-def test_published_sizes_have_their_parameters_and_macs(
-    name, block, shape, classes, parameters, macs
-):
+def test_published_sizes_have_their_parameters_and_macs(size):
+    name, block, shape, classes, parameters, macs = size
     cfg = composed(None, f"+backbone={name}", f"backbone/block={block}")
     with torch.device("meta"):
         facts = {"in_channels": shape[0], "out_channels": shape[0], "image_size": shape[1:]}
@@ -243,8 +246,6 @@ def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
     once = outputs(routed.train())
     torch.testing.assert_close(outputs(routed), once, rtol=0, atol=0)
     assert not torch.equal(outputs(routed, seed=1), once)
-    compiled = torch.compile(routed, fullgraph=True, backend="eager")
-    torch.testing.assert_close(outputs(compiled), once)
     once.square().mean().backward()
     gradients = [p.grad.clone() for p in routed.parameters()]
     assert all(gradient.any() for gradient in gradients)
@@ -253,6 +254,15 @@ def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
     outputs(routed).square().mean().backward()
     for parameter, gradient in zip(routed.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    "name", first_fast(["rotary", "mamba", "dit", "in_context", "bidirectional"], 2)
+)
+def test_a_routed_network_is_one_graph(name):
+    routed = randomised(BACKBONES[name](**HALF, depth=3))
+    compiled = torch.compile(routed, fullgraph=True, backend="eager")
+    torch.testing.assert_close(outputs(compiled), outputs(routed))
 
 
 @pytest.mark.parametrize("block", [AdaLNZero, InContext])
@@ -308,10 +318,11 @@ def test_a_scan_follows_the_kept_patches_along_its_path():
 
 def test_runs_of_one_seed_route_the_same_patches_and_resume_so(lab, tmp_path):
     routed = [*QUICK, "backbone.depth=3", "backbone.routed=0.5"]
-    lab.done("train", *routed, "trainer.max_steps=3", "run_dir=whole")
-    lab.done("train", *routed, "trainer.max_steps=2", "run_dir=part")
-    lab.done("train", "resume=part", "trainer.max_steps=3")
-    require_equal_training(tmp_path / "whole", tmp_path / "part")
+    kept = "callbacks.checkpoint.keep_every_n_steps=2"
+    lab.done("train", *routed, kept, "trainer.max_steps=3", "run_dir=whole")
+    parts = killed_after_two_steps(tmp_path / "whole")
+    lab.done("train", f"resume={parts}")
+    require_equal_training(tmp_path / "whole", parts)
     summary = summary_of(tmp_path / "whole")
     assert 2 < summary["forward_passes"] < 3
 

@@ -166,10 +166,10 @@ def test_vectors_of_labels_have_unit_magnitude_together_and_the_null_label_alone
 
 
 @pytest.mark.parametrize(
-    ("channels", "parameters", "macs"),
-    [(64, 29.7e6, 3.0e9), (128, 118.7e6, 11.75e9), (192, 267e6, 26.25e9)],
+    "size", first_fast([(64, 29.7e6, 3.0e9), (128, 118.7e6, 11.75e9), (192, 267e6, 26.25e9)])
 )
-def test_sizes_have_the_parameters_and_macs_of_the_authors_code(channels, parameters, macs):
+def test_sizes_have_the_parameters_and_macs_of_the_authors_code(size):
+    channels, parameters, macs = size
     with torch.device("meta"):
         network = configured("edm2_xs", (3, 32, 32), channels=channels, attention=[1, 2])
         x, noise = torch.zeros(1, 3, 32, 32), torch.zeros(1)
@@ -210,7 +210,8 @@ def test_published_sizes_have_their_parameters_and_macs(size):
     ("schedule", "cycles"), [("edm", 1.0), ("rectified", 0.0025), ("ddpm_linear", 0.0025)]
 )
 def test_the_bandwidth_fits_the_noise_label(schedule, cycles):
-    cfg = composed("train", "name=x", "backbone=edm2", f"schedule={schedule}")
+    small = ["backbone.multipliers=[1]", "backbone.attention=[]", "backbone.blocks=1"]
+    cfg = composed("train", "name=x", "backbone=edm2", f"schedule={schedule}", *small)
     features = build_model(cfg, (1, 8, 8), Classes.numbered(4)).denoiser.backbone.features
     assert features.frequencies.std().item() / 2 / math.pi == pytest.approx(cycles, rel=0.5)
     assert cfg.backbone.bandwidth == "auto"
@@ -221,10 +222,13 @@ def test_the_bandwidth_fits_the_noise_label(schedule, cycles):
     ("schedule", "cycles"), [("edm", 16.0), ("rectified", 0.04), ("ddpm_linear", 0.04)]
 )
 def test_the_frequencies_of_ncsnpp_fit_the_noise_label(network, schedule, cycles):
-    overrides = ["name=x", f"backbone={network}", f"schedule={schedule}"]
+    place, overrides = "backbone", [f"backbone={network}", f"schedule={schedule}"]
     if network == "energy":
-        overrides += ["backbone@backbone.network=unet_ncsnpp", "backbone.network.blocks=1"]
-    cfg = composed("train", *overrides)
+        place = "backbone.network"
+        overrides.append(f"backbone@{place}=unet_ncsnpp")
+    small = {"multipliers": [1], "attention": [], "blocks": 1}
+    overrides += [f"{place}.{key}={value}" for key, value in small.items()]
+    cfg = composed("train", "name=x", *overrides)
     backbone = build_model(cfg, (1, 8, 8), Classes.numbered(4)).denoiser.backbone
     (features,) = [each for each in backbone.modules() if isinstance(each, FourierEmbedding)]
     assert features.cycles.std().item() == pytest.approx(cycles, rel=0.5)

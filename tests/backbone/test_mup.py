@@ -19,7 +19,7 @@ WIDTHS = (64, 512)
 STEPS = 4
 ADAM = {"lr": 3e-3, "weight_decay": 0.1}
 MUON = {"momentum": 0.9, "nesterov": True, "ns_steps": 5, "betas": (0.9, 0.99), "eps": 1e-8}
-small = small_dit(in_channels=1, out_channels=1, image_size=8, patch=4, depth=2)
+small = small_dit(in_channels=1, out_channels=1, image_size=8, patch=4)
 
 
 def adam(parameters):
@@ -31,9 +31,9 @@ def muon(parameters, scale: str):
     return Muon(parameters, lr, 3e-3, 0.1, adjust_lr_fn=scale, **MUON)
 
 
-def network_of(width: int, base_width: int | None, heads: int = 1) -> nn.Module:
+def network_of(width: int, base_width: int | None, **settings: int) -> nn.Module:
     torch.manual_seed(0)
-    return small(width=width, heads=heads, base_width=base_width)
+    return small(width=width, base_width=base_width, **{"heads": 1} | settings)
 
 
 def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS) -> Tensor:
@@ -84,7 +84,7 @@ def test_initial_sums_are_those_of_the_base_width():
 
 def test_products_of_attention_are_scaled_by_the_heads_width():
     for heads, scale in ((1, 8 / 512), (8, 1 / 8)):
-        assert network_of(512, 64, heads).blocks[0].mixer.scale == pytest.approx(scale)
+        assert network_of(512, 64, heads=heads).blocks[0].mixer.scale == pytest.approx(scale)
     assert network_of(512, None).blocks[0].mixer.scale is None
 
 
@@ -105,7 +105,8 @@ def test_an_optimizer_whose_steps_grow_with_the_gradient_is_refused():
 
 def test_training_is_that_of_microsofts_package():
     mup = pytest.importorskip("mup")
-    wide, theirs, base, other = (network_of(width, 64) for width in (256, 256, 64, 128))
+    widths = (256, 256, 64, 128)
+    wide, theirs, base, other = (network_of(width, 64, depth=2) for width in widths)
     for network in (theirs, base, other):
         network.out = mup.MuReadout(network.condition_width, 16)  # divides its outputs by W / W0
     mup.set_base_shapes(theirs, base, delta=other, rescale_params=False)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
+from helpers.pairs import each_once
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -47,19 +48,18 @@ def really_kept(model, images: int) -> int:
     )
 
 
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize(
-    ("backbone", "overrides"),
-    [
-        *((name, []) for name in SMALL),
-        ("dit", LEARNED),
-        ("dit", ["backbone.window=1", "backbone.qk_norm=true", "denoiser.clip=1"]),
-        ("unet", ["objective=shortcut"]),
-        ("mlp", ["objective/loss/uncertainty=learned"]),
-        ("dit", ["objective=ect", "schedule=edm"]),
-    ],
-)
-def test_a_real_forward_pass_keeps_what_was_planned(backbone, overrides, again):
+MODELS = {name: (name, []) for name in SMALL} | {
+    "learned variance": ("dit", LEARNED),
+    "window": ("dit", ["backbone.window=1", "backbone.qk_norm=true", "denoiser.clip=1"]),
+    "shortcut": ("unet", ["objective=shortcut"]),
+    "uncertainty": ("mlp", ["objective/loss/uncertainty=learned"]),
+    "ect": ("dit", ["objective=ect", "schedule=edm"]),
+}
+
+
+@pytest.mark.parametrize(("model", "again"), each_once(MODELS, {"kept": False, "again": True}))
+def test_a_real_forward_pass_keeps_what_was_planned(model, again):
+    backbone, overrides = model
     overrides = [*overrides, f"activation_checkpointing={again}"]
     planned = kept_bytes(model_on("meta", backbone, *overrides), 4, "32-true").all
     assert planned == pytest.approx(really_kept(model_on("cpu", backbone, *overrides), 4), rel=0.1)
