@@ -284,9 +284,11 @@ def test_a_compiled_network_has_few_graphs(name, mode, graphs, monkeypatch):
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-@pytest.mark.parametrize("size", [28, 32])
+PRESETS = ["unet", "unet_small", "dit", "dit_s_2", "dit_b_4", "mamba", "mamba2", "mamba_s_2"]
+
+
 @pytest.mark.parametrize(
-    "name", ["unet", "unet_small", "dit", "dit_s_2", "dit_b_4", "mamba", "mamba2", "mamba_s_2"]
+    ("name", "size"), each_once({name: name for name in PRESETS}, {"28": 28, "32": 32})
 )
 def test_presets_take_both_usual_image_sizes(name, size):
     cfg = composed(None, f"+backbone={name}")

@@ -80,17 +80,11 @@ def test_initial_weights_are_the_published_ones():
     assert not any(m.bias.any() for m in network.modules() if isinstance(m, nn.Linear))
 
 
-def test_positions_are_fixed_and_not_saved():
-    network = small()
-    assert "positions" not in network.state_dict()
-    assert network.positions.shape == (24, 32)
-    assert not network.positions.requires_grad
-
-
-def test_learned_positions_are_trained_and_saved():
-    network = small(positions="learned")
-    assert network.state_dict()["positions"].shape == (24, 32)
-    assert network.positions.requires_grad
+def test_positions_are_fixed_or_learned_and_then_saved():
+    for network, learned in ((small(), False), (small(positions="learned"), True)):
+        assert network.positions.shape == (24, 32)
+        assert network.positions.requires_grad == learned
+        assert ("positions" in network.state_dict()) == learned
     assert network.positions.std().item() == pytest.approx(0.02, rel=0.1)
 
 

@@ -159,16 +159,14 @@ def test_attention_is_where_it_is_asked_for(once, sizes):
         assert attend == [False, False, True, False, False, False, False, False, True]
 
 
-def test_a_residual_block_starts_as_nothing_but_its_skip():
-    block = next(m for m in small().modules() if isinstance(m, PixelResidual))
-    x = torch.randn(2, 16, 8, 8)
-    assert torch.equal(block(x, torch.randn(2, 64)), x)
-
-
-def test_attention_starts_as_nothing_added():
-    block = next(m for m in small().modules() if isinstance(m, PixelAttention))
+def test_residual_blocks_and_attention_start_as_nothing_added():
+    modules = list(small().modules())
+    block, attention = (
+        next(m for m in modules if isinstance(m, kind)) for kind in (PixelResidual, PixelAttention)
+    )
     x = torch.randn(2, 32, 8, 8)
-    assert torch.equal(block(x), x)
+    assert torch.equal(attention(x), x)
+    assert torch.equal(block(x[:, :16], torch.randn(2, 64)), x[:, :16])
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.data_modules import data_of
 from helpers.refusals import refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import QUICK
 from PIL import Image
 
 from diffusion_lab.data import DataError
@@ -134,16 +134,9 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_a_run_trains_on_it(lab, tmp_path, saved):
-    lab.done(
-        "train",
-        "data=huggingface",
-        f"data.source.path={saved}",
-        "data.source.test_split=test",
-        *[a for a in TINY if not a.startswith("data.")],
-        "callbacks.evaluation=null",
-        "logger=none",
-        "run_dir=run",
-    )
+    data = ["data=huggingface", f"data.source.path={saved}", "data.source.test_split=test"]
+    network = [each for each in QUICK if not each.startswith("data.")]
+    lab.done("train", *data, *network, "run_dir=run")
     assert json.loads((tmp_path / "run/summary.json").read_text())["finished"]
 
 

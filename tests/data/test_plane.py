@@ -17,14 +17,19 @@ from diffusion_lab.data.source import GaussianMixture, TwoMoons
 FIGURES = ROOT / "experiments/theory/figures.py"
 
 
+def moons(noise: float):
+    """The data, their labels, and points (N, 2) and distances (N,) from the circles' centres."""
+    data = data_of(TwoMoons, noise=noise)
+    labels = data.train_labels()
+    points = to_float(data.train_images()).flatten(1)
+    points = points - torch.tensor([[-0.25, -0.125], [0.25, 0.125]])[labels]
+    return data, labels, points, points.norm(dim=1)
+
+
 def test_two_moons_are_two_half_circles():
-    datamodule = data_of(TwoMoons, noise=0.0)
-    points, labels = to_float(datamodule.train_images()).flatten(1), datamodule.train_labels()
-    assert len(points) == 20_000
-    centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
-    radius = (points - centres[labels]).norm(dim=1)
+    datamodule, labels, points, radius = moons(0.0)
     torch.testing.assert_close(radius, torch.full((20_000,), 0.5), atol=0.006, rtol=0)
-    height = points[:, 1] - centres[labels][:, 1]
+    height = points[:, 1]
     assert (height[labels == 0] > -0.005).all()
     assert (height[labels == 1] < 0.005).all()
     assert labels.bincount().tolist() == [10_000, 10_000]
@@ -33,10 +38,7 @@ def test_two_moons_are_two_half_circles():
 
 
 def test_noise_is_the_std_across_the_circle():
-    datamodule = data_of(TwoMoons, noise=0.05)
-    points, labels = to_float(datamodule.train_images()).flatten(1), datamodule.train_labels()
-    centres = torch.tensor([[-0.25, -0.125], [0.25, 0.125]])
-    radius = (points - centres[labels]).norm(dim=1)
+    _, _, _, radius = moons(0.05)
     assert radius.std().item() == pytest.approx(0.05, rel=0.03)
 
 

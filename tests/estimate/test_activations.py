@@ -112,7 +112,7 @@ def test_pytorchs_fake_tensors_on_a_gpu_need_a_build_for_it():
     ],
 )
 def test_passes_are_those_that_a_loss_asks_for(overrides, passes):
-    cfg = config("dit", *overrides)
+    cfg = config("dit", "backbone.depth=1", *overrides)
     assert counted(cfg, FACTS).passes == pytest.approx(passes)
     model, asked = build_model(cfg, *FACTS, "meta"), []
     model.denoiser.backbone.register_forward_pre_hook(
