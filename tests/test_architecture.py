@@ -10,6 +10,7 @@ from pathlib import Path
 from helpers.paths import CONF, ROOT
 
 PACKAGE = ROOT / "diffusion_lab"
+FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [  # each may import those above it
     "common",
     "compute",
@@ -38,10 +39,15 @@ def files(room: str) -> list[Path]:
 
 
 @cache
+def nodes(path: Path) -> list[ast.AST]:
+    return [*ast.walk(ast.parse(path.read_text()))]
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -83,26 +89,17 @@ def test_common_knows_neither_the_configuration_nor_ranks():
 
 def test_the_stations_of_a_step_are_files():
     """The opening docstring of the module lists a few files, and they exist."""
-    said = ast.get_docstring(ast.parse((PACKAGE / "families/diffusion/module.py").read_text()))
+    said = ast.get_docstring(nodes(PACKAGE / "families/diffusion/module.py")[0])
     listed = re.findall(r"^ +(\w+/[\w/]+[.]py)", said, re.MULTILINE)
     assert 0 < len(set(listed)) <= 8
     for name in re.findall(r"[\w/]+[.]py", said):
         assert (PACKAGE / name).exists() or (PACKAGE / "training" / name).exists(), name
 
 
-@cache
-def trees() -> list[tuple[Path, ast.Module]]:
-    return [(path, ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")]
-
-
-def modules() -> dict[str, Path]:
-    """The files of the package by their import names."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path, _ in trees()}
-    return {name.removesuffix(".__init__"): path for name, path in names.items()}
-
-
 def test_no_imports_go_in_a_circle():
-    known, before = modules(), {}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    known = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    before = {}
     for module, path in known.items():
         before[module] = set()
         for name in imports(path):
@@ -112,20 +109,16 @@ def test_no_imports_go_in_a_circle():
     assert list(TopologicalSorter(before).static_order())  # raises CycleError
 
 
-def test_each_file_fits_in_the_head():
-    assert [p for p, _ in trees() if len(p.read_text().splitlines()) > FILE_LINES] == []
-
-
-def test_each_function_fits_in_the_head():
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, functions):
+def test_each_file_and_function_fits_in_the_head():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= FILE_LINES, path
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path}: {node.name}"
 
 
 def test_a_name_of_a_class_is_there_once():
-    names = [n.name for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    names = [n.name for path in FILES for n in nodes(path) if isinstance(n, ast.ClassDef)]
     assert not {name for name in names if names.count(name) > 1}
 
 
@@ -134,21 +127,17 @@ def test_the_core_names_no_keys_of_the_configuration():
     groups = "|".join(path.name for path in CONF.iterdir() if path.is_dir())
     key = re.compile(rf"\b({groups})(/\w+)?([.]\w+)*=\S|\b({groups})[.]\w+=?$")
     for path in [*files("diffusion"), *files("backbone")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Raise):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         assert not key.search(part.value), f"{path}: {part.value}"
 
 
-def test_nothing_needs_modules_that_windows_lacks():
+def test_nothing_needs_modules_that_windows_lacks_and_no_import_is_hidden_from_the_program():
     absent = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios"}
-    for path in PACKAGE.rglob("*.py"):
+    for path in FILES:
         assert not absent & {name.split(".")[0] for name in imports(path)}, path
-
-
-def test_no_import_is_hidden_from_the_running_program():
-    for path in PACKAGE.rglob("*.py"):
         assert "TYPE_CHECKING" not in path.read_text(), path
 
 

@@ -1,6 +1,7 @@
 """Each study would train again what it has published: the records are the oracle of its file."""
 
 import math
+import re
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from diffusion_lab.assembly.config_keys import Means, flat, leave_out, means
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.jobs import Jobs
-from diffusion_lab.runs import migrate
+from diffusion_lab.runs.files import load_record
 
 PUBLISHED = {  # the stages of a study behind each published folder
     "unet_vs_dit/published": ("unet_vs_dit", "train"),
@@ -115,19 +116,16 @@ def lengths(own, theirs):
 def test_a_study_plans_its_published_runs(folder):
     study, *stages = PUBLISHED[folder]
     runs = sorted((ROOT / "experiments" / folder / "runs").rglob("config.yaml"))
-    saved = [migrate.config(OmegaConf.load(run)) for run in runs]
-    for each in saved:
-        migrate.rename_classes(each)
-    records = [OmegaConf.to_container(each, resolve=False) for each in saved]
     jobs = [job for stage in stages for job in jobs_of(study).of(stage)]
     if "fine_tuning" in folder:
         axis = "digits" if "digits" in folder else "photographs"
         jobs = [job for job in jobs if job.point["data"] == axis]
-    assert len(jobs) == len(records)
-    first = min(record["seed"] for record in records)
-    ours = [(job, planned(job)) for job in jobs if job.settings["seed"] == first]
-    theirs = [record for record in records if record["seed"] == first]
-    for job, own in ours:
+    assert len(jobs) == len(runs)
+    seeds = [int(re.search(r"^seed: (\d+)$", run.read_text(), re.MULTILINE)[1]) for run in runs]
+    first = [run.parent for run, seed in zip(runs, seeds, strict=True) if seed == min(seeds)]
+    theirs = [OmegaConf.to_container(load_record(run), resolve=False) for run in first]
+    for job in (job for job in jobs if job.settings["seed"] == min(seeds)):
+        own = planned(job)
         found = [differing(own, each, open_keys(each)) for each in theirs]
         assert found.count({}) == 1, (job.title, min(found, key=len))
         theirs.pop(found.index({}))  # each is planned once
