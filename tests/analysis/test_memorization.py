@@ -46,6 +46,8 @@ def test_copies_are_found_with_little_noise_on_them():
     assert found["copies"] == 1
     assert found["copy_ratio"] == pytest.approx(100, rel=0.1)
     assert found["near_duplicates"] > 0.99
+    exact = evidence(TRAINING[:1].repeat(10, 1))  # has numbers, too
+    assert exact["copies"] == exact["near_duplicates"] == 1
 
 
 def test_a_share_of_copies_is_that_share():
@@ -60,11 +62,6 @@ def test_blurred_samples_look_like_copies_by_distance_but_not_beside_test_images
     assert found["copy_ratio"] > 10
     assert found["nearer_to_training"] == pytest.approx(0.5, abs=0.05)
     assert found["distance_ratio"] == pytest.approx(1, abs=0.02)
-
-
-def test_exact_copies_have_numbers():
-    found = evidence(TRAINING[:1].repeat(10, 1))
-    assert found["copies"] == found["near_duplicates"] == 1
 
 
 def test_mirrored_copies_are_copies_where_training_images_are_mirrored():

@@ -113,17 +113,20 @@ def test_the_published_folder_gives_the_same_comparison_without_the_original(
     assert (Path("after") / "index.html").is_file()
 
 
-def test_the_folder_has_the_records_and_nothing_large(study):
+def test_the_folder_has_the_records_of_these_weights_and_nothing_large(study):
     sweep = study / "dit_0/sweeps/steps"
     sweep.mkdir(parents=True)
     (sweep / "results.csv").write_text("steps,fid\n10,120.0\n")
+    (evaluation,) = (study / "dit_0/evaluations").iterdir()
+    other = json.loads(evaluation.read_text()) | {CHECKPOINT: "other", "weights_file": None}
+    (evaluation.parent / "stale.json").write_text(json.dumps(other))
     publish([str(study)], "published")
     run = Path("published/runs/dit_0")
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    (evaluation,) = (path.name for path in (study / "dit_0/evaluations").iterdir())
     assert files == {
         *("config.yaml", "metrics.jsonl", "summary.json", "published.json"),
-        *(f"evaluations/{evaluation}", "memorization/report.json", "sweeps/steps/results.csv"),
+        *(f"evaluations/{evaluation.name}", "memorization/report.json"),
+        "sweeps/steps/results.csv",
     }
     rows = rows_of(Path("published"), "runs.csv")
     assert [row["folder"] for row in rows] == [
@@ -132,6 +135,12 @@ def test_the_folder_has_the_records_and_nothing_large(study):
     assert {float(row[f"fid_std/{NAME}"]) for row in rows} == {1.5}
     assert {row["images_seen"] for row in rows} == {"6400"}
     assert {float(row["training_seconds"]) for row in rows} == {120}
+    # without the checksum of weights later evaluations do not count
+    for path in Path("published").rglob("published.json"):
+        path.unlink()
+    found = compare(["published/runs"], "after")
+    assert len(found["left_out"]) == 4
+    assert float(rows_of(Path("after"), "runs.csv")[0][f"fid/{NAME}"]) == 100
 
 
 def test_the_card_says_what_a_reader_asks(study):
@@ -208,42 +217,18 @@ def test_words_of_others_are_no_markdown(tmp_path, monkeypatch):
         assert "g" not in headings
 
 
-def test_the_card_names_the_networks_that_jump(tmp_path, monkeypatch):
+def test_the_card_names_the_networks_that_jump_though_summaries_lack_facts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_group(Path("few"), "dit", [100.0, 110.0])
     fake_group(Path("few"), "jumps", [90.0, 95.0], config=UNET, summary={"jumps": True})
     publish(["few"], "published")
-    assert card_of()["jumps"] == ["UNet"]
-    assert "told where a step goes: UNet." in Path("published/card.md").read_text()
-
-
-def test_older_summaries_lack_facts_and_are_published_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fake_group(Path("old"), "dit", [100.0, 110.0])
-    publish(["old"], "published")
     card = card_of()
-    assert card["commands"] == {"runs/dit_0": None, "runs/dit_1": None}
-    assert [(each["git_commit"], each["runs"]) for each in card["machines"]] == [(None, 2)]
+    assert card["jumps"] == ["UNet"]
+    assert "told where a step goes: UNet." in Path("published/card.md").read_text()
+    assert list(card["commands"].values()) == [None] * 4
+    assert [(each["git_commit"], each["runs"]) for each in card["machines"]] == [(None, 4)]
     assert card["hours"]["runs"]["core_hours"] is None
     assert card["hours"]["runs"]["wall_clock_hours"] is not None
-
-
-def test_evaluations_of_other_weights_are_not_published(study):
-    run = study / "dit_0"
-    (path,) = (run / "evaluations").iterdir()
-    record = json.loads(path.read_text()) | {CHECKPOINT: "other", "weights_file": None}
-    (run / "evaluations/stale.json").write_text(json.dumps(record))
-    publish([str(study)], "published")
-    assert [p.name for p in Path("published/runs/dit_0/evaluations").iterdir()] == [path.name]
-
-
-def test_without_the_checksum_of_weights_later_evaluations_do_not_count(study):
-    publish([str(study)], "published")
-    for path in Path("published").rglob("published.json"):
-        path.unlink()
-    found = compare(["published/runs"], "after")
-    assert len(found["left_out"]) == 4
-    assert float(rows_of(Path("after"), "runs.csv")[0][f"fid/{NAME}"]) == 100
 
 
 def test_unfinished_and_repeated_runs_are_left_out_and_named(study):
@@ -414,14 +399,9 @@ class TestClassifier:
         save_classifier(network, Path("classifier.safetensors"), facts)
         name = f"classifier-{hashing.of_file(Path('classifier.safetensors'))[:8]}"
         for seed in (0, 1):
-            run = fake_run(
-                Path(f"judged/{seed}"),
-                100.0 + seed,
-                seed,
-                {"metrics": {"classifier": "classifier.safetensors"}},
-                metrics={f"accuracy/{name}/1k": 0.5 + seed / 8},
-            )
-            assert run.is_dir()
+            config = {"metrics": {"classifier": "classifier.safetensors"}}
+            accuracy = {f"accuracy/{name}/1k": 0.5 + seed / 8}
+            fake_run(Path(f"judged/{seed}"), 100.0 + seed, seed, config, metrics=accuracy)
         return name
 
     def test_it_is_published_in_half_precision(self, original):

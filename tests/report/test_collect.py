@@ -17,7 +17,6 @@ from PIL import Image
 from diffusion_lab.cli.commands import gather_paths
 from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import literal
-from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import with_fingerprint
 from diffusion_lab.report import page
 from diffusion_lab.report.arms import names_of, varying, without_data
@@ -27,6 +26,8 @@ from diffusion_lab.report.records import run_folders
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights, sha256_of
 from diffusion_lab.runs.results import EVALUATIONS, evaluations_of
+
+HEUN = "diffusion_lab.diffusion.sampler.Heun"
 
 
 def compared(tmp_path, *paths):
@@ -104,17 +105,28 @@ class TestGrouping:
         assert set(keys[2:]) == {"backbone.w", "optimizer.lr"}
         assert names_of(settings, keys) == ["DiT · A", "DiT · B", "UNet"]
 
-    def test_values_that_tell_apart_are_named_by_their_key(self):
-        settings = [{"optimizer.lr": lr, "x.lr": 3} for lr in (0.1, 0.2)] + [
-            {"optimizer.lr": 0.1, "x.lr": 4}
-        ]
-        names = names_of(settings, varying(settings))
-        assert names == [
-            "optimizer.lr=0.1 · x.lr=3",
-            "optimizer.lr=0.2 · x.lr=3",
-            "optimizer.lr=0.1 · x.lr=4",
-        ]
-        assert names_of([{}], []) == ["all runs"]
+    @pytest.mark.parametrize(
+        ("settings", "names"),
+        [
+            (
+                [{"optimizer.lr": lr, "x.lr": x} for lr, x in ((0.1, 3), (0.2, 3), (0.1, 4))],
+                [f"optimizer.lr={lr} · x.lr={x}" for lr, x in ((0.1, 3), (0.2, 3), (0.1, 4))],
+            ),
+            ([{}], ["all runs"]),
+            (
+                [{"init_sha256": None}, {"init_sha256": "0123456789abcdef" * 4}],
+                ["init_sha256=null", "init_sha256=0123456789ab"],
+            ),
+            (  # what is switched off is named only where a name would be empty
+                [{"backbone.overlap": False}, {"backbone.overlap": True}],
+                ["backbone.overlap=false", "backbone.overlap=true"],
+            ),
+            ([{"data.fraction": 0.1}, {}], ["fraction=0.1", "fraction=null"]),
+        ],
+        ids=["keys", "none", "checksum", "off", "data"],
+    )
+    def test_values_that_tell_apart_are_named_by_their_key(self, settings, names):
+        assert names_of(settings, varying(settings)) == names
 
     def test_a_setting_that_follows_from_the_class_is_not_named(self):
         def of(kind, **more):
@@ -128,16 +140,6 @@ class TestGrouping:
         assert names == ["UNet", "Mamba2", "DiT", "DiT · overlap"]
         rates = [each | {"optimizer.lr": lr} for each in settings[:2] for lr in (1, 2)]
         assert names_of(rates, varying(rates))[0] == "UNet · lr=1"
-
-    def test_a_checksum_is_shortened(self):
-        settings = [{"init_sha256": None}, {"init_sha256": "0123456789abcdef" * 4}]
-        names = names_of(settings, varying(settings))
-        assert names == ["init_sha256=null", "init_sha256=0123456789ab"]
-
-    def test_what_is_switched_off_is_named_only_where_a_name_would_be_empty(self):
-        settings = [{"backbone.overlap": False}, {"backbone.overlap": True}]
-        names = names_of(settings, varying(settings))
-        assert names == ["backbone.overlap=false", "backbone.overlap=true"]
 
     def test_a_part_is_then_named_as_one_writes_it_unless_two_classes_have_one_name(self):
         key = "coupling._target_"
@@ -158,10 +160,6 @@ class TestGrouping:
             "data.fraction=0.1 · trainer.gradient_clip_val=1.0",
         ]
         assert without_data(names[0]) == "trainer.gradient_clip_val=null"
-
-    def test_all_of_the_data_is_null(self):
-        settings = [{"data.fraction": 0.1}, {}]
-        assert names_of(settings, varying(settings)) == ["fraction=0.1", "fraction=null"]
 
     def test_equal_numbers_are_one_setting(self, runs):
         for seed, (fraction, betas) in enumerate(((None, 1.0), (1, 1), (1.0, 1.0))):
@@ -195,52 +193,30 @@ class TestGrouping:
         names = {arm.name for arm in collected.arms}
         assert names == {"DiT", "UNet", "DiT · max_steps=100", "UNet · max_steps=100"}
 
-    def test_seeds_places_and_sampling_make_no_composition(self, runs, tmp_path):
-        fake_run(runs / "a", 100.0, 0)
-        fake_run(
-            runs / "b",
-            110.0,
-            1,
-            config={"data": {"source": {"root": "elsewhere"}}, "compile": True},
-        )
-        fake_run(runs / "c", 120.0, 2, config={"sampler": {"order": None}})
-        result, _ = compared(tmp_path)
-        assert [len(members) for members in result["compositions"].values()] == [3]
+    def test_seeds_places_and_sampling_make_no_composition(self, runs):
+        elsewhere = {"data": {"source": {"root": "elsewhere"}}, "compile": True}
+        for seed, config in enumerate(({}, elsewhere, {"sampler": {"order": None}})):
+            fake_run(runs / str(seed), 100.0 + 10 * seed, seed, config)
+        assert [len(arm.runs) for arm in collect([runs]).arms] == [3]
 
 
 class TestRefusals:
-    def test_another_number_of_samples_is_refused_with_the_command_that_mends_it(
-        self, runs, tmp_path
+    @pytest.mark.parametrize(
+        ("config", "protocol", "theirs", "mended"),
+        [
+            ({}, {"num_samples": 500}, "metrics.num_samples=500", "metrics.num_samples=1000"),
+            ({"sampler": {"steps": 50}}, {}, "sampler.steps=50", "sampler.steps=10"),
+            ({"sampler": {"_target_": HEUN}}, {}, f"sampler._target_={HEUN}", "sampler=..."),
+        ],
+    )
+    def test_what_was_measured_otherwise_is_refused_with_the_command_that_mends_it(
+        self, runs, tmp_path, config, protocol, theirs, mended
     ):
-        fake_group(runs, "dit", [100.0, 110.0])
-        odd = fake_run(runs / "unet", 90.0, 0, config=UNET, protocol={"num_samples": 500})
-        with pytest.raises(UserError) as error:
+        usual, _ = fake_group(runs, "dit", [100.0, 110.0])
+        odd = fake_run(runs / "unet", 90.0, config=UNET | config, protocol=protocol)
+        with refused(usual, theirs, f"`diffusion-lab evaluate run={odd} {mended}`"):
             compared(tmp_path)
-        assert str(error.value) == (
-            f"{runs / 'dit_0'} was measured with metrics.num_samples=1000, {odd} with "
-            f"metrics.num_samples=500, so their metrics cannot be compared; measure {odd} with "
-            f"`diffusion-lab evaluate run={odd} metrics.num_samples=1000`"
-        )
         assert not (tmp_path / "comparison").exists()
-
-    def test_another_sampler_is_refused_with_the_command_that_mends_it(self, runs, tmp_path):
-        fake_group(runs, "dit", [100.0, 110.0])
-        odd = fake_run(runs / "unet", 90.0, 0, config=UNET | {"sampler": {"steps": 50}})
-        with pytest.raises(UserError) as error:
-            compared(tmp_path)
-        assert str(error.value) == (
-            f"{odd} was sampled with sampler.steps=50, {runs / 'dit_0'} with sampler.steps=10, so "
-            f"their metrics cannot be compared; measure {odd} with "
-            f"`diffusion-lab evaluate run={odd} sampler.steps=10`"
-        )
-
-    def test_another_kind_of_sampler_asks_for_one_choice(self, runs, tmp_path):
-        fake_group(runs, "dit", [100.0, 110.0])
-        other = {"_target_": "diffusion_lab.diffusion.sampler.Heun"}
-        odd = fake_run(runs / "unet", 90.0, config=UNET | {"sampler": other})
-        kind = "sampler._target_=diffusion_lab.diffusion.sampler.Heun"
-        with refused(kind, f"`diffusion-lab evaluate run={odd} sampler=...`"):
-            compared(tmp_path)
 
     def test_runs_without_metrics_are_named_and_counted(self, runs, tmp_path):
         for seed in range(3):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -37,9 +39,21 @@ def grid(root, name="DiT", sizes=SIZES, steps=STEPS, seeds=2, change=None, more=
     return root
 
 
-def laws(root, kind="fid"):
-    """The laws of a metric, and the rows on its fits by family and form."""
-    found = next(each for each in scaling(collect([root])) if each.metric.name == kind)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All sizes and budgets with two seeds, which no test may change."""
+    return grid(tmp_path_factory.mktemp("whole"))
+
+
+def part(whole, sizes: int, steps: int) -> list:
+    """The runs of the first so many sizes and budgets."""
+    each = product(range(1, sizes + 1), STEPS[:steps], (0, 1))
+    return [whole / f"DiT_{width}_{count}_{seed}" for width, count, seed in each]
+
+
+def laws(*paths):
+    """The laws of FID, and the rows on its fits by family and form."""
+    found = next(each for each in scaling(collect([*paths])) if each.metric.name == "fid")
     rows = found.table.to_dict("records")
     return found, {(row["family"], row["law"]): row for row in rows}
 
@@ -70,11 +84,9 @@ class TestFamilies:
         # two passes back, one forth, and two FLOPs for a MAC
         assert (dit.points.flops == 6 * dit.points.macs * dit.points.images).all()
 
-    @pytest.mark.parametrize(
-        ("sizes", "steps"), [(SIZES[:3], STEPS[:1]), (SIZES[:1], STEPS), (SIZES, STEPS[:1])]
-    )
-    def test_too_few_sizes_or_budgets_are_none(self, tmp_path, sizes, steps):
-        assert scaling(collect([grid(tmp_path, sizes=sizes, steps=steps)])) == []
+    @pytest.mark.parametrize(("sizes", "steps"), [(3, 1), (1, 3), (4, 1)])
+    def test_too_few_sizes_or_budgets_are_none(self, whole, sizes, steps):
+        assert scaling(collect(part(whole, sizes, steps))) == []
 
     def test_another_setting_or_a_switch_of_the_network_parts_a_family(self, tmp_path):
         grid(tmp_path / "a", sizes=SIZES[:2], steps=STEPS[:2])
@@ -82,8 +94,9 @@ class TestFamilies:
         found = size_series(collect([tmp_path]), FID)
         assert len({family.name for family in found}) == 2
 
-    def test_runs_of_unknown_cost_are_none(self, tmp_path):
-        for path in grid(tmp_path).glob("*/summary.json"):
+    def test_runs_of_unknown_cost_are_none(self, whole, tmp_path):
+        shutil.copytree(whole, tmp_path / "runs")
+        for path in tmp_path.glob("runs/*/summary.json"):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"forward_passes": None}))
         assert scaling(collect([tmp_path])) == []
 
@@ -95,8 +108,8 @@ BOTH = ("DiT", "E + A N^-a + B D^-b")
 
 
 class TestLaws:
-    def test_exponents_and_a_held_out_size_are_found(self, tmp_path):
-        scaled, found = laws(grid(tmp_path))
+    def test_exponents_and_a_held_out_size_are_found(self, whole):
+        scaled, found = laws(whole)
         row, truth = found[BOTH], LAWS["DiT"]
         assert row["size_exponent"] == pytest.approx(truth.exponents[0], rel=0.01)
         assert row["images_exponent"] == pytest.approx(truth.exponents[1], rel=0.01)
@@ -115,9 +128,12 @@ class TestLaws:
         guessed = max(abs(before / last - 1))
         assert row["held_out_unchanged"] == pytest.approx(guessed, rel=1e-6)
 
-    def test_a_front_at_the_border_of_what_was_trained_is_said(self, tmp_path):
-        inner, _ = laws(grid(tmp_path / "inner", seeds=1))
+    def test_one_seed_has_no_interval_and_a_front_at_the_border_is_said(self, tmp_path):
+        inner, rows = laws(grid(tmp_path / "inner", seeds=1))
         assert "law_extrapolated" not in {fact.kind for fact in inner.facts}
+        assert np.isnan(rows[BOTH]["offset_low"])
+        law = inner.laws["DiT"]
+        assert law.band(law.flops) == []
         # so few images that more of them are always better than a larger network
         short, rows = laws(grid(tmp_path / "short", steps=(20, 60, 180, 540), seeds=1))
         row = next(iter(rows.values()))
@@ -127,17 +143,17 @@ class TestLaws:
         assert max(len(str(fact).split()) for fact in short.facts) <= 30
 
     @pytest.mark.slow
-    def test_a_law_that_does_not_predict_is_said(self, tmp_path):
+    def test_a_law_that_does_not_predict_is_said(self, whole, tmp_path):
         def worse(macs, value):
             return 1.15 * value if macs == SIZES[-1] else value
 
-        good, _ = laws(grid(tmp_path / "good"))
+        good, _ = laws(whole)
         bad, _ = laws(grid(tmp_path / "bad", change=worse))
         assert "law_fails" in {fact.kind for fact in bad.facts}
         assert "law_fails" not in {fact.kind for fact in good.facts}
 
-    def test_few_points_have_no_law_but_a_reason(self, tmp_path):
-        found, rows = laws(grid(tmp_path, sizes=SIZES[:2], steps=STEPS[:2]))
+    def test_few_points_have_no_law_but_a_reason(self, whole):
+        found, rows = laws(*part(whole, 2, 2))
         (row,) = rows.values()
         assert (found.laws, [fact.kind for fact in found.facts]) == ({}, ["no_law"])
         assert row["reason"]
@@ -146,20 +162,14 @@ class TestLaws:
         found, rows = laws(grid(tmp_path, change=lambda macs, value: 100.0))
         assert (len(rows), found.laws) == (2, {})
 
-    def test_one_seed_has_no_interval(self, tmp_path):
-        found, rows = laws(grid(tmp_path, seeds=1))
-        assert np.isnan(rows[BOTH]["offset_low"])
-        law = found.laws["DiT"]
-        assert law.band(law.flops) == []
-
 
 class TestOutput:
     @pytest.mark.usefixtures("real_plots")
-    def test_every_sentence_is_printed_and_written(self, tmp_path, capsys):
-        runs = grid(tmp_path / "runs", sizes=SIZES[:2], steps=STEPS[:2])
-        compare([str(runs)], str(tmp_path / "out"))
+    def test_every_sentence_is_printed_and_written(self, whole, tmp_path, capsys):
+        runs = part(whole, 2, 2)
+        compare([*map(str, runs)], str(tmp_path / "out"))
         printed, text = capsys.readouterr().err, (tmp_path / "out/table.md").read_text()
-        said = [fact for each in scaling(collect([runs])) for fact in each.facts]
+        said = [fact for each in scaling(collect(runs)) for fact in each.facts]
         assert len(said) == 2  # there is no law of FID, and none of the validation loss
         for sentence in said:
             assert f"\n  {sentence}.\n" in printed
@@ -167,9 +177,9 @@ class TestOutput:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("real_plots")
-    def test_the_section_is_written_and_removed_with_its_family(self, tmp_path):
-        runs, out = grid(tmp_path / "runs"), tmp_path / "out"
-        compare([str(runs)], str(out))
+    def test_the_section_is_written_and_removed_with_its_family(self, whole, tmp_path):
+        out = tmp_path / "out"
+        compare([str(whole)], str(out))
         rows = list(csv.DictReader((out / "scaling.csv").open()))
         assert [(row["metric"], row["law"]) for row in rows] == [
             (metric, law)
@@ -182,14 +192,14 @@ class TestOutput:
         plots = {path.name for path in (out / "plots").glob("*_scaling.svg")}
         assert plots == {"fid_scaling.svg", "validation_loss_scaling.svg"}
 
-        compare([str(runs / "DiT_1_1600_0")], str(out))
+        compare([str(whole / "DiT_1_1600_0")], str(out))
         assert not (out / "scaling.csv").exists()
         assert not list((out / "plots").glob("*_scaling.svg"))
         assert 'id="scaling"' not in (out / "index.html").read_text()
 
-    def test_a_metric_that_no_run_has_is_not_fitted(self, tmp_path):
-        grid(tmp_path)
-        for path in tmp_path.glob("*/summary.json"):
+    def test_a_metric_that_no_run_has_is_not_fitted(self, whole, tmp_path):
+        shutil.copytree(whole, tmp_path / "runs")
+        for path in tmp_path.glob("runs/*/summary.json"):
             summary = json.loads(path.read_text())
             del summary["metrics"]["val/loss"]
             path.write_text(json.dumps(summary))

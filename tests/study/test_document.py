@@ -94,11 +94,21 @@ def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, l
         document.load("unet_vs_dti", {}, None)
 
 
-def test_needs_that_match_no_run_are_refused(load):
-    tune = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
-    few = {"train": {}, "over": {"arms": ["U-Net"]}, "needs": {"init_from": "train"}}
-    with pytest.raises(UserError, match=r"stages\.more\.needs\.init_from"):
-        Jobs(load(**stages(tune=tune, more=few)), {})
+FEW = {"train": {}, "over": {"arms": ["U-Net"]}, "needs": {"init_from": "train"}}
+TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
+AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"tune": TUNED, "more": FEW}, r"stages\.more\.needs\.init_from"),
+        ({"again": AGAIN}, r"stages\.again"),
+    ],
+)
+def test_needs_that_match_no_run_and_a_second_report_of_one_are_refused(load, more, named):
+    with pytest.raises(UserError, match=named):
+        Jobs(load(**stages(**more)), {})
 
 
 def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
@@ -264,24 +274,14 @@ def test_the_measurement_of_a_trial_has_the_given_metrics_but_its_own_reference(
     assert "optimizer.lr" not in settings
 
 
-def test_a_stage_whose_name_has_blanks_is_changed_on_the_command_line():
-    asked = read(["mine", "stages.tune U-Net.train.optimizer.lr=[1,2]", "stages.a b.images=5"])
-    assert asked.own == {"stages.tune U-Net.train.optimizer.lr": [1, 2], "stages.a b.images": 5}
-
-
-def test_a_second_report_of_one_run_is_refused(load):
-    again = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
-    with pytest.raises(UserError, match=r"stages\.again"):
-        Jobs(load(**stages(again=again)), {})
-
-
-def test_an_option_that_is_no_name_is_refused_before_anything_is_trained(load):
-    jobs = Jobs(load(), {"logger": None})
-    with pytest.raises(UserError, match="logger=null"):
-        check(jobs, jobs.of("train"), None)
-
-
-def test_a_wrong_protocol_is_refused_before_anything_is_trained(load):
-    jobs = Jobs(load({"protocol.seeds": [0]}), {})
-    with pytest.raises(UserError, match=r"protocol\.seeds"):
+@pytest.mark.parametrize(
+    ("own", "given", "named"),
+    [
+        ({}, {"logger": None}, "logger=null"),  # no name of an option
+        ({"protocol.seeds": [0]}, {}, r"protocol\.seeds"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_trained(load, own, given, named):
+    jobs = Jobs(load(own), given)
+    with pytest.raises(UserError, match=named):
         check(jobs, jobs.of("train"), None)
