@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.compositions import composed
 from helpers.pages import check_composes
 from helpers.paths import CONF
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -71,20 +70,11 @@ def option(path: Path) -> tuple[str, str]:
     return str(relative.parent), relative.name
 
 
-@pytest.fixture
-def hydra_conf():
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def node_of(path: Path):
     """The configuration of an option, with its own defaults, and its group as a list."""
     group, name = option(path)
     chosen = re.findall(r"override /(\w+)@\S+: (\w+)", path.read_text())  # of other groups
-    cfg = compose(
-        overrides=[*(f"+{other}={option}" for other, option in chosen), f"+{group}={name}"]
-    )
+    cfg = composed(None, *(f"+{other}={option}" for other, option in chosen), f"+{group}={name}")
     key = f"{group}.{name}" if group == "logger" else group.replace("/", ".")
     return OmegaConf.select(cfg, key), group.split("/")
 
@@ -98,7 +88,7 @@ GROUPS = sorted({path.parent for path in GROUP_FILES})
 
 
 @pytest.mark.parametrize("folder", GROUPS, ids=lambda p: p.relative_to(CONF).as_posix())
-def test_each_option_names_a_class_of_its_group_and_all_its_parameters(folder, hydra_conf):
+def test_each_option_names_a_class_of_its_group_and_all_its_parameters(folder):
     for path in folder.glob("*.yaml"):
         check_option(path)
 
@@ -148,12 +138,12 @@ def shown_in(path: Path) -> list[str]:
     return [nested or plain for nested, plain in SHOWN.findall(comments)]
 
 
-def test_every_override_that_a_comment_shows_composes(hydra_conf):
+def test_every_override_that_a_comment_shows_composes():
     showing = [path for path in GROUP_FILES if shown_in(path)]
     assert len(showing) > 5
     for path in showing:
         group, name = option(path)
-        assert compose("train", [f"{group}={name}", *shown_in(path), "name=x"])
+        assert composed("train", f"{group}={name}", *shown_in(path), "name=x")
 
 
 def jobs_of(study: str) -> list[StudyJob]:
@@ -183,14 +173,13 @@ def test_the_commands_of_every_stage_of_a_study_compose(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: "/".join(option(p)))
-def test_every_experiment_composes_and_says_how_it_is_run(path, hydra_conf):
+def test_every_experiment_composes_and_says_how_it_is_run(path):
     name = str(path.relative_to(CONF / "experiment").with_suffix(""))
     command = re.search(rf"diffusion-lab (\S+) experiment={name}\b", path.read_text())
     assert command, "the header comment gives the command"
     train = command[1] == "train"
     unguided = ["guidance=none"] if train else []  # no experiment may override it
-    overrides = [f"experiment={name}", *unguided]
-    cfg = compose(command[1].replace("-", "_"), overrides=overrides)
+    cfg = composed(command[1].replace("-", "_"), f"experiment={name}", *unguided)
     assert cfg.name
     assert not train or cfg.guidance.scale == 1
     OmegaConf.to_container(cfg)

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import stated
 import tables
 from helpers.fake_runs import UNET, fake_group
+from helpers.pages import EXPERIMENTS
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
 
@@ -17,24 +19,32 @@ from diffusion_lab.report.tables import NONE
 
 SAMPLED = ROOT / "experiments/sampled.py"
 END = "<!-- end of table -->"
+MANY_RUNS = 20
+STEPS = "network,seed,steps,fid,fid_real\n" + "\n".join(
+    f"UNet,{seed},{steps},{fid},50"
+    for seed, steps, fid in ((0, 10, 100), (1, 10, 110), (0, 20, 90), (1, 20, 92))
+)
 
 
-def publish_two(folder: Path) -> None:
-    """Writes the published comparison of two compositions to `published` in a folder."""
-    runs = folder.parent / "mine"
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Path:
+    """A published comparison, a CSV file, and a JSON file of each of two runs."""
+    folder, runs = (tmp_path_factory.mktemp(name) for name in ("question", "mine"))
     fake_group(runs, "dit", [100.0, 110.0, 90.0])
     fake_group(runs, "unet", [150.0, 162.0, 144.0], config=UNET)
     publish([str(runs)], str(folder / "published"))
-    shutil.rmtree(runs)
+    (folder / "rows.csv").write_text(STEPS)
+    for run, share in (("a", 0.25), ("b", 0.5)):
+        report = folder / "runs" / run / "memory/report.json"
+        report.parent.mkdir(parents=True)
+        report.write_text(f'{{"pixels": {{"nearer": {share}}}}}')
+    return folder
 
 
 @pytest.fixture
-def readme(tmp_path) -> Path:
-    """A README beside a published comparison of two compositions."""
-    path = tmp_path / "experiments/question/README.md"
-    path.parent.mkdir(parents=True)
-    publish_two(path.parent)
-    return path
+def readme(records, tmp_path) -> Path:
+    """A README beside the records."""
+    return Path(shutil.copytree(records, tmp_path / "experiments/question")) / "README.md"
 
 
 def write(readme: Path, *blocks: str) -> None:
@@ -51,8 +61,23 @@ def lines(readme: Path) -> list[str]:
     return [line for line in readme.read_text().splitlines() if line.startswith("|")]
 
 
-def test_the_tables_of_this_repository_are_those_of_their_folders():
-    assert tables.main(["--check"]) == 0
+def pages() -> list:
+    """The pages that have tables or numbers; those of many runs or of other pages are slow."""
+    found = []
+    for page in (*EXPERIMENTS, *(ROOT / name for name in tables.QUOTING)):
+        text, runs = page.read_text(), [*page.parent.glob("published*/runs/**/config.yaml")]
+        quotes = re.search(rf"{stated.OPENS}(\.\./|experiments/)", text)
+        if tables.OPENS in text or stated.OPENS in text:
+            slow = [pytest.mark.slow] * (len(runs) >= MANY_RUNS or bool(quotes))
+            found.append(pytest.param(page, marks=slow, id=page.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("page", pages())
+def test_the_tables_of_a_page_are_those_of_its_folders(page):
+    changed = []
+    tables.rewritten(page, str(page), changed)
+    assert changed == []
 
 
 def test_a_table_is_written_once_and_a_changed_number_is_found(readme, capsys):
@@ -107,32 +132,6 @@ def test_compositions_of_two_folders_stand_in_one_table(readme, tmp_path):
     assert run(readme) == 0
     names = [line.split(" | ")[0].strip("| ") for line in lines(readme)[2:]]
     assert sorted(names) == ["DiT", "Mamba2", "UNet", "real images"]
-
-
-@pytest.mark.parametrize(
-    ("block", "named"),
-    [
-        ("<!-- table nowhere -->", "nowhere"),
-        ("<!-- table nowhere.csv -->", "nowhere.csv"),
-        ("<!-- table published columns=fid,fod -->", "columns=fod"),
-        ("<!-- table published rows=Mamba -->", "rows=Mamba"),
-        ("<!-- table published colour=red -->", "colour"),
-        ("<!-- table published rows=UNet,DiT names=U-Net -->", "names="),
-    ],
-)
-def test_a_block_that_cannot_be_made_is_named(readme, capsys, block, named):
-    write(readme, block)
-    before = readme.read_text()
-    for arguments in ([], ["--check"]):
-        assert run(readme, *arguments) == 1
-        assert_names(capsys.readouterr().err, "question/README.md", named)
-    assert readme.read_text() == before
-
-
-def test_a_table_without_an_end_is_refused(readme, capsys):
-    readme.write_text("<!-- table published -->\n| a |\n")
-    assert run(readme, "--check") == 1
-    assert_names(capsys.readouterr().err, "question/README.md", END)
 
 
 ROWS = """network,seed,sweep,steps,calls,fid,accuracy,fid_real
@@ -212,12 +211,17 @@ def test_a_table_across_a_key_has_a_column_for_each_of_its_values(readme):
     ]
 
 
+def sample(monkeypatch, *arguments: object) -> None:
+    """Runs the script that gathers the samplings and sweeps of runs in a file."""
+    monkeypatch.setattr("sys.argv", ["sampled.py", *map(str, arguments)])
+    runpy.run_path(str(SAMPLED), run_name="__main__")
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("experiments/*/samplings.csv")))
 def test_samplings_are_those_of_the_published_runs(file, tmp_path, monkeypatch):
-    runs = sorted(map(str, file.parent.glob("published/runs/*")))
+    runs = sorted(file.parent.glob("published/runs/*"))
     again = tmp_path / "again.csv"
-    monkeypatch.setattr("sys.argv", ["sampled.py", str(again), *runs])
-    runpy.run_path(str(SAMPLED), run_name="__main__")
+    sample(monkeypatch, again, *runs)
     rows = file.read_text().splitlines()
     assert len(rows) > 1
     assert sorted(again.read_text().splitlines()) == sorted(rows)
@@ -237,8 +241,7 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
     (runs[0] / "summary.json").write_text(json.dumps(ways[0] | {"at_other_steps": ways[1:]}))
     (runs[1] / "summary.json").write_text('{"sampling": null, "metrics": {}}')  # not measured
     file = tmp_path / "all.csv"
-    monkeypatch.setattr("sys.argv", ["sampled.py", str(file), *map(str, runs)])
-    runpy.run_path(str(SAMPLED), run_name="__main__")
+    sample(monkeypatch, file, *runs)
     assert file.read_text().splitlines() == [
         "run,network,seed,sweep,sampling_seed,guidance.scale,fid,steps,fid_real",
         "unet_0,UNet,0,guidance,77,10,7.0,,",
@@ -251,38 +254,11 @@ def test_sweeps_of_several_runs_become_one_file(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_run_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["sampled.py", str(tmp_path / "all.csv"), str(tmp_path / "no")])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SAMPLED), run_name="__main__")
+        sample(monkeypatch, tmp_path / "all.csv", tmp_path / "no")
     assert ended.value.code == 2
     assert_names(capsys.readouterr().err.splitlines()[-1], tmp_path / "no", "config.yaml")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ("by=network", "columns="),
-        ("columns=fid", "by="),
-        ("by=net columns=fid", "by=net"),
-        ("by=network columns=fod", "columns=fod"),
-        ("by=network columns=sweep", "columns=sweep"),
-        ("by=network columns=fid where=sweep=ancestral", "where=sweep=ancestral"),
-        ("by=network columns=fid rows=UNet", "rows"),
-        ("by=network columns=fid against=steps=10", "against=steps=10"),
-        ("by=network,steps columns=fid against=steps=30", "against=steps=30"),
-        ("by=network columns=fid across=steps", "across=steps"),
-        ("by=network,steps columns=fid across=network,steps", "across=network,steps"),
-        ("by=network columns=fid", "by=network"),  # seeds of 10 and of 20 steps
-        ("by=steps,sweep columns=fid", "by=steps,sweep"),  # seeds of both networks
-        ("by=network columns=fid where=sweep=steps,network=Mamba", "network=Mamba"),
-    ],
-)
-def test_a_table_of_rows_that_cannot_be_made_is_named(readme, capsys, options, named):
-    (readme.parent / "rows.csv").write_text(ROWS)
-    write(readme, f"<!-- table rows.csv {options} -->")
-    assert run(readme) == 1
-    assert_names(capsys.readouterr().err, "question/README.md", named)
 
 
 def test_a_table_of_tuning_has_the_mean_of_each_value(readme):
@@ -328,33 +304,6 @@ def test_a_changed_record_is_found(readme, capsys):
     assert_names(capsys.readouterr().err, "question/README.md", "table published")
 
 
-STEPS = "network,seed,steps,fid,fid_real\n" + "\n".join(
-    f"UNet,{seed},{steps},{fid},50"
-    for seed, steps, fid in ((0, 10, 100), (1, 10, 110), (0, 20, 90), (1, 20, 92))
-)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """A published comparison, a CSV file, and a JSON file of each of two runs."""
-    folder = tmp_path_factory.mktemp("experiments") / "question"
-    folder.mkdir()
-    publish_two(folder)
-    (folder / "rows.csv").write_text(STEPS)
-    for run, share in (("a", 0.25), ("b", 0.5)):
-        report = folder / "runs" / run / "memory/report.json"
-        report.parent.mkdir(parents=True)
-        report.write_text(f'{{"pixels": {{"nearer": {share}}}}}')
-    return folder
-
-
-@pytest.fixture
-def page(records, tmp_path):
-    """A page beside the records."""
-    shutil.copytree(records, tmp_path / "experiments/question")
-    return tmp_path / "experiments/question/README.md"
-
-
 @pytest.mark.parametrize(
     ("mark", "number"),
     [
@@ -376,51 +325,82 @@ def page(records, tmp_path):
         ("runs/*/memory/report.json pixels.nearer", "0.4"),
     ],
 )
-def test_a_number_is_written_from_its_record(page, mark, number):
-    page.write_text(f"It is 0.0<!-- of {mark} -->, as we know.\n")
-    assert run(page, "--check") == 1
-    assert run(page) == 0
-    assert page.read_text() == f"It is {number}<!-- of {mark} -->, as we know.\n"
-    assert run(page, "--check") == 0
+def test_a_number_is_written_from_its_record(readme, mark, number):
+    readme.write_text(f"It is 0.0<!-- of {mark} -->, as we know.\n")
+    assert run(readme, "--check") == 1
+    assert run(readme) == 0
+    assert readme.read_text() == f"It is {number}<!-- of {mark} -->, as we know.\n"
+    assert run(readme, "--check") == 0
 
 
-def test_decimals_and_commas_stay_as_they_stand(page):
-    page.write_text(
+def test_decimals_and_commas_stay_as_they_stand(readme):
+    readme.write_text(
         "1,000<!-- of published fid row=UNet --> 1.00<!-- of published fid row=UNet -->"
     )
-    assert run(page) == 0
-    assert re.findall(r"[\d.,]+(?=<)", page.read_text()) == ["152", "152.00"]
+    assert run(readme) == 0
+    assert re.findall(r"[\d.,]+(?=<)", readme.read_text()) == ["152", "152.00"]
+
+
+UNMADE = {  # tables, and what is named in their place
+    "nowhere": "nowhere",
+    "nowhere.csv": "nowhere.csv",
+    "published columns=fid,fod": "columns=fod",
+    "published rows=Mamba": "rows=Mamba",
+    "published colour=red": "colour",
+    "published rows=UNet,DiT names=U-Net": "names=",
+    "rows.csv by=network": "columns=",
+    "rows.csv columns=fid": "by=",
+    "rows.csv by=net columns=fid": "by=net",
+    "rows.csv by=network columns=fod": "columns=fod",
+    "rows.csv by=network columns=sweep": "columns=sweep",
+    "rows.csv by=network columns=fid where=sweep=ancestral": "where=sweep=ancestral",
+    "rows.csv by=network columns=fid rows=UNet": "rows",
+    "rows.csv by=network columns=fid against=steps=10": "against=steps=10",
+    "rows.csv by=network,steps columns=fid against=steps=30": "against=steps=30",
+    "rows.csv by=network columns=fid across=steps": "across=steps",
+    "rows.csv by=network,steps columns=fid across=network,steps": "across=network,steps",
+    "rows.csv by=network columns=fid": "by=network",  # seeds of 10 and of 20 steps
+    "rows.csv by=steps,sweep columns=fid": "by=steps,sweep",  # seeds of both networks
+    "rows.csv by=network columns=fid where=sweep=steps,network=Mamba": "network=Mamba",
+}
+UNKNOWN = {  # numbers, likewise
+    "published fid row=Mamba": "row=Mamba",
+    "published fod row=UNet": "fod",
+    "published fid row=UNet say=worst": "say=worst",
+    "published fid row=UNet colour=red": "colour",
+    "rows.csv fid row=network=UNet": "row=network=UNet",  # two rows of a seed
+    "nowhere.csv fid row=steps=10": "nowhere.csv",
+    "rows.csv fod row=steps=10": "fod",
+    "runs/*/none/report.json pixels.nearer": "report.json",
+}
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("1<!-- of published fid row=Mamba -->", "row=Mamba"),
-        ("1<!-- of published fod row=UNet -->", "fod"),
-        ("1<!-- of published fid row=UNet say=worst -->", "say=worst"),
-        ("1<!-- of published fid row=UNet colour=red -->", "colour"),
-        ("1<!-- of rows.csv fid row=network=UNet -->", "row=network=UNet"),  # two rows of a seed
-        ("1<!-- of nowhere.csv fid row=steps=10 -->", "nowhere.csv"),
-        ("1<!-- of rows.csv fod row=steps=10 -->", "fod"),
-        ("1<!-- of runs/*/none/report.json pixels.nearer -->", "report.json"),
+        *((f"<!-- table {words} -->\nold\n{END}", named) for words, named in UNMADE.items()),
+        *((f"1<!-- of {words} -->", named) for words, named in UNKNOWN.items()),
+        ("<!-- table published -->\n| a |\n", END),
         ("much<!-- of published fid row=UNet -->", "README.md"),
     ],
 )
-def test_a_mark_that_names_nothing_is_refused(page, capsys, text, named):
-    page.write_text(text)
-    assert run(page) == 1
-    assert_names(capsys.readouterr().err, "question/README.md", named)
-    assert page.read_text() == text
+def test_a_table_or_number_that_cannot_be_made_is_named(readme, capsys, text, named):
+    (readme.parent / "rows.csv").write_text(ROWS)
+    readme.write_text(text)
+    for arguments in ([], ["--check"]):
+        assert run(readme, *arguments) == 1
+        assert_names(capsys.readouterr().err, "question/README.md", named)
+    assert readme.read_text() == text
 
 
-def test_pages_that_quote_experiments_are_written_too(page):
+def test_pages_that_quote_experiments_are_written_too(readme):
     for name in ("README.md", "docs/pages/results.md"):
-        path = page.parents[2] / name
+        path = readme.parents[2] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         mark = f"{'../../' * name.count('docs')}experiments/question/published fid row=UNet"
         path.write_text(f"1<!-- of {mark} -->")
-    assert run(page) == 0
+    assert run(readme) == 0
     assert all(
-        (page.parents[2] / name).read_text().startswith("152<")
+        (readme.parents[2] / name).read_text().startswith("152<")
         for name in ("README.md", "docs/pages/results.md")
     )

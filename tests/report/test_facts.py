@@ -12,7 +12,7 @@ from diffusion_lab.report.facts import notes, reservations, tunings
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import facts_in
 
-FIDS = [100.0, 101.0, 99.0]
+FIDS = [100.0, 101.0]
 MACS = 2_000_000  # of a fake run, which sees 6,400 images
 BY_CLOCK = {"trainer": {"max_steps": 10**6, "max_time": "00:00:10:00"}}
 PROTOCOL = {"protocol": STUDY_PROTOCOL}
@@ -183,14 +183,13 @@ def log(runs: list[Path], *largest: float) -> None:
 
 
 def test_an_arm_whose_gradients_spiked_is_named_with_its_worst_run(tmp_path):
-    log(fake_group(tmp_path, "dit", FIDS), 21.0, 100.0, 19.0)
-    log(fake_group(tmp_path, "unet", FIDS, config=UNET), 3.0, 3.0, 3.0)
+    log(fake_group(tmp_path, "dit", [*FIDS, 99.0]), 21.0, 100.0, 19.0)
+    log(fake_group(tmp_path, "unet", FIDS, config=UNET), 3.0, 3.0)
     assert facts_on(tmp_path)["spikes"] == [{"arm": "DiT", "runs": 2, "all": 3, "most": 200}]
 
 
 @pytest.mark.parametrize(
-    ("commit", "kind"),
-    [("a" * 40, "commit"), (f"{'a' * 40}-dirty", "commit"), (None, "no_commit")],
+    ("commit", "kind"), [("a" * 40, "commit"), (f"{'a' * 40}-dirty", "commit"), (None, "no_commit")]
 )
 def test_the_protocol_and_the_commit_that_held_it_are_named(tmp_path, commit, kind):
     fake_group(tmp_path, "dit", FIDS, config=PROTOCOL, summary={"git_commit": commit})
@@ -207,16 +206,13 @@ def test_protocols_that_differ_or_decide_nothing_are_said(tmp_path):
     assert "protocols_differ" in two(tmp_path / "two", config=PROTOCOL, other=other)
 
 
-def test_seeds_that_the_protocol_does_not_have_are_named(tmp_path):
+def test_seeds_beside_the_protocol_and_metrics_that_runs_may_be_chosen_by_are_named(tmp_path):
     for seed in (0, 1, 5):
-        fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, PROTOCOL)
+        by = {"reference": "validation"}
+        fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, PROTOCOL, protocol=by)
     facts = facts_on(tmp_path)
     assert facts["other_seeds"] == [{"arm": "all runs", "missing": [2], "beside": [5]}]
-
-
-def test_metrics_that_runs_may_have_been_chosen_by_are_said(tmp_path):
-    fake_group(tmp_path, "dit", FIDS, protocol={"reference": "validation"})
-    assert "by_validation" in facts_on(tmp_path)
+    assert "by_validation" in facts
 
 
 def tuned(best: float, results: dict[float, float | None], **facts: object) -> dict:

@@ -54,8 +54,10 @@ def test_reading_runs_imports_neither_torch_nor_lightning(runs, tmp_path):
     assert (tmp_path / "out/plots/fid_gaps.svg").exists()
 
 
-def test_means_intervals_costs_and_real_values(runs, tmp_path):
-    fake_group(runs, "dit", [100.0, 110.0, 90.0])
+def test_means_intervals_costs_and_real_values_of_runs_that_are_written_too(runs, tmp_path):
+    accuracy = "accuracy/classifier-3f01b756/1k"
+    for seed, fid in enumerate((100.0, 110.0, 90.0)):
+        fake_run(runs / str(seed), fid, seed, metrics={accuracy: 0.7 + seed / 8})
     (row,) = written(tmp_path, "table.csv")
     assert (row["composition"], row["seeds"]) == ("all runs", "3")
     assert float(row["fid"]) == 100
@@ -67,7 +69,15 @@ def test_means_intervals_costs_and_real_values(runs, tmp_path):
     assert float(row["images_per_second"]) == 375  # median of 350 and 400
     assert float(row["peak_memory"]) == 2**30
     assert float(row["fid_std"]) == 3
-    assert "classifier" not in row
+    assert row["classifier"] == "classifier-3f01b756"
+    rows = list(csv.DictReader((tmp_path / "out/runs.csv").open()))
+    assert [row["seed"] for row in rows] == ["0", "1", "2"]
+    assert [row["folder"] for row in rows] == [str(runs / str(seed)) for seed in range(3)]
+    # by the whole names of their metrics
+    assert [float(row[f"fid/{NAME}"]) for row in rows] == [100, 110, 90]
+    assert [float(row[f"fid_std/{NAME}"]) for row in rows] == [3, 3, 3]
+    assert [float(row[accuracy]) for row in rows] == [0.7, 0.825, 0.95]
+    assert [float(row["training_seconds"]) for row in rows] == [120, 120, 120]
 
 
 def test_two_or_three_runs_have_their_range_and_more_an_interval(runs):
@@ -87,12 +97,8 @@ def test_two_or_three_runs_have_their_range_and_more_an_interval(runs):
     assert str(table.real(column)) == "96.3"
     assert table.lines("a", "b")[-1][0] == "real images"
     assert str(table.real(accuracy)) == NONE
-
-
-def test_costs_in_time_are_left_out_on_request(runs):
-    fake_group(runs, "dit", [100.0, 110.0])
-    kinds = [each.kind for each in ArmTable(collect([runs]), without=["macs"]).columns]
-    assert "macs" not in kinds
+    kinds = [each.kind for each in ArmTable(found, without=["macs"]).columns]
+    assert "macs" not in kinds  # left out on request
     assert "parameters" in kinds
 
 
@@ -101,22 +107,8 @@ def test_older_runs_have_no_macs_and_no_memory(runs, tmp_path):
     fake_run(runs / "b", 101.0, config=UNET)
     row, other = written(tmp_path, "table.csv")
     assert (row["macs"], row["peak_memory"]) == ("", "")
+    assert "classifier" not in row
     assert float(other["macs"]) == 2e6
-
-
-def test_every_run_is_written_with_the_whole_names_of_its_metrics(runs, tmp_path):
-    accuracy = "accuracy/classifier-3f01b756/1k"
-    for seed, fid in enumerate((100.0, 110.0)):
-        fake_run(runs / str(seed), fid, seed, metrics={accuracy: 0.7 + seed / 8})
-    rows = written(tmp_path, "runs.csv")
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    assert [row["folder"] for row in rows] == [str(runs / "0"), str(runs / "1")]
-    assert [float(row[f"fid/{NAME}"]) for row in rows] == [100, 110]
-    assert [float(row[f"fid_std/{NAME}"]) for row in rows] == [3, 3]
-    assert [float(row[accuracy]) for row in rows] == [0.7, 0.825]
-    assert [float(row["training_seconds"]) for row in rows] == [120, 120]
-    (row,) = csv.DictReader((tmp_path / "out/table.csv").open())
-    assert row["classifier"] == "classifier-3f01b756"
 
 
 def test_every_pair_is_written_and_only_the_primary_metric_has_p(runs, tmp_path):

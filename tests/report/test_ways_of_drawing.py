@@ -17,6 +17,7 @@ from helpers.fake_runs import (
     fake_group,
     fake_images,
     fake_run,
+    said,
 )
 from helpers.fake_runs import PROTOCOL as MEASURED
 from helpers.refusals import refused
@@ -53,9 +54,9 @@ def two_seeds(folder, name: str, fid: float, config: dict) -> None:
         fake_run(folder / f"{name}{seed}", fid * (1 + seed / 20), seed, config)
 
 
-def page(folder) -> tuple[str, dict]:
-    result = compare([str(folder)], str(folder / "out"))
-    return (folder / "out/index.html").read_text(), result
+def page(folder) -> str:
+    compare([str(folder)], str(folder / "out"))
+    return (folder / "out/index.html").read_text()
 
 
 @pytest.mark.parametrize("sampling", [None, "equal"])
@@ -71,8 +72,8 @@ def test_a_protocol_lets_each_composition_be_drawn_in_its_own_way(tmp_path):
     protocol = PROTOCOL | {"sampling": "own"}
     two_seeds(tmp_path, "dit", 20.0, {"protocol": protocol})
     two_seeds(tmp_path, "unet", 10.0, UNET | FEW | {"protocol": protocol})
-    text, result = page(tmp_path)
-    assert result["verdict"]["fid"].startswith("UNet")
+    text = page(tmp_path)
+    assert said(tmp_path)[0].startswith("UNet")
     assert "UNet is drawn by FewStep with 2 steps" in text
     assert "DiT is drawn by DPMSolver with 10 steps" in text
 
@@ -88,16 +89,14 @@ def test_an_evaluation_in_another_way_does_not_count_as_a_runs_own(tmp_path):
         measured = {f"fid/{NAME}": 1.0}
         way = with_fingerprint(MEASURED)
         save_evaluation(folder, measured, way, OmegaConf.create(other), identify(folder))
-    _, result = page(tmp_path)
-    assert result["verdict"]["fid"].startswith("DiT")
+    assert said(tmp_path)[0].startswith("DiT")
 
 
 def test_families_have_no_sampler_in_common(tmp_path):
     two_seeds(tmp_path, "dit", 20.0, {})
     two_seeds(tmp_path, "codes", 10.0, CODES)
-    text, result = page(tmp_path)
-    assert set(result["compositions"]) == {"DiT", "CodeTransformer"}
-    assert "CodeTransformer is drawn by CodeSampler" in text
+    assert {arm.name for arm in collect([tmp_path]).arms} == {"DiT", "CodeTransformer"}
+    assert "CodeTransformer is drawn by CodeSampler" in page(tmp_path)
 
 
 def test_a_family_has_one_way_even_beside_another(tmp_path):
@@ -131,12 +130,12 @@ def test_a_vae_joins_if_its_samples_were_measured_alike(tmp_path):
     for seed in (0, 1):
         vae(tmp_path / f"vae{seed}", 40.0 + 3 * seed, seed, MEASURED)
     vae(tmp_path / "other", 40.0, 2, MEASURED | {"num_samples": 50})
-    _, result = page(tmp_path)
-    assert set(result["compositions"]) == {"DiT", "KLAutoencoder"}
-    (reason,) = result["left_out"]
-    assert "other" in reason
-    assert result["verdict"]["fid"].startswith("DiT is better")
-    drawn = samples(collect([tmp_path]).arms)
+    found = collect([tmp_path])
+    assert {arm.name for arm in found.arms} == {"DiT", "KLAutoencoder"}
+    (reason,) = found.left_out
+    assert "other" in str(reason)
+    assert said(tmp_path)[0].startswith("DiT is better")
+    drawn = samples(found.arms)
     assert [each.arm.name for each in drawn] == ["DiT"]  # a VAE's pictures are reconstructions
 
 
@@ -144,7 +143,7 @@ def test_a_vae_follows_the_protocol_of_the_others(tmp_path):
     two_seeds(tmp_path, "dit", 20.0, {"protocol": PROTOCOL})
     for seed in (0, 1):
         vae(tmp_path / f"vae{seed}", 40.0 + 3 * seed, seed, MEASURED)
-    text, _ = page(tmp_path)
+    text = page(tmp_path)
     assert PROTOCOL["question"] in text
     assert "different protocols" not in text
 
@@ -178,7 +177,7 @@ def test_what_a_teacher_cost_is_said(tmp_path):
     for seed in (0, 1):
         costs = {"teacher_images": 120_000, "teacher_calls": 4_000_000}
         fake_run(tmp_path / f"unet{seed}", 10.0 + seed, seed, UNET, costs)
-    text, _ = page(tmp_path)
+    _, text = said(tmp_path)
     assert "UNet has a teacher that saw 120k images and answered 4M calls" in text
     assert "DiT has a teacher" not in text
 
@@ -210,8 +209,8 @@ def two_ways(tmp_path):
 
 def test_each_is_judged_by_itself_and_every_metric_and_run_is_listed(two_ways):
     text, page = compared(two_ways)
-    for said in (text, page):
-        assert "With sampler.steps=50: UNet is better than DiT: FID 147" in said
+    for each in (text, page):
+        assert "With sampler.steps=50: UNet is better than DiT: FID 147" in each
     head, _, *rows = text[text.index("With sampler.steps=50:") :].splitlines()[2:]
     assert head == "| composition | seeds | FID | Accuracy |"  # a loss depends on no sampler
     cells = [[cell.split(" (")[0] for cell in row.strip("| ").split(" | ")] for row in rows[:2]]
@@ -283,9 +282,8 @@ def test_a_single_composition_beside_images_has_the_name_of_its_network(tmp_path
 def test_images_alone_and_two_sets_of_them_compare(tmp_path):
     others(tmp_path, "one", [30.0, 31.0])
     others(tmp_path, "two", [50.0, 52.0])
-    found = compare([str(tmp_path)], str(tmp_path / "comparison"))
-    assert set(found["compositions"]) == {"one", "two"}
-    assert "one is better than two" in found["verdict"]["fid"]
+    assert {arm.name for arm in collect([tmp_path]).arms} == {"one", "two"}
+    assert "one is better than two" in said(tmp_path)[0]
 
 
 def test_images_fit_any_sampling_of_runs_but_runs_must_share_one(tmp_path):

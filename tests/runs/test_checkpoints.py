@@ -39,14 +39,12 @@ def two(tmp_path):
     return tmp_path
 
 
-def test_the_one_before_is_kept(two):
+def test_the_one_before_is_kept_without_hard_links_too(two, monkeypatch):
     assert step_of(two / checkpoints.LAST) == 2
     assert step_of(two / checkpoints.PREVIOUS) == 1
     assert len(list((two / checkpoints.FOLDER).iterdir())) == 2
     assert checkpoints.newest_intact(two) == two / checkpoints.LAST
 
-
-def test_it_is_kept_without_hard_links(two, monkeypatch):
     def link(*_):
         raise OSError("not supported")
 

@@ -79,18 +79,14 @@ def test_half_precision_halves_the_file_and_hardly_changes_samples(lab, refusal,
     assert_names(refusal("export", "run=run", "output=x", *both), "dtype", "format=run")
 
 
-def test_an_export_of_an_export_is_the_same(lab, tmp_path, trained):
+def test_an_export_of_an_export_is_the_same_and_none_is_a_run(lab, refusal, tmp_path, trained):
     lab.done("export", "run=run", "output=mine")
     lab.done("export", "run=mine", "output=again")
     mine, again = (tmp_path / name / "model.safetensors" for name in ("mine", "again"))
     with safe_open(mine, "pt") as first, safe_open(again, "pt") as second:
         assert first.metadata() == second.metadata()
     assert np.array_equal(samples(lab, "mine"), samples(lab, "again"))
-
-
-def test_nothing_is_written_over_and_an_export_is_no_run(lab, refusal, tmp_path, trained):
-    lab.done("export", "run=run", "output=mine")
-    before = (tmp_path / "mine/model.safetensors").read_bytes()
+    before = mine.read_bytes()
     assert "output=mine" in refusal("export", "run=run", "output=mine")
     assert "average=trained" in refusal("export", "run=mine", "output=new", "average=trained")
     assert "average=trained" in refusal("sample", "run=mine", "average=trained")
@@ -98,7 +94,7 @@ def test_nothing_is_written_over_and_an_export_is_no_run(lab, refusal, tmp_path,
         sentence = refusal("train", *arguments)
         assert "mine" in sentence
         assert "delete" not in sentence
-    assert (tmp_path / "mine/model.safetensors").read_bytes() == before
+    assert mine.read_bytes() == before
     assert not (tmp_path / "new").exists()
 
 
@@ -140,9 +136,7 @@ def test_a_model_of_the_package_is_a_run_in_the_outputs(lab, refusal, shipped, t
     weights = dl.load(tmp_path / "models/tiny").denoiser.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in model.denoiser.state_dict().items())
     assert_names(refusal("sample", "run=pretrained:tony"), "pretrained:tony", "tiny")
-
-
-def test_a_newer_model_takes_the_place_of_an_older_copy(shipped, tmp_path):
+    # a newer model takes the place of an older copy
     copy = tmp_path / pretrained.local("pretrained:tiny") / "model.safetensors"
     copy.write_bytes(b"older")
     pretrained.local("pretrained:tiny")
