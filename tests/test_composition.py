@@ -262,13 +262,15 @@ def test_each_backbone_takes_each_conditioning(backbone, conditioning):
     assert build_pipeline(cfg, model, labels)(range(2)).shape == (2, 1, 16, 16)
 
 
-# others of their kind are fast tests
-VARIANTS = tuple(
-    f"fashion_mnist/{name}"
-    for name in (
-        *("latent_unet", "latent_dit", "vae", "ncsn", "edm2"),
-        *("ect", "mean_flow", "shortcut", "reflow"),  # such objectives are trained in training/
-    )
+VARIANTS = (  # others of their kind are fast tests, or their objectives are trained in training/
+    "toy/score_matching",
+    *(
+        f"fashion_mnist/{name}"
+        for name in (
+            *("unet", "latent_unet", "latent_dit", "vae", "ncsn", "edm2"),
+            *("ect", "mean_flow", "shortcut", "reflow"),
+        )
+    ),
 )
 
 

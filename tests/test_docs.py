@@ -60,7 +60,7 @@ def test_every_command_of_a_page_composes(page, monkeypatch):
             check_composes(line)
 
 
-def test_every_make_target_of_the_pages_exists():
+def test_every_make_target_study_and_script_of_the_pages_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     studies = {path.stem for path in (CONF / "study").glob("*.yaml")} | {"..."}
     for page in [*WRITTEN, *EXPERIMENTS, ROOT / "README.md"]:
@@ -69,11 +69,7 @@ def test_every_make_target_of_the_pages_exists():
             assert target in targets, f"{page}: make {target}"
         for name in re.findall(r"make study NAME=([\w.]+)", text):
             assert name in studies, f"{page}: NAME={name}"
-
-
-def test_every_script_that_a_page_names_exists():
-    for page in (*WRITTEN, *EXPERIMENTS):
-        for name in re.findall(r"experiments/[\w/]+\.(?:py|sh)\b", page.read_text()):
+        for name in re.findall(r"experiments/[\w/]+\.(?:py|sh)\b", text):
             assert (ROOT / name).is_file(), f"{page}: {name}"
 
 
@@ -173,7 +169,8 @@ def test_the_page_on_faults_names_tests_that_exist_and_the_target_that_runs_them
     listed = {name: target for names, target in rows for name in re.findall(r"`(\w+)`", names)}
     found = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
-        for node in ast.parse(path.read_text()).body:
+        text = path.read_text()
+        for node in ast.parse(text).body if any(name in text for name in listed) else ():
             if isinstance(node, ast.FunctionDef) and node.name in listed:
                 slow = any("mark.slow" in ast.unparse(each) for each in node.decorator_list)
                 found[node.name] = "test-slow" if slow else "test"

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pytest
 from helpers.compositions import assembled, composed
-from helpers.pages import WRITTEN
+from helpers.pages import WRITTEN, changes_a_key
 from helpers.paths import TESTS
 from helpers.refusals import sentence_of
 from helpers.tiny_runs import FAMILIES, PLAIN, TINY, TINY_AUTOENCODER, tiny_first_stage
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
 from diffusion_lab.backbone.attention import SelfAttention
@@ -111,6 +113,7 @@ NAMES = {  # the names that Python prompts may use
 
 
 SEARCHING = r"^\$ match .*reference=(mlp|unet) |budget=macs budget.reference=mlp"
+ALIKE = r"hparams_search=optuna .*(schedule=\w+,|experiment=\S+,|weighting=\w+,|InceptionScore )"
 
 
 def check(prompt: str, message: str) -> None:
@@ -124,9 +127,13 @@ def check(prompt: str, message: str) -> None:
 
 
 def starting(prompt: str) -> pytest.MarkDecorator:
-    """Parametrises a test by the prompts that begin so; those that search for a size are slow."""
+    """Parametrises a test by the prompts that begin so; some are slow.
+
+    They search for a size, or are answered as another one is.
+    """
+    slow = re.compile(f"{SEARCHING}|{ALIKE}")
     prompts = [
-        pytest.param(each, id=each, marks=[pytest.mark.slow] * bool(re.search(SEARCHING, each)))
+        pytest.param(each, id=each, marks=[pytest.mark.slow] * bool(slow.search(each)))
         for each in MESSAGES
         if each.startswith(prompt)
     ]
@@ -169,13 +176,23 @@ def test_a_wrong_command_is_answered_in_one_sentence_and_writes_nothing(
     check(prompt, sentence_of(err).replace(str(Path.cwd()), "HERE"))
 
 
+def configuration(words: list[str]) -> DictConfig:
+    """The configuration of a training; Hydra composes what only differs in values once."""
+    parsed = OverridesParser.create().parse_overrides(words)
+    others = [each.input_line for each in parsed if not changes_a_key(each)]
+    cfg = composed("train", "name=x", *others).copy()
+    for each in filter(changes_a_key, parsed):
+        OmegaConf.update(cfg, each.key_or_group, each.value())
+    return cfg
+
+
 @starting("train ")
 def test_a_training_that_makes_no_sense_is_answered_in_one_sentence_and_writes_nothing(
     lab, place, monkeypatch, prompt
 ):
     monkeypatch.chdir(place)
     before = files()
-    cfg = composed("train", "name=x", *words_of(prompt)[1:]).copy()
+    cfg = configuration(words_of(prompt)[1:])
     with pytest.raises(UserError) as error:
         train(cfg, [])
     assert files() == before

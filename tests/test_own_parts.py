@@ -67,22 +67,10 @@ PARTS = {
             "trainer.max_steps=5",
         ],
     ),
-    "objective": (
-        "objective/loss/absolute",
-        [*command_with(f"{TRAIN} objective/loss"), *QUICK],
-    ),
-    "model": (
-        "family/pixels",
-        [*without("backbone"), *command_with(f"{TRAIN} family")],
-    ),
-    "source": (
-        "data/grey",
-        [*without("data"), *command_with(f"{TRAIN} data=grey")],
-    ),
-    "hour": (
-        "data/sky",
-        [*without("data"), *command_with(f"{TRAIN} data=sky")],
-    ),
+    "objective": ("objective/loss/absolute", [*command_with(f"{TRAIN} objective/loss"), *QUICK]),
+    "model": ("family/pixels", [*without("backbone"), *command_with(f"{TRAIN} family")]),
+    "source": ("data/grey", [*without("data"), *command_with(f"{TRAIN} data=grey")]),
+    "hour": ("data/sky", [*without("data"), *command_with(f"{TRAIN} data=sky")]),
 }
 
 

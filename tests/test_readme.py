@@ -78,10 +78,7 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 250
 
 
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "experiments").rglob("README.md")),
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
 
 
 def test_links_lead_somewhere():

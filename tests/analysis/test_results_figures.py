@@ -123,8 +123,7 @@ def test_a_panel_is_drawn_for_each_network_and_column(file, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("y", "fidd"), ("y", "scale"), ("x", "steps"), ("where", "network=Mamba")],
+    ("option", "value"), [("y", "fidd"), ("y", "scale"), ("x", "steps"), ("where", "network=Mamba")]
 )
 def test_a_column_that_cannot_be_drawn_is_named(file, tmp_path, monkeypatch, capsys, option, value):
     asked = {"sweep": "guidance", "x": "scale", "by": "network"} | {option: value}

@@ -167,8 +167,7 @@ def test_what_cannot_be_compared_with_is_refused_before_anything_is_opened(refus
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments",
-    [["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]],
+    "arguments", [["train", "--help"], ["--help"], ["train", "--cfg", "job"], ["trian"]]
 )
 @pytest.mark.parametrize("unbuffered", first_fast(["", "1"]))
 def test_output_that_nobody_reads_ends_quietly(arguments, unbuffered):

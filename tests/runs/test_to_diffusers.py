@@ -263,10 +263,7 @@ def test_a_trained_run_is_exported_with_a_card(lab, tmp_path, trained_once):
     _, model = runs.load(run)
     own = model.denoiser.backbone.entry.weight
     assert torch.equal(loop_in(folder).model.conv_in.weight, own)
-    card, summary = (
-        (folder / "README.md").read_text(),
-        summary_of(run),
-    )
+    card, summary = ((folder / "README.md").read_text(), summary_of(run))
     fid = next(value for name, value in summary["metrics"].items() if name.startswith("fid/"))
     real = next(value for name, value in summary["metrics"].items() if name.startswith("fid_real/"))
     assert_names(card, f"{fid:.4g}", f"{real:.4g}", "num_samples", "TinyData", "UNet2DModel", "32")
