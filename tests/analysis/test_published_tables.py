@@ -19,7 +19,6 @@ from diffusion_lab.report.tables import NONE
 
 SAMPLED = ROOT / "experiments/sampled.py"
 END = "<!-- end of table -->"
-MANY_RUNS = 20
 STEPS = "network,seed,steps,fid,fid_real\n" + "\n".join(
     f"UNet,{seed},{steps},{fid},50"
     for seed, steps, fid in ((0, 10, 100), (1, 10, 110), (0, 20, 90), (1, 20, 92))
@@ -62,15 +61,13 @@ def lines(readme: Path) -> list[str]:
 
 
 def pages() -> list:
-    """The pages that have tables or numbers; those of many runs or of other pages are slow."""
-    found = []
-    for page in (*EXPERIMENTS, *(ROOT / name for name in tables.QUOTING)):
-        text, runs = page.read_text(), [*page.parent.glob("published*/runs/**/config.yaml")]
-        quotes = re.search(rf"{stated.OPENS}(\.\./|experiments/)", text)
-        if tables.OPENS in text or stated.OPENS in text:
-            slow = [pytest.mark.slow] * (len(runs) >= MANY_RUNS or bool(quotes))
-            found.append(pytest.param(page, marks=slow, id=page.parent.name))
-    return found
+    """The pages that have tables or numbers."""
+    known = (*EXPERIMENTS, *(ROOT / name for name in tables.QUOTING))
+    return [
+        pytest.param(page, id=page.parent.name)
+        for page in known
+        if tables.OPENS in page.read_text() or stated.OPENS in page.read_text()
+    ]
 
 
 @pytest.mark.parametrize("page", pages())
