@@ -36,7 +36,7 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
 
-    return partial(started, "tiny", "--config-dir=conf", "seeds=0", "jobs=1")
+    return partial(started, "tiny", "--config-dir=conf", "seeds=0")
 
 
 def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page(study):
