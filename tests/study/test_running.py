@@ -36,7 +36,7 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "conf/study").mkdir(parents=True)
     (tmp_path / "conf/study/tiny.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
 
-    return partial(started, "tiny", "--config-dir=conf", "seeds=0")
+    return partial(started, "tiny", "--config-dir=conf")
 
 
 def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page(study):
@@ -53,7 +53,7 @@ def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page
     code, said = ends(study())
     assert code == 0, said
     runs = summaries("tiny")
-    assert len(runs) == 2 + 2
+    assert len(runs) == 2 + 4
     assert all(run["finished"] for run in runs.values())
     chosen = json.loads(Path("outputs/tiny/tune/tuning.json").read_text())["Wide"]["chosen"]
     for path in Path("outputs/tiny/train").glob("*/config.yaml"):

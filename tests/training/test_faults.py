@@ -49,6 +49,7 @@ def test_a_w_and_b_that_does_not_start_is_left_alone(lab, tmp_path, monkeypatch)
     assert "W&B" in err
     assert (tmp_path / "run/metrics.jsonl").exists()
     assert summary_of(tmp_path / "run")["finished"] is True
+    assert wandb.run is None  # else the next run of a sweep would write into it
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset"), EOFError()])

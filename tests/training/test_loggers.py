@@ -125,11 +125,14 @@ def test_tensorboard_has_the_settings_of_a_run(logged):
 
 
 @pytest.mark.parametrize("step", first_fast([4, 5, 6]))
-def test_a_resumed_run_is_logged_as_an_unbroken_one(lab, tmp_path, killed_at_step, step):
+def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, killed_at_step, trained_once, step):
     pytest.importorskip("tensorboard")
-    killed_at_step(step, "train", *RESUMED, "logger=tensorboard")
+    command = ["train", *RESUMED, "logger=tensorboard"]
+    whole = trained_once(*command) / "run"
+    killed_at_step(step, *command)
     lab.done("train", "resume=run")
     events, folder = Events(tmp_path / "run"), tmp_path / "run"
+    assert by_step(folder) == by_step(whole)
     assert_same_rows(events.scalars(), folder)
     assert list(events.pictures("grids/samples")) == [2, 4, 6, 8]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.commands import run_alone
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, checkpoint_of, same, summary_of
+from helpers.tiny_runs import TINY, checkpoint_of, same, summary_of
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -29,8 +29,9 @@ from diffusion_lab.runs.summary import Summary
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.stopping import Interruption
 
-UNPATCHED = [each for each in QUICK if each != "backbone.patch=4"]
-SWEEP = ["train", "-m", "study_name=mine", *UNPATCHED, "seed=0,1"]
+QUICK = [a for a in TINY if a != "backbone.patch=4"]
+QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
 WHOLE = [*SWEEP, "backbone.patch=4"]
 
 
@@ -68,11 +69,14 @@ def finished_at(folder):
     return (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
 
 
-def test_a_name_needs_no_quotes_keeps_what_lies_highest_and_tells_runs_apart():
+def test_a_name_needs_no_quotes_and_tells_runs_apart():
     values = {"seed": "1", "backbone/block": "adaln", "optimizer.betas": "[0.9, 0.99]"}
     name = study.name_of(values)
     assert name == "backbone.block-adaln_optimizer.betas-.0.9.0.99_seed-1"
     assert study.name_of({"data.fraction": "0.01"}) == "data.fraction-0.01"
+
+
+def test_a_long_name_keeps_what_lies_highest_and_tells_runs_apart():
     values = {f"callbacks.evaluation.{'key' * i}": "1" for i in range(1, 9)}
     values |= {"seed": "0", "backbone": "unet", "data.fraction": "0.1"}
     name = study.name_of(values)
@@ -154,21 +158,14 @@ def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
     assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
 
 
-def test_a_sweep_skips_what_is_finished_and_goes_on_after_a_job_that_failed(lab, finished):
-    folder = run_of("mine", seed=0)
-    before = finished_at(folder)
-    err = lab.done(*SWEEP[:-1], "backbone.patch=3,4", "seed=0,2", code=1)
-    assert_names(err, folder, "backbone.patch=3")
-    assert finished_at(folder) == before
+def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
+    assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
+    folders = [run_of("mine", seed=seed) for seed in (0, 1)]
+    before = [finished_at(folder) for folder in folders]
+    err = lab.done(*SWEEP[:-1], "backbone.patch=4", "seed=0,1,2")
+    assert_names(err, *folders)
     assert finished_runs() == 3
-    assert summary_of(run_of("mine", seed=2, **{"backbone.patch": 4}))["finished"]
-    # a line is said that runs a failed job alone
-    *_, line = (each.split() for each in err.splitlines() if "diffusion-lab train" in each)
-    assert line[:2] == ["diffusion-lab", "train"]
-    (place,) = [each for each in line if each.startswith("run_dir=outputs/mine/")]
-    mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
-    lab.done(*mended)
-    assert summary_of(Path(place.removeprefix("run_dir=")))["finished"]
+    assert [finished_at(folder) for folder in folders] == before
 
 
 @pytest.mark.slow
@@ -190,6 +187,22 @@ def test_a_sweep_with_a_job_that_cannot_be_composed_leaves_nothing(lab, tmp_path
     err = lab.done("train", "-m", *flags, "study_name=x", *networks, code=2)
     assert_names(err, "backbone.channels", "backbone=dit")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_is_said(
+    lab, tmp_path
+):
+    arguments = [*SWEEP[:-1], "backbone.patch=3,4"]
+    err = lab.done(*arguments, code=1)
+    assert finished_runs() == 1
+    assert_names(err, "backbone.patch=3")
+    assert summary_of(run_of("mine", **{"backbone.patch": 4}))["finished"]
+    line = err.strip().splitlines()[-1].split()
+    assert line[:2] == ["diffusion-lab", "train"]
+    (place,) = [each for each in line if each.startswith("run_dir=outputs/mine/")]
+    mended = [a.replace("backbone.patch=3", "backbone.patch=2") for a in line[1:]]
+    lab.done(*mended)
+    assert summary_of(tmp_path / place.removeprefix("run_dir="))["finished"]
 
 
 @pytest.mark.slow
