@@ -34,8 +34,7 @@ def trained(command: str, cfg: DictConfig, overrides: list[str]) -> float | None
     job = HydraConfig.get()
     if job.mode != RunMode.MULTIRUN:
         return run(command, cfg, job, overrides)[1]
-    if job.job.num:
-        gc.collect()  # frees the memory of the sweep's last run, which has reference cycles
+    gc.collect()  # frees the memory of this process's previous run, which has reference cycles
     try:
         study.check_search(cfg, job)
     except UserError as error:

@@ -46,6 +46,13 @@ class Parts:
     images_seen: int = 0
     place: int = 0
 
+    def count(self, share: float, batch: int) -> int:
+        """How many of the next `batch` samples belong to a share of all samples of training.
+
+        The share is exact over training, however a batch is divided.
+        """
+        return int(share * (self.place + batch)) - int(share * self.place)
+
 
 class Losses(NamedTuple):
     """The losses (B,) that training minimises, and the levels (B,) that they are of.

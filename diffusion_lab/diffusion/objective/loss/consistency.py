@@ -135,8 +135,7 @@ class Shortcut(Loss):
         return 2 * self.share
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
-        before, after = (int(self.share * n) for n in (parts.place, parts.place + len(x0)))
-        count = after - before
+        count = parts.count(self.share, len(x0))
         here = there = level
         if self.share:
             # sharded weights need as many calls of each rank, so one sample is tried at least

@@ -11,7 +11,7 @@ from diffusion_lab.common.rules import Rules
 from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump
 from diffusion_lab.diffusion.objective.loss.base import Losses, Parts, mean_square, same_dropout
-from diffusion_lab.diffusion.objective.loss.mean_flow import Jumps, rates
+from diffusion_lab.diffusion.objective.loss.mean_flow import Jumps, between, rates
 from diffusion_lab.diffusion.objective.prediction import X0
 
 
@@ -44,13 +44,11 @@ class Lagrangian(Jumps):
         return 4.0 * (1 - self.instant)
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
-        before, after = (int((1 - self.instant) * n) for n in (parts.place, parts.place + len(x0)))
-        count = after - before
+        count = parts.count(1 - self.instant, len(x0))
         # sharded weights need as many calls of each rank, so one sample of each kind is tried
         tried, still = max(count, 1), min(count, len(x0) - 1)
         other = parts.time_sampler(tried, parts.schedule, generator)[0].to(x0.device)
-        here = parts.schedule(level.t[:tried].maximum(other.t))
-        there = parts.schedule(level.t[:tried].minimum(other.t))
+        here, there = between(parts.schedule, level.t[:tried], other.t)
         x = add_noise(x0[:tried], eps[:tried], here)
         jumps = self.of_jumps(parts, denoiser, x, here, there, given[:tried])
         x, stays = add_noise(x0[still:], eps[still:], level[still:]), level[still:]

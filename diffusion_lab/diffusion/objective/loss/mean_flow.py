@@ -45,16 +45,12 @@ class Jumps(Loss):
         "objective=flow_matching": lambda loss: loss.instant == 1,
     }
 
-    def ends(
-        self, parts: Parts, level: NoiseLevel, generator: torch.Generator | None
-    ) -> tuple[NoiseLevel, NoiseLevel]:
-        """The start and the end, both (B,), of each sample's jump."""
-        other = parts.time_sampler(len(level), parts.schedule, generator)[0].to(level.t.device)
-        device = generator.device if generator else "cpu"
-        stays = torch.rand(len(level), generator=generator, device=device) < self.instant
-        stays = stays.to(level.t.device, non_blocking=True)
-        first, second = level.t, torch.where(stays, level.t, other.t)
-        return parts.schedule(first.maximum(second)), parts.schedule(first.minimum(second))
+
+def between(
+    schedule: NoiseSchedule, first: Tensor, second: Tensor
+) -> tuple[NoiseLevel, NoiseLevel]:
+    """The levels, both (B,), of jumps between times (B,), from the later to the earlier."""
+    return schedule(first.maximum(second)), schedule(first.minimum(second))
 
 
 def rates(schedule: NoiseSchedule, level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -111,6 +107,16 @@ class MeanFlow(Jumps):
             x0 = self.guided(denoiser, x, x0, here, given)
         output, target = flow_target(parts, denoiser, x, x0, here, there, given)
         return Losses(adaptive(mean_square(output - target), self.power, self.floor), here)
+
+    def ends(
+        self, parts: Parts, level: NoiseLevel, generator: torch.Generator | None
+    ) -> tuple[NoiseLevel, NoiseLevel]:
+        """The start and the end, both (B,), of each sample's jump."""
+        other = parts.time_sampler(len(level), parts.schedule, generator)[0].to(level.t.device)
+        device = generator.device if generator else "cpu"
+        stays = torch.rand(len(level), generator=generator, device=device) < self.instant
+        stays = stays.to(level.t.device, non_blocking=True)
+        return between(parts.schedule, level.t, torch.where(stays, level.t, other.t))
 
     def guided(
         self, denoiser: ConditionalDenoiser, x: Tensor, x0: Tensor, here: NoiseLevel, given: Given
