@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -48,15 +49,15 @@ def stored(
     if found := _opened(path):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.one_at_a_time(path.with_name(f".{path.stem}.lock")) as alone:
+    with _alone(path) as alone:
         if found := _opened(path):  # by the process that was waited for
             return found
         if alone:  # else another process may be writing its own
             files.remove_unfinished(path.parent, f"{path.stem}*")
         about = {"version": VERSION, "key": key} | _written(path, compute)
         files.write_json(path.with_suffix(".json"), about)
-    if found := _opened(path):
-        return found
+        if found := _opened(path):  # before one who waits can remove it
+            return found
     raise OSError(f"{path} was changed while it was written")
 
 
@@ -93,8 +94,10 @@ def stored_by_ranks(
         part(rank)
     found = stored(folder, name, key, together)
     for each in parts:
-        for ending in (".json", ".bin"):
-            _place(folder, *each).with_suffix(ending).unlink(missing_ok=True)
+        path = _place(folder, *each)
+        with _alone(path):  # the rank that wrote it has opened it
+            for ending in (".json", ".bin"):
+                path.with_suffix(ending).unlink(missing_ok=True)
     return found
 
 
@@ -104,21 +107,29 @@ def _place(folder: str | Path, name: str, key: dict[str, Any]) -> Path:
     return Path(folder) / f"{name}-{hashing.of_text(text)[:16]}.bin"
 
 
+def _alone(path: Path) -> AbstractContextManager[bool]:
+    """Waits until no other process writes or removes a store."""
+    return files.one_at_a_time(path.with_name(f".{path.stem}.lock"))
+
+
 def _opened(path: Path) -> StoredValues | None:
     """Opens a store; None if it is missing or damaged, as its checksum tells if its time is new."""
     known = files.read_json(path.with_suffix(".json"))
-    if not known or not path.is_file():
+    if not known:
         return None
     shape, dtype = tuple(known["shape"]), np.dtype(known["dtype"])
     size = math.prod(shape) * dtype.itemsize
-    found = path.stat()
-    changed = found.st_size != size or (
-        found.st_mtime_ns != known["mtime_ns"] and hashing.of_file(path) != known["sha256"]
-    )
-    if changed:
-        say(f"{path} is damaged and will be written again")
+    try:
+        found = path.stat()
+        changed = found.st_size != size or (
+            found.st_mtime_ns != known["mtime_ns"] and hashing.of_file(path) != known["sha256"]
+        )
+        if changed:
+            say(f"{path} is damaged and will be written again")
+            return None
+        array = np.memmap(path, dtype, "r", shape=shape)
+    except FileNotFoundError:  # another rank may be removing it
         return None
-    array = np.memmap(path, dtype, "r", shape=shape)
     with warnings.catch_warnings():
         # private pages, which could be written to, would count as memory of the process
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -112,6 +112,8 @@ COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", PAGE, re.MUL
 def test_the_commands_of_the_page_train(lab, tmp_path, line):
     photos(tmp_path)
     folder(tmp_path / "faces", numbered(40))
+    captions = "\n".join(["name,caption", *(f"{name},a boot" for name in numbered(40))])
+    folder(tmp_path / "clothes", numbered(40) | {"captions.csv": captions.encode()})
     rows = [f"{name},{value / 4}" for name, value in numbered(40).items()]
     folder(tmp_path / "greys", numbered(40) | {"labels.csv": "\n".join(["name,x", *rows]).encode()})
     for name in ("train", "test"):

@@ -259,7 +259,7 @@ SIDE = 256
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [650, 20_400], ids=["128MB", "4GB"])
 def test_images_in_a_file_are_no_memory_of_the_process(tmp_path, count):
-    """A set of 4 GB is decoded, hashed, trained on and validated in under 512 MB."""
+    """A set of 4 GB is decoded, hashed, trained on and validated in under 100 MB more."""
     path = archive(tmp_path / "a.zip", {f"{i:06}.png": flat(i) for i in range(count)})
     test_path = archive(tmp_path / "b.zip", {f"{i}.png": flat(i) for i in range(2)})
     program = [sys.executable, "-m", "helpers.anonymous_memory", path, test_path]
@@ -276,8 +276,7 @@ def test_images_in_a_file_are_no_memory_of_the_process(tmp_path, count):
     # each page was read: an image has one value, and each is trained on or kept for validation
     assert found["trained"] + found["validation"] == pixels * sum(i % 251 for i in range(count))
     assert found["validated_on"] == min(1000, count // 10)
-    assert found["peak"] < 512e6
-    assert found["peak"] - found["start"] < 0.6 * found["bytes"]
+    assert found["peak"] - found["start"] < min(100e6, 0.6 * found["bytes"])
     print({key: value / 1e6 for key, value in found.items() if key in ("bytes", "start", "peak")})
 
 
