@@ -174,14 +174,12 @@ def build_denoiser(
 
 
 def with_bandwidths(cfg: DictConfig, label: str) -> DictConfig:
-    """A copy in which random frequencies that are `auto` have the width of a noise label."""
-    cfg, width = cfg.copy(), BANDWIDTHS.get(label, 1.0)
-    for network in filter(None, (cfg.backbone, cfg.backbone.get("network"))):
-        if network.get("bandwidth") == "auto":
-            network.bandwidth = width
-        if OmegaConf.select(network, "embedding.std") == "auto":
-            network.embedding.std = NCSNPP * width
-    return cfg
+    """A configuration whose random frequencies have, if `auto`, the width of a noise label."""
+    width, networks = BANDWIDTHS.get(label, 1.0), ("backbone", "backbone.network")
+    widths = {f"{network}.bandwidth": width for network in networks}
+    return with_automatic(
+        cfg, widths | {f"{each}.embedding.std": NCSNPP * width for each in networks}
+    )
 
 
 def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
@@ -195,12 +193,17 @@ def noise_label(schedule: NoiseSchedule, differentiated: bool) -> str:
 
 
 def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
-    """A copy of a configuration in which each data_std=auto of its objective is `std`."""
-    cfg = cfg.copy()
-    for key in ("objective.prediction", "objective.loss.weighting"):
-        part = OmegaConf.select(cfg, key)
-        if isinstance(part, DictConfig) and part.get("data_std") == "auto":
-            part.data_std = std
+    """A configuration in which each data_std=auto of its objective is `std`."""
+    parts = ("objective.prediction", "objective.loss.weighting")
+    return with_automatic(cfg, {f"{part}.data_std": std for part in parts})
+
+
+def with_automatic(cfg: DictConfig, values: dict[str, float]) -> DictConfig:
+    """The configuration, or a copy with these values for those of their keys that are `auto`."""
+    found = {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == "auto"}
+    cfg = cfg.copy() if found else cfg
+    for key, value in found.items():
+        OmegaConf.update(cfg, key, value)
     return cfg
 
 
