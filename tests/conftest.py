@@ -22,6 +22,7 @@ from helpers.tiny_runs import TINY
 
 from diffusion_lab.compute import slurm
 
+MEMORY = Path("/dev/shm")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
@@ -29,6 +30,8 @@ if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
 
     compose_quickly()
 simulate()
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # files need not wait for a disk
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 
 

@@ -107,7 +107,8 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert tensors.bytes(network.parameters()) == kept
 
 
-def test_an_energy_is_measured(lab):
+def test_an_energy_is_measured(lab, monkeypatch):
+    monkeypatch.setattr(profile, "PEAK_SECONDS", 0.01)
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
     small = ["backbone=energy", "backbone.network.width=16", "sampler.steps=2"]
     result = profiled(lab, "experiment=toy/score_matching", *small, *fast, "json=true")

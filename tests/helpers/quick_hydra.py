@@ -5,6 +5,7 @@ files for one composition; here they are kept for the process, by path, time and
 in the environment of the tests leaves Hydra as it is.
 """
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -56,7 +57,13 @@ def choices_if_asked(overrides, defaults, self_added):
     return NO_CHOICES
 
 
+def shared(self, memo):
+    """A copy with the same sources: each composition copies them, and all plugins' schemas."""
+    return copy.copy(self)
+
+
 def compose_quickly() -> None:
     ConfigRepository.load_config = read_once
+    ConfigRepository.__deepcopy__ = shared
     ConfigLoaderImpl._compose_config_from_defaults_list = merge_once
     defaults_list._create_interpolation_map = choices_if_asked
