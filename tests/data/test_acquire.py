@@ -259,6 +259,26 @@ def test_two_processes_fetch_once(root, monkeypatch, tmp_path):
     assert everything_under(root) == INSTALLED
 
 
+def test_processes_that_find_nothing_say_so_alike(root, monkeypatch, tmp_path):
+    def unavailable(scratch: Path) -> Path:
+        time.sleep(0.1)
+        raise SourceUnavailable("no network")
+
+    def fetch(i: int) -> None:
+        with refused("no network", by=DataError):
+            acquire.fashion_mnist(root)
+        (tmp_path / f"refused-{i}").touch()
+
+    monkeypatch.setattr(acquire, "_from_mirror", unavailable)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=fetch, args=(i,)) for i in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(20)
+    assert len([*tmp_path.glob("refused-*")]) == 3
+
+
 def tool(folder: Path, name: str, script: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")

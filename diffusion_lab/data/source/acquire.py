@@ -213,6 +213,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with one_at_a_time(folder / LOCK):
+            folder.mkdir(parents=True, exist_ok=True)  # a process before this one had no success
             for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
                 shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
