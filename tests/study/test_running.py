@@ -26,7 +26,7 @@ from diffusion_lab.cli.study.cluster import JobOnSlurm
 from diffusion_lab.cli.study.document import ARMS
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob, present
 from diffusion_lab.cli.study.processes import Ended, Processes
-from diffusion_lab.cli.study.running import Records, best, beyond
+from diffusion_lab.cli.study.running import Records, Schedule, best, beyond
 
 
 @pytest.fixture
@@ -148,6 +148,51 @@ def test_a_grid_grows_beyond_the_end_that_wins():
     assert type(grown["batch_size"]) is int
 
 
+def job(stage: str, name: str, *needs: StudyJob) -> StudyJob:
+    return StudyJob(stage, "train", {}, name, {}, Path(name), needs)
+
+
+def test_a_job_can_run_once_those_that_it_needs_have_ended():
+    one, two, free = job("start", "1"), job("start", "2"), job("other", "1")
+    after, page = job("train", "1", one), job("page", "", two, free)
+    schedule = Schedule([one, two, free, after, page], lambda each: iter([[each]]))
+    assert [*schedule.ready()] == [one, two, free]
+    schedule.ended(two)
+    assert [*schedule.ready()] == []
+    schedule.ended(one)
+    assert [*schedule.ready()] == [after]
+    schedule.ended(after)
+    schedule.ended(free)
+    assert [*schedule.ready()] == [page]
+    assert schedule.lasts
+    schedule.ended(page)
+    assert [*schedule.ready()] == []
+    assert not schedule.lasts
+
+
+def test_trials_wait_for_the_ones_before_and_what_needs_the_best_for_all():
+    best_rate, free = job("tune", ""), job("other", "1")
+    first, second, measured = (job("tune", name) for name in ("a", "b", "c"))
+    steps = {best_rate.title: [[first, second], [], [measured]]}
+    after = job("train", "1", best_rate)
+    jobs = [best_rate, free, after]
+    schedule = Schedule(jobs, lambda each: iter(steps.get(each.title, [[each]])))
+    assert [*schedule.ready()] == [first, second, free]
+    schedule.ended(first)
+    assert [*schedule.ready()] == []
+    schedule.ended(second)
+    assert [*schedule.ready()] == [measured]
+    schedule.ended(measured)
+    assert [*schedule.ready()] == [after]
+
+
+def test_a_job_that_is_done_runs_nothing_and_holds_nothing_up():
+    done, after = job("train", "1"), job("page", "")
+    schedule = Schedule([done, replace(after, needs=(done,))], lambda each: iter(()))
+    assert [*schedule.ready()] == []
+    assert not schedule.lasts
+
+
 class StubbornProcesses:
     """Stands for processes of which each ends only when it is asked a second time."""
 
@@ -183,10 +228,10 @@ def test_a_line_says_how_far_a_study_is_while_its_jobs_run(tmp_path, monkeypatch
     monkeypatch.setattr(running, "BETWEEN_LINES", 0)
     records = Records(Jobs(document.load("tiny", {}, str(tmp_path)), {}))
     jobs = [replace(job, needs=()) for job in records.jobs.of("train")]
-    runner = running.Runner(records, StubbornProcesses(), records.jobs.all)
-    runner.work(jobs)
+    runner = running.Runner(records, StubbornProcesses(), jobs)
+    runner.run()
     lines = [each.split("Done")[0].strip() for each in shown.file.getvalue().splitlines()]
     said = " ".join(lines)
-    assert "0 done, 2 running, 5 left" in said  # two trials and the page are counted
-    assert "2 done, 2 running, 3 left, about 20 min to go" in said
-    assert runner.progress().startswith("4 done, 0 running, 3 left")
+    assert "0 done, 2 running, 2 left" in said
+    assert "2 done, 2 running, 0 left, about 10 min to go" in said
+    assert runner.progress().startswith("4 done, 0 running, 0 left")

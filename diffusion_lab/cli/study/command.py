@@ -227,8 +227,7 @@ def run(records: Records, wanted: Sequence[StudyJob], processes: Processes, agai
     """Runs the jobs that are not done, and says what came of them."""
     runner = Runner(records, processes, wanted)
     try:
-        for stage in records.jobs.study.stages:
-            runner.run([job for job in wanted if job.stage == stage])
+        runner.run()
     except KeyboardInterrupt:
         processes.stop()
         say("Stopped. To go on, repeat:")

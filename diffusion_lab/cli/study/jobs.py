@@ -178,7 +178,8 @@ class Jobs:
         return self._made[stage]
 
     def _chooser(self, stage: StudyStage, point: Point) -> StudyJob:
-        needs = self.job(stage, point | {SEEDS: next(iter(stage.axes[SEEDS]))}).needs
+        of_seeds = (self.job(stage, point | {SEEDS: seed}).needs for seed in stage.axes[SEEDS])
+        needs = tuple({need.title: need for needs in of_seeds for need in needs}.values())
         made = self.root / slug(stage.name) / FOUND
         return StudyJob(stage.name, CHOOSE, point, label_of(point), {}, made, needs)
 

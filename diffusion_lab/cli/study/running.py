@@ -1,9 +1,9 @@
-"""Runs the jobs of a study that its files lack, stage by stage, and tunes what its stages tune."""
+"""Runs the jobs of a study that its files lack, and tunes what its stages tune."""
 
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,46 @@ def leaves(job: StudyJob) -> bool:
     return job.command in (*TRAINS, CHOOSE, "train-extractor")
 
 
+Steps = Iterator[list[StudyJob]]  # what a job runs, each list after the one before it
+
+
+class Schedule:
+    """Jobs in their order, of which each begins once those of them that it needs have ended."""
+
+    def __init__(self, jobs: Sequence[StudyJob], steps: Callable[[StudyJob], Steps]):
+        self.waiting, self.steps = list(jobs), steps
+        self.begun: dict[str, tuple[Steps, set[str]]] = {}  # the set: what a job now waits for
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a job has not ended."""
+        return bool(self.waiting or self.begun)
+
+    def ready(self) -> Iterator[StudyJob]:
+        """The jobs that can run now, and could not before."""
+        while True:
+            coming = {job.title for job in self.waiting} | self.begun.keys()
+            for job in list(self.waiting):
+                if coming.isdisjoint(need.title for need in job.needs):
+                    self.waiting.remove(job)
+                    self.begun[job.title] = self.steps(job), set()
+            idle = [title for title, (_, waits) in self.begun.items() if not waits]
+            if not idle:
+                return
+            for title in idle:
+                steps, waits = self.begun[title]
+                if (step := next(steps, None)) is None:
+                    del self.begun[title]
+                else:
+                    waits |= {each.title for each in step}
+                    yield from step
+
+    def ended(self, job: StudyJob) -> None:
+        """Takes note that one of `ready` has ended."""
+        for _, waits in self.begun.values():
+            waits.discard(job.title)
+
+
 @dataclass
 class Runner:
     """Runs jobs in processes; `wanted` are all that this command should have done at its end.
@@ -144,11 +184,44 @@ class Runner:
     elsewhere: list[str] = field(default_factory=list)
     said: float = field(default_factory=time.monotonic)  # when the last line was said
 
-    def run(self, jobs: Sequence[StudyJob]) -> None:
-        """Runs the jobs of a stage that are not done."""
-        left = [job for job in jobs if not self.records.done(job)]
-        self.work([job for job in left if job.command != CHOOSE])
-        self.tune([job for job in left if job.command == CHOOSE and self.possible(job)])
+    def run(self) -> None:
+        """Runs what is not done, of earlier stages first; one that fails does not stop others."""
+        stages, schedule = list(self.records.jobs.study.stages), Schedule(self.wanted, self.steps)
+        ready: list[StudyJob] = []
+        # a single job shows its own progress
+        rewritten = console.is_terminal and self.processes.count > 1
+        with console.status("") if rewritten else nullcontext() as line:
+            while schedule.lasts:
+                ready += schedule.ready()
+                ready.sort(key=lambda job: stages.index(job.stage))
+                while ready and self.processes.room:
+                    self.start(ready.pop(0), schedule)
+                if line:
+                    line.update(self.progress())
+                elif self.processes.count > 1 and time.monotonic() >= self.said + BETWEEN_LINES:
+                    self.said = time.monotonic()
+                    say(self.progress())
+                for ended in self.processes.ended(BETWEEN_LINES):
+                    self.note(ended)
+                    schedule.ended(ended.job)
+
+    def steps(self, job: StudyJob) -> Steps:
+        """Runs a job unless it is done, or its trials until the best is inside their grid."""
+        if self.records.done(job) or not self.possible(job):
+            return
+        if job.command != CHOOSE:
+            yield [job]
+            return
+        search = Search(self.records, job)
+        while search.new:
+            trials = search.trials()
+            yield [each for each in trials if self.records.is_open(each) and self.possible(each)]
+            trained = [trial for trial in trials if self.records.done(trial)]
+            measured = filter(None, map(self.records.jobs.measurement, trained))
+            yield [each for each in measured if not self.records.done(each)]
+            search.take()
+        if why := search.end():
+            self.failed[job.title] = why
 
     def possible(self, job: StudyJob) -> bool:
         """Whether all that a job needs is done; of runs to compare, whether some are."""
@@ -158,27 +231,11 @@ class Runner:
             return False
         return True
 
-    def work(self, jobs: Sequence[StudyJob]) -> None:
-        """Runs jobs, several at once; one that fails does not stop the others."""
-        waiting = [job for job in jobs if self.possible(job)]
-        # a single job shows its own progress
-        rewritten = console.is_terminal and self.processes.count > 1
-        with console.status("") if rewritten else nullcontext() as line:
-            while waiting or self.processes.running:
-                while waiting and self.processes.room:
-                    self.start(waiting.pop(0))
-                if line:
-                    line.update(self.progress())
-                elif self.processes.count > 1 and time.monotonic() >= self.said + BETWEEN_LINES:
-                    self.said = time.monotonic()
-                    say(self.progress())
-                for ended in self.processes.ended(BETWEEN_LINES):
-                    self.note(ended)
-
-    def start(self, job: StudyJob) -> None:
+    def start(self, job: StudyJob, schedule: Schedule) -> None:
         """Starts a job, unless another process trains it."""
         if job.command in TRAINS and is_locked(job.made):
             self.elsewhere.append(job.title)
+            schedule.ended(job)
             say(f"{job.title} is being trained by another process")
         else:
             say(f"Starting {job.title}")
@@ -204,21 +261,6 @@ class Runner:
         if job.command not in (*TRAINS, "train-extractor"):
             self.records.note(job, ended.seconds, ended.result)
         say(f"Done: {job.title} in {duration(ended.seconds)}; {self.progress()}")
-
-    def tune(self, choosers: Sequence[StudyJob]) -> None:
-        """Runs trials at the same time for all, until the best values are inside their grids."""
-        searches = [Search(self.records, job) for job in choosers]
-        while any(search.new for search in searches):
-            trials = [trial for search in searches for trial in search.trials()]
-            self.work([trial for trial in trials if self.records.is_open(trial)])
-            trained = [trial for trial in trials if self.records.done(trial)]
-            measured = filter(None, map(self.records.jobs.measurement, trained))
-            self.work([each for each in measured if not self.records.done(each)])
-            for search in searches:
-                search.take()
-        for search in searches:
-            if why := search.end():
-                self.failed[search.chooser.title] = why
 
 
 class Search:
