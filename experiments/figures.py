@@ -76,9 +76,9 @@ def by_sampler() -> Lines:
 
 def by_objective() -> Lines:
     """FID of 2,000 samples by network calls, of objectives for few calls."""
-    known = pd.read_csv(HERE / "few_steps/calls_unet_small.csv")
-    names = {"flow_matching_short": "flow matching, UniPC", "mean_flow": "MeanFlow"}
-    names |= {"shortcut": "shortcut", "reflow": "reflow", "ect": "consistency"}
+    known = pd.read_csv(HERE / "frontier/calls.csv")
+    names = {"Teacher": "flow matching, UniPC", "alpha-Flow": "alpha-Flow", "MeanFlow": "MeanFlow"}
+    names |= {"Improved-MeanFlow": "improved MeanFlow", "Lagrangian": "Lagrangian", "sCM": "sCM"}
     return {title: line(known[known.run == own], "steps") for own, title in names.items()}
 
 
@@ -133,16 +133,8 @@ def changes() -> Iterator[Change]:
     pair = tuple(f"{each} · max_time=00:00:10:00" for each in ("TrainedKL", "Pixels"))
     by = ("classifier_fid", tests.WELCH)
     yield change("latents, not pixels (classifier FID)", runs("latent/published"), pair, *by)
-    few = pd.read_csv(HERE / "few_steps/calls_unet_small.csv")
-    few = few[few.steps == few.run.map({"flow_matching_short": 10}).fillna(2)]
-    pair = ("mean_flow", "flow_matching_short")
-    yield change(
-        "MeanFlow in 2 calls, not 10 of its teacher",
-        few.assign(composition=few.run),
-        pair,
-        "fid",
-        tests.WELCH,
-    )
+    few, by = runs("frontier/published"), ("fid", tests.WELCH)
+    yield change("2 calls of alpha-Flow, not 10 of UniPC", few, ("alpha-Flow", "Teacher"), *by)
 
 
 def change(

@@ -66,10 +66,8 @@ def test_lines_have_the_means_of_their_runs():
         assert own == mean(figures.by_images()[composition][images])
     ten = {"sweep": "samplers", "sampler": "unipc", "steps": "10"}
     assert excess("samplers/samplings.csv", **ten) == mean(figures.by_sampler()["UniPC"][10])
-    two = {"run": "mean_flow", "steps": "2"}
-    assert excess("few_steps/calls_unet_small.csv", **two) == mean(
-        figures.by_objective()["MeanFlow"][2]
-    )
+    two = {"run": "MeanFlow", "steps": "2"}
+    assert excess("frontier/calls.csv", **two) == mean(figures.by_objective()["MeanFlow"][2])
     assert statistics.mean(figures.by_data("fid")["U-Net"][550]) == pytest.approx(123.6, abs=0.1)
 
 

@@ -31,6 +31,7 @@ PUBLISHED = {  # the stages of a study behind each published folder
     "latent/published": ("latent", "pixels", "latents"),
     "families/published": ("families", "pixels", "latents", "codes", "VAE"),
     "few_steps/published": ("few_steps", "train", "reflow", "ect", "distillation"),
+    "frontier/published": ("frontier", "train", "train alpha", "train sCM"),
     "optimizers/published": ("optimizers", "train"),
     "samplers/published": ("samplers", "train"),
     "guidance/published": ("guidance", "train"),

@@ -1,4 +1,4 @@
-"""The command `study`: lists studies, or runs one stage by stage, from what is done already."""
+"""The command `study`: lists studies, or runs one from what is done already."""
 
 import re
 import shlex
