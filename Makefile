@@ -18,7 +18,7 @@ NAME :=  # a file of conf/study; not that of the environment, which may name the
 JOBS ?= 2
 
 .PHONY: help setup train train-unet train-dit train-latent sample toy study demo dashboard dashboard-mlflow test \
-	test-slow test-gpu test-simulated-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
+	test-long test-slow test-gpu test-simulated-gpu bench-gpu test-slurm lint format pages docs docs-serve tutorial build clean
 
 help:        ### list the commands
 	@for marks in '## ' '### '; do \
@@ -76,8 +76,11 @@ dashboard: setup  ## show the runs in outputs/ in TensorBoard, at http://localho
 dashboard-mlflow: .venv/mlflow/installed  ### show the runs logged to MLflow, at http://localhost:5000
 	.venv/mlflow/bin/mlflow server --backend-store-uri sqlite:///outputs/mlflow/mlflow.db --workers 1 $(ARGS)
 
-test: setup  ## run the default tests, about seven minutes on two idle cores
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow and not gpu and not slurm" $(ARGS)
+test: setup  ## run the tests of less than a third of a second each: two minutes on two idle cores
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not long and not slow and not gpu and not slurm" $(ARGS)
+
+test-long: setup  ### run the others of a few seconds, such as whole runs, which continuous integration runs, too
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "long and not slow and not gpu and not slurm" $(ARGS)
 
 test-slow: .venv/mlflow/installed  ### run the other tests: more cases, several processes, a browser, compilation
 	$(BIN)/pip install -e '.[browser,docs]'

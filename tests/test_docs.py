@@ -52,6 +52,7 @@ def test_no_option_is_without_a_word(options):
     assert [path for path in files if len(options.sentence_of(path.read_text())) < 5] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [*WRITTEN, *EXPERIMENTS], ids=name_of)
 def test_every_command_of_a_page_composes(page, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)  # launchers are not on every machine
@@ -172,8 +173,9 @@ def test_the_page_on_faults_names_tests_that_exist_and_the_target_that_runs_them
         text = path.read_text()
         for node in ast.parse(text).body if any(name in text for name in listed) else ():
             if isinstance(node, ast.FunctionDef) and node.name in listed:
-                slow = "pytest.mark.slow" in map(ast.unparse, node.decorator_list)
-                found[node.name] = "test-slow" if slow else "test"
+                marks = set(map(ast.unparse, node.decorator_list))
+                slower = (each for each in ("slow", "long") if f"pytest.mark.{each}" in marks)
+                found[node.name] = "-".join(["test", *slower])
     assert found == listed
 
 

@@ -120,6 +120,7 @@ def train_with(lab, write, kept):
     return leave_run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_ones_own_is_two_files(lab, train_with, part):
     train_with(part)
@@ -142,6 +143,7 @@ def test_a_family_that_is_nowhere_is_refused():
         families.part(OmegaConf.create({"family": "nowhere.at_all"}), "task")
 
 
+@pytest.mark.long
 def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
     train_with("metric")
     metrics = json.loads(Path("run/summary.json").read_text())["metrics"]
@@ -279,6 +281,7 @@ def test_the_schedule_is_inverted():
     torch.testing.assert_close(schedule.at_logsnr(schedule(t).logsnr).t, t, atol=1e-9, rtol=0)
 
 
+@pytest.mark.long
 def test_the_study_of_the_page_is_read_and_its_trainings_compose(tmp_path, monkeypatch):
     ((name, text),) = blocks_of(PAGES / "sweeps.md", "yaml").items()
     (tmp_path / name).parent.mkdir(parents=True)

@@ -31,7 +31,7 @@ def test_every_command_composes():
 
 def test_the_makefile_is_an_index():
     text = (ROOT / "Makefile").read_text()
-    assert len(text.splitlines()) <= 135
+    assert len(text.splitlines()) <= 138
     assert not re.findall(r"^define\b|\$\((?:call|eval|shell)\b", text, re.MULTILINE)
     assert not re.findall(r"^[^#\t\n]*:(?![:=])[^=\n#]*=", text, re.MULTILINE)  # of one target
 

@@ -51,6 +51,7 @@ def pixels(address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "asked",
     [
@@ -76,6 +77,7 @@ def test_the_command_that_the_page_shows_draws_the_same_images(client, lab, aske
         assert len(set(end["captions"])) == 1
 
 
+@pytest.mark.long
 def test_the_first_noise_is_the_same_and_the_last_estimate_is_nearly_the_image(client):
     *first, (_, end) = drawn(client, steps=4, sampler="ddim")
     other = drawn(client, steps=2, sampler="ddim")
@@ -99,6 +101,7 @@ def test_a_wrong_choice_is_one_sentence(client):
         assert "\n" not in facts["words"]
 
 
+@pytest.mark.long
 def test_the_fid_of_a_setting_is_the_one_that_was_measured(lab, run_folder, request):
     lab.done("sample-sweep", "run=run", "sampler=heun", "steps=2,3", "seed=4", "device=cpu")
     client = request.getfixturevalue("client")

@@ -92,6 +92,7 @@ def results(lab, *arguments: str) -> tuple[dict, str]:
     return json.loads(out.splitlines()[-1]), err
 
 
+@pytest.mark.long
 def test_the_samples_of_a_run_have_its_figures(lab, run_folder):
     own, _ = results(lab, "evaluate", "run=run", "json=true", "seed=3")
     file = results(lab, "sample", "run=run", "num_samples=16", "seed=3", "save=npz", "json=true")[
@@ -191,6 +192,7 @@ def test_an_evaluation_that_is_killed_can_be_repeated(lab, refusal, drawn, tmp_p
     assert published.is_published(folder)
 
 
+@pytest.mark.long
 def test_other_commands_and_settings_of_sampling_refuse_images(lab, refusal, drawn, tmp_path):
     np.savez(tmp_path / "drawn.npz", *drawn)
     results(lab, *MEASURE, "images=drawn.npz")

@@ -129,6 +129,7 @@ def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_im
         assert (values.mean() - expected).abs() < 2.5 * error
 
 
+@pytest.mark.long
 def test_the_command_writes_a_report_and_pictures(lab, run_folder):
     logged = json.loads((run_folder / "summary.json").read_text())["metrics"]
     arguments = ["num_samples=12", "pairs=5", "batch_size=8", "precision=32-true", "json=true"]
@@ -152,6 +153,7 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
             assert picture.width > 300
 
 
+@pytest.mark.long
 def test_copies_of_all_checkpoints_are_counted(lab, run_folder):
     last = run_folder / "checkpoints/last.ckpt"
     tree, tensors = checkpoints.take_apart(checkpoints.read(last))

@@ -70,6 +70,7 @@ def pages() -> list:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", pages())
 def test_the_tables_of_a_page_are_those_of_its_folders(page):
     changed = []

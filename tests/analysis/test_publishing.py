@@ -97,6 +97,7 @@ def card_of(folder: str | Path = "published") -> dict:
     return json.loads((Path(folder) / "card.json").read_text())
 
 
+@pytest.mark.long
 def test_the_published_folder_gives_the_same_comparison_without_the_original(
     study, same_comparison, tmp_path
 ):
@@ -256,6 +257,7 @@ def test_folders_without_finished_runs_are_refused_and_nothing_is_written(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "empty"}
 
 
+@pytest.mark.long
 def test_publishing_again_replaces_what_it_wrote_and_nothing_else(study):
     publish([str(study)], "published")
     shutil.rmtree(study / "unet_1")
@@ -311,6 +313,7 @@ def test_runs_of_several_studies_are_in_folders_of_their_own(study):
         publish([str(study), "outputs/deeper/mine"], "published")
 
 
+@pytest.mark.long
 def test_a_published_copy_inside_a_study_is_not_compared_with_its_runs(study):
     (study / "train").mkdir()
     for run in [*study.glob("dit_*"), *study.glob("unet_*")]:
@@ -342,6 +345,7 @@ class TestTuning:
         fake_run(Path("outputs/tune/lr-4"), 80.0, 100, summary={"finished": False})
         return study
 
+    @pytest.mark.long
     def test_tuning_is_published_and_counted_but_not_compared(self, tuned):
         found = publish([str(tuned)], "published")
         assert_names(" ".join(found["left_out"]), "outputs/tune/lr-4")
@@ -365,6 +369,7 @@ class TestTuning:
         publish(["."], "../../../published")
         assert card_of("../../../published")["hours"]["tuning"]["runs"] == 2
 
+    @pytest.mark.long
     def test_several_tunings_are_kept_apart(self, tuned):
         fake_group(Path("outputs/other"), "wide", [9.0, 8.0], config={"backbone": {"width": 64}})
         for run in Path("outputs/other").iterdir():
@@ -423,6 +428,7 @@ class TestClassifier:
         text = (Path("published") / "card.md").read_text()
         assert_names(text, facts["file"], facts["sha256_of_original"])
 
+    @pytest.mark.long
     def test_one_that_is_gone_or_replaced_is_named(self, original):
         for change in (lambda path: path.write_bytes(b"other"), Path.unlink):
             change(Path("classifier.safetensors"))

@@ -47,6 +47,7 @@ def test_the_figures_are_those_of_their_records():
     assert figures.main(["--check"]) == 0
 
 
+@pytest.mark.long
 def test_a_changed_number_is_found_and_drawn_again(tmp_path, capsys):
     for path in FILES:
         shutil.copy(path, tmp_path)

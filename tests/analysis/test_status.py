@@ -239,6 +239,7 @@ def test_watching_ends_when_no_run_is_open(lab, monkeypatch):
     assert waited == [7, 7]
 
 
+@pytest.mark.long
 def test_the_reason_of_a_failure_stays_until_the_run_is_resumed(lab, shown, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory\nat address 0")

@@ -181,6 +181,7 @@ def test_a_group_takes_the_name_of_an_option_alone(group):
             prepare(COMMANDS["train"], [f"{group}={text}"])
 
 
+@pytest.mark.long
 def test_a_box_is_not_replaced_by_a_single_value(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parts = [key for key in boxes() if not is_group(key) and not key.startswith("callbacks")]

@@ -188,6 +188,7 @@ def test_other_models_and_solvers_of_short_steps_are_not_warned_of():
     assert warning(UniPC(3, EVEN)) is None
 
 
+@pytest.mark.long
 def test_the_loss_is_in_the_graph_of_a_compiled_network_in_training_alone(monkeypatch):
     denoiser = Denoiser(partial(MLP, width=8), ClassLabel, Flow(), (1, 4, 4), Classes.numbered(3))
     x0, labels = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])

@@ -259,6 +259,7 @@ def test_a_compiled_network_computes_the_same_with_weights_of_the_same_names(nam
     torch.testing.assert_close(model(x, level, Given(labels)).output, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "mode", "graphs"),
     # alone, a layer is compiled for one batch size before it is for any

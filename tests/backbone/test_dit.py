@@ -250,6 +250,7 @@ def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", first_fast(["rotary", "mamba", "dit", "in_context", "bidirectional"], 2)
 )
@@ -310,6 +311,7 @@ def test_a_scan_follows_the_kept_patches_along_its_path():
         torch.testing.assert_close(seen[image, order], straight(x[image : image + 1, order])[0])
 
 
+@pytest.mark.long
 def test_runs_of_one_seed_route_the_same_patches_and_resume_so(lab, tmp_path):
     routed = [*QUICK, "backbone.depth=3", "backbone.routed=0.5"]
     kept = "callbacks.checkpoint.keep_every_n_steps=2"
@@ -321,6 +323,7 @@ def test_runs_of_one_seed_route_the_same_patches_and_resume_so(lab, tmp_path):
     assert 2 < summary["forward_passes"] < 3
 
 
+@pytest.mark.long
 def test_a_step_costs_less_and_a_sample_as_much():
     sizes = ["name=x", "backbone=dit", "backbone.width=64", "backbone.heads=1", "backbone.depth=4"]
     facts = ImageFacts((1, 28, 28), Classes.numbered(10))

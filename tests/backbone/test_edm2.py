@@ -92,6 +92,7 @@ def magnitudes(draws: int = 10, batch: int = 10) -> dict[str, float]:
     return {name: torch.stack(each).mean().sqrt().item() for name, each in squares.items()}
 
 
+@pytest.mark.long
 def test_activations_have_unit_magnitude_at_every_layer_at_the_start():
     found = magnitudes()
     modules = dict(small(channels=64, head_channels=64).named_modules())
@@ -273,6 +274,7 @@ def compare_on_rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_sharded_weights_are_renormalised_as_whole_ones_are(tmp_path):
     torch.multiprocessing.start_processes(
         compare_on_rank, (2, str(tmp_path)), nprocs=2, start_method="fork"

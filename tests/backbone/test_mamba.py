@@ -213,6 +213,7 @@ def test_blocks_of_channels_change_nothing(monkeypatch):
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.long
 def test_the_operator_keeps_what_pytorch_asks_of_one():
     leaves = [leaf.transpose(0, 1) if leaf.ndim == 3 else leaf for leaf in arguments(5)]
     torch.library.opcheck(torch.ops.diffusion_lab.selective_scan.default, tuple(leaves))

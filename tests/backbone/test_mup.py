@@ -60,6 +60,7 @@ def growth(base_width: int | None, make=adam) -> float:
     return sizes[-1] / sizes[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "make", [adam, partial(muon, scale="original"), partial(muon, scale="match_rms_adamw")]
 )

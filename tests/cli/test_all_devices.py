@@ -152,6 +152,7 @@ WRONG = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", first_fast(WRONG))
 def test_two_ranks_that_fail_say_what_one_process_does_once(
     lab, refusal, run_folder, tmp_path, impatient, ranks
@@ -206,6 +207,7 @@ def forked(tmp_path, monkeypatch):
     return started
 
 
+@pytest.mark.long
 def test_started_processes_return_their_result_from_the_shell_and_from_python(
     lab, run_folder, forked
 ):
@@ -233,6 +235,7 @@ def test_started_processes_know_where_the_users_own_configurations_are(lab, run_
     assert Path("mine.png").exists()
 
 
+@pytest.mark.long
 def test_processes_that_train_know_where_the_users_own_configurations_are(lab, monkeypatch):
     started = []
     monkeypatch.setattr(launch, "elastic_launch", lambda *_: lambda *line: started.append(line))

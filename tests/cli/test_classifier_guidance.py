@@ -75,6 +75,7 @@ def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refus
     assert len(read_rows(kept)) == 4
 
 
+@pytest.mark.long
 def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(lab, write, tmp_path):
     write("guide", 0)
     write("judge", 1)

@@ -55,6 +55,7 @@ def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
             assert np.array_equal(np.asarray(picture), first[index])
 
 
+@pytest.mark.long
 def test_sample_waits_for_no_library_of_training(run_folder, tmp_path):
     program = (
         "import sys; from diffusion_lab.cli.program import main; "
@@ -122,6 +123,7 @@ def test_what_other_packages_refuse_is_one_sentence(refusal, tmp_path, monkeypat
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.long
 def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
     path = tmp_path / "data/FashionMNIST/raw/train-images-idx3-ubyte"
     path.parent.mkdir(parents=True)
@@ -131,6 +133,7 @@ def test_a_truncated_data_file_is_named_and_kept(refusal, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.long
 def test_evaluations_are_kept_and_compared_if_they_are_alike(lab, refusal, run_folder, monkeypatch):
     summary = summary_of(run_folder)
     assert summary["training_images"] == 64

@@ -25,6 +25,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_a_run_is_measured_and_compared(run_folder):
     measured = command("evaluate", "run=run", "batch_size=16", "device=cpu", "sampler.steps=3")
     trained = runs.load_summary("run").metrics
@@ -35,6 +36,7 @@ def test_a_run_is_measured_and_compared(run_folder):
     assert Path("report/index.html").exists()
 
 
+@pytest.mark.long
 def test_a_run_is_trained_within_its_budget_and_named_by_its_options(workplace):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     budget = ["budget=images", "budget.images=9", "batch_size=8", "trainer.max_steps=2"]

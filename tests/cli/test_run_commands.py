@@ -48,6 +48,7 @@ def test_of_several_overrides_of_a_key_the_last_one_counts():
     assert gather(["steps=5", "steps=10,20"])[-1] == "combinations=['steps=10,20']"
 
 
+@pytest.mark.long
 def test_images_in_a_file_are_a_reference_as_training_images_are(lab, run_folder):
     pixels = TinyData().load()[0].images.permute(0, 2, 3, 1)
     np.savez("reference.npz", images=pixels.numpy())
@@ -89,6 +90,7 @@ def test_a_sweep_measures_each_combination_once(lab, run_folder):
     assert len(read_rows(rows)) == 4
 
 
+@pytest.mark.long
 def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     expected = lab.result("evaluate", "run=run", "sampler=heun", "sampler.steps=3", "batch_size=16")
     asked = ["sample-sweep", "run=run", "steps=3", "batch_size=16"]
@@ -176,6 +178,7 @@ def test_a_weak_run_of_other_labels_is_refused(lab, refusal, run_folder, change)
     assert "guidance.weak_run=weak" in refusal(*asked)
 
 
+@pytest.mark.long
 def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab, monkeypatch):
     lab.done("train", *TINY, "data.pad=12", "trainer.max_steps=1", "run_dir=padded")
     nats = torch.tensor([-100.0, -200.0])
@@ -187,6 +190,7 @@ def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab
     assert result["bits_per_dim"] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_likelihood_of_a_barely_trained_model(lab, run_folder):
     arguments = ["likelihood", "run=run", "num_images=3"]
     results = {}

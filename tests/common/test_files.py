@@ -13,6 +13,7 @@ from diffusion_lab.common import files, messages
 from diffusion_lab.common.files import read_json, require_writable, write_atomically
 
 
+@pytest.mark.long
 def test_what_is_added_at_the_same_time_is_all_kept(tmp_path, monkeypatch):
     file, both = tmp_path / "tuning.json", Barrier(2)
 

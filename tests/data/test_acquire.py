@@ -238,6 +238,7 @@ def test_an_unusable_root_is_one_sentence(root):
         acquire.fashion_mnist(root)
 
 
+@pytest.mark.long
 def test_two_processes_fetch_once(root, monkeypatch, tmp_path):
     log = tmp_path / "log"
 

@@ -338,6 +338,7 @@ QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none
 AUGMENTED = [*TINY, *QUIET, "augmentation=non_leaky", "augmentation.probability=0.5"]
 
 
+@pytest.mark.long
 def test_a_run_augments_training_alone_and_resumes_exactly(lab, tmp_path, monkeypatch):
     original, calls = NonLeaky.__call__, []
 

@@ -391,6 +391,7 @@ def real_fashion_mnist() -> Path | None:
     return None
 
 
+@pytest.mark.long
 def test_the_real_fashion_mnist(tmp_path):
     root = real_fashion_mnist()
     if root is None:

@@ -95,6 +95,7 @@ def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
     assert "folder fox" in refusal("train", "resume=run", "trainer.max_steps=6")
 
 
+@pytest.mark.long
 def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_path):
     folder(tmp_path / "flat", {f"{i}.png": png((i, 0, 0)) for i in range(40)})
     flat = ["data=image_folder", "data.source.path=flat", "data.pad=8"]

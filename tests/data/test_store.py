@@ -140,6 +140,7 @@ class TestStored:
         assert torch.equal(stored(tmp_path / "store", "values", KEY, computed).values, VALUES)
         assert not list((tmp_path / "store").glob(".*.part"))
 
+    @pytest.mark.long
     def test_processes_that_start_together_compute_once(self, tmp_path):
         def counted(allocate):
             with (tmp_path / "computed").open("a") as file:

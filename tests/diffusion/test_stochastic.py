@@ -79,6 +79,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
     torch.manual_seed(0)
@@ -93,6 +94,7 @@ def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
         assert members.std(0).mean().item() == pytest.approx(STD, rel=0.03)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("schedule", first_fast(SCHEDULES), ids=lambda s: type(s).__name__)
 def test_the_langevin_corrector_recovers_an_unbalanced_mixture(schedule):
     # In 64 dimensions a sample's norms are near their mean. What bias of 1 / D and snr^2 is left,

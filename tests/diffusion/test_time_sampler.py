@@ -262,6 +262,7 @@ def test_second_moment_draws_each_part_by_its_probability():
     assert (sampler.quantile(u, Rectified()).diff() > 0).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("schedule", "stratified"),
     each_once(

@@ -65,6 +65,7 @@ def test_a_real_forward_pass_keeps_what_was_planned(model, again):
     assert planned == pytest.approx(really_kept(model_on("cpu", backbone, *overrides), 4), rel=0.1)
 
 
+@pytest.mark.long
 def test_a_forward_mode_derivative_keeps_what_was_planned():
     planned = kept_bytes(model_on("meta", "unet", "objective=mean_flow"), 4, "32-true").all
     really = really_kept(model_on("cpu", "unet", "objective=mean_flow"), 4)
@@ -122,6 +123,7 @@ def test_passes_are_those_that_a_loss_asks_for(overrides, passes):
     assert sum(asked) / 4 + model.objective.loss.forward_mode == pytest.approx(passes)
 
 
+@pytest.mark.long
 def test_activations_grow_with_the_images_and_checkpointing_adds_one_layer():
     cfg, recomputed = (config("dit", f"activation_checkpointing={each}") for each in (False, True))
     whole, less = (activations(each, FACTS, "32-true") for each in (cfg, recomputed))

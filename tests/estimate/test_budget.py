@@ -77,6 +77,7 @@ def test_seconds_end_a_run(lab, tmp_path):
     assert rates[-1] < 0.2 * max(rates)  # the schedule follows the clock
 
 
+@pytest.mark.long
 def test_images_make_steps_of_any_batch(lab, tmp_path):
     for batch, steps in ((8, 4), (16, 2)):
         asked = ["backbone=mlp", "budget=images", "budget.images=32", f"batch_size={batch}"]

@@ -140,6 +140,7 @@ def examine(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_options_of_speed_and_memory_that_are_on_are_named(examine):
     _, facts = examine(*QUICK, "activation_checkpointing=true")
     assert facts["options"] == "activation_checkpointing"
@@ -149,6 +150,7 @@ def test_options_of_speed_and_memory_that_are_on_are_named(examine):
     assert said == ["compile", "DDP", "gradient_as_bucket_view", "callbacks.checkpoint.sharded"]
 
 
+@pytest.mark.long
 def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
     result = lab.result("doctor", *SOUND)
     assert list(tmp_path.iterdir()) == []
@@ -283,6 +285,7 @@ def test_what_was_spoilt_is_found(examine, overrides, found):
     assert bool(said["error"]) == any(status == "error" for _, status, *_ in found)
 
 
+@pytest.mark.long
 def test_doctor_and_plan_reckon_the_same_memory(lab, examine):
     again = "activation_checkpointing=true"
     planned = lab.result("plan", *SOUND, again, "devices=1", "name=x")["memory"]["total"]
@@ -290,12 +293,14 @@ def test_doctor_and_plan_reckon_the_same_memory(lab, examine):
     assert examine(*QUICK, again)[1]["memory_bytes"] == planned
 
 
+@pytest.mark.long
 def test_muon_of_the_original_scale_has_larger_rates(examine):
     muon = [*QUICK, "optimizer=muon", "optimizer.lr=0.02", "optimizer.vector_lr=1e-3"]
     assert "learning_rate" in examine(*muon)[0]["warning"]
     assert "learning_rate" not in examine(*muon, "optimizer.adjust_lr_fn=original")[0]["warning"]
 
 
+@pytest.mark.long
 def test_a_run_needs_room_for_what_it_keeps(examine, monkeypatch, tmp_path):
     snapshots = "callbacks.posthoc_ema.snapshots"
     said, facts = examine(*QUICK, f"{snapshots}=32")
@@ -354,6 +359,7 @@ def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
     assert "parameters" not in facts
 
 
+@pytest.mark.long
 def test_a_run_that_its_time_limit_ends_is_judged_by_what_it_will_see(examine):
     limits = ["trainer.max_time='00:00:00:05'", "trainer.max_steps=10_000_000"]
     said, facts = examine("callbacks.evaluation=null", *limits)
@@ -404,6 +410,7 @@ def test_a_typing_error_is_answered_as_train_does(refusal):
     assert "resume" in refusal("doctor", "resume=outputs/x")
 
 
+@pytest.mark.long
 def test_a_sweep_is_looked_at_to_its_end(lab):
     code, _, err = lab("doctor", "-m", *SOUND, *QUICK, "batch_size=7,64", "micro_batch_size=4")
     assert code == 2

@@ -53,6 +53,7 @@ def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
     assert plan["disk"]["snapshots"] == pytest.approx(snapshots, rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "overrides",
     first_fast(
@@ -172,6 +173,7 @@ def test_a_batch_that_was_out_of_memory_does_not_fit(planned):
     assert 0 < plan["largest_micro_batch"] < 128
 
 
+@pytest.mark.long
 def test_a_small_network_waits_for_the_host_in_steps_and_in_samples(planned):
     run = ["experiment=quickstart", "image_shape=[1,28,28]", "num_classes=10", "devices=1"]
     run += ["backbone.multipliers=[1,2]", "backbone.attention=[1]"]
@@ -185,6 +187,7 @@ def test_a_small_network_waits_for_the_host_in_steps_and_in_samples(planned):
     assert quicker["duration"]["sampling"] < sampling
 
 
+@pytest.mark.long
 def test_kinds_of_products_reach_other_shares_of_their_peaks(planned):
     shape = ["image_shape=[3,32,32]", "num_classes=10", "devices=1", "gpu=a100", "sampler.steps=1"]
     dit = ["backbone=dit", "backbone.depth=1"]
@@ -206,6 +209,7 @@ def test_kinds_of_products_reach_other_shares_of_their_peaks(planned):
     assert exact >= plain > 3 * tf32
 
 
+@pytest.mark.long
 def test_times_are_those_of_a_roofline_by_hand(planned):
     network = ["backbone=dit_s_2", "image_shape=[3,32,32]", "num_classes=10"]
     run = ["gpu=h100", "nodes=2", "devices=4", "batch_size=512", "mfu=0.5", "launch=1e-9"]
@@ -295,6 +299,7 @@ def test_caches_have_the_sizes_of_real_ones(lab, planned, run_folder):
     assert later["disk"]["latents"] == 0 < later["memory"]["first_stage"]
 
 
+@pytest.mark.long
 def test_latents_of_a_first_stage_that_is_not_here(planned):
     latents = ["image_shape=[4,8,8]", "num_classes=4", "latents=true"]
     plan = planned("backbone=mlp", *latents, "num_images=1000", "data.flip=true", "devices=1")

@@ -61,6 +61,7 @@ def test_pytorch_does_not_see_a_recurrence():
     assert cost.seen_flops < 0.99 * cost.flops()
 
 
+@pytest.mark.long
 def test_few_macs_of_no_layer_are_counted_too(lab):
     small = ["backbone=diffusers_unet", "backbone.channels=32", "backbone.blocks=1"]
     result = profiled(lab, *small, "image_shape=[1,8,8]", *META)

@@ -24,6 +24,7 @@ def batch(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.arange(count) % 10
 
 
+@pytest.mark.long
 def test_the_scripts_of_the_page_run_and_train():
     batches = [(torch.full((8, 1, 28, 28), 200, dtype=torch.uint8), torch.arange(8))] * 30
     names = {"batches": batches}
@@ -49,6 +50,7 @@ def test_the_loss_is_that_of_the_objective_for_bytes_and_for_floats():
     assert model.loss(images).isfinite()
 
 
+@pytest.mark.long
 def test_samples_are_fixed_by_their_seed_and_labels():
     model = small(num_classes=10)
     draw = partial(model.sample, steps=3, guidance=1.5)
@@ -62,6 +64,7 @@ def test_samples_are_fixed_by_their_seed_and_labels():
     assert model.denoiser.training
 
 
+@pytest.mark.long
 def test_a_run_that_is_loaded_draws_what_sample_draws(run_folder, lab):
     lab.done("sample", f"run={run_folder}", "num_samples=4", "save=png", "precision=32-true")
     model = dl.load(run_folder / "checkpoints/last.ckpt")

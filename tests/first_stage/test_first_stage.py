@@ -195,6 +195,7 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
     assert stream.batch_type is MomentBatch
 
 
+@pytest.mark.long
 def test_a_latent_run_from_training_to_another_path(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first")
     (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')
@@ -282,6 +283,7 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
     assert copied.module.first_stage is stage
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", first_fast(["vae", "vq"]))
 def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, kind):
     arguments = [

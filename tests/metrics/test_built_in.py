@@ -83,12 +83,14 @@ def shades(count: int, seed: int, low: int = 0) -> torch.Tensor:
     return torch.randint(low, 200 + low, shape, generator=draw).to(torch.uint8)
 
 
+@pytest.mark.long
 def test_equal_distributions_are_told_apart_by_chance_alone():
     pairs = [(shades(400, seed), shades(400, seed + 1)) for seed in (0, 2)]
     # three standard deviations of the share of 800 guesses
     assert told_apart(*pairs, CPU) == pytest.approx(0.5, abs=3 * 0.5 / 800**0.5)
 
 
+@pytest.mark.long
 def test_what_differs_is_told_apart_on_images_that_were_not_learned():
     pairs = [(shades(400, seed), shades(400, seed + 1, low=50)) for seed in (0, 2)]
     assert told_apart(*pairs, CPU) > 0.95

@@ -260,6 +260,7 @@ def test_inception_features_are_torch_fidelitys(inception_weights, channels):
     assert within.dtype == torch.float32
 
 
+@pytest.mark.long
 def test_only_the_published_weights_are_called_inception(inception_weights, monkeypatch):
     path, checksum, _ = inception_weights
     extractor = Inception(str(path))
@@ -409,6 +410,7 @@ def test_seams_are_those_of_the_padded_images_and_stand_beside_real_ones(prepare
     assert values[f"seams_real/4px/{SAMPLES}"] == pytest.approx(across / inside)
 
 
+@pytest.mark.long
 def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_path, monkeypatch):
     first, data, _ = prepared
     expected = measured(first, few_images())
@@ -426,6 +428,7 @@ def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_pat
     assert measured(PreparedMetrics.of(metrics, data), few_images()) == expected
 
 
+@pytest.mark.long
 def test_features_are_those_without_the_map(prepared):
     extractor = prepared[0].metrics.extractor
     network = extractor.network[1].network

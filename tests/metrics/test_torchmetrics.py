@@ -201,6 +201,7 @@ def measure_on_rank(rank, folder):
     os._exit(0)  # without what pytest does at its end
 
 
+@pytest.mark.long
 def test_the_first_of_two_ranks_computes_metrics_of_torchmetrics_alone(tmp_path):
     context = multiprocessing.get_context("fork")  # a new process would import for seconds
     ranks = [context.Process(target=measure_on_rank, args=(rank, tmp_path)) for rank in range(2)]

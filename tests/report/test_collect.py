@@ -79,6 +79,7 @@ class TestFinding:
         assert members == [str(runs / "again"), str(runs / "dit_1")]
 
 
+@pytest.mark.long
 def test_a_comparison_that_a_full_disk_cut_short_is_repeated(runs, tmp_path, monkeypatch):
     def fail(path, content):
         if path.name == "pairs.csv":
@@ -257,6 +258,7 @@ class TestRefusals:
         with refused(tmp_path / "file"):
             compare([str(runs)], str(tmp_path / "file"))
 
+    @pytest.mark.long
     def test_a_comparison_of_other_runs_is_not_replaced_in_silence(self, runs, tmp_path, capsys):
         first, other = str(fake_run(runs / "a", 1.0)), str(fake_run(runs / "b", 2.0, seed=1))
         output = str(tmp_path / "comparison")
@@ -264,6 +266,7 @@ class TestRefusals:
             compare(paths, output)
             assert ("output=..." in capsys.readouterr().err) == said
 
+    @pytest.mark.long
     def test_a_comparison_is_written_anew_without_plots_of_the_last(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0])
         others = fake_group(runs, "unet", [90.0, 95.0], config=UNET)
@@ -326,6 +329,7 @@ def test_paths_are_told_from_overrides(tmp_path, monkeypatch):
     assert gather_paths(["--help"]) == ["--help"]
 
 
+@pytest.mark.long
 def test_the_command_compares_trained_runs(lab, run_folder, tmp_path):
     lab.done("train", *TINY, "run_dir=wide", "backbone.width=48", "logger=none")
     result = lab.result("compare", "run", "wide")

@@ -26,6 +26,7 @@ def table(record: wandb_record.Record, name: str) -> list[dict]:
     return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
 
+@pytest.mark.long
 def test_verdict_tables_and_page_are_logged(lab, tmp_path, runs):
     code, out, err = lab("compare", "runs", "wandb=tiny", "json=true")
     assert code == 0, err

@@ -40,6 +40,7 @@ def test_the_question_of_a_study_is_the_title(tmp_path):
     assert "are three seeds enough?</li>" in text  # without a full stop
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("real_plots")
 def test_arms_keep_their_colours_and_pairs_of_many_are_a_matrix(tmp_path):
     networks = ("UNet", "DiT", "Mamba2", "Other")
@@ -100,6 +101,7 @@ def outline(page):
     return parser
 
 
+@pytest.mark.long
 def test_the_page_is_well_formed_and_described(page):
     found = outline(page)
     assert found.open == []

@@ -45,6 +45,7 @@ def test_the_front_of_size_and_images_is_the_best_at_each_cost():
     assert BOTH.optimum(work)[0] == pytest.approx([sizes[each.argmin()] for each in best], rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("law", "x", "draws"),
     [(COMPUTE, FLOPS, 40), pytest.param(BOTH, GRID, 20, marks=pytest.mark.slow)],

@@ -108,6 +108,7 @@ BOTH = ("DiT", "E + A N^-a + B D^-b")
 
 
 class TestLaws:
+    @pytest.mark.long
     def test_exponents_and_a_held_out_size_are_found(self, whole):
         scaled, found = laws(whole)
         row, truth = found[BOTH], LAWS["DiT"]
@@ -128,6 +129,7 @@ class TestLaws:
         guessed = max(abs(before / last - 1))
         assert row["held_out_unchanged"] == pytest.approx(guessed, rel=1e-6)
 
+    @pytest.mark.long
     def test_one_seed_has_no_interval_and_a_front_at_the_border_is_said(self, tmp_path):
         inner, rows = laws(grid(tmp_path / "inner", seeds=1))
         assert "law_extrapolated" not in {fact.kind for fact in inner.facts}
@@ -164,6 +166,7 @@ class TestLaws:
 
 
 class TestOutput:
+    @pytest.mark.long
     @pytest.mark.usefixtures("real_plots")
     def test_every_sentence_is_printed_and_written(self, whole, tmp_path, capsys):
         runs = part(whole, 2, 2)
@@ -197,6 +200,7 @@ class TestOutput:
         assert not list((out / "plots").glob("*_scaling.svg"))
         assert 'id="scaling"' not in (out / "index.html").read_text()
 
+    @pytest.mark.long
     def test_a_metric_that_no_run_has_is_not_fitted(self, whole, tmp_path):
         shutil.copytree(whole, tmp_path / "runs")
         for path in tmp_path.glob("runs/*/summary.json"):

@@ -177,6 +177,7 @@ def judged(values: np.ndarray, test: str) -> list[pd.DataFrame]:
     return [contrasts(frame(dict(zip(names, each, strict=True))), test) for each in values]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("drawn", first_fast([(3, 60), (3, 1200), (5, 1200), (10, 1200)]))
 def test_intervals_cover_the_true_gap_in_19_of_20_draws(drawn):
     seeds, count = drawn
@@ -192,6 +193,7 @@ def test_intervals_cover_the_true_gap_in_19_of_20_draws(drawn):
     assert np.mean(every) == pytest.approx(0.95, abs=allowed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("seeds", "gap", "count"), [(3, 3.0, 40), pytest.param(5, 2.0, 1000, marks=pytest.mark.slow)]
 )

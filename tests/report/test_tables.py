@@ -39,6 +39,7 @@ def test_every_number_of_ones_runs_is_a_row_of_a_frame(runs):
     assert set(frame[frame.metric == "macs"].value) == {2e6}
 
 
+@pytest.mark.long
 def test_reading_runs_imports_neither_torch_nor_lightning(runs, tmp_path):
     fake_group(runs, "dit", [100.0, 110.0, 105.0])
     fake_group(runs, "unet", [90.0, 95.0, 91.0], config=UNET)

@@ -182,6 +182,7 @@ def over_data(root, fids):
             fake_group(root, f"{name}_{fraction}", own, config=config, summary=summary)
 
 
+@pytest.mark.long
 def test_each_size_of_the_data_has_its_own_answer_and_correction(tmp_path):
     over_data(tmp_path, FIDS)
     found = collect([tmp_path])

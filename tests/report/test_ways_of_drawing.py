@@ -207,6 +207,7 @@ def two_ways(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_each_is_judged_by_itself_and_every_metric_and_run_is_listed(two_ways):
     text, page = compared(two_ways)
     for each in (text, page):
@@ -224,6 +225,7 @@ def test_each_is_judged_by_itself_and_every_metric_and_run_is_listed(two_ways):
     assert [*rows[-1].values()] == ["UNet", "sampler.steps=50", "2", "143.0", "96.3", "0.8", ""]
 
 
+@pytest.mark.long
 def test_one_run_alone_is_no_sampling_of_all(two_ways):
     compared(two_ways)
     for path in (two_ways / "runs/dit0/evaluations").iterdir():

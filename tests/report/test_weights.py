@@ -201,6 +201,7 @@ def rates(features: float, pixels: float) -> dict:
     return {"features": {"copies": features}, "pixels": {"copies": pixels}}
 
 
+@pytest.mark.long
 def test_what_the_controls_of_the_count_say_stands_beside_it(tmp_path):
     limits = {"features": {"copy_ratio_by_control": 11.0}, "pixels": {"copy_ratio_by_control": 8.0}}
     controls = {

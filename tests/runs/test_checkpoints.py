@@ -156,6 +156,7 @@ def test_a_file_of_torch_that_is_no_checkpoint_is_told_from_a_damaged_one(two, c
         checkpoints.newest_intact(two)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("line", ["sample run=run", "train resume=run trainer.max_steps=9"])
 def test_weights_alone_in_place_of_a_checkpoint_are_one_sentence(refusal, run_folder, line):
     path = run_folder / checkpoints.LAST

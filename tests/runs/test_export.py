@@ -29,6 +29,7 @@ def samples(lab, run):
     return lab.drawn(f"run={run}", "num_samples=4")["images"]
 
 
+@pytest.mark.long
 def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_path, trained):
     result = lab.result("export", "run=run", "output=models/mine")
     assert result["step"] == "4"
@@ -62,6 +63,7 @@ def test_trained_weights_are_an_option(lab, tmp_path, trained):
     assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in exported.items())
 
 
+@pytest.mark.long
 def test_half_precision_halves_the_file_and_hardly_changes_samples(lab, refusal, tmp_path, trained):
     lab.done("export", "run=run", "output=whole")
     lab.done("export", "run=run", "output=half", "dtype=float16")
@@ -79,6 +81,7 @@ def test_half_precision_halves_the_file_and_hardly_changes_samples(lab, refusal,
     assert_names(refusal("export", "run=run", "output=x", *both), "dtype", "format=run")
 
 
+@pytest.mark.long
 def test_an_export_of_an_export_is_the_same_and_none_is_a_run(lab, refusal, tmp_path, trained):
     lab.done("export", "run=run", "output=mine")
     lab.done("export", "run=mine", "output=again")
@@ -105,6 +108,7 @@ def test_a_full_disk_leaves_nothing(refusal, tmp_path, trained, small_files):
     assert list((tmp_path / "models").iterdir()) == []
 
 
+@pytest.mark.long
 def test_an_export_takes_its_first_stage_along(lab, tmp_path):
     tiny_first_stage(tmp_path / "kl")
     latent = ["first_stage=kl", "first_stage.run=kl", "backbone.patch=1"]

@@ -99,6 +99,7 @@ def test_each_part_of_the_loss_has_its_place(parts, option):
     assert (getattr(loss, "uncertainty", None) is not None) == (option == "uncertainty")
 
 
+@pytest.mark.long
 def test_a_run_of_before_draws_and_is_resumed_and_one_of_a_loss_that_is_gone_draws(lab, run_folder):
     def draw():
         return lab.drawn("run=run", "num_samples=4")["images"]

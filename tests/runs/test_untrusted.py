@@ -76,6 +76,7 @@ def test_the_weights_of_an_extractor_are_no_program(tmp_path):
 SECRET = "${oc.env:HOME}"  # the value of an environment variable, if it were resolved
 
 
+@pytest.mark.long
 def test_a_class_named_like_a_variable_keeps_its_name(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "a secret")
     classes = {f"{name}/{i}.png": 9 * i for name in (SECRET, "a${b") for i in range(16)}
@@ -154,6 +155,7 @@ def test_a_class_that_empties_a_file_is_refused(refusal, tmp_path, run):
     assert (tmp_path / "theirs/metrics.csv").read_text() == "kept"
 
 
+@pytest.mark.long
 def test_a_run_of_ours_with_a_metric_of_torchmetrics_is_not_warned_of(lab):
     own = "++metrics.extra.tv._target_=torchmetrics.image.TotalVariation"
     said = lab.done("train", *OURS, own, "logger=none", "run_dir=run", "trainer.max_steps=1")
@@ -202,6 +204,7 @@ def test_nothing_is_imported_to_judge_a_class_of_another_place():
     assert set(sys.modules) == before
 
 
+@pytest.mark.long
 def test_every_class_of_our_configurations_is_trusted():
     checked = 0
     for path in CONF.rglob("*.yaml"):

@@ -113,6 +113,7 @@ def lengths(own, theirs):
     return differs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("folder", PUBLISHED)
 def test_a_study_plans_its_published_runs(folder):
     study, *stages = PUBLISHED[folder]

@@ -39,6 +39,7 @@ def study(tmp_path, monkeypatch):
     return partial(started, "tiny", "--config-dir=conf")
 
 
+@pytest.mark.long
 def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page(study):
     first = study()
     waits_for("tiny/tune/*/config.yaml")

@@ -232,6 +232,7 @@ def test_calls_without_gradients_are_not_looked_at():
     torch.testing.assert_close(alignment(images), expected)
 
 
+@pytest.mark.long
 def test_the_feature_map_is_the_fifth_stage_of_the_network():
     extractor = EfficientNetLite0()
     extractor.load("cpu")
@@ -272,6 +273,7 @@ def test_a_run_becomes_more_similar(lab, tmp_path, name):
     lab.done("sample", "run=run", "num_samples=4", "output=grid")
 
 
+@pytest.mark.long
 def test_an_aligned_run_stops_to_be_aligned_and_says_so(lab, refusal, tmp_path, monkeypatch):
     seen = []
     original = EfficientNetLite0.map_of

@@ -24,6 +24,7 @@ def finished(trained_once):
     return trained_once(*TRAIN, "run_dir=run")
 
 
+@pytest.mark.long
 def test_a_run_stopped_in_its_tests_saves_the_same_first_stage(lab, tmp_path, monkeypatch):
     average = "+callbacks.weight_averaging._target_=diffusion_lab.training.callbacks.EMA"
     averaged = [*TRAIN, *QUIET, average, "optimizer.lr=0.1", "trainer.precision=32-true"]

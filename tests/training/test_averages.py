@@ -71,6 +71,7 @@ def test_the_average_that_is_evaluated_is_stored_once(trained_once):
         assert value.data_ptr() != checkpoint["averages"]["80"][name].data_ptr()
 
 
+@pytest.mark.long
 def test_all_averages_go_on_when_a_run_is_resumed(lab, tmp_path, trained_once, killed_at_step):
     whole = checkpoint_of(trained_once("train", *TWO) / "run")
     killed_at_step(6, "train", *TWO)
@@ -172,6 +173,7 @@ def distance(found, wanted):
     return ((first - second).norm() / second.norm()).item()
 
 
+@pytest.mark.long
 def test_snapshots_hold_the_averages_of_all_steps_and_do_not_change_them(lab, tmp_path, seen):
     err = lab.done("train", *SHORT, "micro_batch_size=4")
     assert_names(err, "run/snapshots")
@@ -217,6 +219,7 @@ def test_a_rollback_takes_averages_and_snapshots_back(lab, tmp_path, seen, monke
     assert_averages_of(checkpoint_of(tmp_path / "run")["snapshot"], kept)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", first_fast([5, 6]))
 def test_a_resumed_run_has_the_snapshots_of_an_unbroken_one(
     lab, tmp_path, trained_once, killed_at_step, step
@@ -340,6 +343,7 @@ def test_float16_takes_half_the_disk(tmp_path, trained_once):
     assert 0 < distance(found, wanted) < 1e-3
 
 
+@pytest.mark.long
 def test_a_snapshot_that_cannot_be_written_or_read_is_said_and_left_out(
     lab, refusal, tmp_path, monkeypatch
 ):

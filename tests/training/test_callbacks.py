@@ -79,6 +79,7 @@ def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_p
     assert result[fid] == pytest.approx(summary["metrics"][fid])
 
 
+@pytest.mark.long
 def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path):
     also = [each for each in QUICK if each != "callbacks.evaluation=null"]
     also += ["callbacks.evaluation.also_steps=[5]"]
@@ -182,6 +183,7 @@ def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
 SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.seen.folder=seen"]
 
 
+@pytest.mark.long
 def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
     common = [*(each for each in QUICK if each != "+debug=fast"), "data.flip=true"]
     common += ["+debug=overfit", *SEEN, "data.validate_on=20", "batch_size=8", "micro_batch_size=4"]

@@ -52,6 +52,7 @@ def family(once, tmp_path):
     return once[0]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("blank_plots")
 def test_a_run_is_measured_sampled_exported_and_compared(family, lab, tmp_path, finished_run):
     trained = tmp_path / "run"
@@ -92,6 +93,7 @@ def test_the_bits_of_an_untrained_unconditional_model_are_the_logarithm_of_the_c
     assert metrics["test/bits_per_code"] == pytest.approx(3, abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_codes_of_an_fsq_stage_are_learned_and_drawn(lab, tmp_path):
     stage = [*TINY_AUTOENCODER, "autoencoder=fsq", "autoencoder.levels=[3,3]", "run_dir=stage"]
     lab.done("train-autoencoder", *stage, *QUIET)
@@ -100,6 +102,7 @@ def test_the_codes_of_an_fsq_stage_are_learned_and_drawn(lab, tmp_path):
     assert 0 < bits < 1.5 * math.log2(9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_that_are_not_finite_end_a_run_with_a_sentence(lab, tmp_path, monkeypatch, family):
     tiny_first_stage(tmp_path / "stage", "vq")
@@ -139,6 +142,7 @@ def test_averages_are_made_after_training(family, lab, tmp_path):
     assert not same(*found)
 
 
+@pytest.mark.long
 def test_what_cannot_be_asked_of_a_run_is_refused(family, tmp_path, refusal):
     with refused(f"family={family}"):
         runs.load(tmp_path / "run")

@@ -93,6 +93,7 @@ OBJECTIVES = {
 JUMPS = "diffusion_lab.diffusion.objective.loss."
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", first_fast(OBJECTIVES))
 def test_a_run_is_sampled_by_its_own_sampler(lab, tmp_path, name):
     lab.done("train", *PLAIN, *OBJECTIVES[name], "run_dir=run", "trainer.max_steps=1")
@@ -111,6 +112,7 @@ def test_a_solver_of_the_mean_is_refused_for_a_model_of_samples(refusal, run_fol
     assert set(run_folder.rglob("*")) == before
 
 
+@pytest.mark.long
 def test_a_network_that_cannot_be_told_where_to_jump_is_refused(refusal, tmp_path):
     pytest.importorskip("diffusers")
     network = ["backbone=diffusers_model", "conditioning=raw_labels", "objective=shortcut"]
@@ -163,6 +165,7 @@ EXACT = "objective/loss=exact_score_matching"
 ZERO_SNR = ["schedule=zero_terminal_snr", "denoiser.clip=null"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "parts",
     first_fast([PLANE, [*ENERGY, EXACT], [*PLANE, EXACT]]),
@@ -199,6 +202,7 @@ def test_images_are_trained_by_sliced_score_matching(lab, tmp_path, precision):
 OF_ENERGIES = [each for each in QUICK if not each.startswith("backbone")] + ["backbone=energy"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", first_fast(["dit", "unet_small"]))
 def test_an_energy_of_images_is_trained_and_drawn(lab, tmp_path, network):
     small = {"dit": ["width=48"], "unet_small": ["channels=8", "stage.head_channels=null"]}[network]

@@ -48,6 +48,7 @@ def started(lab, *overrides):
     return lab.done("train", *STILL, *overrides)
 
 
+@pytest.mark.long
 def test_a_run_starts_from_the_weights_that_another_evaluates(lab, old, tmp_path):
     said = started(lab, f"init_from={old}")
     first, second = state_of(old), state_of(tmp_path / "new")
@@ -86,6 +87,7 @@ def test_an_export_and_a_file_give_the_same(lab, old, tmp_path):
         assert same(first, state_of(tmp_path / name))
 
 
+@pytest.mark.long
 def test_what_does_not_fit_or_was_told_the_level_otherwise_is_said(lab, old, tmp_path):
     large = "data.source._target_=helpers.other_tiny.LargeTiny"
     network = ["backbone.depth=2", "conditioning=none", "objective=mean_flow"]

@@ -50,6 +50,7 @@ def test_milestones_and_the_best_by_validation_loss_are_kept_beside_the_last_two
     assert (newest, before) == (6, 4)
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_the_same(lab, trained_once, tmp_path, killed_at_step):
     whole = trained_once("train", *BEST) / "run"
     killed_at_step(5, "train", *BEST)
@@ -114,6 +115,7 @@ def test_a_higher_accuracy_is_better(trained_once, monkeypatch):
     assert found == sorted(values, reverse=True)[:3]
 
 
+@pytest.mark.long
 def test_commands_open_the_checkpoint_that_is_asked_for(lab, refusal, trained_once, tmp_path):
     run = trained_once("train", *BEST) / "run"
     best = next(iter(checkpoints.ranked(run)))
@@ -167,6 +169,7 @@ def test_a_tree_is_taken_apart_and_put_together():
     assert (again["step"], again["words"]) == (3, "tensors")
 
 
+@pytest.mark.long
 def test_a_run_with_shards_is_resumed_sampled_and_exported_as_another(lab, monkeypatch):
     def slow(checkpoint: dict, path: Path) -> None:
         sleep(0.2)  # later steps have changed the weights by then
@@ -214,6 +217,7 @@ def test_training_goes_on_where_a_thread_cannot_write(lab, monkeypatch):
     assert [path.name for path in Path("run/checkpoints").glob("step_*")] == ["step_0000004.ckpt"]
 
 
+@pytest.mark.long
 def test_a_run_that_fails_waits_for_the_thread(lab, monkeypatch):
     def slow(checkpoint: dict, path: Path) -> None:
         sleep(1)

@@ -115,6 +115,7 @@ def test_every_network_hears_numbers_and_captions(name, conditioning, kind, labe
     torch.testing.assert_close(null, model.denoiser(x[:1], level).x0[0])
 
 
+@pytest.mark.long
 def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab, tmp_path):
     network = ["backbone=mlp", "backbone.width=32", "trainer.max_steps=1"]
     network += [f"callbacks.{each}=null" for each in ("evaluation", "sample_grid", "denoising")]
@@ -175,6 +176,7 @@ def captions_of_samples(lab, *arguments) -> list[str]:
     return list(map(Captions().caption, torch.from_numpy(labels)))
 
 
+@pytest.mark.long
 def test_a_run_is_sampled_by_sentences_where_its_images_are_gone(lab, refusal, photos, tmp_path):
     pictures = ["callbacks.sample_grid=null", "callbacks.denoising=null"]
     lab.done(*CAPTIONED, *pictures, "guidance=classifier_free")

@@ -92,12 +92,14 @@ def logged(trained_once) -> Path:
     return trained_once("train", *SHORT, *several) / "run"
 
 
+@pytest.mark.long
 def test_several_loggers_are_chosen_by_a_list(logged):
     saved = OmegaConf.load(logged / "config.yaml")
     assert list(saved.logger) == ["wandb", "tensorboard"]
     assert wandb_runs(logged) == {saved.logger.wandb.run_id}
 
 
+@pytest.mark.long
 def test_tensorboard_has_the_rows_and_pictures_of_a_run(logged):
     events = Events(logged)
     assert_same_rows(events.scalars(), logged)
@@ -124,6 +126,7 @@ def test_tensorboard_has_the_settings_of_a_run(logged):
     assert settings["data.fraction"] == "None"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, killed_at_step, trained_once, step):
     pytest.importorskip("tensorboard")
@@ -217,6 +220,7 @@ def test_an_autoencoder_logs_its_reconstructions(lab, tmp_path):
     assert list(Events(tmp_path / "run").pictures("grids/reconstructions")) == [2, 4]
 
 
+@pytest.mark.long
 def test_a_run_of_one_unnamed_logger_is_resumed(lab, run_folder):
     """Run folders were written so before a run could have several loggers."""
     config = OmegaConf.load(run_folder / "config.yaml")

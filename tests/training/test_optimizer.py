@@ -200,6 +200,7 @@ def compare_on_rank(rank: int, world: int, module: nn.Module, folder: str) -> No
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", first_fast([2, 4]))
 def test_sharded_matrices_move_as_whole_ones_do(tmp_path, world):
     module = Small()  # with fewer rows than ranks, too
@@ -318,6 +319,7 @@ def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
     assert not same(after["current_model_state"], before["current_model_state"])
 
 
+@pytest.mark.long
 def test_an_option_of_ones_own_has_no_keys_of_adamw_and_is_resumed(lab, tmp_path):
     folder = tmp_path / "my_conf/optimizer"
     folder.mkdir(parents=True)
@@ -379,6 +381,7 @@ def test_a_gradient_scaler_skips_steps_of_muon():
         assert all(value == taken for value in moved.values())
 
 
+@pytest.mark.long
 def test_a_schedule_free_optimizer_is_judged_by_its_average_and_resumed(lab, tmp_path):
     schedule_free = pytest.importorskip("schedulefree")
     run = [*QUICK, "optimizer=any", "optimizer._target_=schedulefree.AdamWScheduleFree"]

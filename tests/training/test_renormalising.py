@@ -38,6 +38,7 @@ def test_weights_have_unit_magnitude_after_steps(lab, tmp_path):
     assert all(gain.abs() > 1e-4 for gain in gains)
 
 
+@pytest.mark.long
 def test_a_skipped_step_leaves_the_weights_bit_for_bit(lab, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, [3], lambda loss: loss * torch.nan)
     few = ["callbacks.checkpoint.every_n_steps=1", "trainer.max_steps=3"]

@@ -54,6 +54,7 @@ LOGGED = [*TINY, "name=x", "callbacks.evaluation=null", "trainer.max_steps=6"]
 SHORT = [*QUICK, "name=x", "trainer.max_steps=6"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number",
     first_fast([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2]),

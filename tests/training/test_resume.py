@@ -42,6 +42,7 @@ ROWS = [*QUICK, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
 ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
     lab, tmp_path, killed_at_step, trained_once, step
@@ -162,6 +163,7 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, run_fol
     assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("micro", first_fast([("null", "2"), ("2", "null"), ("4", "1")]))
 def test_another_micro_batch_sees_the_same_images(
     lab, tmp_path, killed_at_step, trained_once, micro
@@ -338,6 +340,7 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
     assert "run_dir=..." in sentence
 
 
+@pytest.mark.long
 def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
     line = [*TINY, "callbacks.sample_grid=null", "callbacks.denoising=null", "logger=none"]
     line += ["callbacks.evaluation.every_n_steps=2", "callbacks.evaluation.batch_size=4"]

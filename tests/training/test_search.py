@@ -19,6 +19,7 @@ SEARCH = [
 ]
 
 
+@pytest.mark.long
 def test_a_search_minimises_the_validation_loss_and_its_file_survives(lab, tmp_path):
     for _ in range(2):
         lab.done(*SEARCH, "hydra.sweeper.n_trials=1")
@@ -83,6 +84,7 @@ def test_a_metric_is_found_by_its_kind(tmp_path):
     assert final_metric(tmp_path, "val/loss") == 0.5
 
 
+@pytest.mark.long
 def test_a_metric_may_have_its_full_name(lab, tmp_path):
     metric = "fid/efficientnet_lite0-96/train64-16"
     measured = [each for each in QUICK if each != "callbacks.evaluation=null"]

@@ -82,6 +82,7 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", first_fast(STATES, 4))
 def test_a_run_that_goes_on_from_its_middle_ends_as_the_whole(lab, tmp_path, name):
     arguments, learned = STATES[name]
@@ -105,6 +106,7 @@ def test_a_run_that_goes_on_from_its_middle_ends_as_the_whole(lab, tmp_path, nam
         assert made.read_bytes() == (whole / saving.FIRST_STAGE_FILE).read_bytes()
 
 
+@pytest.mark.long
 def test_a_run_of_more_steps_goes_on_after_its_end(lab, tmp_path):
     common = [*QUICK, "lr_schedule=constant"]  # as a cosine's depends on the run's length
     for folder, steps in (("whole", 6), ("parts", 3)):

@@ -114,6 +114,7 @@ def place(*overrides, swept=()):
     return folder and str(folder)
 
 
+@pytest.mark.long
 def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     one = place("study_name=x", "backbone=dit", "seed=0")
     assert one == "outputs/x/backbone-dit_seed-0"
@@ -158,6 +159,7 @@ def test_the_folders_of_a_sweep_are_known_before_its_runs(given, folders):
     assert [job.folder for job in jobs] == [Path("outputs", folder) for folder in folders]
 
 
+@pytest.mark.long
 def test_a_repeated_sweep_skips_what_is_finished_and_adds_what_is_new(lab, tmp_path, finished):
     assert len(list(tmp_path.glob("outputs/mine/*/config.yaml"))) == 2
     folders = [run_of("mine", seed=seed) for seed in (0, 1)]
@@ -189,6 +191,7 @@ def test_a_sweep_with_a_job_that_cannot_be_composed_leaves_nothing(lab, tmp_path
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.long
 def test_a_failed_job_does_not_end_the_sweep_and_is_run_alone_by_the_line_that_is_said(
     lab, tmp_path
 ):
@@ -248,6 +251,7 @@ def stop_after(step, monkeypatch):
     monkeypatch.setattr(Interruption, "on_train_batch_end", stop)
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_goes_on_and_ends_as_an_unbroken_one(lab, trained, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(2, patch)
@@ -351,6 +355,7 @@ def test_a_first_stage_that_was_trained_again_is_another(tmp_path):
     assert list(differing(asked(), saved=kept)) == ["first_stage.sha256"]
 
 
+@pytest.mark.long
 def test_compared_models_see_the_same_images_and_noise(lab, monkeypatch):
     """Data order, noise of training and noise of sampling are the same for two backbones."""
     seen = {}

@@ -114,6 +114,7 @@ def test_a_consistency_model_and_another_family_teach_nothing(refusal, teacher):
     assert_names(refusal("train", *STUDENT), "teacher", "diffusion model")
 
 
+@pytest.mark.long
 def test_doctor_times_the_steps_of_a_student_and_its_teacher(lab, teacher, tmp_path):
     code, out, err = lab("doctor", *DISTILLED, "json=true")
     assert code in (0, 1), err
@@ -131,6 +132,7 @@ def test_no_sample_has_the_noise_of_a_pair_with_its_seed():
     assert not any(torch.equal(a, b) for a in drawn for b in measured)
 
 
+@pytest.mark.long
 def test_a_sampler_with_fresh_noise_gives_no_pairs(refusal, teacher):
     cfg = runs.load_config(teacher)
     data = build_images(cfg)

@@ -97,6 +97,7 @@ def test_an_epoch_holds_every_training_image_and_no_validation_image(lab, tmp_pa
     assert (summary["training_images"], summary["validation_images"]) == (64, 20)
 
 
+@pytest.mark.long
 def test_losses_do_not_depend_on_the_subset_that_is_trained_on(lab, tmp_path):
     found = []
     for name, size in (("all", "data.per_class=null"), ("few", "data.per_class=2")):

@@ -62,6 +62,7 @@ def record_of(folder: Path) -> wandb_record.Record:
     return record
 
 
+@pytest.mark.long
 def test_a_training_run(finished_run):
     record = record_of(finished_run)
     assert record.run["display_name"] == "fashion_mnist_dit/run"
@@ -134,6 +135,7 @@ def test_a_run_on_two_devices_is_one_run(lab, tmp_path):
     assert len(table_rows(record, 4)) == 8
 
 
+@pytest.mark.long
 def test_checkpoints_become_an_artifact_that_opens_as_a_run(lab, tmp_path):
     keeping = ["callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2"]
     asked = [*keeping, "logger.wandb.checkpoints=true", "callbacks.evaluation=null"]

@@ -46,6 +46,7 @@ def looked(trained_once):
     return trained_once("train", *RUN, *LOOKS, GROUPS, "run_dir=run") / "run"
 
 
+@pytest.mark.long
 def test_a_callback_that_a_run_was_without_is_added_when_it_is_resumed(
     lab, tmp_path, killed_at_step
 ):
@@ -98,6 +99,7 @@ def test_norms_are_those_of_the_weights_their_update_and_the_gradient(looked):
     assert row[f"train_update_norm/{place}"] < 1e-2 * math.sqrt(count) * 1.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", first_fast([3, 4]))
 def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, killed_at_step, trained_once, step):
     several = ["trainer.max_steps=6", "trainer.log_every_n_steps=3", "run_dir=run"]
@@ -111,6 +113,7 @@ def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, killed_at_step, tr
     assert list(values(whole, "train_update_norm/")) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, [2], lambda loss: loss * torch.nan)
     lab.done("train", *RUN, *LOOKS, "run_dir=run")
@@ -250,6 +253,7 @@ def late(monkeypatch) -> list[float]:
     return late
 
 
+@pytest.mark.long
 def test_the_clock_of_a_run_stands_still_while_it_is_evaluated_or_reaches_w_and_b(
     lab, tmp_path, monkeypatch, late
 ):

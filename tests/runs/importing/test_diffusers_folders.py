@@ -98,6 +98,7 @@ def test_a_unet_answers_like_itself(lab, tmp_path, classes):
     answers(model, None)  # the null label has a row
 
 
+@pytest.mark.long
 def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
     network = randomised(diffusers.DiTTransformer2DModel(**DIT))
     for block in network.transformer_blocks:  # each block has an embedding of its own
@@ -126,6 +127,7 @@ def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
     lab.done("sample", "run=net", "num_samples=2", "sampler.steps=2")
 
 
+@pytest.mark.long
 def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
     randomised(diffusers.UNet2DModel(**UNET)).save_pretrained("network")
     model = imported(lab, "network", "sampler=ddim")
@@ -154,6 +156,7 @@ def assert_same(network, other):
     assert all(torch.equal(weights[name], own[name]) for name in weights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [None, 5])
 def test_an_imported_unet_is_exported_as_it_came(lab, tmp_path, classes):
     network = randomised(diffusers.UNet2DModel(**UNET, num_class_embeds=classes))
@@ -190,6 +193,7 @@ def test_latents_scaled_by_channel_are_not_exported(lab, refusal, tmp_path, key)
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.long
 def test_an_imported_dit_is_exported_with_its_autoencoder(lab, tmp_path):
     network = randomised(diffusers.DiTTransformer2DModel(**DIT))
     vae = diffusers.AutoencoderKL.from_pretrained(save_vae(tmp_path / "vae"))

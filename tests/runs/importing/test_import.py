@@ -63,6 +63,7 @@ def test_a_folder_has_weights_configuration_and_where_they_are_from(adm):
     assert saved.logger is None
 
 
+@pytest.mark.long
 def test_samples_of_the_class_are_drawn_with_its_own_sampler(lab, adm):
     drawn = {}
     for label in (0, 3):
@@ -86,6 +87,7 @@ def test_it_is_profiled_and_exported_like_a_run(lab, tmp_path, adm):
     assert all(torch.equal(same[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.long
 def test_without_data_a_model_is_not_measured_and_with_data_it_is(lab, refusal, adm, edm):
     assert_names(refusal("evaluate", f"run={adm}"), "data.source", "data=...")
     data = ["data=images", "data.source={_target_:helpers.coloured_data.Coloured}"]
@@ -134,6 +136,7 @@ def dit(tmp_path_factory):
     return folder / "net"
 
 
+@pytest.mark.long
 def test_latents_of_the_class_are_drawn_and_decoded(lab, dit):
     drawn = {}
     for label in (0, 3):
@@ -195,6 +198,7 @@ def test_nothing_is_written_over(refusal, tmp_path, edm):
     assert_names(refusal("import", "missing.pt", "kind=edm", "output=new"), "missing.pt")
 
 
+@pytest.mark.long
 def test_weights_of_another_shape_or_name_are_refused(refusal, tmp_path, lab):
     state = Reference.stored("edm_ddpmpp").state
     name = "model.dec.8x8_in1.conv1.weight"
@@ -236,6 +240,7 @@ def test_sit_walks_to_the_end_of_the_path_in_even_steps(lab, tmp_path):
     torch.testing.assert_close(levels.t, torch.linspace(1, 0, 126, dtype=torch.float64))
 
 
+@pytest.mark.long
 def test_estimates_of_adm_are_clamped_as_in_its_code(lab, tmp_path):
     settings = ["kind.head_channels=16", "denoiser.clip=null"]
     assert imported(lab, tmp_path, "adm", *settings).denoiser.clip is None
