@@ -200,7 +200,12 @@ def with_data_std(cfg: DictConfig, std: float) -> DictConfig:
 
 def with_automatic(cfg: DictConfig, values: dict[str, float]) -> DictConfig:
     """The configuration, or a copy with these values for those of their keys that are `auto`."""
-    found = {key: value for key, value in values.items() if OmegaConf.select(cfg, key) == "auto"}
+    found = {}
+    for key, value in values.items():
+        place, _, name = key.rpartition(".")
+        part = OmegaConf.select(cfg, place)  # of one's own class it may be anything
+        if isinstance(part, DictConfig) and part.get(name) == "auto":
+            found[key] = value
     cfg = cfg.copy() if found else cfg
     for key, value in found.items():
         OmegaConf.update(cfg, key, value)

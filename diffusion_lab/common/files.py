@@ -102,17 +102,23 @@ def lock(file: IO, *, shared: bool = False, wait: bool = False) -> None:
 def one_at_a_time(path: Path) -> Iterator[bool]:
     """Waits until no other process is in a block with this lock file, if the system has locks.
 
-    Yields whether it has: if not, other processes may be in such a block.
+    Yields whether it has: if not, other processes may be in such a block. The folder is made if it
+    is not there; the file may be removed in the block.
     """
-    locked = True
-    with path.open("ab") as file:
-        try:
-            lock(file, wait=True)
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-            locked = False
-        yield locked
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            locked = True
+            try:
+                lock(file, wait=True)
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                locked = False
+            # else the process that was waited for has removed it, and another may hold a new one
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield locked
+                return
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -48,7 +48,6 @@ def stored(
     path = _place(folder, name, key)
     if found := _opened(path):
         return found
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path) as alone:
         if found := _opened(path):  # by the process that was waited for
             return found
@@ -95,9 +94,10 @@ def stored_by_ranks(
     found = stored(folder, name, key, together)
     for each in parts:
         path = _place(folder, *each)
-        with _alone(path):  # the rank that wrote it has opened it
-            for ending in (".json", ".bin"):
-                path.with_suffix(ending).unlink(missing_ok=True)
+        if path.exists():
+            with suppress(OSError), _alone(path):  # the rank that wrote it has opened it
+                path.with_suffix(".json").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
     return found
 
 

@@ -1,6 +1,7 @@
 """Files that several processes write, places that cannot be written to, and full disks."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Thread
@@ -11,6 +12,26 @@ from rich.console import Console
 
 from diffusion_lab.common import files, messages
 from diffusion_lab.common.files import read_json, require_writable, write_atomically
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(tmp_path):
+    path, inside, most = tmp_path / "new/.lock", [], []
+
+    def work() -> None:
+        with files.one_at_a_time(path):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            path.unlink()
+            path.parent.rmdir()
+
+    workers = [Thread(target=work) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert most == [1, 1, 1, 1]
 
 
 @pytest.mark.long

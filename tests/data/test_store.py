@@ -107,6 +107,22 @@ class TestStored:
         monkeypatch.setattr(store.files, "one_at_a_time", forbidden)
         assert torch.equal(stored(tmp_path, "values", KEY, never).values, VALUES)
 
+    def test_ranks_use_a_complete_store_that_they_cannot_write_to(self, tmp_path, monkeypatch):
+        def rows(part: range, allocate) -> StoredValues:
+            values = allocate((len(part), 4), torch.float32)
+            values.copy_(VALUES[part.start : part.stop])
+            return StoredValues(values, {})
+
+        def locked(path):
+            raise PermissionError(errno.EACCES, "it is read-only")
+
+        monkeypatch.setattr(store, "rank_and_world", lambda: (0, 2))
+        whole = (tmp_path, "values", KEY, 6, 1)
+        assert torch.equal(store.stored_by_ranks(*whole, rows).values, VALUES)
+        assert len([*tmp_path.glob("*.bin")]) == 1
+        monkeypatch.setattr(store.files, "one_at_a_time", locked)
+        assert torch.equal(store.stored_by_ranks(*whole, never).values, VALUES)
+
     @pytest.mark.parametrize("locks", [True, False])
     def test_partial_files_of_others_are_left_where_they_may_be_writing(
         self, tmp_path, monkeypatch, locks

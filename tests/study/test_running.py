@@ -187,6 +187,18 @@ def test_trials_wait_for_the_ones_before_and_what_needs_the_best_for_all():
     assert [*schedule.ready()] == [after]
 
 
+def test_a_measurement_waits_for_earlier_comparisons_which_would_read_it():
+    run = job("train", "1")
+    page = replace(job("page", "", run), command="compare", paths=(Path("train"),))
+    opinion = replace(job("opinion", "1", run), command="evaluate")
+    schedule = Schedule([run, page, opinion], lambda each: iter([[each]]))
+    assert [*schedule.ready()] == [run]
+    schedule.ended(run)
+    assert [*schedule.ready()] == [page]
+    schedule.ended(page)
+    assert [*schedule.ready()] == [opinion]
+
+
 def test_a_job_that_is_done_runs_nothing_and_holds_nothing_up():
     done, after = job("train", "1"), job("page", "")
     schedule = Schedule([done, replace(after, needs=(done,))], lambda each: iter(()))

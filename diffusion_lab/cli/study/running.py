@@ -11,7 +11,15 @@ from statistics import mean
 from typing import Any
 
 from diffusion_lab.analysis.status import PLAN
-from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Choice, Settings, slug
+from diffusion_lab.cli.study.document import (
+    ARMS,
+    ON_RUNS,
+    SEEDS,
+    TRAINS,
+    Choice,
+    Settings,
+    slug,
+)
 from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob, first_values, several, short
 from diffusion_lab.cli.study.processes import Ended, Processes
 from diffusion_lab.common.files import add_to_json, read_json, write_json
@@ -132,11 +140,18 @@ Steps = Iterator[list[StudyJob]]  # what a job runs, each list after the one bef
 
 
 class Schedule:
-    """Jobs in their order, of which each begins once those of them that it needs have ended."""
+    """Jobs in their order, of which each begins once those of them that it needs have ended.
+
+    A measurement of a run waits for earlier comparisons, too, which would read it.
+    """
 
     def __init__(self, jobs: Sequence[StudyJob], steps: Callable[[StudyJob], Steps]):
         self.waiting, self.steps = list(jobs), steps
         self.begun: dict[str, tuple[Steps, set[str]]] = {}  # the set: what a job now waits for
+        self.before = {job.title: {need.title for need in job.needs} for job in jobs}
+        for place, job in enumerate(jobs):
+            if job.command in ON_RUNS:
+                self.before[job.title] |= {each.title for each in jobs[:place] if each.paths}
 
     @property
     def lasts(self) -> bool:
@@ -148,7 +163,7 @@ class Schedule:
         while True:
             coming = {job.title for job in self.waiting} | self.begun.keys()
             for job in list(self.waiting):
-                if coming.isdisjoint(need.title for need in job.needs):
+                if coming.isdisjoint(self.before[job.title]):
                     self.waiting.remove(job)
                     self.begun[job.title] = self.steps(job), set()
             idle = [title for title, (_, waits) in self.begun.items() if not waits]
@@ -194,8 +209,9 @@ class Runner:
             while schedule.lasts:
                 ready += schedule.ready()
                 ready.sort(key=lambda job: stages.index(job.stage))
-                while ready and self.processes.room:
+                if ready and self.processes.room:
                     self.start(ready.pop(0), schedule)
+                    continue
                 if line:
                     line.update(self.progress())
                 elif self.processes.count > 1 and time.monotonic() >= self.said + BETWEEN_LINES:
@@ -215,7 +231,8 @@ class Runner:
         search = Search(self.records, job)
         while search.new:
             trials = search.trials()
-            yield [each for each in trials if self.records.is_open(each) and self.possible(each)]
+            single = {each.title: each for each in trials}.values()  # random values may recur
+            yield [each for each in single if self.records.is_open(each) and self.possible(each)]
             trained = [trial for trial in trials if self.records.done(trial)]
             measured = filter(None, map(self.records.jobs.measurement, trained))
             yield [each for each in measured if not self.records.done(each)]

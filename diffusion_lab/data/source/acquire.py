@@ -210,20 +210,18 @@ def _last_line(text: str) -> str:
 def workspace(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder in `folder`, to one process at a time; removes empty folders."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with one_at_a_time(folder / LOCK):
-            folder.mkdir(parents=True, exist_ok=True)  # a process before this one had no success
+    with one_at_a_time(folder / LOCK):
+        try:
             for leftover in folder.glob(".fetch-*"):  # left by a process that was killed
                 shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
                 yield Path(scratch)
-    finally:
-        if created and os.listdir(folder) == [LOCK]:
-            (folder / LOCK).unlink()
-        for path in created:
-            with suppress(OSError):  # the folder is not empty
-                path.rmdir()
+        finally:
+            with suppress(OSError):  # Windows removes no open file, and no system a full folder
+                if created and os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                for path in created:
+                    path.rmdir()
 
 
 def missing(folder: Path, files: Mapping[str, str]) -> list[str]:

@@ -111,7 +111,6 @@ class MLflow(GroupedLogger):
 
     def open(self) -> str:
         if self.uri == local_store():
-            DATABASES.mkdir(parents=True, exist_ok=True)
             # MLflow makes the tables of a new database without waiting for others that do
             with one_at_a_time(DATABASES / ".lock"):
                 self._connect()
