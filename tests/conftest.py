@@ -21,16 +21,9 @@ from helpers.refusals import sentence_of
 from helpers.tiny_runs import TINY
 
 from diffusion_lab.compute import slurm
+from diffusion_lab.data.source.decoding import free_memory
 
 MEMORY = Path("/dev/shm")
-
-
-def available_bytes() -> int:
-    """Memory that programs of this Linux could still take."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
@@ -38,7 +31,7 @@ if not os.environ.get("PLAIN_HYDRA") and hydra.__version__ < "1.4":
 
     compose_quickly()
 simulate()
-if MEMORY.is_dir() and min(shutil.disk_usage(MEMORY).free, available_bytes()) > 12 * 2**30:
+if MEMORY.is_dir() and min(shutil.disk_usage(MEMORY).free, free_memory() or 0) > 12 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # files need not wait for a disk
 os.environ["HF_HUB_OFFLINE"] = "1"  # do not wait for missing files
 

@@ -116,9 +116,16 @@ def one_at_a_time(path: Path) -> Iterator[bool]:
                     raise
                 locked = False
             # else the process that was waited for has removed it, and another may hold a new one
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if not locked or _is_at(file, path):
                 yield locked
                 return
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def remove_unfinished(folder: Path, names: str = "*") -> None:

@@ -110,18 +110,19 @@ def test_mmd_is_that_of_cmmd(shift):
     assert mmd(FeatureSet(a), FeatureSet(a)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.long
 def test_mind_is_the_sliced_distance_of_gaussians(monkeypatch):
-    x = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(0))
     shift, scale = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, 0.3]), 1.5
     # along u the means differ by u . shift, whose square is |shift|^2 / D in the mean
     expected = 3 * shift.square().sum().item() + 3 * 6 * (scale - 1) ** 2
-    a = FeatureSet(x[:2000])
-    found = mind(a, FeatureSet(scale * x[2000:] + shift))  # sizes are unequal
-    assert found == pytest.approx(expected, rel=0.06)
-    monkeypatch.setattr(module, "TOGETHER", 7 * 2000)
-    assert mind(a, FeatureSet(scale * x[2000:] + shift)) == pytest.approx(found, rel=1e-12)
+    a = FeatureSet(x[:8000])
+    found = mind(a, FeatureSet(scale * x[8000:] + shift))  # sizes are unequal
+    assert found == pytest.approx(expected, rel=0.03)
+    monkeypatch.setattr(module, "TOGETHER", 7 * 8000)
+    assert mind(a, FeatureSet(scale * x[8000:] + shift)) == pytest.approx(found, rel=1e-12)
     assert mind(a, a) == 0
-    assert mind(a, FeatureSet(x[2000:4000])) < 0.08
+    assert mind(a, FeatureSet(x[8000:16_000])) < 0.02
 
 
 def test_kid_of_unequal_sizes_is_the_definition():

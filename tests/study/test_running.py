@@ -187,6 +187,16 @@ def test_trials_wait_for_the_ones_before_and_what_needs_the_best_for_all():
     assert [*schedule.ready()] == [after]
 
 
+def test_random_values_that_come_again_are_tried_once(tmp_path):
+    changes = {"stages.tune.trials": 8, "stages.tune.grow": 0, "name": str(tmp_path)}
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    jobs = Jobs(document.load("tiny", changes, str(tmp_path)), {})
+    (chooser,) = jobs.of("tune")
+    titles = [trial.title for trial in jobs.first_of(chooser)]
+    assert len(set(titles)) == len(titles) <= 2
+
+
 def test_a_measurement_waits_for_earlier_comparisons_which_would_read_it():
     run = job("train", "1")
     page = replace(job("page", "", run), command="compare", paths=(Path("train"),))
@@ -241,10 +251,11 @@ def test_a_line_says_how_far_a_study_is_while_its_jobs_run(tmp_path, monkeypatch
     monkeypatch.setattr(running, "BETWEEN_LINES", 0)
     records = Records(Jobs(document.load("tiny", {}, str(tmp_path)), {}))
     jobs = [replace(job, needs=()) for job in records.jobs.of("train")]
-    runner = running.Runner(records, StubbornProcesses(), jobs)
-    runner.run()
+    whole = running.Runner(records, StubbornProcesses(), records.jobs.all)
+    assert whole.progress() == "0 done, 0 running, 7 left"  # two trials and the page are counted
+    running.Runner(records, StubbornProcesses(), jobs).run()
     lines = [each.split("Done")[0].strip() for each in shown.file.getvalue().splitlines()]
     said = " ".join(lines)
     assert "0 done, 2 running, 2 left" in said
     assert "2 done, 2 running, 0 left, about 10 min to go" in said
-    assert runner.progress().startswith("4 done, 0 running, 0 left")
+    assert whole.progress().startswith("4 done, 0 running, 3 left")

@@ -125,11 +125,13 @@ def first_values(stage: StudyStage, name: str) -> list[Settings]:
     grids = several(stage)
     if stage.choice.trials is None:
         return [dict(zip(grids, each, strict=True)) for each in product(*grids.values())]
-    drawn = []
+    drawn: list[Settings] = []
     for trial in range(stage.choice.trials):
         text = f"{stage.name} {name} {trial}"
         draw = random.Random(hashlib.sha256(text.encode()).digest())
-        drawn.append({key: _drawn(each, draw) for key, each in grids.items()})
+        values = {key: _drawn(each, draw) for key, each in grids.items()}
+        if values not in drawn:  # of a few in lists, some come again
+            drawn.append(values)
     return drawn
 
 

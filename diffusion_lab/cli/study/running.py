@@ -231,8 +231,7 @@ class Runner:
         search = Search(self.records, job)
         while search.new:
             trials = search.trials()
-            single = {each.title: each for each in trials}.values()  # random values may recur
-            yield [each for each in single if self.records.is_open(each) and self.possible(each)]
+            yield [each for each in trials if self.records.is_open(each) and self.possible(each)]
             trained = [trial for trial in trials if self.records.done(trial)]
             measured = filter(None, map(self.records.jobs.measurement, trained))
             yield [each for each in measured if not self.records.done(each)]
