@@ -124,8 +124,8 @@ class Mamba(PatchNetwork):
 
     `path` is zigzag (a layer follows one of eight), bidirectional or raster; `positions` is sincos,
     learned or none; `state_space` makes the state space of some channels; `overlap`, `smooth`,
-    `registers`, `routed` and `route` are explained at `PatchNetwork`. Raises ValueError for sizes
-    that do not divide.
+    `registers`, `routed`, `route` and `fused` are explained at `PatchNetwork`. Raises ValueError
+    for sizes that do not divide.
     """
 
     @ranges()
@@ -149,6 +149,7 @@ class Mamba(PatchNetwork):
         registers: Annotated[int, whole(0)] = 0,
         routed: Routed = 0.0,
         route: Route = (1, -1),
+        fused: Flag = False,
     ):
         paths = zigzag_paths(*patch_grid(image_size, patch)) if path == "zigzag" else [None]
         mixer = partial(
@@ -172,6 +173,7 @@ class Mamba(PatchNetwork):
             registers=registers,
             routed=routed,
             route=route,
+            fused=fused,
         )
 
 

@@ -68,13 +68,16 @@ def embedding(in_channels: int, width: int, patch: int, overlap: bool) -> nn.Mod
     return nn.Conv2d(in_channels, width, patch + 2 * around, stride=patch, padding=around)
 
 
-def skipped_blocks(depth: int, routed: float, route: Sequence[int], long_skips: bool) -> range:
-    """The blocks that a share of the patches skips; ValueError if it is above 0 and cannot."""
-    blocks = range(depth)[slice(*route)] if routed else range(0)
-    if routed and (long_skips or not blocks):
+def routed_blocks(
+    depth: int, routed: float, fused: bool, route: Sequence[int], long_skips: bool
+) -> range:
+    """The blocks of the route, if a setting asks for one; ValueError if there can be none."""
+    blocks = range(depth)[slice(*route)] if routed or fused else range(0)
+    if (routed or fused) and (long_skips or not blocks):
         raise ValueError(
-            f"routed={routed} needs route={list(route)} to have some of the {depth} blocks, and no "
-            "long_skips; write routed=0, or another route"
+            f"{f'routed={routed}' if routed else 'fused=true'} needs route={list(route)} to have "
+            f"some of the {depth} blocks, and no long_skips; write routed=0 and fused=false, or "
+            "another route"
         )
     return blocks
 
@@ -115,7 +118,10 @@ class PatchNetwork(nn.Module):
     whose inputs are not as many as W start as those of W0, and `rates` slows the others' down.
 
     In training, the share `routed` of an image's patches, drawn anew at each call, skips the blocks
-    route[0] to before route[1], counted as in a slice (TREAD, arXiv:2501.04765).
+    route[0] to before route[1], counted as in a slice (TREAD, arXiv:2501.04765). With `fused`, a
+    linear layer joins what leaves these blocks with what entered them, in training and afterwards;
+    patches that skipped them are 0 in the first (SPRINT, arXiv:2510.21986, whose code has a small
+    fixed vector for 0).
     """
 
     def __init__(
@@ -134,6 +140,7 @@ class PatchNetwork(nn.Module):
         base_width: int | None = None,
         routed: float = 0.0,
         route: Sequence[int] = (1, -1),
+        fused: bool = False,
     ):
         super().__init__()
         self.rows, columns = patch_grid(image_size, patch)
@@ -146,7 +153,9 @@ class PatchNetwork(nn.Module):
                 "2 or more, or long_skips=false"
             )
         self.routed = routed
-        self.short = skipped_blocks(len(blocks), routed, route, long_skips)
+        self.route = routed_blocks(len(blocks), routed, fused, route, long_skips)
+        self.short = self.route if routed else range(0)  # the blocks that see some patches alone
+        self.fusion = nn.Linear(2 * width, width) if fused else None
         self.condition_width = width
         self.base_width = base_width
         self.patch = patch
@@ -223,17 +232,23 @@ class PatchNetwork(nn.Module):
             registers = self.registers.to(tokens.dtype).expand(len(tokens), -1, -1)
             tokens = torch.cat([registers, tokens], dim=1)
         earlier: list[Tensor] = []
-        short = self.short if self.training else range(0)
+        route, routing = self.route, self.training and self.routed
         for i, block in enumerate(self.blocks):
-            if i in short and i - 1 not in short:
-                all_tokens, (kept, places) = tokens, self.kept(tokens, patches)
-                tokens, condition = tokens.gather(1, places), replace(condition, kept=kept)
+            if i in route and i - 1 not in route:
+                entered = tokens
+                if routing:
+                    kept, places = self.kept(tokens, patches)
+                    tokens, condition = tokens.gather(1, places), replace(condition, kept=kept)
             if (join := self.skips.before(i, len(self.blocks))) is not None:
                 tokens = join(torch.cat([tokens, earlier.pop()], dim=-1))
             tokens = block(tokens, condition)
-            if i in short and i + 1 not in short:
-                tokens = all_tokens.scatter(1, places, tokens.to(all_tokens.dtype))
-                condition = replace(condition, kept=None)
+            if i in route and i + 1 not in route:
+                if routing:
+                    others = entered if self.fusion is None else torch.zeros_like(entered)
+                    tokens = others.scatter(1, places, tokens.to(entered.dtype))
+                    condition = replace(condition, kept=None)
+                if self.fusion is not None:
+                    tokens = self.fusion(torch.cat([tokens, entered], dim=-1))
             if i < len(self.skips):
                 earlier.append(tokens)
         tokens = tokens[:, -patches:]
@@ -269,9 +284,9 @@ class DiT(PatchNetwork):
 
     `positions` is sincos, sines_first, learned or rotary; `qk_norm` normalises queries and keys;
     `window`, if given, is how many rows and columns away a patch attends; `long_skips` adds U-ViT's
-    skips; `overlap`, `smooth`, `registers`, `base_width`, `routed` and `route` are explained at
-    `PatchNetwork`; with a base width, attention's products are scaled by 8 / d. Raises ValueError
-    for sizes that do not divide.
+    skips; `overlap`, `smooth`, `registers`, `base_width`, `routed`, `route` and `fused` are
+    explained at `PatchNetwork`; with a base width, attention's products are scaled by 8 / d. Raises
+    ValueError for sizes that do not divide.
     """
 
     @ranges()
@@ -295,6 +310,7 @@ class DiT(PatchNetwork):
         base_width: Annotated[int | None, optional(whole(1))] = None,
         routed: Routed = 0.0,
         route: Route = (1, -1),
+        fused: Flag = False,
     ):
         rows, columns = patch_grid(image_size, patch)
         check_heads(width, heads)
@@ -322,4 +338,5 @@ class DiT(PatchNetwork):
             base_width,
             routed,
             route,
+            fused,
         )

@@ -210,6 +210,7 @@ BACKBONES = {
     "dit": dit,
     "rotary": partial(dit, positions="rotary"),
     "in_context": partial(dit, block=InContext, registers=2),
+    "fused": partial(dit, fused=True),
     "mamba": mamba,
     "bidirectional": partial(mamba, path="bidirectional", registers=2),
 }
@@ -252,7 +253,7 @@ def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", first_fast(["rotary", "mamba", "dit", "in_context", "bidirectional"], 2)
+    "name", first_fast(["rotary", "mamba", "dit", "in_context", "bidirectional", "fused"], 2)
 )
 def test_a_routed_network_is_one_graph(name):
     routed = randomised(BACKBONES[name](**HALF, depth=3))
@@ -283,6 +284,31 @@ def test_half_of_the_patches_meets_one_another_alone_and_the_others_stay(block):
         torch.testing.assert_close(after[image, places], seen[2][2][image])
         torch.testing.assert_close(after[image, others], before[image, others])
     assert kept == sorted(kept)
+
+
+@pytest.mark.parametrize("make", [dit, mamba])
+def test_what_leaves_a_fused_route_is_joined_with_what_entered_it(make):
+    network = randomised(make(**HALF, fused=True))
+    left: list[torch.Tensor] = []
+    for module in (network.blocks[0], network.blocks[2], network.fusion):
+        module.register_forward_hook(lambda _, __, output: left.append(output))
+    kept = []
+    network.blocks[1].register_forward_hook(lambda _, inputs, __: kept.append(inputs[1].kept))
+    outputs(network)
+    entered, short, joined = left
+    full = torch.zeros_like(entered)  # the patches that skipped the blocks are 0
+    for image, places in enumerate(kept[0]):
+        full[image, places] = short[image]
+    weight = network.fusion.weight
+    expected = full @ weight[:, :16].mT + entered @ weight[:, 16:].mT + network.fusion.bias
+    torch.testing.assert_close(joined, expected, atol=1e-4, rtol=0)
+    left.clear()
+    outputs(network.eval())
+    expected = left[1] @ weight[:, :16].mT + entered @ weight[:, 16:].mT + network.fusion.bias
+    torch.testing.assert_close(left[2], expected, atol=1e-4, rtol=0)
+    tuned = make(fused=True)
+    tuned.load_state_dict(network.state_dict())  # the second stage, of all patches
+    torch.testing.assert_close(outputs(tuned), outputs(network), rtol=0, atol=0)
 
 
 def test_kept_patches_attend_at_their_places_as_if_the_others_were_hidden():
@@ -335,6 +361,8 @@ def test_a_step_costs_less_and_a_sample_as_much():
     assert half.macs == plain.macs
     assert half.training_share == pytest.approx(1 - saved / plain.macs)
     assert half.passes == pytest.approx(3 * half.training_share)
+    fused = counted(composed("train", *sizes, "backbone.fused=true"), facts)
+    assert fused.macs - plain.macs == 49 * 2 * 64**2
     data = ["data.source._target_=helpers.tiny_data.TinyData", "backbone.patch=4"]
     cfgs = (composed("train", *sizes, *data, f"backbone.routed={share}") for share in (0, 0.5))
     plain_images, more = (images_for(1e12, cfg, None) for cfg in cfgs)
@@ -347,6 +375,9 @@ def test_a_step_costs_less_and_a_sample_as_much():
 def test_what_cannot_be_routed_is_refused(settings):
     with refused("routed=0.5", by=ValueError):
         dit(**HALF | settings)
+    if "window" not in settings:  # this takes no patches out
+        with refused("fused=true", by=ValueError):
+            dit(fused=True, **settings)
 
 
 def test_a_layer_that_sees_some_patches_is_not_aligned():

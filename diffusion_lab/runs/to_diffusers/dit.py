@@ -10,7 +10,7 @@ from diffusion_lab.runs.to_diffusers.scheduler import without_counterpart
 
 # what the DiT of diffusers has in place of each option of `backbone`
 FIXED = {"window": None, "registers": 0}
-FIXED |= dict.fromkeys(("qk_norm", "long_skips", "overlap", "smooth"), False)
+FIXED |= dict.fromkeys(("qk_norm", "long_skips", "overlap", "smooth", "fused"), False)
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu-approximate"}
 FREQUENCIES = """
 for module in model.modules():  # frequencies of the noise level, which config.json cannot say
