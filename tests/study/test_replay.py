@@ -20,6 +20,8 @@ PUBLISHED = {  # the stages of a study behind each published folder
     "unet_vs_dit/published_seconds": ("unet_vs_dit", "seconds"),
     "unet_vs_dit/published_patches": ("unet_vs_dit", "patches"),
     "unet_vs_dit/published_rate": ("unet_vs_dit", "half rates"),
+    "crossing/published": ("crossing", "1M"),
+    "crossing/published_rates": ("crossing", "rates"),
     "write_up/published": ("write_up", "train"),
     "cifar10_small/published": ("cifar10_small", "train"),
     "additions/published": ("additions", "train", "train EDM2"),
