@@ -110,6 +110,13 @@ def test_mmd_is_that_of_cmmd(shift):
     assert mmd(FeatureSet(a), FeatureSet(a)) == pytest.approx(0, abs=1e-12)
 
 
+def test_mind_is_that_of_torch_fidelity():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 8, generator=generator) for n in (300, 200))
+    # by mind_features_to_metric of its commit 5e211a9, which no release has
+    assert mind(FeatureSet(a), FeatureSet(1.5 * b + 0.3)) == pytest.approx(7.5773613, rel=1e-6)
+
+
 @pytest.mark.long
 def test_mind_is_the_sliced_distance_of_gaussians(monkeypatch):
     x = torch.randn(20_000, 6, generator=torch.Generator().manual_seed(0))
