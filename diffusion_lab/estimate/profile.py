@@ -22,7 +22,7 @@ from diffusion_lab.assembly.costs import (
     image_facts,
     sampling_calls,
 )
-from diffusion_lab.assembly.instantiate import check_keys
+from diffusion_lab.assembly.instantiate import check_keys, instantiate
 from diffusion_lab.assembly.model import LATER, compile_model
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.assembly.parameter_groups import build_optimizer, for_training, inner_matrices
@@ -30,6 +30,7 @@ from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.macs import TRAINING_PASSES, by_level, total
 from diffusion_lab.common.formats import amount
+from diffusion_lab.common.images import to_float
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import whole
 from diffusion_lab.compute.device import CHOICES, autocast, device_and_precision, mode_of, pays
@@ -199,12 +200,20 @@ class Bench:
         self.autocast = autocast(precision, device)
         self.model = build_model(cfg, *facts, str(device))
         self.model.objective.to(device)
+        own = self.model.denoiser, self.model.schedule
+        self.alignment = instantiate(cfg, "alignment")(*own) if cfg.get("alignment") else None
+        if self.alignment is not None:
+            self.alignment.to(device)
+            if self.alignment.extractor is not None:
+                self.alignment.extractor.to(device)
         if pays(cfg.channels_last, device):
             cast(Any, self.model.denoiser).to(memory_format=torch.channels_last)
-        parts = nn.ModuleDict({"denoiser": self.model.denoiser, "objective": self.model.objective})
+        parts = {"denoiser": self.model.denoiser, "objective": self.model.objective}
+        if self.alignment is not None:
+            parts["alignment"] = self.alignment
         backbone = self.model.denoiser.backbone
         hidden = inner_matrices(backbone, ends_of(backbone))
-        self.optimizer = build_optimizer(cfg)(parts, self.parameters(), hidden)
+        self.optimizer = build_optimizer(cfg)(nn.ModuleDict(parts), self.parameters(), hidden)
         size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
         self.labels = facts.labels.blank(cfg.batch_size, device)
@@ -213,7 +222,8 @@ class Bench:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
-        return [*self.model.denoiser.parameters(), *self.model.objective.parameters()]
+        trained = [self.model.denoiser, self.model.objective, self.alignment]
+        return [parameter for each in trained if each for parameter in each.parameters()]
 
     def compile(self, choice: bool | str) -> None:
         """Compiles the network as training would."""
@@ -228,7 +238,11 @@ class Bench:
             x0 = first_stage.draw(first_stage.moments(images))
             given = Given(labels, augmentation=augmentation)
             losses = self.model.objective(self.model.denoiser, x0, given, images_seen=LATER)
-            return losses.minimised.mean()
+            loss = losses.minimised.mean()
+            if self.alignment is not None:
+                value = self.alignment(to_float(images))
+                loss = loss + self.alignment.weight * self.alignment.loss(value)
+            return loss
 
     def train(self) -> None:
         """Takes one training step."""

@@ -141,7 +141,7 @@ class Alignment(LayerLoss):
                 f"{extractor.name} has no features by place to align with; write "
                 "alignment=efficientnet_lite0 or dinov2"
             )
-        channels, self.grid = self._tried(denoiser, schedule)
+        channels, _ = self._layer = self._tried(denoiser, schedule)
         if projector == "mlp":
             first, second = nn.Linear(channels, width), nn.Linear(width, width)
             last = nn.Linear(width, extractor.map_channels)
@@ -168,11 +168,11 @@ class Alignment(LayerLoss):
         return places.shape[-1], grid
 
     def macs(self, image_shape: Sequence[int]) -> int:
-        images, (rows, columns) = torch.full((1, *image_shape), -1.0), self.grid  # black
-        first = self.projector[0].weight
-        places = torch.zeros(1, rows * columns, first.shape[1])
+        channels, (rows, columns) = self._layer
+        images = torch.full((1, *image_shape), -1.0)  # black
+        places = torch.zeros(1, rows * columns, channels)
         frozen = count(self.extractor.network, lambda: self.extractor.feature_map(images))
-        trained = count(self.projector, lambda: self._projected(places, self.grid))
+        trained = count(self.projector, lambda: self._projected(places, (rows, columns)))
         return total(frozen).macs + TRAINING_PASSES * total(trained).macs
 
     def _places(self) -> tuple[Tensor, tuple[int, int]]:

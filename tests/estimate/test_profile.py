@@ -207,6 +207,17 @@ def test_a_train_composition_and_hydras_flags_are_taken(lab):
     assert "timed_steps: 5" in out
 
 
+@pytest.mark.long
+def test_a_timed_step_trains_an_alignment():
+    small = ["name=x", "backbone=dit", "backbone.width=16", "backbone.heads=1", "batch_size=2"]
+    cfg = copy.deepcopy(composed("train", *small, "alignment=irepa"))
+    facts = ImageFacts((1, 28, 28), Classes.numbered(10))
+    bench = Bench(cfg, facts, torch.device("cpu"), "32-true")
+    before = bench.alignment.projector[0].weight.clone()
+    bench.train()
+    assert not torch.equal(bench.alignment.projector[0].weight, before)
+
+
 def test_a_timed_call_is_without_dropout():
     network = ("backbone=unet_small", "backbone.stage.dropout=0.9")
     cfg = copy.deepcopy(composed("profile", *network, "batch_size=2"))
