@@ -342,6 +342,28 @@ def test_the_best_contrastive_output_is_moved_away_from_the_mean_target(name):
     torch.testing.assert_close(found.observed[1], plain.minimised.detach())
 
 
+def test_what_is_clamped_and_exact_is_not_pushed_away_from_other_samples():
+    schedule, prediction = Rectified(), Flow()
+    x0, eps = torch.tensor([[1.0, -1.0, 0.3], [-1.0, -1.0, 1.0]]), torch.zeros(2, 3)
+    level, parts = schedule(torch.tensor([0.5, 0.5])), Parts(schedule, prediction, UniformTime())
+    output = torch.tensor([[-8.0, 8.0, -0.4], [8.0, 8.0, 8.0]], requires_grad=True)
+
+    class Clamped(ExactMap):
+        clip = 1.0
+
+        def __call__(self, x, level, given=NOTHING):
+            return Estimate(prediction.to_x0(output, x, level).clamp(-1, 1), None, output)
+
+    found = Contrastive(0.2)(parts, Clamped(prediction), x0, eps, level, NOTHING, None)
+    (update,) = torch.autograd.grad(found.minimised.sum(), output)
+    expected = torch.zeros(2, 3)  # but where an estimate is inside, or at the wrong limit
+    for image, place in ((0, 2), (1, 2)):
+        own, other = -x0[image, place], -x0[1 - image, place]
+        out = output[image, place].item()
+        expected[image, place] = 2 / 3 * ((out - own) - 0.2 * (out - other))
+    torch.testing.assert_close(update, expected)
+
+
 def on_output(weighting, prediction, level):
     """Returns the weight of the squared error of the network's output."""
     return weighting(level.logsnr) * prediction.x0_gain(level) ** 2

@@ -189,7 +189,8 @@ class Loss(ABC):
         """The denoising loss (B,) of samples x0 (B, C, H, W) with noise eps at a level (B,)."""
         x = add_noise(x0, eps, level)
         estimate = denoiser(x, level, given)
-        losses = self.errors(prediction, denoiser.clip, estimate, x0, eps, level)
+        exact = at_limit(denoiser.clip, estimate, x0)
+        losses = self.errors(prediction, exact, estimate, x0, eps, level)
         if self.variance is not None:
             losses = losses + self.variance(x, x0, estimate, level, schedule)
         return losses
@@ -197,18 +198,19 @@ class Loss(ABC):
     def errors(
         self,
         prediction: Prediction,
-        clip: float | None,
+        exact: Tensor | None,
         estimate: Estimate,
         x0: Tensor,
         eps: Tensor,
         level: NoiseLevel,
     ) -> Tensor:
-        """The weighted squared errors (B,) of estimates for samples x0 with noise eps."""
+        """The weighted squared errors (B,) of estimates for samples x0 with noise eps.
+
+        Where `exact` (B, C, H, W), if given, is true, there is none.
+        """
         assert estimate.output is not None, "a denoiser answers with its output"
         error = estimate.output - prediction.target(x0, eps, level)  # (B, C, H, W)
-        if clip is not None:
-            # a clamped estimate at the same limit as x0 is exact, however far the output is beyond
-            exact = (estimate.x0 == x0) & (x0.abs() == clip)
+        if exact is not None:
             error = error.masked_fill(exact, 0)
         losses = mean_square(error)
         gain = prediction.x0_gain(level) ** 2  # from errors of the output to those of x0
@@ -223,6 +225,14 @@ class Loss(ABC):
     def trained_for(self, start: Tensor, end: Tensor) -> Tensor:
         """Whether training makes each of the jumps between these t, (n,) float64 each."""
         return torch.ones_like(start, dtype=torch.bool)
+
+
+def at_limit(clip: float | None, estimate: Estimate, x0: Tensor) -> Tensor | None:
+    """Where an estimate of x0 (B, C, H, W) is clamped to the same limit as x0, if there is one.
+
+    There it is exact, however far the output is beyond.
+    """
+    return None if clip is None else (estimate.x0 == x0) & (x0.abs() == clip)
 
 
 class Recorded(Loss):
@@ -320,6 +330,8 @@ class Contrastive(Denoising):
 
     def __call__(self, parts, denoiser, x0, eps, level, given, generator):
         estimate = denoiser(add_noise(x0, eps, level), level, given)
-        errors = partial(self.errors, parts.prediction, denoiser.clip, estimate, level=level)
+        # what has no error of its own is not pushed away from others: nothing would pull it back
+        exact = at_limit(denoiser.clip, estimate, x0)
+        errors = partial(self.errors, parts.prediction, exact, estimate, level=level)
         own, other = errors(x0, eps), errors(x0.roll(1, 0), eps.roll(1, 0))
         return Losses(own - self.weight * other, level, own)
