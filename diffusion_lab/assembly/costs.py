@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.instantiate import check_keys, instantiate
+from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
 from diffusion_lab.backbone import macs
@@ -66,11 +66,10 @@ class RunCost:
     """The cost of a training run, as far as it is known.
 
     `macs` are those of a network call on one image, of which a call in training may need only a
-    `training_share`. A training step costs as much as `passes` calls out of training, those of an
-    alignment's networks included (None if they are not counted). A sample takes `calls` of them
-    (None if that depends on the trained network). `memory` is a device's. `step` is the seconds of
-    a training step, and `call` those of a network call on an image while all devices work, measured
-    or predicted.
+    `training_share`. A training step costs as much as `passes` calls out of training (None if they
+    are not counted). A sample takes `calls` of them (None if that depends on the trained network).
+    `memory` is a device's. `step` is the seconds of a training step, and `call` those of a network
+    call on an image while all devices work, measured or predicted.
     """
 
     macs: int
@@ -104,15 +103,11 @@ def counted(cfg: DictConfig, facts: ImageFacts, calls: int | None = None) -> Run
         modules.append(Cost(ELSEWHERE, 0, left_out))
     whole, extra = macs.total(modules), model.objective.extra_passes(model.denoiser)
     share = 1 - saved / whole.macs if saved else 1.0
-    passes = None if extra is None else (macs.TRAINING_PASSES + extra) * share
-    if passes and cfg.get("alignment"):
-        alignment = instantiate(cfg, "alignment")(model.denoiser, model.schedule)
-        passes += alignment.macs(facts.shape) / whole.macs
     return RunCost(
         macs=whole.macs,
         training_share=share,
         parameters=whole.params,
-        passes=passes,
+        passes=None if extra is None else (macs.TRAINING_PASSES + extra) * share,
         modules=[each for each in modules if each.params or each.macs],
         seen_flops=seen,
         calls=calls,

@@ -158,6 +158,11 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
         raise UserError(
             "budget.flops counts no derivatives of score matching; write budget.images=..."
         )
+    if OmegaConf.select(cfg, "alignment.extractor") is not None:
+        raise UserError(
+            "budget.flops counts no networks of an alignment; write budget.images=... for fewer "
+            "images, or alignment=none"
+        )
     macs, passes = macs or cost.macs, cost.passes
     left, teacher = flops, model.objective.teacher
     if teacher is not None and teacher.asked:

@@ -4,7 +4,6 @@ B batch, N places, D channels of the layer, E channels of the frozen network's f
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.backbone.macs import TRAINING_PASSES, count, total
 from diffusion_lab.common.ranges import Count, Fraction, Positive, one_of, optional, ranges, whole
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.schedule import NoiseSchedule
@@ -69,10 +67,6 @@ class LayerLoss(nn.Module):
     def loss(self, value: Tensor) -> Tensor:
         """The loss (), not yet weighted, of a value that `forward` returned."""
         return value
-
-    def macs(self, image_shape: Sequence[int]) -> int:
-        """Multiply-accumulates of its own networks in a training step, for an image (C, H, W)."""
-        return 0
 
 
 class Dispersive(LayerLoss):
@@ -141,7 +135,7 @@ class Alignment(LayerLoss):
                 f"{extractor.name} has no features by place to align with; write "
                 "alignment=efficientnet_lite0 or dinov2"
             )
-        channels, _ = self._layer = self._tried(denoiser, schedule)
+        channels = self._tried(denoiser, schedule)
         if projector == "mlp":
             first, second = nn.Linear(channels, width), nn.Linear(width, width)
             last = nn.Linear(width, extractor.map_channels)
@@ -151,8 +145,8 @@ class Alignment(LayerLoss):
             self.projector = nn.Sequential(kernel)
 
     @torch.enable_grad()
-    def _tried(self, denoiser: Denoiser, schedule: NoiseSchedule) -> tuple[int, tuple[int, int]]:
-        """The layer's channels, its rows and columns, found by a call of the denoiser."""
+    def _tried(self, denoiser: Denoiser, schedule: NoiseSchedule) -> int:
+        """The layer's channels, found by a call of the denoiser."""
         x = torch.zeros(1, *denoiser.image_shape, device=next(denoiser.parameters()).device)
         was_training = denoiser.training
         denoiser.eval()  # an image of zeros is no part of a network's statistics
@@ -164,16 +158,7 @@ class Alignment(LayerLoss):
                 f"a layer of {type(backbone).__name__} has no pixels or patches to align; write "
                 "alignment=none"
             )
-        places, grid = self._places()
-        return places.shape[-1], grid
-
-    def macs(self, image_shape: Sequence[int]) -> int:
-        channels, (rows, columns) = self._layer
-        images = torch.full((1, *image_shape), -1.0)  # black
-        places = torch.zeros(1, rows * columns, channels)
-        frozen = count(self.extractor.network, lambda: self.extractor.feature_map(images))
-        trained = count(self.projector, lambda: self._projected(places, (rows, columns)))
-        return total(frozen).macs + TRAINING_PASSES * total(trained).macs
+        return self._places()[0].shape[-1]
 
     def _places(self) -> tuple[Tensor, tuple[int, int]]:
         """The layer's last output as (B, N, D), and its rows and columns; it is used up."""

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.compositions import composed
 from helpers.paths import ROOT
-from helpers.refusals import assert_names
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.assembly.costs import counted, image_facts
 from diffusion_lab.assembly.sentences import conf_dir
-from diffusion_lab.estimate.budget import ENDLESS, Budget, with_budget
+from diffusion_lab.estimate.budget import ENDLESS, Budget, images_for, with_budget
 from diffusion_lab.runs.files import load_record
 
 QUICK = [a for a in TINY if not a.startswith("backbone")]
@@ -35,6 +36,18 @@ def test_lengths():
         "trainer.max_time": "'01:02:03:04'",
     }
     assert budget(reference="unet").length(128) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("backbone=dit", "alignment=irepa"),
+        ("experiment=toy/score_matching",),
+    ],
+)
+def test_flops_that_are_not_all_counted_are_refused(options):
+    with refused("budget.flops", "budget.images="):
+        images_for(1e12, composed("train", "name=x", *options), None)
 
 
 @pytest.mark.slow

@@ -5,17 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.compositions import assembled, composed
+from helpers.compositions import assembled
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
 from helpers.tiny_runs import QUICK, rows, tiny_first_stage
 from hydra.utils import instantiate
 
-from diffusion_lab.assembly.costs import ImageFacts, counted
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone import AdaLNZero, ClassLabel, InContext
 from diffusion_lab.backbone.base import layers_of
-from diffusion_lab.backbone.macs import seen_flops
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -108,22 +106,6 @@ def test_a_convolution_is_aligned_with_features_that_are_centred_over_the_image(
     call(model)
     alignment(None).backward()
     assert not kernel.weight.grad.any()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("option", "trained"),  # MACs a place: a convolution, an MLP of three layers, nothing
-    [("irepa", 9 * 16 * 112), ("efficientnet_lite0", 256 * (16 + 256 + 112)), ("dispersive", None)],
-)
-def test_a_step_counts_the_frozen_network_and_the_projector(option, trained):
-    network = ["name=x", "backbone=dit", "backbone.width=16", "backbone.heads=1"]
-    facts = ImageFacts((1, 28, 28), Classes.numbered(10))
-    cost = counted(composed("train", *network, f"alignment={option}"), facts)
-    extractor = EfficientNetLite0()
-    extractor.load("cpu")
-    frozen = seen_flops(lambda: extractor.feature_map(torch.zeros(1, 1, 28, 28))) / 2
-    expected = 0 if trained is None else frozen + 3 * 49 * trained
-    assert (cost.passes - 3) * cost.macs == pytest.approx(expected, abs=1)
 
 
 def test_outputs_that_are_dispersed_repel_one_another():

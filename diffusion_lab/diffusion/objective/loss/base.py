@@ -228,9 +228,9 @@ class Loss(ABC):
 
 
 def at_limit(clip: float | None, estimate: Estimate, x0: Tensor) -> Tensor | None:
-    """Where an estimate of x0 (B, C, H, W) is clamped to the same limit as x0, if there is one.
+    """The mask (B, C, H, W) of estimates that are clamped to the limit that x0 is at; None without.
 
-    There it is exact, however far the output is beyond.
+    There they are exact, however far the output is beyond.
     """
     return None if clip is None else (estimate.x0 == x0) & (x0.abs() == clip)
 
@@ -316,7 +316,8 @@ class Contrastive(Denoising):
 
     The best output is (E[target | x] - weight E[target of others]) / (1 - weight): the exact one,
     moved away from what is the same for all samples. The next sample of the batch has its own image
-    and noise, and is taken at this one's level. In a batch of one it is the sample itself.
+    and noise, and is taken at this one's level. In a batch of one it is the sample itself. Where a
+    clamped estimate is exact, neither counts.
     """
 
     @ranges()
