@@ -375,9 +375,11 @@ def test_a_step_costs_less_and_a_sample_as_much():
 def test_what_cannot_be_routed_is_refused(settings):
     with refused("routed=0.5", by=ValueError):
         dit(**HALF | settings)
-    if "window" not in settings:  # this takes no patches out
-        with refused("fused=true", by=ValueError):
-            dit(fused=True, **settings)
+    if "window" in settings:  # all patches go through
+        assert dit(fused=True, **settings).blocks[1].mixer.mask is not None
+        return
+    with refused("fused=true", by=ValueError):
+        dit(fused=True, **settings)
 
 
 def test_a_layer_that_sees_some_patches_is_not_aligned():
