@@ -154,7 +154,6 @@ class PatchNetwork(nn.Module):
             )
         self.routed = routed
         self.route = routed_blocks(len(blocks), routed, fused, route, long_skips)
-        self.short = self.route if routed else range(0)  # the blocks that see some patches alone
         self.fusion = nn.Linear(2 * width, width) if fused else None
         self.condition_width = width
         self.base_width = base_width
@@ -206,6 +205,11 @@ class PatchNetwork(nn.Module):
             if isinstance(layer, nn.Linear) and layer not in (self.embed, self.noise[0])
         ]
         return dict.fromkeys(grown, self.base_width / self.condition_width)
+
+    @property
+    def short(self) -> range:
+        """The blocks that see some of the patches alone."""
+        return self.route if self.routed else range(0)
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
