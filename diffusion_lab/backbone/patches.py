@@ -156,8 +156,7 @@ class PatchNetwork(nn.Module):
         self.route = routed_blocks(len(blocks), routed, fused, route, long_skips)
         self.fusion = nn.Linear(2 * width, width) if fused else None
         self.condition_width = width
-        self.base_width = base_width
-        self.patch = patch
+        self.base_width, self.patch = base_width, patch
         self.embed = embedding(in_channels, width, patch, overlap)
         self.noise = NoiseEmbedding(FREQUENCIES, width)
         grid = grid_positions(self.rows, columns, width, sines_first=positions == "sines_first")
