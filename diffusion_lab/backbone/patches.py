@@ -72,12 +72,14 @@ def routed_blocks(
     depth: int, routed: float, fused: bool, route: Sequence[int], long_skips: bool
 ) -> range:
     """The blocks of the route, if a setting asks for one; ValueError if there can be none."""
-    blocks = range(depth)[slice(*route)] if routed or fused else range(0)
-    if (routed or fused) and (long_skips or not blocks):
+    if not (routed or fused):
+        return range(0)
+    blocks = range(depth)[slice(*route)]
+    if long_skips or not blocks:
+        setting = f"routed={routed}" if routed else "fused=true"
         raise ValueError(
-            f"{f'routed={routed}' if routed else 'fused=true'} needs route={list(route)} to have "
-            f"some of the {depth} blocks, and no long_skips; write routed=0 and fused=false, or "
-            "another route"
+            f"{setting} needs route={list(route)} to have some of the {depth} blocks, and no "
+            "long_skips; write routed=0 and fused=false, or another route"
         )
     return blocks
 

@@ -152,16 +152,16 @@ def units(cfg: DictConfig) -> list[str]:
 
 def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
     """The images to train on for so many FLOPs, with a teacher's, at `macs` of a pass if given."""
+    if OmegaConf.select(cfg, "alignment.extractor") is not None:
+        raise UserError(
+            "budget.flops counts no networks of an alignment; write budget.images=... for fewer "
+            "images, or alignment=none"
+        )
     facts = image_facts(cfg)
     cost, model = counted(cfg, facts), build_model(cfg, *facts, device="meta")
     if cost.passes is None:
         raise UserError(
             "budget.flops counts no derivatives of score matching; write budget.images=..."
-        )
-    if OmegaConf.select(cfg, "alignment.extractor") is not None:
-        raise UserError(
-            "budget.flops counts no networks of an alignment; write budget.images=... for fewer "
-            "images, or alignment=none"
         )
     macs, passes = macs or cost.macs, cost.passes
     left, teacher = flops, model.objective.teacher

@@ -199,21 +199,19 @@ class Bench:
             torch.empty(LARGEST_KEPT, dtype=torch.uint8)
         self.autocast = autocast(precision, device)
         self.model = build_model(cfg, *facts, str(device))
-        self.model.objective.to(device)
         own = self.model.denoiser, self.model.schedule
         self.alignment = instantiate(cfg, "alignment")(*own) if cfg.get("alignment") else None
-        if self.alignment is not None:
-            self.alignment.to(device)
-            if self.alignment.extractor is not None:
-                self.alignment.extractor.to(device)
-        if pays(cfg.channels_last, device):
-            cast(Any, self.model.denoiser).to(memory_format=torch.channels_last)
         parts = {"denoiser": self.model.denoiser, "objective": self.model.objective}
         if self.alignment is not None:
             parts["alignment"] = self.alignment
+            if self.alignment.extractor is not None:  # a frozen network, which is no module of it
+                self.alignment.extractor.to(device)
+        self.parts = nn.ModuleDict(parts).to(device)
+        if pays(cfg.channels_last, device):
+            cast(Any, self.model.denoiser).to(memory_format=torch.channels_last)
         backbone = self.model.denoiser.backbone
         hidden = inner_matrices(backbone, ends_of(backbone))
-        self.optimizer = build_optimizer(cfg)(nn.ModuleDict(parts), self.parameters(), hidden)
+        self.optimizer = build_optimizer(cfg)(self.parts, self.parameters(), hidden)
         size = (cfg.batch_size, *facts.shape)
         self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
         self.labels = facts.labels.blank(cfg.batch_size, device)
@@ -222,8 +220,7 @@ class Bench:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
-        trained = [self.model.denoiser, self.model.objective, self.alignment]
-        return [parameter for each in trained if each for parameter in each.parameters()]
+        return [*self.parts.parameters()]
 
     def compile(self, choice: bool | str) -> None:
         """Compiles the network as training would."""
