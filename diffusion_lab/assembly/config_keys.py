@@ -35,8 +35,8 @@ class Means(Flag):
 # the option of that group unless the group is listed itself. The longest match counts.
 TABLE = {
     "": (
-        "hparams_search compile channels_last budget.solved tuning tuning. arm protocol choices. "
-        "gpu. kind. loss_facts."
+        "hparams_search compile channels_last budget.solved tuning tuning. arm protocol "
+        "protocol.seeds choices. gpu. kind. loss_facts."
     ),
     "identity": "name study_name optimized_metric data_sha256 init_images init_flops budget.",
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained

@@ -79,6 +79,9 @@ def _of_protocol(found: Collection) -> Iterator[Fact]:
     title = metric.title if metric else study["metric"]
     yield Fact("protocol", metric=title, test=study.get("test", JOINT), seeds=study["seeds"])
     yield Fact("stop", rule=study["stop"])
+    plans = dict.fromkeys(tuple(run.part("protocol").get("seeds", ())) for run in runs_of(arms))
+    if len(plans) > 1:
+        yield Fact("planned_in_parts", plans=sorted(plans))
     if found.values(study["metric"]).empty:
         yield Fact("not_measured", metric=title)
     first = min(runs_of(arms), key=lambda run: run.finished_at)

@@ -237,10 +237,13 @@ def _read(paths: Sequence[str | Path]) -> tuple[list[Run], list[Fact]]:
 
 
 def _study_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """The protocol of all runs that may have one; empty if one has none, or another."""
+    """The protocol of all runs that may have one, for the seeds of all; empty if others differ."""
     ours = [run for run in runs if run.family != AUTOENCODER and not run.drawn_elsewhere]
     found = [run.part("protocol") for run in ours]
-    return found[0] if found and all(each == found[0] for each in found) else {}
+    rules = [{key: each[key] for key in each if key != "seeds"} for each in found]
+    if not found or not all(found) or any(each != rules[0] for each in rules):
+        return {}
+    return rules[0] | {"seeds": sorted({seed for each in found for seed in each["seeds"]})}
 
 
 def _with_own_ways(runs: Sequence[Run], study: Mapping[str, Any]) -> list[Run]:

@@ -104,6 +104,10 @@ SENTENCES: dict[str, Any] = {
         f"Protocol: {metric} decides, by {TESTS[test]} over seeds {', '.join(map(str, seeds))}"
     ),
     "stop": "Stopping rule: {rule}",
+    "planned_in_parts": lambda plans: (
+        f"Seeds were planned in parts, {' and '.join(', '.join(map(str, p)) for p in plans)}, "
+        "which no interval takes into account"
+    ),
     "not_measured": "{metric} was not measured, so the protocol decides nothing",
     "no_commit": "No commit is known that held this protocol",
     "commit": lambda commit: (

@@ -206,6 +206,17 @@ def test_protocols_that_differ_or_decide_nothing_are_said(tmp_path):
     assert "protocols_differ" in two(tmp_path / "two", config=PROTOCOL, other=other)
 
 
+def test_seeds_added_to_a_protocol_count_and_are_said(tmp_path):
+    fake_group(tmp_path, "dit", [*FIDS, 102.0], config=PROTOCOL)
+    for seed in (3, 4):
+        more = {"protocol": STUDY_PROTOCOL | {"seeds": [3, 4]}}
+        fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, more)
+    found, facts = collect([tmp_path]), facts_on(tmp_path)
+    assert set(found.judged_values("fid").seed) == {0, 1, 2, 3, 4}
+    assert facts["planned_in_parts"] == [{"plans": [(0, 1, 2), (3, 4)]}]
+    assert "other_seeds" not in facts
+
+
 def test_seeds_beside_the_protocol_and_metrics_that_runs_may_be_chosen_by_are_named(tmp_path):
     for seed in (0, 1, 5):
         by = {"reference": "validation"}
