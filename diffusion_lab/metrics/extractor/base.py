@@ -86,9 +86,8 @@ class FeatureExtractor(ABC):
                 f"{tuple(images.shape)}"
             )
         images = images.to(self.device).expand(-1, self.channels, -1, -1)
-        chunk = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         with self.in_float32():
-            rows = torch.cat([self.network(part).float() for part in images.split(chunk)])
+            rows = torch.cat([self.network(part).float() for part in self._parts(images)])
         features, spatial = rows.split([self.dim, rows.shape[1] - self.dim], dim=1)
         return {FEATURES: features} | ({SPATIAL: spatial} if self.spatial_dim else {})
 
@@ -97,7 +96,11 @@ class FeatureExtractor(ABC):
         """Computes features by place, (B, E, h, w), of images (B, C, H, W) float in [-1, 1]."""
         pixels = ((images.to(self.device) + 1) * 127.5).expand(-1, self.channels, -1, -1)
         with self.in_float32():
-            return self.map_of(pixels)
+            return torch.cat([self.map_of(part) for part in self._parts(pixels)])
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images in batches of a size that suits the device."""
+        return images.split(CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
 
     def map_of(self, pixels: Tensor) -> Tensor:
         """The features (B, E, h, w) of pixels (B, channels, H, W) float in [0, 255]."""
