@@ -34,6 +34,13 @@ PUBLISHED = {  # the stages of a study behind each published folder
     "families/published": ("families", "pixels", "latents", "codes", "VAE"),
     "few_steps/published": ("few_steps", "train", "reflow", "ect", "distillation"),
     "frontier/published": ("frontier", "train", "train alpha", "train sCM"),
+    "frontier_additions/published": (
+        "frontier_additions",
+        "train",
+        "train iREPA",
+        "train DiTs",
+        "train DiTs with iREPA",
+    ),
     "optimizers/published": ("optimizers", "train"),
     "samplers/published": ("samplers", "train"),
     "guidance/published": ("guidance", "train"),
