@@ -79,19 +79,25 @@ def _of_protocol(found: Collection) -> Iterator[Fact]:
     title = metric.title if metric else study["metric"]
     yield Fact("protocol", metric=title, test=study.get("test", JOINT), seeds=study["seeds"])
     yield Fact("stop", rule=study["stop"])
-    plans = dict.fromkeys(tuple(run.part("protocol").get("seeds", ())) for run in runs_of(arms))
-    if len(plans) > 1:
-        yield Fact("planned_in_parts", plans=sorted(plans))
     if found.values(study["metric"]).empty:
         yield Fact("not_measured", metric=title)
     first = min(runs_of(arms), key=lambda run: run.finished_at)
     commit = first.summary.git_commit
     yield Fact("commit", commit=commit) if commit else Fact("no_commit")
+    planned = [run for run in runs_of(arms) if run.part("protocol")]
+    began = _seeds_of([min(planned, key=lambda run: run.finished_at)])
     for arm in arms:
-        own, asked = {run.seed for run in arm.runs}, set(study["seeds"])
+        own, asked = {run.seed for run in arm.runs}, _seeds_of(arm.runs) or began
+        if later := sorted(asked - began):
+            yield Fact("planned_later", arm=arm.name, seeds=later)
         if own != asked:
             more = {"missing": sorted(asked - own), "beside": sorted(own - asked)}
             yield Fact("other_seeds", arm=arm.name, **more)
+
+
+def _seeds_of(runs: Sequence[Run]) -> set[int]:
+    """The seeds that the protocols of runs ask for."""
+    return {seed for run in runs for seed in run.part("protocol").get("seeds", ())}
 
 
 def _of_budgets(arms: Sequence[Arm]) -> Iterator[Fact]:

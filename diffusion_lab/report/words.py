@@ -104,9 +104,9 @@ SENTENCES: dict[str, Any] = {
         f"Protocol: {metric} decides, by {TESTS[test]} over seeds {', '.join(map(str, seeds))}"
     ),
     "stop": "Stopping rule: {rule}",
-    "planned_in_parts": lambda plans: (
-        f"Seeds were planned in parts, {' and '.join(', '.join(map(str, p)) for p in plans)}, "
-        "which no interval takes into account"
+    "planned_later": lambda arm, seeds: (
+        f"The protocol of the first run that ended lacks {joined([*map(str, seeds)])}, seeds of "
+        f"{arm}; that they were added no interval takes into account"
     ),
     "not_measured": "{metric} was not measured, so the protocol decides nothing",
     "no_commit": "No commit is known that held this protocol",

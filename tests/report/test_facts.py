@@ -208,12 +208,15 @@ def test_protocols_that_differ_or_decide_nothing_are_said(tmp_path):
 
 def test_seeds_added_to_a_protocol_count_and_are_said(tmp_path):
     fake_group(tmp_path, "dit", [*FIDS, 102.0], config=PROTOCOL)
+    fake_group(tmp_path, "unet", [*FIDS, 102.0], config=UNET | PROTOCOL)
     for seed in (3, 4):
         more = {"protocol": STUDY_PROTOCOL | {"seeds": [3, 4]}}
-        fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, more)
+        ended = {"ended_at": "2030-01-01T00:00:00+00:00"}
+        fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, more, ended)
     found, facts = collect([tmp_path]), facts_on(tmp_path)
+    assert {arm.name: len(arm.runs) for arm in found.arms} == {"DiT": 5, "UNet": 3}
     assert set(found.judged_values("fid").seed) == {0, 1, 2, 3, 4}
-    assert facts["planned_in_parts"] == [{"plans": [(0, 1, 2), (3, 4)]}]
+    assert facts["planned_later"] == [{"arm": "DiT", "seeds": [3, 4]}]
     assert "other_seeds" not in facts
 
 

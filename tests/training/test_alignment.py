@@ -236,9 +236,9 @@ def test_calls_without_gradients_are_not_looked_at():
 def test_the_feature_map_is_the_fifth_stage_of_the_network():
     extractor = EfficientNetLite0()
     extractor.load("cpu")
-    images = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(256, (18, 1, 28, 28), dtype=torch.uint8)  # two parts
     found = extractor.feature_map(images / 127.5 - 1)
-    assert found.shape == (2, extractor.map_channels, 6, 6)
+    assert found.shape == (18, extractor.map_channels, 6, 6)
     pixels = images.expand(-1, 3, -1, -1).float()
     x = F.interpolate(pixels, (96, 96), mode="bilinear", antialias=True) / 127.5 - 1
     network = extractor.network[1].network
