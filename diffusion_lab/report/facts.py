@@ -81,11 +81,10 @@ def _of_protocol(found: Collection) -> Iterator[Fact]:
     yield Fact("stop", rule=study["stop"])
     if found.values(study["metric"]).empty:
         yield Fact("not_measured", metric=title)
-    first = min(runs_of(arms), key=lambda run: run.finished_at)
-    commit = first.summary.git_commit
+    planned = [run for run in runs_of(arms) if run.part("protocol")]  # autoencoders have none
+    first = min(planned, key=lambda run: run.finished_at)
+    commit, began = first.summary.git_commit, _seeds_of([first])
     yield Fact("commit", commit=commit) if commit else Fact("no_commit")
-    planned = [run for run in runs_of(arms) if run.part("protocol")]
-    began = _seeds_of([min(planned, key=lambda run: run.finished_at)])
     for arm in arms:
         own, asked = {run.seed for run in arm.runs}, _seeds_of(arm.runs) or began
         if later := sorted(asked - began):

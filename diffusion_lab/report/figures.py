@@ -26,7 +26,7 @@ from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.scaling import ScaledMetric, SizeSeries, front, on_front
 from diffusion_lab.report.tests import Panel
 from diffusion_lab.report.verdicts import number_of, numbers
-from diffusion_lab.report.words import TUNED_BY
+from diffusion_lab.report.words import tuned_by
 
 # dark enough for white paper; page.css has lighter ones for dark mode, in the same order
 COLOURS = ("#0b5fa5", "#b8430a", "#14763a", "#7a2fc0", "#8a5a00", "#b3206b", "#0a6f78", "#51585f")
@@ -291,29 +291,33 @@ def pareto(means: pd.DataFrame, metric: Quantity, arms: Sequence[Arm]) -> Drawin
     return draw(f"{metric.name}_by_{cost}", title, words, paint, legend)
 
 
-def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
-    """Draws the metric of trials over the values of a key, a line for each network.
+def paint_tuning(axes: Axes, key: str, tuned: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Draws the metric of trials over the values of a key, a line for each network's place.
 
     The other keys have their chosen values. Values at which a run diverged are left out.
     """
-    metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
+    axes.set(xlabel=key, ylabel=tuned_by(tuned[0][1]["metric"]), xscale="log")
+    for place, part in tuned:
+        chosen, points, tint = part["chosen"], {}, colour(place)
+        for each in part["tried"]:
+            value, results = each["values"][key], [*each["results"].values()]
+            if None not in results and each["values"] == chosen | {key: value}:
+                points[value] = float(np.mean(results))
+                axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
+        axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(place))
+        axes.plot([chosen[key]], [points[chosen[key]]], "o", ms=11, mfc="none", color=tint)
+    axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter("")
+
+
+def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
+    """Draws the trials of arms over the values of a key."""
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot(xlabel=key, ylabel=metric, xscale="log")
-        for arm, part in tuned:
-            chosen, points, tint = part["chosen"], {}, colour(arm.colour)
-            for each in part["tried"]:
-                value, results = each["values"][key], [*each["results"].values()]
-                if None not in results and each["values"] == chosen | {key: value}:
-                    points[value] = float(np.mean(results))
-                    axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
-            axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(arm.colour))
-            best = chosen[key]
-            axes.plot([best], [points[best]], "o", ms=11, mfc="none", color=tint)
-        axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter("")
+        paint_tuning(figure.add_subplot(), key, [(arm.colour, part) for arm, part in tuned])
 
+    metric = tuned_by(tuned[0][1]["metric"])
     said = "; ".join(f"{arm.name} {part['chosen'][key]:g}" for arm, part in tuned)
     words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
     legend = {arm.name: arm.colour for arm, _ in tuned}
@@ -325,7 +329,7 @@ def searched(tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
 
     They are drawn with replacement; those that diverged count as the worst one.
     """
-    metric = TUNED_BY.get(tuned[0][1]["metric"], tuned[0][1]["metric"])
+    metric = tuned_by(tuned[0][1]["metric"])
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel="trials", ylabel=f"{metric}, best so far")

@@ -24,6 +24,11 @@ NAMED = 3  # arms that a sentence names; more are counted
 GAP_SHARE = 0.05  # of the gap whose number of seeds is said
 
 
+def tuned_by(metric: str) -> str:
+    """The words for a metric by which trials were chosen."""
+    return TUNED_BY.get(metric, metric)
+
+
 def percent(share: float) -> str:
     """A share in two digits: 0.5 %, 12 %, 130 %."""
     return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
@@ -140,7 +145,7 @@ SENTENCES: dict[str, Any] = {
     "not_tuned": "Nothing was tuned for each network: all have the values of one recipe",
     "some_tuned": "Only {arms} of {all} arms were tuned",
     "tuned": lambda metric, images, seeds, keys, overrides, counts: (
-        f"Tuned by {TUNED_BY.get(metric, metric)}: {', '.join(keys)}, at {between(counts)} values"
+        f"Tuned by {tuned_by(metric)}: {', '.join(keys)}, at {between(counts)} values"
         + (", each" if images or overrides else "")
         + (f" on {images:,} images" if images else "")
         + (f" with {joined(overrides)}" if overrides else "")
