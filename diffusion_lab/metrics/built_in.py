@@ -10,7 +10,7 @@ from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import ranges, whole
 from diffusion_lab.metrics.distances import FeatureSet, frechet, frechet_of_halves, kid, mind, mmd
 from diffusion_lab.metrics.extractor import Classifier
-from diffusion_lab.metrics.extractor.base import SPATIAL
+from diffusion_lab.metrics.extractor.base import FEATURES, SPATIAL
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, accuracy_on, fit
 from diffusion_lab.metrics.metric import Metric, Values
 from diffusion_lab.metrics.observer import CLASSIFIED, EDGES, ImageSet, short_count
@@ -26,6 +26,7 @@ class FID(Metric):
 
     quantities = named("fid", "fid_infinity")
     needs_images = False
+    from_file = FEATURES
 
     @ranges(half_splits=whole(0))
     def __init__(self, half_splits: int = 5):
@@ -33,17 +34,13 @@ class FID(Metric):
         self.half_splits = half_splits
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
-        others = reference.given or reference.statistics
+        others = reference.given.get(FEATURES) or reference.statistics
         fid = frechet(generated.statistics, others)
         if not self.half_splits or len(generated) < 4:
             return {"fid": fid}
         halves = frechet_of_halves(generated.statistics, others, self.half_splits)
         deviation = halves.std(correction=0).item()
         return {"fid": fid, "fid_std": deviation, "fid_infinity": 2 * fid - halves.mean().item()}
-
-    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
-        name = reference.given.name if reference.given else reference.name
-        return f"{generated.extractor.name}/{name}-{short_count(len(generated))}"
 
 
 class Distance(Metric):
@@ -86,16 +83,11 @@ class SpatialFID(Metric):
 
     quantities = named("spatial_fid")
     needs_images = False
+    from_file = SPATIAL
 
     def measure(self, generated: ImageSet, reference: ImageSet) -> Values:
-        if SPATIAL not in reference.moments:
-            return {}  # a file has no statistics of it
-        return {"spatial_fid": frechet(generated.moments[SPATIAL], reference.moments[SPATIAL])}
-
-    def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
-        moments = reference.moments.get(SPATIAL)
-        name = getattr(moments, "name", "") or reference.name
-        return f"{generated.extractor.name}/{name}-{short_count(len(generated))}"
+        others = reference.given.get(SPATIAL) or reference.moments.get(SPATIAL)
+        return {"spatial_fid": frechet(generated.moments[SPATIAL], others)} if others else {}
 
 
 class ClassifierFID(Metric):

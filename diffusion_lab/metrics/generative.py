@@ -19,7 +19,7 @@ from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.metrics.extractor.base import FEATURES, FeatureExtractor
 from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import FromTorchmetrics, Metric, Values
-from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.neighbours import Coverage
 from diffusion_lab.metrics.observer import ImageSet, Observed, Observer, place_in_class, short_count
 from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Protocol, Quantity, with_fingerprint
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
@@ -67,7 +67,9 @@ class GenerativeMetrics:
             each if isinstance(each, Metric) else FromTorchmetrics(name, each)
             for name, each in (self.extra or {}).items()
         ]
-        self.observer = Observer(self.extractor, reader, self.patch, keep=self.keep_images)
+        of_images = any(isinstance(each, FromTorchmetrics) for each in self.extra_metrics)
+        keep = of_images or self.real_or_drawn
+        self.observer = Observer(self.extractor, reader, self.patch, keep)
         of_classifier = (reader,) if reader else None
         arguments: dict[type[Metric], tuple | None] = {  # None: not measured
             built_in.FID: (self.half_splits,),
@@ -75,8 +77,7 @@ class GenerativeMetrics:
             built_in.MMD: () if self.mmd else None,
             built_in.MIND: () if self.mind else None,
             FLD: () if self.fld else None,
-            PrecisionRecall: (),
-            DensityCoverage: (),
+            Coverage: (),
             built_in.SpatialFID: () if self.extractor.spatial_dim else None,
             built_in.Seams: (self.patch,) if self.patch else None,
             built_in.RealOrDrawn: () if self.real_or_drawn else None,
@@ -92,12 +93,6 @@ class GenerativeMetrics:
     def by_class(self) -> bool:
         """Whether any metric measures both samples and real images class by class."""
         return any(metric.by_class for metric in self.metrics)
-
-    @property
-    def keep_images(self) -> bool:
-        """Whether any metric looks at the images themselves."""
-        extra = any(isinstance(metric, FromTorchmetrics) for metric in self.extra_metrics)
-        return extra or self.real_or_drawn
 
     @property
     def extra_quantities(self) -> list[Quantity]:
@@ -187,7 +182,7 @@ class PreparedMetrics:
         facts, chosen = metrics.reference_facts(source), metrics.reference_ids(source)
         kept = (metrics.observer, facts, metrics.cache_dir)
         reference = metrics.compared_with.image_set(source, chosen, *kept)
-        if metrics.keep_images and len(reference):
+        if metrics.observer.keep and len(reference):
             vars(reference)["images"] = metrics.reference_split(source).images[chosen]
         real, test = real_values(metrics, source, reference)
         return cls(metrics, metrics.protocol_of(source), reference, real, test)

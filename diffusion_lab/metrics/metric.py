@@ -35,6 +35,7 @@ class Metric(torchmetrics.Metric, ABC):
     quantities: tuple[Quantity, ...]
     needs_labels: ClassVar[bool] = False  # whether the samples must be of known classes
     needs_images: bool = True  # whether statistics are too little of a reference
+    from_file: ClassVar[str | None] = None  # the output whose statistics in a file it takes
     # whether real images are also measured class by class, with the samples' number of each
     by_class: ClassVar[bool] = False
     full_state_update = True  # forward, too, counts samples before it forgets them
@@ -97,7 +98,9 @@ class Metric(torchmetrics.Metric, ABC):
 
     def protocol(self, generated: ImageSet, reference: ImageSet) -> str:
         """The part of a value's name that says what it depends on: extractor, numbers of images."""
-        return f"{generated.extractor.name}/{reference.name}-{short_count(len(generated))}"
+        given = reference.given.get(self.from_file) if self.from_file else None
+        name = given.name if given else reference.name
+        return f"{generated.extractor.name}/{name}-{short_count(len(generated))}"
 
     def fits(self, generated: ImageSet, reference: ImageSet) -> bool:
         """Whether the samples have the labels, and the reference the images, that are needed."""

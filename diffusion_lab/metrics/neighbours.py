@@ -4,7 +4,7 @@ A set of images covers the balls around its features; each ball reaches to the k
 its centre in the set. n generated, m test and N training images, D features or pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor
     """
     others = others.double()
     found = [
-        distances(rows, others).topk(count, dim=1, largest=False)
+        square_distances(rows, others).sqrt().topk(count, dim=1, largest=False)
         for rows in queries.split(block(others))
     ]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
@@ -36,11 +36,6 @@ def nearest(queries: Tensor, others: Tensor, count: int) -> tuple[Tensor, Tensor
 def block(others: Tensor) -> int:
     """The number of queries that are compared with `others` at a time."""
     return max(1, PAIRS // len(others))
-
-
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """The Euclidean distances of all pairs, (n, m) float64, of a (n, D) and b (m, D)."""
-    return square_distances(a, b).sqrt()
 
 
 def square_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -54,43 +49,37 @@ def radii(features: Tensor, neighbours: int) -> Tensor:
     return nearest(features, features, neighbours + 1)[0][:, -1]  # the first neighbour is itself
 
 
-def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Improved precision and recall (arXiv:1904.06991), in [0, 1], with 3 neighbours.
+def covered_shares(generated: Tensor, real: Tensor) -> tuple[float, float, float, float]:
+    """Precision, recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797).
 
     Precision is the share of generated images that real ones cover, recall the share of real images
-    that generated ones cover. The features are (n, D) and (m, D), of more than 3 images each.
+    that generated ones cover, with balls to the 3rd neighbour. Density, about 1 for real images, is
+    the mean number of real images' balls that contain a generated image, divided by the number of
+    neighbours; coverage is the share of real images whose ball contains a generated one, with balls
+    to the 5th neighbour. The features are (n, D) and (m, D), of more than 5 images each.
     """
-    real_radii, generated_radii = (radii(x, PRECISION_NEIGHBOURS) for x in (real, generated))
-    within_real = []
-    within_generated = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    parts = (x.split(block(real)) for x in (generated, generated_radii))
-    for rows, own in zip(*parts, strict=True):
-        between = distances(rows, real)
-        within_real.append((between <= real_radii).any(1))
-        within_generated |= (between <= own[:, None]).any(0)
-    return torch.cat(within_real).double().mean().item(), within_generated.double().mean().item()
-
-
-def density_coverage(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Density, about 1 for real images, and coverage, in [0, 1] (arXiv:2002.09797); 5 neighbours.
-
-    Density is the mean number of real images' balls that contain a generated image, divided by the
-    number of neighbours; coverage is the share of real images whose ball contains a generated one.
-    The features are (n, D) and (m, D), of more than 5 real images.
-    """
-    reach = radii(real, DENSITY_NEIGHBOURS)
-    balls, covered = 0.0, torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for rows in generated.split(block(real)):
-        inside = distances(rows, real) < reach
+    known, _ = nearest(real, real, DENSITY_NEIGHBOURS + 1)  # the first neighbour is itself
+    near, far = known[:, PRECISION_NEIGHBOURS], known[:, DENSITY_NEIGHBOURS]
+    own = radii(generated, PRECISION_NEIGHBOURS)
+    precise, balls = [], 0.0
+    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool, device=real.device)
+    parts = (x.split(block(real)) for x in (generated, own))
+    for rows, reach in zip(*parts, strict=True):
+        between = square_distances(rows, real).sqrt()
+        precise.append((between <= near).any(1))
+        recalled |= (between <= reach[:, None]).any(0)
+        inside = between < far
         balls += inside.sum().item()
         covered |= inside.any(0)
-    return balls / (DENSITY_NEIGHBOURS * len(generated)), covered.double().mean().item()
+    found = (torch.cat(precise), recalled, covered)
+    precision, recall, coverage = (each.double().mean().item() for each in found)
+    return precision, recall, balls / (DENSITY_NEIGHBOURS * len(generated)), coverage
 
 
 class Coverage(Metric):
-    """A metric by nearest neighbours, of equally many images on both sides, at most 10,000."""
+    """Metrics by nearest neighbours, of equally many images on both sides, at most 10,000."""
 
-    shares: Callable[[Tensor, Tensor], tuple[float, float]]  # features -> values of `quantities`
+    quantities = named("precision", "recall", "density", "coverage")
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
         count = min(len(generated), len(reference), MOST)
@@ -103,22 +92,8 @@ class Coverage(Metric):
         sides = (
             each.features.to(generated.extractor.compares_on) for each in (generated, reference)
         )
-        values = self.shares(*sides)
+        values = covered_shares(*sides)
         return {q.name: value for q, value in zip(self.quantities, values, strict=True)}
-
-
-class PrecisionRecall(Coverage):
-    """Improved precision and recall (arXiv:1904.06991)."""
-
-    quantities = named("precision", "recall")
-    shares = staticmethod(precision_recall)
-
-
-class DensityCoverage(Coverage):
-    """Density and coverage (arXiv:2002.09797)."""
-
-    quantities = named("density", "coverage")
-    shares = staticmethod(density_coverage)
 
 
 UNUSUAL = 0.01  # share of test images that are as near to a training image as copies are

@@ -34,7 +34,7 @@ class ImageSet:
     labels: Tensor | None = None  # (n,) int64; of samples, the requested classes
     guesses: Tensor | None = None  # (n,) int64; the classes that a classifier predicts
     split: str = "train"  # of a reference: train, val, or the beginning of a file's name
-    given: Moments | None = None  # of a reference: statistics from a file, for FID to use
+    given: Mapping[str, Moments] = field(default_factory=dict)  # of outputs, by a reference's file
     unseen: Tensor | None = None  # (m, D), of a reference: features of test images, for FLD
     others: Mapping[str, Tensor] = field(default_factory=dict)  # (n, .) each: more outputs, by name
     images: Tensor | None = None  # (n, C, H, W) uint8, if a metric looks at the images themselves

@@ -63,13 +63,9 @@ class Reference(ABC):
         """Entries of a protocol that say which images these are."""
         return {}
 
-    def moments(self, extractor: FeatureExtractor) -> Moments | None:
-        """The statistics of an extractor's features that were computed elsewhere."""
-        return None
-
-    def map_moments(self, extractor: FeatureExtractor) -> Moments | None:
-        """The statistics of an extractor's map that were computed elsewhere."""
-        return None
+    def moments(self, extractor: FeatureExtractor) -> dict[str, Moments]:
+        """The statistics of an extractor's outputs, by name, that were computed elsewhere."""
+        return {}
 
     def check(self, extractor: FeatureExtractor) -> None:
         """Raises ExtractorUnavailable if the reference is of another extractor alone."""
@@ -110,8 +106,6 @@ class Reference(ABC):
             vars(found.statistics).update(kept)  # fills its cached properties
             vars(found)["moments"] = moments
         vars(found)["given"] = self.moments(extractor)
-        if of_map := self.map_moments(extractor):
-            vars(found)["moments"] = {**found.moments, SPATIAL: of_map}
         return found
 
 
@@ -196,23 +190,23 @@ class FileReference(Reference):
         return {"reference_file": self.checksum}
 
     def check(self, extractor: FeatureExtractor) -> None:
-        if self._statistics is None or self.moments(extractor):
+        known = self._statistics
+        if known is None or len(known.mean) == extractor.dim:
             return
         unfit = (
-            f"{self._where} has statistics of {len(self._statistics.mean):,} features, and "
+            f"{self._where} has statistics of {len(known.mean):,} features, and "
             f"{extractor.name} has {extractor.dim:,}"
         )
         if not self.names & set(ARRAYS):
             raise ExtractorUnavailable(f"{unfit}; choose the extractor that they belong to")
         say(f"{unfit}, so FID compares with the images in the file instead")
 
-    def moments(self, extractor: FeatureExtractor) -> Moments | None:
-        known = self._statistics
-        return known if known and len(known.mean) == extractor.dim else None
-
-    def map_moments(self, extractor: FeatureExtractor) -> Moments | None:
-        known = self._read(OF_MAP) if extractor.spatial_dim else None
-        return known if known and len(known.mean) == extractor.spatial_dim else None
+    def moments(self, extractor: FeatureExtractor) -> dict[str, Moments]:
+        known = {FEATURES: self._statistics}
+        if extractor.spatial_dim:
+            known[SPATIAL] = self._read(OF_MAP)
+        dims = {FEATURES: extractor.dim, SPATIAL: extractor.spatial_dim}
+        return {name: own for name, own in known.items() if own and len(own.mean) == dims[name]}
 
     @cached_property
     def _statistics(self) -> Moments | None:

@@ -1,12 +1,15 @@
 """Figures show the numbers of the records: those of the README, of sweeps, and of one page."""
 
 import csv
+import json
+import math
 import runpy
 import shutil
 import statistics
 import xml.etree.ElementTree
 
 import figures
+import pandas as pd
 import pytest
 from helpers.paths import ROOT
 from matplotlib.figure import Figure
@@ -17,6 +20,7 @@ from diffusion_lab.report.figures import COLOURS
 FOLDER = ROOT / "experiments"
 FILES = sorted(FOLDER.glob("results_*.svg"))
 lines = runpy.run_path(str(ROOT / "experiments/lines.py"))
+copies = runpy.run_path(str(ROOT / "experiments/copies.py"))
 ROWS = """network,seed,sweep,scale,fid,fid_real,accuracy,accuracy_real
 UNet,0,guidance,1,90.0,50.0,0.5,0.9
 UNet,1,guidance,1,110.0,50.0,0.7,0.9
@@ -133,6 +137,34 @@ def test_a_column_that_cannot_be_drawn_is_named(file, tmp_path, monkeypatch, cap
     assert ended.value.code == 2
     assert value in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
+
+
+def test_copies_begin_at_a_tenth_and_their_law_needs_every_subset(tmp_path, monkeypatch):
+    begin = {("DiT", 60): (4, 8), ("DiT", 180): (12, 24), ("DiT", 550): (40, None)}
+    begin |= {("U-Net", 60): (4, 4), ("U-Net", 180): (4, 4), ("U-Net", 550): (16, 36)}
+    for (network, images), seeds in begin.items():
+        for seed, first in enumerate(seeds):
+            run = tmp_path / f"published/runs/train/{network}_{images}_{seed}"
+            (run / "memorization").mkdir(parents=True)
+            words = f"arm: '{network} · {images}'\nseed: {seed}\nbatch_size: 8\n"
+            (run / "config.yaml").write_text(words)
+            shares = {step: 0.1 if first and step >= first else 0.09 for step in range(4, 44, 4)}
+            spaces = {step: {"pixels": {"copies": share}} for step, share in shares.items()}
+            report = {"training_images": images, "steps": spaces}
+            (run / "memorization/report.json").write_text(json.dumps(report))
+    monkeypatch.setattr("sys.argv", ["copies.py", str(tmp_path)])
+    copies["main"]()
+    begins, laws = (pd.read_csv(tmp_path / name) for name in ("begins.csv", "laws.csv"))
+    found = begins.set_index(["network", "images", "seed"]).images_seen.to_dict()
+    asked = {(*key, seed): at for key, seeds in begin.items() for seed, at in enumerate(seeds)}
+    assert found == {key: 8 * step for key, step in asked.items() if step}
+    exponents = laws.set_index(["network", "seed"]).exponent.to_dict()
+    assert [exponents["DiT", seed] for seed in (0, 1)] == pytest.approx([1, 1])  # of two sizes
+    x = [math.log(images) for images in (60, 180, 550)]
+    slope = statistics.linear_regression(x, [math.log(each) for each in (4, 4, 36)]).slope
+    assert exponents["U-Net", 1] == pytest.approx(slope)
+    with Image.open(tmp_path / "copies.png") as picture:
+        assert picture.width > 700
 
 
 def test_the_table_of_the_page_is_made_of_its_results():

@@ -10,7 +10,7 @@ from diffusion_lab.metrics import distances
 from diffusion_lab.metrics.built_in import FID, KID, MMD
 from diffusion_lab.metrics.distances import FeatureSet, frechet
 from diffusion_lab.metrics.extractor import EfficientNetLite0
-from diffusion_lab.metrics.neighbours import DensityCoverage, PrecisionRecall
+from diffusion_lab.metrics.neighbours import Coverage
 from diffusion_lab.metrics.observer import ImageSet
 
 pytestmark = pytest.mark.gpu
@@ -56,7 +56,7 @@ def test_metrics_of_features_are_those_of_a_cpu(monkeypatch):
         sides = [ImageSet(extractor, features) for features in (ours, theirs)]
         stored = FeatureSet(theirs).statistics()
         vars(sides[1].statistics).update(stored)  # as a reference is read from a file
-        metrics = (FID(), KID(), MMD(), PrecisionRecall(), DensityCoverage())
+        metrics = (FID(), KID(), MMD(), Coverage())
         found.append([each.measure(*sides) for each in metrics])
         found[-1].append({"few": frechet(FeatureSet(ours[:9], device), sides[1].statistics)})
         found[-1].append({"own": FeatureSet(theirs, device).statistics()["self_kernel"].item()})

@@ -5,7 +5,7 @@ import torch
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from diffusion_lab.metrics import neighbours
-from diffusion_lab.metrics.neighbours import density_coverage, nearest, precision_recall, radii
+from diffusion_lab.metrics.neighbours import covered_shares, nearest, radii
 
 
 def draw(count, seed, scale=1.0, shift=0.0):
@@ -36,7 +36,7 @@ def test_a_radius_reaches_to_the_neighbour_beside_itself():
 
 
 def test_precision_and_recall_are_torch_fidelitys():
-    ours = precision_recall(GENERATED, REAL)
+    ours = covered_shares(GENERATED, REAL)[:2]
     theirs = calculate_precision_recall_full(GENERATED, REAL, neighborhood=3)
     assert 0.3 < ours[1] < ours[0] < 1
     assert ours == pytest.approx(tuple(float(value) for value in theirs))
@@ -46,13 +46,14 @@ def test_density_and_coverage_are_counted():
     between = torch.cdist(GENERATED.double(), REAL.double())
     reach = torch.cdist(REAL.double(), REAL.double()).sort(1).values[:, 5]
     inside = between < reach
-    density, covered = density_coverage(GENERATED, REAL)
+    _, _, density, covered = covered_shares(GENERATED, REAL)
     assert density == pytest.approx(inside.sum().item() / (5 * 250))
     assert covered == pytest.approx(inside.any(0).double().mean().item())
 
 
 def test_a_collapsed_generator_has_numbers():
     collapsed = REAL[:1].repeat(100, 1)
-    assert precision_recall(collapsed, REAL)[0] == 1
-    assert precision_recall(collapsed, REAL)[1] < 0.02
-    assert density_coverage(collapsed, REAL)[1] < 0.1
+    precision, recall, _, covered = covered_shares(collapsed, REAL)
+    assert precision == 1
+    assert recall < 0.02
+    assert covered < 0.1
