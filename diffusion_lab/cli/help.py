@@ -98,7 +98,7 @@ class Options:
 def command_help(name: str, command: Command, own: str | None) -> str:
     """The help of a command: what it does, its keys, and the groups that it takes."""
     options, config = Options(own), name.replace("-", "_")
-    texts = list(_texts(config))
+    texts = [text for _, text in _files(options, "", config)]
     contents = [_read(text) for text in texts]
     defaults = [entry for content in contents for entry in content.get("defaults", [])]
     chosen = {k: v for each in defaults if isinstance(each, dict) for k, v in each.items()}
@@ -122,7 +122,7 @@ def command_help(name: str, command: Command, own: str | None) -> str:
         for each in options.inside(group):
             lines.append(_listed(f"{each} ({taken})" if each == group else each, options, each))
     if callbacks := plain.get("callbacks"):
-        found = (_read(text) for text in _files(options, "callbacks", callbacks))
+        found = (_read(text) for _, text in _files(options, "callbacks", callbacks))
         names = ", ".join(sorted({name for each in found for name in each} - {"defaults"}))
         lines += [_wrapped(f"callbacks.NAME=null leaves one out: {names}")]
         lines += [_listed(f"+{group}", options, group) for group in ADDED]
@@ -130,15 +130,6 @@ def command_help(name: str, command: Command, own: str | None) -> str:
         lines += ["", "`diffusion-lab options GROUP` says what each option is, and"]
         lines += ["`diffusion-lab options GROUP=OPTION` shows its keys."]
     return "\n".join(lines)
-
-
-def _texts(config: str) -> Iterator[str]:
-    """The text of a command's file, then of those that it is based on."""
-    text = (conf_dir() / f"{config}.yaml").read_text()
-    yield text
-    for entry in _read(text).get("defaults", []):
-        if isinstance(entry, str) and entry not in ("_self_", "command"):
-            yield from _texts(entry)
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -172,7 +163,8 @@ def options_help(arguments: Sequence[str], own: str | None) -> str:
     require("group", group, options.groups)
     if name:
         require(f"option of {group}", name, options.files(group))
-        return "\n\n".join(_files(options, group, name))
+        found = _files(options, group, name)
+        return "\n\n".join(f"# {group}={each}\n\n{text}" for each, text in found)
     lines = []
     for each in options.inside(group):
         files = options.files(each)
@@ -183,10 +175,10 @@ def options_help(arguments: Sequence[str], own: str | None) -> str:
     return "\n".join(lines)
 
 
-def _files(options: Options, group: str, name: str) -> Iterator[str]:
-    """The file of an option, and those of the options that it is based on, each after its name."""
+def _files(options: Options, group: str, name: str) -> Iterator[tuple[str, str]]:
+    """The name and text of an option, then of those that it is based on; the group "" is conf/."""
     text = options.files(group)[name].read_text().strip()
-    yield f"# {group}={name}\n\n{text}"
+    yield name, text
     for entry in _read(text).get("defaults", []):
         if isinstance(entry, str) and entry in options.files(group):
             yield from _files(options, group, entry)

@@ -15,7 +15,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk without room for w
 # kernel asks for colours, take the notebook for a terminal. Elsewhere Rich decides, by None.
 RICH = False if Console().is_jupyter else None
 console = Console(  # standard output is for results
-    stderr=True, highlight=False, force_jupyter=RICH, force_terminal=RICH
+    stderr=True, highlight=False, emoji=False, force_jupyter=RICH, force_terminal=RICH
 )
 
 

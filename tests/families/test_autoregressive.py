@@ -155,9 +155,7 @@ def stage(tmp_path_factory):
 def drawing(stage, scale=1.0, **sampler) -> CodePipeline:
     _, height, width = stage.latent_shape
     model = shaken(transformer(codes=stage.num_codes, tokens=height * width))
-    return CodePipeline(
-        model, CodeSampler(**sampler), LogitGuidance(scale), stage, Classes.numbered(CLASSES)
-    )
+    return CodePipeline(model, CodeSampler(**sampler), LogitGuidance(scale), stage)
 
 
 def test_codes_come_back_as_the_images_that_the_autoencoder_decodes(stage):
@@ -204,7 +202,7 @@ def test_drawn_codes_follow_the_likelihood(stage):
 def test_labels_may_be_numbers():
     model = transformer(conditioning=NumericLabel, labels=Numbers(2))
     model.conditioning.labels.learn(torch.randn(20, 2))
-    pipeline = CodePipeline(model, CodeSampler(), LogitGuidance(2.0), None, Numbers(2))
+    pipeline = CodePipeline(model, CodeSampler(), LogitGuidance(2.0), None)
     labels = pipeline.labels(range(4))
     assert labels.shape == (4, 2)
     assert pipeline.codes(range(4), 0, labels).shape == (4, TOKENS)

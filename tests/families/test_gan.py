@@ -102,7 +102,7 @@ def test_labels_may_be_numbers():
     judge = Discriminator(1, 4, 2, normalised=False, labels=Numbers(2), conditioning=NumericLabel)
     model = generator(conditioning=NumericLabel, labels=Numbers(2))
     model.conditioning.labels.learn(torch.randn(20, 2))
-    pipeline = GANPipeline(model, Numbers(2))
+    pipeline = GANPipeline(model)
     labels = pipeline.labels(range(4))
     assert labels.shape == (4, 2)
     made = pipeline(range(4), 0, labels)
@@ -145,7 +145,7 @@ def test_too_many_levels_are_refused():
 
 
 def test_a_sample_is_fixed_by_its_seed_and_id():
-    pipeline = GANPipeline(generator(), Classes.numbered(CLASSES))
+    pipeline = GANPipeline(generator())
     together = pipeline([0, 1, 2, 3], 5)
     assert together.dtype == torch.uint8
     assert torch.equal(pipeline([2, 3], 5), together[2:])
@@ -160,4 +160,4 @@ def test_samples_that_are_not_finite_are_refused():
         torch.full((sum(p.numel() for p in model.parameters()),), torch.nan), model.parameters()
     )
     with refused("4 of 4", by=NotFinite):
-        GANPipeline(model, Classes.numbered(CLASSES))(range(4))
+        GANPipeline(model)(range(4))

@@ -11,7 +11,7 @@ from helpers.tiny_runs import QUICK, TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
-from diffusion_lab.assembly.pipeline import LabelledGenerator, Pipeline
+from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.images import to_uint8
 from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.randomness import SampleNoise
@@ -21,15 +21,15 @@ from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.callbacks.evaluation import denoising
 
 
-class Shades(LabelledGenerator):
+class Shades(Generator):
     """Draws a pixel for each sample: the class, in units of a hundredth of all classes."""
 
     def __init__(self, classes: int):
         self.kind = Classes.numbered(classes)
 
     @property
-    def conditioning(self):
-        return SimpleNamespace(conditional=True, labels=self.kind)
+    def known(self):
+        return self.kind
 
     def drawn(self, ids, seed, labels, on_step):
         return (labels * 100 // self.kind.classes).to(torch.uint8)[:, None, None, None]

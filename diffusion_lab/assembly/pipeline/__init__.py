@@ -1,4 +1,4 @@
 """From seeds and labels to uint8 images: whatever draws them, in batches, in grids, measured."""
 
 from diffusion_lab.assembly.pipeline.diffusion import Pipeline, with_steps
-from diffusion_lab.assembly.pipeline.generator import Generator, LabelledGenerator, draw, draw_rows
+from diffusion_lab.assembly.pipeline.generator import Generator, draw, draw_rows

@@ -3,12 +3,11 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.assembly.pipeline.generator import LabelledGenerator
+from diffusion_lab.assembly.pipeline.generator import Generator
 from diffusion_lab.common.images import require_finite
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
@@ -27,7 +26,7 @@ PAIRS = 0x7061697273  # separates these draws from others with the same seed
 
 
 @dataclass(frozen=True)
-class Pipeline(LabelledGenerator):
+class Pipeline(Generator):
     """A denoiser with everything else that sampling needs.
 
     Sample i is fixed by `seed` and i alone: its label comes in turn, and its noise does not depend
@@ -46,12 +45,11 @@ class Pipeline(LabelledGenerator):
     constrain: Callable[[DenoiseFn], DenoiseFn] = lambda denoise: denoise
 
     @property
-    def conditioning(self) -> Any:
-        return self.denoiser.conditioning
-
-    @property
-    def conditional(self) -> bool:
-        return super().conditional or self.guidance.by_classifier
+    def known(self) -> Labels | None:
+        conditioning = self.denoiser.conditioning
+        if conditioning.conditional:
+            return conditioning.labels
+        return self.kind if self.guidance.by_classifier else None
 
     @property
     def steps(self) -> int:

@@ -44,35 +44,21 @@ def evaluate(
     observe, count = prepared.metrics.observer, prepared.metrics.num_samples
     rank, world = rank_and_world()
     ids, common = shard(count, rank, world), -(-(count // world) // batch_size)
-    observed, drawn, clock = [], [], Stopwatch()
+    observed, drawn, features, last = [], [], 0.0, time.perf_counter()
     for number, images in enumerate(draw(pipeline, ids, batch_size, seed)):
         if number < common and stop():
             raise EvaluationStopped
         if images.is_cuda:  # else the time of samples counts as features
             torch.cuda.synchronize(images.device)
-        drawn.append((clock.lap("samples"), len(images)))
+        began = time.perf_counter()
+        drawn.append((began - last, len(images)))
         observed.append(observe(datamodule.to_native(images)))
-        clock.lap("features")
+        last = time.perf_counter()
+        features += last - began
     results = prepared.compute(observe.gather(observed), pipeline.labels(range(count)))
-    clock.lap("metrics")
-    say(f"Evaluated {count:,} samples: {clock}")
+    spent = {"samples": sum(each for each, _ in drawn), "features": features}
+    spent["metrics"] = time.perf_counter() - last
+    words = ", ".join(f"{seconds:.1f} s for {what}" for what, seconds in spent.items())
+    say(f"Evaluated {count:,} samples: {words}")
     seconds, images = torch.tensor(drawn[1:] or drawn or [(0.0, 0.0)]).sum(0).tolist()
     return Evaluated(results, seconds / images if images else None)
-
-
-class Stopwatch:
-    """A stopwatch that adds up the wall-clock seconds spent on each activity."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, what: str) -> float:
-        """Adds the time since the previous lap to the seconds of `what`, and returns it."""
-        now = time.perf_counter()
-        passed, self.last = now - self.last, now
-        self.seconds[what] = self.seconds.get(what, 0.0) + passed
-        return passed
-
-    def __str__(self) -> str:
-        return ", ".join(f"{value:.1f} s for {what}" for what, value in self.seconds.items())

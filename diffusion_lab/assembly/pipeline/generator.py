@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +23,14 @@ class Generator(ABC):
     """Draws samples by ids and a seed; by default in one step and without classes."""
 
     @property
+    def known(self) -> Labels | None:
+        """The labels that samples are drawn of; a model knows examples of its training labels."""
+        return None
+
+    @property
     def conditional(self) -> bool:
         """Whether samples are drawn by class."""
-        return False
+        return self.known is not None
 
     @property
     def steps(self) -> int:
@@ -35,11 +39,11 @@ class Generator(ABC):
 
     def labels(self, ids: Sequence[int]) -> Tensor | None:
         """The class of each sample, (B,) int64; None for an unconditional model."""
-        return None
+        return None if self.known is None else self.known.in_turn(ids)
 
     def row_labels(self, columns: int) -> Tensor | None:
         """The labels of a grid's rows, or None for a square of `columns` rows without classes."""
-        return None
+        return None if self.known is None else self.known.grid(columns)
 
     @torch.inference_mode()
     def __call__(
@@ -60,33 +64,6 @@ class Generator(ABC):
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]
     ) -> Tensor:
         """The samples `ids` of these labels, uint8 (B, C, H, W), as `__call__` returns them."""
-
-
-class LabelledGenerator(Generator):
-    """Draws samples of the labels that a conditioning knows; `kind` is that of the data."""
-
-    kind: Labels
-    model: Any
-
-    @property
-    def conditioning(self) -> Any:
-        """The module that embeds labels, by default the model's."""
-        return self.model.conditioning
-
-    @property
-    def conditional(self) -> bool:
-        return bool(self.conditioning.conditional)
-
-    def labels(self, ids: Sequence[int]) -> Tensor | None:
-        return self.known.in_turn(ids) if self.conditional else None
-
-    def row_labels(self, columns: int) -> Tensor | None:
-        return self.known.grid(columns) if self.conditional else None
-
-    @property
-    def known(self) -> Labels:
-        """The labels that samples are drawn of; a model knows examples of its training labels."""
-        return self.conditioning.labels if self.conditioning.conditional else self.kind
 
 
 def draw(

@@ -222,22 +222,62 @@ class Runner:
                     schedule.ended(ended.job)
 
     def steps(self, job: StudyJob) -> Steps:
-        """Runs a job unless it is done, or its trials until the best is inside their grid."""
+        """Runs a job unless it is done; of one that tunes, its trials."""
         if self.records.done(job) or not self.possible(job):
             return
-        if job.command != CHOOSE:
+        if job.command == CHOOSE:
+            yield from self.tuning(job)
+        else:
             yield [job]
+
+    def tuning(self, job: StudyJob) -> Steps:
+        """Runs trials until the best is inside their grid, and writes what is best."""
+        records, jobs = self.records, self.records.jobs
+        stage = jobs.study.stages[job.stage]
+        assert stage.choice is not None
+        new, grown, tried = first_values(stage, job.name), 0, list[Tried]()
+        while new:
+            by_values = [jobs.trials(job, values) for values in new]
+            trials = [trial for each in by_values for trial in each]
+            yield [each for each in trials if records.is_open(each) and self.possible(each)]
+            measured = filter(None, map(jobs.measurement, filter(records.done, trials)))
+            yield [each for each in measured if not records.done(each)]
+            if unfinished := [each.title for each in trials if records.is_open(each)]:
+                self.failed[job.title] = f"it needs {unfinished[-1]}, which is not done"
+                return
+            for values, own in zip(new, by_values, strict=True):
+                results = {trial.point[SEEDS]: result(trial, stage.choice) for trial in own}
+                tried.append({"values": values, "results": results})
+            new = beyond(tried, stage.choice.metric) if grown < stage.choice.grow else []
+            grown += 1
+            for values in new:
+                say(f"{job.title}: the best value is at an end, trying {written(values)}")
+        self.choose(job, stage.choice, tried)
+
+    def choose(self, job: StudyJob, choice: Choice, tried: list[Tried]) -> None:
+        """Writes what was tried and what is best, for the trainings that need it."""
+        stage, found = self.records.jobs.study.stages[job.stage], best(tried, choice.metric)
+        trial = self.records.jobs.trials(job, {})[0].settings
+        seconds = trial.get("budget.seconds")
+        record = {
+            "chosen": found and found["values"],
+            "tried": tried,
+            "metric": choice.metric,
+            "values": several(stage),
+            "seeds": [int(seed) for seed in stage.axes[SEEDS]],
+            "num_samples": choice.num_samples,
+            "images": trial.get("budget.images"),
+            "overrides": [f"budget.seconds={seconds}"] if seconds else [],
+            "of": [key for axis, name in job.point.items() for key in stage.axes[axis][name]],
+        }
+        job.made.parent.mkdir(parents=True, exist_ok=True)
+        add_to_json(job.made, {job.label: record})
+        if found is None:
+            self.failed[job.title] = "every trial diverged"
             return
-        search = Search(self.records, job)
-        while search.new:
-            trials = search.trials()
-            yield [each for each in trials if self.records.is_open(each) and self.possible(each)]
-            trained = [trial for trial in trials if self.records.done(trial)]
-            measured = filter(None, map(self.records.jobs.measurement, trained))
-            yield [each for each in measured if not self.records.done(each)]
-            search.take()
-        if why := search.end():
-            self.failed[job.title] = why
+        say(f"{job.title}: {written(found['values'])}, {choice.metric} {average(found):.4g}")
+        if beyond(tried, choice.metric):
+            say(f"{job.title}: this value is at an end of its grid; widen it, or raise grow")
 
     def possible(self, job: StudyJob) -> bool:
         """Whether all that a job needs is done; of runs to compare, whether some are."""
@@ -277,67 +317,6 @@ class Runner:
         if job.command not in (*TRAINS, "train-extractor"):
             self.records.note(job, ended.seconds, ended.result)
         say(f"Done: {job.title} in {duration(ended.seconds)}; {self.progress()}")
-
-
-class Search:
-    """A search: `new` are the values to try next; it ends once there are none."""
-
-    def __init__(self, records: Records, chooser: StudyJob):
-        self.records, self.chooser = records, chooser
-        self.stage = records.jobs.study.stages[chooser.stage]
-        assert self.stage.choice is not None
-        self.choice = self.stage.choice
-        self.new = first_values(self.stage, chooser.name)
-        self.tried: list[Tried] = []
-        self.grown, self.unfinished = 0, ""
-
-    def trials(self) -> list[StudyJob]:
-        """The trainings with the new values, one for each seed of the tuning."""
-        of = self.records.jobs.trials
-        return [trial for values in self.new for trial in of(self.chooser, values)]
-
-    def take(self) -> None:
-        """Takes the results of the new values, and decides on the next."""
-        for values in self.new:
-            trials = self.records.jobs.trials(self.chooser, values)
-            left = (trial.title for trial in trials if self.records.is_open(trial))
-            self.unfinished = next(left, self.unfinished)
-            results = {trial.point[SEEDS]: result(trial, self.choice) for trial in trials}
-            self.tried.append({"values": values, "results": results})
-        growing = self.grown < self.choice.grow and not self.unfinished
-        self.new = beyond(self.tried, self.choice.metric) if growing else []
-        self.grown += 1
-        for values in self.new:
-            say(f"{self.chooser.title}: the best value is at an end, trying {written(values)}")
-
-    def end(self) -> str | None:
-        """Writes what was found for the trainings that need it; returns why that is nothing."""
-        if self.unfinished:
-            return f"it needs {self.unfinished}, which is not done"
-        axes, point = self.stage.axes, self.chooser.point
-        found, metric = best(self.tried, self.choice.metric), self.choice.metric
-        trial = self.records.jobs.trials(self.chooser, {})[0].settings
-        seconds = trial.get("budget.seconds")
-        record = {
-            "chosen": found and found["values"],
-            "tried": self.tried,
-            "metric": metric,
-            "values": several(self.stage),
-            "seeds": [int(seed) for seed in self.stage.axes[SEEDS]],
-            "num_samples": self.choice.num_samples,
-            "images": trial.get("budget.images"),
-            "overrides": [f"budget.seconds={seconds}"] if seconds else [],
-            "of": [key for axis, name in point.items() for key in axes[axis][name]],
-        }
-        self.chooser.made.parent.mkdir(parents=True, exist_ok=True)
-        add_to_json(self.chooser.made, {self.chooser.label: record})
-        if found is None:
-            return "every trial diverged"
-        name = self.chooser.title
-        say(f"{name}: {written(found['values'])}, {metric} {average(found):.4g}")
-        if beyond(self.tried, metric):
-            say(f"{name}: this value is at an end of its grid; widen it, or raise grow")
-        return None
 
 
 def written(values: Settings) -> str:

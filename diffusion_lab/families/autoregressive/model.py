@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.pipeline import LabelledGenerator
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.attention import CausalAttention
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.block import Block
@@ -192,7 +192,7 @@ class LogitGuidance:
 
 
 @dataclass(frozen=True)
-class CodePipeline(LabelledGenerator):
+class CodePipeline(Generator):
     """A model of codes, the way to draw from it, and the first stage that decodes them.
 
     Sample i is fixed by `seed` and i alone, up to the network's rounding.
@@ -202,7 +202,11 @@ class CodePipeline(LabelledGenerator):
     sampler: CodeSampler
     guidance: LogitGuidance
     first_stage: TrainedVQ
-    kind: Labels
+
+    @property
+    def known(self) -> Labels | None:
+        conditioning = self.model.conditioning
+        return conditioning.labels if conditioning.conditional else None
 
     @property
     def steps(self) -> int:

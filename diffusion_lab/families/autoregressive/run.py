@@ -8,7 +8,6 @@ from torch import nn
 
 from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.instantiate import instantiate
-from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data import ImageData
 from diffusion_lab.families.autoregressive import (
@@ -46,7 +45,7 @@ def build_code_model(
 
 
 def build_code_pipeline(
-    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, stage: TrainedVQ, kind: Labels
+    cfg: DictConfig, saved: DictConfig, model: CodeTransformer, stage: TrainedVQ
 ) -> CodePipeline:
     """Builds the drawing of codes with the sampler and guidance of `cfg`; raises UserError.
 
@@ -60,7 +59,7 @@ def build_code_pipeline(
         conditional=model.conditioning.conditional,
         label_dropout=saved.objective.label_dropout,
     )
-    return CodePipeline(model, sampler, guidance, stage, kind)
+    return CodePipeline(model, sampler, guidance, stage)
 
 
 class AutoregressiveRun(NetworkRun):
@@ -74,7 +73,7 @@ class AutoregressiveRun(NetworkRun):
 
     def pipeline(self, cfg: DictConfig) -> CodePipeline:
         stage = cast(TrainedVQ, self.first_stage)
-        return build_code_pipeline(cfg, self.saved, self.model, stage, self.datamodule.labels)
+        return build_code_pipeline(cfg, self.saved, self.model, stage)
 
 
 RUN = AutoregressiveRun

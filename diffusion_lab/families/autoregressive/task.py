@@ -96,5 +96,5 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> AutoregressiveTask:
     objective = instantiate(cfg, "objective")
     require(cfg, "objective", objective, NextCode)
     module = AutoregressiveModule(model, objective, first_stage, Optimization.configured(cfg))
-    pipeline = build_code_pipeline(cfg, cfg, model, first_stage, data.labels)
+    pipeline = build_code_pipeline(cfg, cfg, model, first_stage)
     return AutoregressiveTask(**checked_parts(cfg, data, module, pipeline))

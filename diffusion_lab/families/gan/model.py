@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffusion_lab.assembly.pipeline import LabelledGenerator
+from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.backbone.base import initialise
 from diffusion_lab.backbone.discriminator import Discriminator
 from diffusion_lab.backbone.norm import GroupNorm
@@ -88,11 +88,15 @@ class ConvGenerator(nn.Module):
 
 
 @dataclass(frozen=True)
-class GANPipeline(LabelledGenerator):
+class GANPipeline(Generator):
     """A generator; sample i is fixed by `seed` and i alone, up to the network's rounding."""
 
     model: ConvGenerator
-    kind: Labels
+
+    @property
+    def known(self) -> Labels | None:
+        conditioning = self.model.conditioning
+        return conditioning.labels if conditioning.conditional else None
 
     def drawn(
         self, ids: Sequence[int], seed: int, labels: Tensor | None, on_step: Callable[[], None]

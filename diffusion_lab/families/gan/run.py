@@ -49,7 +49,7 @@ class GANRun(NetworkRun):
         return build_generator(saved, datamodule), None
 
     def pipeline(self, cfg: DictConfig) -> GANPipeline:
-        return GANPipeline(self.model, self.datamodule.labels)
+        return GANPipeline(self.model)
 
 
 RUN = GANRun

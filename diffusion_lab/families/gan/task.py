@@ -120,5 +120,5 @@ def build_task(cfg: DictConfig, device: str = "cpu") -> GANTask:
     data = build_datamodule(cfg)
     model = build_generator(cfg, data, device)
     module = GANModule(model, build_gan_loss(cfg, data), Optimization.configured(cfg))
-    pipeline = GANPipeline(model, data.labels)
+    pipeline = GANPipeline(model)
     return GANTask(**checked_parts(cfg, data, module, pipeline))
