@@ -1,8 +1,7 @@
 """The command `average`: averages of a run's weights, of any length, made from its snapshots."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -19,7 +18,6 @@ from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.ranges import either, number, numbers, optional, whole
 from diffusion_lab.compute.device import pick_device
-from diffusion_lab.data import ImageData
 from diffusion_lab.diffusion.power_average import LONGEST, coefficients, gamma_of
 from diffusion_lab.families.autoencoder.task import latent_moments
 from diffusion_lab.first_stage.autoencoder import saving
@@ -31,48 +29,38 @@ from diffusion_lab.runs.opened import load_trained_config, move_data
 from diffusion_lab.training.callbacks.evaluation import reconstruction_metrics
 
 
-@dataclass(frozen=True)
-class AveragedFirstStages:
-    """Writes averages of the autoencoder of the run `cfg.run`, whose configuration is `saved`.
+def first_stages_of(
+    cfg: DictConfig, saved: DictConfig
+) -> Callable[[dict[str, Tensor], Path], dict[str, float]]:
+    """The function that writes the autoencoder of the run `cfg.run` with other weights to a folder.
 
-    rFID and its companions are measured if the run measured them. Raises UserError if the run has
-    not ended yet, as its first stage says what the autoencoder is.
+    It returns the metrics that it measures: rFID and its companions, if the run measured them.
+    Raises UserError if the run has not ended yet, as its first stage says what the autoencoder is.
     """
+    with errors_at(saved, ""):
+        path = Path(cfg.run) / saving.FIRST_STAGE_FILE
+        autoencoder, known, _ = saving.load_autoencoder(path)
+    if cfg.data_root:
+        move_data(saved.data.source, cfg.data_root)
+    data, device, prepared = build_images(saved), pick_device(cfg.device), None
+    read_data(saved, data)
+    if any(name.startswith("rfid") for name in known.metrics):
+        metrics = instantiate(saved, "metrics")
+        with errors_at(saved, "metrics"):
+            metrics.load(data, device)
+            prepared = PreparedMetrics.of(metrics, data)
 
-    cfg: DictConfig
-    saved: DictConfig
-
-    @cached_property
-    def data(self) -> ImageData:
-        """The run's data, read."""
-        if self.cfg.data_root:
-            move_data(self.saved.data.source, self.cfg.data_root)
-        datamodule = build_images(self.saved)
-        read_data(self.saved, datamodule)
-        return datamodule
-
-    @cached_property
-    def metrics(self) -> PreparedMetrics:
-        """The run's metrics, with the reference's features."""
-        metrics = instantiate(self.saved, "metrics")
-        with errors_at(self.saved, "metrics"):
-            metrics.load(self.data, pick_device(self.cfg.device))
-            return PreparedMetrics.of(metrics, self.data)
-
-    def save(self, tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
-        """Writes a first stage with these weights to a folder; returns the metrics measured."""
-        with errors_at(self.saved, ""):
-            path = Path(self.cfg.run) / saving.FIRST_STAGE_FILE
-            autoencoder, facts, _ = saving.load_autoencoder(path)
+    def save(tensors: dict[str, Tensor], folder: Path) -> dict[str, float]:
         autoencoder.load_state_dict(tensors)
-        mean, std = latent_moments(autoencoder, self.data, pick_device(self.cfg.device))
+        mean, std = latent_moments(autoencoder, data, device)
         results = {}
-        if any(name.startswith("rfid") for name in facts.metrics):
-            measured = self.data, self.metrics, self.cfg.batch_size
-            results = reconstruction_metrics(autoencoder, *measured)
-        facts = replace(facts, latent_mean=mean, latent_std=std, metrics=results)
+        if prepared:
+            results = reconstruction_metrics(autoencoder, data, prepared, cfg.batch_size)
+        facts = replace(known, latent_mean=mean, latent_std=std, metrics=results)
         saving.save_autoencoder(autoencoder, facts, folder / saving.FIRST_STAGE_FILE)
         return results
+
+    return save
 
 
 LENGTH = either(
@@ -92,16 +80,16 @@ def average(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """
     check_keys(cfg, KEYS)
     run, saved = Path(cfg.run), load_trained_config(cfg.run)
-    first_stages = AveragedFirstStages(cfg, saved) if family_of(saved) == AUTOENCODER else None
     step, last, found = chosen(run, cfg.step)
+    save = first_stages_of(cfg, saved) if family_of(saved) == AUTOENCODER else None
     made = []
     for length, (tensors, error) in reconstruct(found, step, as_list(cfg.length)).items():
         folder = averages.folder_of(run, length, step)
         facts = {"length": name_of(length), "step": str(step), "run": run.resolve().name}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if first_stages:
-                measured = first_stages.save(tensors, folder)
+            if save:
+                measured = save(tensors, folder)
             else:
                 content = safetensors.torch.save(tensors, {"format": "pt"} | facts)
                 write_atomically(folder / EXPORTED, content)

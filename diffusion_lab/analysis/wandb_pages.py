@@ -1,7 +1,7 @@
 """Workspaces and reports of Weights & Biases, made of the runs in a folder."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,17 +38,10 @@ PROTOCOL = Range(
 )
 
 
-@dataclass(frozen=True)
-class LoggedRun:
-    """A run that was logged to W&B, as its folder has it: its settings and its final metrics."""
-
-    folder: Path
-    settings: Settings
-    metrics: dict[str, float]
-
-
-def logged_runs(paths: Sequence[str], project: str, group: str | None) -> Iterator[LoggedRun]:
-    """Yields the runs at or below the paths, or in outputs/, that a W&B project, or group, has."""
+def logged_runs(
+    paths: Sequence[str], project: str, group: str | None
+) -> Iterator[tuple[Path, Settings]]:
+    """Yields the runs that a W&B project, or group, has, at or below the paths, or in outputs/."""
     if not paths and not any(OUTPUTS.glob(f"*/*/{CONFIG}")):
         return
     for folder in run_folders(paths or [OUTPUTS]):
@@ -56,14 +49,13 @@ def logged_runs(paths: Sequence[str], project: str, group: str | None) -> Iterat
             config = load_config(folder)
             place = (config.get("logger") or {}).get("wandb")
             if place and place.project == project and group in (None, place.get("group")):
-                settings = flat(OmegaConf.to_container(config))
-                yield LoggedRun(folder, settings, load_summary(folder).metrics)
+                yield folder, flat(OmegaConf.to_container(config))
 
 
-def protocol_of(runs: Sequence[LoggedRun], project: str) -> str:
+def protocol_of(runs: Iterable[Path], project: str) -> str:
     """The one protocol by which runs were measured, as it is in the names of their metrics."""
-    fids = {name for run in runs for name in run.metrics if name.startswith("fid/")}
-    protocols = sorted(name.removeprefix("fid/") for name in fids)
+    known = {name for run in runs for name in load_summary(run).metrics}
+    protocols = sorted(name.removeprefix("fid/") for name in known if name.startswith("fid/"))
     if not protocols:
         raise UserError(
             f"no run of project={project} with FID was found; give the folders of its runs, or "
@@ -77,10 +69,10 @@ def protocol_of(runs: Sequence[LoggedRun], project: str) -> str:
     return protocols[0]
 
 
-def key_of(name: str, runs: Sequence[LoggedRun]) -> str:
+def key_of(name: str, runs: Mapping[Path, Settings]) -> str:
     """The key in a run's configuration of an option or a value, such as backbone or seed."""
     key, option = name, f"choices.{name.replace('/', '_')}"
-    found = {each for run in runs for each in run.settings}
+    found = {each for settings in runs.values() for each in settings}
     if option in found or (not runs and name in GROUPS):
         return option
     if runs and key not in found:
@@ -96,7 +88,7 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     """Creates a workspace and a report and returns their URLs; creates none if `cfg.dry_run`."""
     check_keys(cfg, {"protocol": optional(PROTOCOL)})
     project, group = str(cfg.project), None if cfg.group is None else str(cfg.group)
-    runs = list(logged_runs([str(path) for path in as_list(cfg.paths)], project, group))
+    runs = dict(logged_runs([str(path) for path in as_list(cfg.paths)], project, group))
     protocol = cfg.protocol or protocol_of(runs, project)
     names = [str(name) for name in as_list(cfg.group_by)]
     if not names:
@@ -115,7 +107,7 @@ def wandb_report(cfg: DictConfig, overrides: list[str]) -> dict[str, str]:
     said = ""
     if runs:
         try:
-            said = in_markdown(Report(collect([run.folder for run in runs])))
+            said = in_markdown(Report(collect([*runs])))
         except UserError as error:  # unlike runs are no reason against a dashboard
             said = f"These runs are not compared: {literal(error)}"
     try:

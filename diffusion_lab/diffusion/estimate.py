@@ -35,7 +35,7 @@ NOTHING = Given()
 class Estimate(NamedTuple):
     """The denoised estimate x0, and what else the network says; all are (B, C, H, W).
 
-    `log_variance_weight` is a position from 0 to 1 between the logs of `posterior`'s small variance
+    `log_variance_weight` is a position from 0 to 1 between the logs of `lowered`'s small variance
     and of its large one, if the network learns it (arXiv:2102.09672); a network may overshoot.
     `output` is the network's own, in its prediction space, float32 at least. `noise_x0` is the x0
     whose noise a step keeps, if that is not x0 itself (CFG++).

@@ -103,14 +103,6 @@ def lowered(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel
     return NoiseLevel(there.t, there.alpha, kept), small, large
 
 
-def posterior(
-    x: Tensor, x0: Tensor, here: NoiseLevel, there: NoiseLevel, eta: float = 1.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, small variance and large variance of the step to `there`, given x0; see `lowered`."""
-    left, small, large = lowered(here, there, eta)
-    return jump(x, x0, here, left), small, large
-
-
 def features(position: Tensor, channels: int, device: torch.device) -> Tensor:
     """Cosines of a position (B,) of unit variance, (B, channels) float32."""
     position = position.to(device, torch.float32)

@@ -273,7 +273,7 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
         ),
     ),
     ("features", "memory", features_seconds),
-    ("steps", "time", lambda cfg, run=None: run.steps if run else cfg.trainer.max_steps),
+    ("steps", "time", lambda settings, run=None: run.steps if run else settings.trainer.max_steps),
     ("seen", "time", lambda steps, layout: steps * layout.batch_size),
 )
 

@@ -93,7 +93,7 @@ def write(folder: Path, report: Report) -> None:
     write_atomically(folder / "index.html", text)
     (folder / PLOTS).mkdir(exist_ok=True)
     drawings = [*report.figures, *report.laws, *chain(*report.folded.values())]
-    kinds = ("tuning", *report.found.metrics, VALIDATION_LOSS.name)
+    kinds = ("tuning", "best_so_far", *report.found.metrics, VALIDATION_LOSS.name)
     names = [f"{drawing.name}.svg" for drawing in drawings]
     laws = [each.table for each in report.scaling]
     for old in (folder / PLOTS).glob("*.svg"):

@@ -24,7 +24,7 @@ from diffusion_lab.diffusion.objective.loss import (
     Parts,
 )
 from diffusion_lab.diffusion.objective.loss.lagrangian import output_of
-from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, guided, halted
+from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, halted, labelled
 from diffusion_lab.diffusion.schedule import Cosine, Rectified
 
 NEARLY = 65  # images of 100, after which alpha is 0.023
@@ -205,35 +205,42 @@ def test_scales_have_a_density_of_their_inverse_and_are_one_without_a_label():
     prediction = Flow()
     x, loss = torch.zeros(9000, 1), ImprovedMeanFlow(guidance=8.0)
     given = Given(torch.tensor([0, 1, 3]).repeat(3000))  # 3 is no label
-    scales = loss.scales(Told(prediction), x, given, torch.Generator().manual_seed(0))
+    kept = labelled(Told(prediction), given, x)
+    scales = loss.scales(kept, torch.Generator().manual_seed(0))
     assert (scales[2::3] == 1).all()
     kept = scales.view(-1, 3)[:, :2].log() / torch.tensor(8.0).log()
     assert kept.min() < 0.01 < 0.99 < kept.max()
     assert kept.mean() == pytest.approx(0.5, abs=0.02)
-    assert (loss.scales(Told(prediction), x, NOTHING, None) == 1).all()
+    assert (loss.scales(labelled(Told(prediction), NOTHING, x), None) == 1).all()
 
 
-def test_the_guided_path_is_the_one_that_a_guided_estimate_follows():
+def test_the_path_that_is_trained_is_the_one_that_a_guided_estimate_follows():
     schedule, prediction = SCHEDULES["rectified"]
     x0, eps, level, _ = points(schedule, count=3)
-    scale = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    given = Given(torch.tensor([0, 1, 2]), scale=scale)
-    x = add_noise(x0, eps, level)
+    labels, x = torch.tensor([0, 1, 2]), add_noise(x0, eps, level)
+    scales = []
 
     class Guided(ExactMap):
+        """The strong estimate is the mean, and the weak one is 1 below it."""
+
         conditioning = Labelled.conditioning
 
         def __call__(self, x, level, given=NOTHING):
-            mean = self.mean(x, level)
+            own = self.mean(x, level) - 1
             if given.labels is None:
                 assert given.scale is None
-                return Estimate(mean - 1)
-            return Estimate(mean - 1 + given.scale[:, None])
+                return Estimate(own)
+            scales.append(given.scale)
+            own = own + given.scale[:, None]
+            return Estimate(own, None, prediction.target(own, noise_of(x, own, level), level))
 
-    own = Guided(prediction)(x, level, given).x0
-    goal = guided(Guided(prediction), x, x0, own, level, given)
-    # the model's strong estimate is the mean, so a pair's x0 moves by as much as the mean does
-    torch.testing.assert_close(goal - x0, own - ExactMap(prediction).mean(x, level))
+    loss = ImprovedMeanFlow(instant=1.0, guidance=4.0, power=0.0)
+    parts = Parts(schedule, prediction, UniformTime())
+    losses, *_ = loss(parts, Guided(prediction), x0, eps, level, Given(labels), None)
+    goal = x0 - 1 + scales[0][:, None]  # moved by as much as the estimate
+    output = Guided(prediction)(x, level, Given(labels, scale=scales[0])).output
+    velocity = prediction.target(goal, noise_of(x, goal, level), level)
+    torch.testing.assert_close(losses, (output - velocity).square().mean(1))
 
 
 def test_embedded_guidance_tells_the_scale_inside_its_interval_in_one_call():

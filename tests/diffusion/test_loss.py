@@ -43,7 +43,7 @@ from diffusion_lab.diffusion.objective.loss import (
     VelocityWeight,
 )
 from diffusion_lab.diffusion.objective.loss.base import pseudo_huber
-from diffusion_lab.diffusion.objective.loss.variance import bound_term, negative_log_likelihood
+from diffusion_lab.diffusion.objective.loss.variance import negative_log_likelihood
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 PRESETS = {
@@ -477,6 +477,7 @@ def test_weights_are_finite_and_not_negative_down_to_pure_noise(weighting):
 
 STEPS = 100
 SCHEDULE = DDPMLinear(STEPS)
+BOUND = Hybrid(1 / STEPS)  # L_t itself
 FIRST, LAST = 0, STEPS - 1  # indices of the table, as in the published code
 
 
@@ -544,15 +545,16 @@ def test_it_is_the_published_bound(index):
     t, level, x0, x, x0_hat, fraction = example(torch.tensor(index))
     alphas_cumprod = SCHEDULE(torch.arange(1, STEPS + 1).double() / STEPS).alpha ** 2
     expected = Published(alphas_cumprod).bits(x0, x, x0_hat, fraction, t)
-    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    bits = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
     torch.testing.assert_close(bits, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("index", [FIRST, 1, LAST])
 def test_float32_is_enough(index):
     _, level, x0, x, x0_hat, fraction = example(index)
-    exact = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
-    single = bound_term(*(v.float() for v in (x, x0, x0_hat, fraction)), level, SCHEDULE)
+    exact = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
+    x, x0, *estimate = (v.float() for v in (x, x0, x0_hat, fraction))
+    single = BOUND(x, x0, Estimate(*estimate), level, SCHEDULE)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=2e-3, atol=1e-4)
 
@@ -568,7 +570,7 @@ def test_the_likelihoods_of_all_bins_add_up_to_one():
 def test_weights_are_those_of_the_hybrid_loss():
     assert Hybrid().weight == 0.001
     _, level, x0, x, x0_hat, fraction = example(7)
-    bits = bound_term(x, x0, x0_hat, fraction, level, SCHEDULE)
+    bits = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
     added = Hybrid(0.01)(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
     torch.testing.assert_close(added, 0.01 * STEPS * bits)
 

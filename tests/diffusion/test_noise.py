@@ -11,8 +11,8 @@ from diffusion_lab.diffusion.noise import (
     add_noise,
     broadcast,
     jump,
+    lowered,
     noise_of,
-    posterior,
     renoise,
 )
 from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, Score, V
@@ -116,7 +116,8 @@ def test_posterior_is_bayes_rule(schedule, t_here):
     forward = here.sigma**2 - ratio**2 * there.sigma**2
     precision = 1 / there.sigma**2 + ratio**2 / forward
     bayes = (there.alpha * x0 / there.sigma**2 + ratio * x / forward) / precision
-    mean, small, large = posterior(x, x0, here, there)
+    left, small, large = lowered(here, there, 1.0)
+    mean = jump(x, x0, here, left)
     torch.testing.assert_close(mean, bayes, atol=1e-12, rtol=1e-10)
     assert small.item() == pytest.approx(1 / precision.item(), rel=1e-12)
     assert large.item() == pytest.approx(forward.item(), rel=1e-12)
@@ -126,9 +127,10 @@ def test_posterior_is_bayes_rule(schedule, t_here):
 def test_posterior_keeps_the_marginal_for_every_eta(eta):
     here, there = level_of(0.6, 0.8), level_of(0.8, 0.6)
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    kept, small, _ = posterior(add_noise(zero, one, here), zero, here, there, eta)
+    left, small, _ = lowered(here, there, eta)
+    kept = jump(add_noise(zero, one, here), zero, here, left)
     assert (kept**2 + small).item() == pytest.approx(0.36, abs=1e-15)
-    mean, _, _ = posterior(add_noise(one, zero, here), one, here, there, eta)
+    mean = jump(add_noise(one, zero, here), one, here, left)
     assert mean.item() == pytest.approx(0.8, abs=1e-15)
     if eta == 0:
         assert small == 0
@@ -137,7 +139,9 @@ def test_posterior_keeps_the_marginal_for_every_eta(eta):
 
 def test_posterior_on_clean_data_is_exact():
     x0 = draw(8, dtype=torch.float32)
-    mean, small, _ = posterior(draw(8), x0, level_of(0.6, 0.8), level_of(1.0, 0.0))
+    here = level_of(0.6, 0.8)
+    left, small, _ = lowered(here, level_of(1.0, 0.0), 1.0)
+    mean = jump(draw(8), x0, here, left)
     assert torch.equal(mean.float(), x0)
     assert small == 0
 

@@ -11,7 +11,7 @@ from helpers.pairs import each_once, first_fast
 from helpers.refusals import refused
 
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.noise import noise_of, posterior
+from diffusion_lab.diffusion.noise import lowered, noise_of
 from diffusion_lab.diffusion.sampler import (
     DEIS,
     Ancestral,
@@ -235,7 +235,7 @@ def test_points_of_the_reverse_sde_come_nearer_to_the_data_with_every_more_steps
 def test_learned_variance_lies_between_the_logs_of_the_fixed_ones():
     schedule, x = DDPMLinear(), torch.zeros(5, 1, dtype=torch.float64)
     levels = schedule(torch.tensor([0.6, 0.5], dtype=torch.float64))
-    _, small, large = posterior(x, x, levels[0], levels[1], 0.8)
+    _, small, large = lowered(levels[0], levels[1], 0.8)
     share = torch.tensor([0.0, 0.25, 0.5, 1.0, 0.3], dtype=torch.float64)[:, None]
     sampler = Ancestral(1, UniformGrid(), 0.8, "learned")
     (state,) = sampler.walk(lambda x, level: Estimate(x, share), x, levels, None, torch.ones_like)

@@ -177,6 +177,8 @@ SPOILT = {
         ("settings", "error", "auto, online, offline"),
         ("device", "error", "no GPU"),
     ],
+    "trainer.max_steps=x": [("settings", "error", "trainer.max_steps='x'")],
+    "validate_every_n_steps=0": [("settings", "error", "validate_every_n_steps=0")],
     f"{data('dim')} schedule=edm objective=edm objective/loss/weighting=edm": [
         ("grey_values", "warning", "between 90 and 15", "stretch them"),
         (

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.common.ranges import Count, Fraction, settings, whole
-from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of, posterior
+from diffusion_lab.diffusion.estimate import Estimate
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
 from diffusion_lab.diffusion.sampler.base import Sampler
+from diffusion_lab.diffusion.sampler.single_step import ancestral_step
 from diffusion_lab.diffusion.sampler.time_grid import BY_RHO, TimeGrid
 
 # Adams and Bashforth's weights for equal steps, newest first
@@ -86,9 +88,7 @@ class DPMSolver(Sampler):
         for i, (here, there) in enumerate(pairwise(levels)):
             known = [denoise(x, here).x0, *known][: self.order]
             ahead = self.extrapolate(known[: order_at(i, levels, self.order)], gaps[: i + 1])
-            x, variance, _ = posterior(x, ahead, here, there, self.eta)
-            if self.eta > 0 and there.sigma > 0:  # no noise on clean data
-                x = x + variance.sqrt() * randn_like(x)
+            x = ancestral_step(x, Estimate(ahead), here, there, randn_like, self.eta)
             yield x
 
     def extrapolate(self, known: list[Tensor], gaps: list[float]) -> Tensor:

@@ -95,7 +95,7 @@ def ancestral_step(
     there: NoiseLevel,
     randn_like: Callable[[Tensor], Tensor],
     eta: float,
-    variance: str,
+    variance: str = "fixed_small",
 ) -> Tensor:
     """x (B, ...) at `there`: the posterior's mean, and fresh noise unless that is clean data.
 
@@ -155,15 +155,13 @@ class AncestralDPMSolver(Sampler):
 
     def walk(self, denoise, x, levels, schedule, randn_like):
         for here, there in pairwise(levels):
-            left, variance, _ = lowered(here, there, self.eta)
+            left, *_ = lowered(here, there, self.eta)
             x0 = denoise(x, here).x0
             if left.sigma > 0:
                 low = here.logsnr if here.alpha > 0 else left.logsnr - 4 * math.log(2)
                 middle = schedule.at_logsnr((low + left.logsnr) / 2)
                 x0 = denoise(jump(x, x0, here, middle), middle).x0
-            x = jump(x, x0, here, left)
-            if self.eta > 0 and there.sigma > 0:
-                x = x + variance.sqrt() * randn_like(x)
+            x = ancestral_step(x, Estimate(x0), here, there, randn_like, self.eta)
             yield x
 
 

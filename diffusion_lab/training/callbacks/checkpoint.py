@@ -11,10 +11,8 @@ from typing import Annotated, Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils._pytree import tree_map
 
 from diffusion_lab.common.messages import TrainingStopped, say
 from diffusion_lab.common.ranges import Count, Flag, one_of, optional, settings
@@ -145,7 +143,9 @@ class Checkpoint(Periodic):
             folder = on_rank_zero(lambda: checkpoints.new_shards(run, trainer.global_step))
             begun = checkpoints.begin_shards(folder, tensors) if self.background else None
         elif self.background and first:
-            content = copied(content)
+            words, tensors = checkpoints.take_apart(content)
+            copies = {place: each.detach().to("cpu", copy=True) for place, each in tensors.items()}
+            content = checkpoints.put_together(words, copies)
 
         def write() -> str | None:
             try:
@@ -188,21 +188,6 @@ class Checkpoint(Periodic):
         if self.pending is not None:
             self.pending.result()
             self.pending = None
-
-
-def copied(tree: Any) -> Any:
-    """A tree with copies of its tensors in main memory; those that share memory share a copy."""
-    copies: dict[tuple, Tensor] = {}
-
-    def copy(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
-        if place not in copies:
-            copies[place] = value.detach().to("cpu", copy=True)
-        return copies[place]
-
-    return tree_map(copy, tree)
 
 
 def measured_now(trainer: lightning.Trainer, name: str | None) -> float | None:

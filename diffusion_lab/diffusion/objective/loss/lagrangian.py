@@ -8,7 +8,6 @@ from torch import Tensor
 from diffusion_lab.common.forward_mode import derivative
 from diffusion_lab.common.ranges import Fraction, settings
 from diffusion_lab.common.rules import Rules
-from diffusion_lab.diffusion.estimate import ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast, jump
 from diffusion_lab.diffusion.objective.loss.base import Losses, Parts, mean_square, same_dropout
 from diffusion_lab.diffusion.objective.loss.mean_flow import Jumps, between, rates
@@ -49,35 +48,22 @@ class Lagrangian(Jumps):
         tried, still = max(count, 1), min(count, len(x0) - 1)
         other = parts.time_sampler(tried, parts.schedule, generator)[0].to(x0.device)
         here, there = between(parts.schedule, level.t[:tried], other.t)
-        x = add_noise(x0[:tried], eps[:tried], here)
-        jumps = self.of_jumps(parts, denoiser, x, here, there, given[:tried])
-        x, stays = add_noise(x0[still:], eps[still:], level[still:]), level[still:]
-        output = denoiser(x, stays.towards(stays), given[still:]).output
-        denoised = mean_square(output - parts.prediction.target(x0[still:], eps[still:], stays))
-        losses = torch.cat([jumps[:count], denoised[count - still :]])
-        return Losses(losses, parts.schedule(torch.cat([here.t[:count], level.t[count:]])))
-
-    def of_jumps(
-        self,
-        parts: Parts,
-        denoiser: ConditionalDenoiser,
-        x: Tensor,
-        here: NoiseLevel,
-        there: NoiseLevel,
-        given: Given,
-    ) -> Tensor:
-        """The losses (B,) of jumps from x (B, C, H, W) between levels (B,)."""
+        x, told = add_noise(x0[:tried], eps[:tried], here), given[:tried]
 
         def jumped(t: Tensor) -> Tensor:
             to = parts.schedule(t)
-            return jump(x, denoiser(x, here.towards(to), given).x0, here, to)
+            return jump(x, denoiser(x, here.towards(to), told).x0, here, to)
 
         with same_dropout(x):
             end, drift = derivative(jumped, (there.t,), (torch.ones_like(there.t),))
         with torch.no_grad():
-            own = denoiser(end, there, given).output
-        assert own is not None, "a denoiser answers with its output"
-        return mean_square(output_of(parts, end, drift, there) - own)
+            own = denoiser(end, there, told).output
+        jumps = mean_square(output_of(parts, end, drift, there) - own)
+        x0, eps, stays = x0[still:], eps[still:], level[still:]
+        output = denoiser(add_noise(x0, eps, stays), stays.towards(stays), given[still:]).output
+        denoised = mean_square(output - parts.prediction.target(x0, eps, stays))
+        losses = torch.cat([jumps[:count], denoised[count - still :]])
+        return Losses(losses, parts.schedule(torch.cat([here.t[:count], level.t[count:]])))
 
 
 def output_of(parts: Parts, x: Tensor, velocity: Tensor, level: NoiseLevel) -> Tensor:

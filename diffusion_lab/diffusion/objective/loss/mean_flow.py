@@ -302,45 +302,24 @@ class ImprovedMeanFlow(MeanFlow):
         here, there = self.ends(parts, level, generator)
         x = add_noise(x0, eps, here)
         if self.told_scale:
-            given = replace(given, scale=self.scales(denoiser, x, given, generator))
+            scale = self.scales(labelled(denoiser, given, x), generator)
+            given = replace(given, scale=scale)
         with torch.no_grad(), same_dropout(x):
             own = denoiser(x, here, given).x0
         if self.told_scale:
-            x0 = guided(denoiser, x, x0, own, here, given)
+            with torch.no_grad():
+                weak = denoiser(x, here, replace(given, labels=None, scale=None)).x0
+            # own is weak + scale (strong - weak), and so is this on average, as sharp as x0
+            x0 = x0 + broadcast(1 - 1 / scale, x) * (own - weak)
         output, target = flow_target(parts, denoiser, x, own, here, there, given)
         target = target + change_of_target(parts, x0 - own, here, there)
         return Losses(adaptive(mean_square(output - target), self.power, self.floor), here)
 
-    def scales(
-        self,
-        denoiser: ConditionalDenoiser,
-        x: Tensor,
-        given: Given,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """A scale for each of the samples x, (B,): 1 where the label is dropped."""
+    def scales(self, kept: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A scale for each sample, (B,): 1 where its label is not `kept`, (B,) bool."""
         device = generator.device if generator else "cpu"
-        drawn = torch.rand(len(x), generator=generator, device=device).to(x.device)
-        return torch.where(labelled(denoiser, given, x), (math.log(self.guidance) * drawn).exp(), 1)
-
-
-def guided(
-    denoiser: ConditionalDenoiser,
-    x: Tensor,
-    x0: Tensor,
-    own: Tensor,
-    here: NoiseLevel,
-    given: Given,
-) -> Tensor:
-    """The clean samples (B, C, H, W) that the path at x, guided by given.scale, heads for.
-
-    If `own` is the guided estimate weak + scale (strong - weak), x0 + (1 - 1 / scale) (own - weak)
-    is so too on average, and has no more variance than x0.
-    """
-    assert given.scale is not None, "a scale is drawn for each sample"
-    with torch.no_grad():
-        weak = denoiser(x, here, replace(given, labels=None, scale=None)).x0
-    return x0 + broadcast(1 - 1 / given.scale, x) * (own - weak)
+        drawn = torch.rand(len(kept), generator=generator, device=device).to(kept.device)
+        return torch.where(kept, (math.log(self.guidance) * drawn).exp(), 1)
 
 
 def change_of_target(parts: Parts, change: Tensor, here: NoiseLevel, there: NoiseLevel) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.common.ranges import Positive, settings
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, posterior
+from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, lowered
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 
 
@@ -15,7 +15,10 @@ from diffusion_lab.diffusion.schedule import NoiseSchedule
 class Hybrid:
     """weight x N x L_t, added to the loss of x0: L_hybrid (arXiv:2102.09672).
 
-    L_t is the bound's term, so N L_t estimates the bound. Its gradient reaches the variance only.
+    L_t is the bound's term in bits per dimension, so N L_t estimates the bound. Its gradient
+    reaches the variance only. Below the first level of the table L_t is the likelihood of x0 in
+    steps of 2/255, and elsewhere the divergence of q(x_s | x_t, x0) from N(mean given the estimate
+    of x0, learned variance), s one level below t.
     """
 
     weight: Positive = 0.001
@@ -24,53 +27,28 @@ class Hybrid:
         self, x: Tensor, x0: Tensor, estimate: Estimate, level: NoiseLevel, schedule: NoiseSchedule
     ) -> Tensor:
         """The term added to the loss of each sample, (B,); x and x0 are (B, C, H, W)."""
-        weight = estimate.log_variance_weight
-        assert weight is not None, "a variance needs a learned one"
-        term = bound_term(x, x0, estimate.x0.detach(), weight, level, schedule)
-        return self.weight * levels_of(schedule) * term
-
-
-def levels_of(schedule: NoiseSchedule) -> int:
-    """The number of levels of a table; raises ValueError for a schedule that has none."""
-    if schedule.discrete_steps is None:
-        raise ValueError("variance needs a schedule with a table, and this one has none")
-    return schedule.discrete_steps
-
-
-def bound_term(
-    x: Tensor,
-    x0: Tensor,
-    x0_hat: Tensor,
-    log_variance_weight: Tensor,
-    level: NoiseLevel,
-    schedule: NoiseSchedule,
-) -> Tensor:
-    """L_t in bits per dimension, (B,), for x, x0 and its estimate x0_hat (B, C, H, W).
-
-    Below the first level of the table it is the likelihood of x0 in steps of 2/255, and elsewhere
-    the divergence of q(x_s | x_t, x0) from N(mean given x0_hat, learned variance), s one level
-    below t. `log_variance_weight` (B, C, H, W) is as in `Estimate`.
-    """
-    steps = levels_of(schedule)
-    index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level
-    there = schedule((index - 1) / steps)
-    mean, _, large = posterior(x, x0, level, there)
-    guess, _, _ = posterior(x, x0_hat, level, there)
-    # the last step's variance is 0, so its log is replaced by the log of the step before
-    clipped = index.clamp(min=2)
-    _, small, _ = posterior(x, x0, schedule(clipped / steps), schedule((clipped - 1) / steps))
-    low, high = broadcast(small.log(), x), broadcast(large.log(), x)
-    log_variance = torch.lerp(low, high, log_variance_weight)
-    divergence = (
-        log_variance
-        - low
-        - 1
-        + (low - log_variance).exp()
-        + (mean - guess).square() * (-log_variance).exp()
-    ) / 2
-    last = broadcast(index, x) == 1
-    nats = torch.where(last, negative_log_likelihood(x0, guess, log_variance), divergence)
-    return nats.flatten(1).mean(1) / math.log(2)
+        assert estimate.log_variance_weight is not None, "a variance needs a learned one"
+        steps = schedule.discrete_steps
+        if steps is None:
+            raise ValueError("variance needs a schedule with a table, and this one has none")
+        index = (level.t * steps).round().clamp(min=1)  # 1 is the cleanest level
+        left, _, large = lowered(level, schedule((index - 1) / steps), 1.0)
+        mean, guess = (jump(x, each, level, left) for each in (x0, estimate.x0.detach()))
+        # the last step's variance is 0, so its log is replaced by the log of the step before
+        clipped = index.clamp(min=2)
+        _, small, _ = lowered(schedule(clipped / steps), schedule((clipped - 1) / steps), 1.0)
+        low, high = broadcast(small.log(), x), broadcast(large.log(), x)
+        log_variance = torch.lerp(low, high, estimate.log_variance_weight)
+        divergence = (
+            log_variance
+            - low
+            - 1
+            + (low - log_variance).exp()
+            + (mean - guess).square() * (-log_variance).exp()
+        ) / 2
+        last = broadcast(index, x) == 1
+        nats = torch.where(last, negative_log_likelihood(x0, guess, log_variance), divergence)
+        return self.weight * steps * (nats.flatten(1).mean(1) / math.log(2))
 
 
 def negative_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
