@@ -11,7 +11,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -204,7 +204,7 @@ def text_of(value: object, several: bool = False) -> str:
     text = str(value)
     if not isinstance(value, str) or (PLAIN.fullmatch(text) and text.lower() not in WORDS):
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def values_of(overrides: Iterable[str]) -> dict[str, object]:

@@ -38,14 +38,15 @@ class PixelResidual(nn.Module):
 
     The embedding is added there; with `scale_shift` it scales and shifts what the second norm gives
     (arXiv:2105.05233). `resample`, if given, changes the resolution of both branches; x passes a
-    1x1 convolution where its channels change, and always with `project`.
+    1x1 convolution where its channels change, and always with `project`. Without an
+    `embedding_width` there is no embedding.
     """
 
     def __init__(
         self,
         in_channels: int,
         channels: int,
-        embedding_width: int,
+        embedding_width: int | None,
         dropout: float,
         scale_shift: bool = False,
         skip_scale: float = 1.0,
@@ -59,7 +60,9 @@ class PixelResidual(nn.Module):
         self.resample = nn.Identity() if resample is None else resample
         self.norm1 = norm(in_channels, silu=True)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
+        self.embedding = None
+        if embedding_width is not None:
+            self.embedding = nn.Linear(embedding_width, channels * (1 + scale_shift))
         self.norm2 = norm(channels, silu=not scale_shift)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -70,10 +73,12 @@ class PixelResidual(nn.Module):
         """Starts with a branch that adds nothing."""
         nn.init.zeros_(self.conv2.weight)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), embedding (B, E) -> (B, C', H', W')."""
         h = self.conv1(self.resample(self.norm1(x)))
-        if self.scale_shift:
+        if self.embedding is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
             scale, shift = self.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:

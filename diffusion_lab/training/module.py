@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import OptimizerFactory, build_optimizer, for_training
 from diffusion_lab.assembly.pipeline import Generator
+from diffusion_lab.backbone.base import layers_of
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import mix_seed, seed_device
 from diffusion_lab.compute.device import PeakMemory
-from diffusion_lab.compute.sharding import laid_out_as, unsharded
+from diffusion_lab.compute.sharding import FSDP, laid_out_as, shard_parameters, unsharded
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.metrics.generative import PreparedMetrics
 from diffusion_lab.runs import migrate
@@ -102,9 +103,9 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.bad_steps = BadSteps()
         self.gradient_norm = torch.zeros(())  # of the last step, before clipping
 
-    @abstractmethod
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimiser changes."""
+        """The parameters that the optimiser changes: all that take a gradient."""
+        return [each for each in self.parameters() if each.requires_grad]
 
     def players(self) -> list[list[nn.Parameter]]:
         """The trained parameters, in sets that are clipped apart: none changes another's step."""
@@ -118,6 +119,16 @@ class TrainedModule(lightning.LightningModule, ABC):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices that are at neither end of a network; none if a module names no network."""
         return []
+
+    def configure_model(self) -> None:
+        """Shards the modules, if the strategy is FSDP: the network's layers, then what is left."""
+        if self.device_mesh is None:
+            return
+        mesh, strategy = self.device_mesh["data_parallel"], cast(FSDP, self.trainer.strategy)
+        for layer in layers_of(getattr(self.network, "backbone", self.network)):
+            shard_parameters(layer, mesh, strategy.layers_policy)
+        for part in self.children():
+            shard_parameters(part, mesh)
 
     def optimizer(self) -> Optimizer:
         """Makes the optimiser, with its groups of parameters."""

@@ -109,7 +109,7 @@ def quicken(trainer: lightning.Trainer) -> None:
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is PassThroughProfiler:  # it would enter a generator each time
         nothing = nullcontext()
-        profiler.profile = lambda action_name: nothing
+        vars(profiler)["profile"] = lambda action_name: nothing
     loop: Any = trainer.fit_loop.epoch_loop
     # all ranks would wait for one another, to hear of a signal that does not come: `Interruption`
     # has taken the place of Lightning's handler

@@ -237,6 +237,7 @@ def test_a_study_changes_its_base_key_by_key(tmp_path, load):
         ("null", "'null'"),
         ("a b", "'a b'"),
         ("it's", r"'it\'s'"),
+        (r"a\b c", r"'a\b c'"),
         ([1, "a b"], "[1,'a b']"),
         ({"a": [1], "b": "x"}, "{a:[1],b:x}"),
     ],

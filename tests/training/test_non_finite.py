@@ -183,9 +183,6 @@ class Line(TrainedModule):
         super().__init__(Optimization(optimizer, lambda images, progress: 1.0, batch_size=1))
         self.layer = torch.nn.Linear(1, 1)
 
-    def trained_parameters(self):
-        return list(self.parameters())
-
     def training_step(self, batch, batch_idx):
         return self.layer(torch.ones(1, 1)).float().square().mean() * batch[0]
 

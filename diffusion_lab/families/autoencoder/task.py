@@ -44,9 +44,6 @@ class AutoencoderModule(TrainedModule):
         self.autoencoder = autoencoder
         self.loss = loss
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return [*self.autoencoder.parameters(), *self.loss.parameters()]
-
     def players(self) -> list[list[nn.Parameter]]:
         return [list(self.autoencoder.parameters()), list(self.loss.parameters())]
 

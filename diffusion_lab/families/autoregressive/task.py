@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import lightning
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.parameter_groups import inner_matrices
 from diffusion_lab.backbone.base import compile_network
-from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import ImageBatch, MomentBatch
 from diffusion_lab.families.autoregressive import CodeTransformer, NextCode
 from diffusion_lab.families.autoregressive.model import nats
@@ -40,23 +38,12 @@ class AutoregressiveModule(OneNumberModule):
         self.objective = objective
         self.first_stage = first_stage
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return list(self.model.parameters())
-
     @property
     def network(self) -> CodeTransformer:
         return self.model
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return inner_matrices(self.model.blocks, ())
-
-    def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            mesh = self.device_mesh["data_parallel"]
-            policy = cast(FSDP, self.trainer.strategy).layers_policy
-            for layer in self.model.layers:
-                shard_parameters(layer, mesh, policy)
-            shard_parameters(self.model, mesh)
 
     def training_step(self, batch: ImageBatch | MomentBatch, batch_idx: int) -> Tensor:
         """Returns the mean loss of a code, (), for b images, or for their moments."""

@@ -19,17 +19,16 @@ to the loggers, as well as the loss by noise level (callbacks/throughput.py).
 """
 
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.parameter_groups import inner_matrices
-from diffusion_lab.backbone.base import ends_of, keeping_magnitude, layers_of
+from diffusion_lab.backbone.base import ends_of, keeping_magnitude
 from diffusion_lab.common.images import to_float
 from diffusion_lab.common.randomness import SampleNoise
-from diffusion_lab.compute.sharding import FSDP, shard_parameters
 from diffusion_lab.data import Batch
 from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.diffusion.denoiser import Denoiser
@@ -66,12 +65,6 @@ class DiffusionModule(TrainedModule):
         self.augmentation = augmentation
         self.alignment = alignment
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        parameters = [*self.denoiser.parameters(), *self.objective.parameters()]
-        if self.alignment is not None:
-            parameters += self.alignment.parameters()
-        return [parameter for parameter in parameters if parameter.requires_grad]
-
     @property
     def network(self) -> Denoiser:
         return self.denoiser
@@ -79,17 +72,6 @@ class DiffusionModule(TrainedModule):
     def hidden_matrices(self) -> list[nn.Parameter]:
         backbone = self.denoiser.backbone
         return inner_matrices(backbone, ends_of(backbone))
-
-    def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            mesh = self.device_mesh["data_parallel"]
-            policy = cast(FSDP, self.trainer.strategy).layers_policy
-            for layer in layers_of(self.denoiser.backbone):
-                shard_parameters(layer, mesh, policy)
-            shard_parameters(self.denoiser, mesh)
-            shard_parameters(self.objective, mesh)
-            if self.alignment is not None:
-                shard_parameters(self.alignment, mesh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the mean loss, (), of b images, or of tensors made of images before training.

@@ -39,9 +39,6 @@ class GANModule(OneNumberModule):
         self.model = model
         self.objective = objective
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.objective.parameters()]
-
     def players(self) -> list[list[nn.Parameter]]:
         return [list(self.model.parameters()), list(self.objective.parameters())]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.backbone.resample import Upsample, downsample
-from diffusion_lab.backbone.stage import PixelAttention
+from diffusion_lab.backbone.stage import PixelAttention, PixelResidual
 from diffusion_lab.common.ranges import (
     MULTIPLE_OF_4,
     Count,
@@ -27,24 +27,6 @@ from diffusion_lab.common.ranges import (
     settings,
     whole_list,
 )
-
-
-class ConvBlock(nn.Module):
-    """x + two convolutions of x, the last 0 at first; x is convolved (1x1) if channels change."""
-
-    def __init__(self, in_channels: int, channels: int):
-        super().__init__()
-        self.norm1 = GroupNorm(in_channels, silu=True)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.norm2 = GroupNorm(channels, silu=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        same = in_channels == channels
-        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C', H, W)."""
-        return self.skip(x) + self.conv2(self.norm2(self.conv1(self.norm1(x))))
 
 
 class Network(nn.Sequential):
@@ -59,8 +41,10 @@ class Network(nn.Sequential):
 def level(in_channels: int, channels: int, blocks: int, attention: bool) -> list[nn.Module]:
     """Builds the residual blocks of a level, and its attention if asked."""
     widths = [in_channels] + [channels] * blocks
-    layers: list[nn.Module] = [ConvBlock(*pair) for pair in pairwise(widths)]
-    return [*layers, PixelAttention(channels, None)] if attention else layers
+    layers = [PixelResidual(*pair, embedding_width=None, dropout=0.0) for pair in pairwise(widths)]
+    for layer in layers:
+        layer.initialise()
+    return [*layers, PixelAttention(channels, None)] if attention else [*layers]
 
 
 class Encoder(Network):

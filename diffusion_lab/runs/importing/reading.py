@@ -17,10 +17,6 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs import weights
 
 
-class Refused(Exception):
-    """The error for a name that a pickle may not use."""
-
-
 class Stored:
     """An object of another program: the name of its class, and its state without the class."""
 
@@ -65,17 +61,11 @@ def _stored(meta: dict[str, Any]) -> Stored:
     return found
 
 
-def _tensor(
-    storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *rest: object
-) -> Tensor:
-    empty = torch.empty(0, dtype=storage.dtype)
-    return empty.set_(storage.untyped(), offset, size, stride)
-
-
 NAMES: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "dnnlib.util.EasyDict": dict,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    # gradients and hooks are left out
+    "torch._utils._rebuild_tensor_v2": lambda *given: torch._utils._rebuild_tensor(*given[:4]),
     "torch._utils._rebuild_parameter": lambda data, *rest: data,
     # the numbers of a tensor, which a pickle holds as a file of torch
     "torch.storage._load_from_bytes": lambda content: torch.load(
@@ -93,27 +83,27 @@ NAMES: dict[str, Callable[..., Any]] = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if f"{module}.{name}" not in NAMES:
-            raise Refused(f"{module}.{name}")
-        return NAMES[f"{module}.{name}"]
-
-
 def load(path: Path) -> Any:
     """Reads a pickle of tensors, plain data and NVIDIA's objects, which become `Stored`.
 
     Raises UserError for a pickle that needs anything else, before it is executed, or is damaged.
     """
+
+    class Plain(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Callable[..., Any]:
+            if f"{module}.{name}" in NAMES:
+                return NAMES[f"{module}.{name}"]
+            raise UserError(
+                f"{path} needs {module}.{name}, which could be any code; only tensors, plain data "
+                "and the networks of EDM are read from pickles"
+            )
+
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of the class of storages that files have
-            return _PlainUnpickler(file).load()
-    except Refused as error:
-        raise UserError(
-            f"{path} needs {error}, which could be any code; only tensors, plain data and the "
-            "networks of EDM are read from pickles"
-        ) from error
+            return Plain(file).load()
+    except UserError:
+        raise
     except Exception as error:  # the content of a damaged or hostile file may fail in any way
         raise UserError(
             f"{path} is damaged, or more than tensors and plain data; get the file again"

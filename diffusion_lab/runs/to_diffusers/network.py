@@ -1,7 +1,6 @@
 """Denoisers as networks of diffusers, which embed labels themselves."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from diffusion_lab.backbone.resample import BlockResampling, ConvResampling
 from diffusion_lab.backbone.unet import UNet, UpLevel
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.runs.importing.kind.base import joined
 from diffusion_lab.runs.to_diffusers.dit import renamed_dit, settings_of_dit
 from diffusion_lab.runs.to_diffusers.scheduler import first_place, without_counterpart
 
@@ -43,16 +43,19 @@ ENDS = {
     "norm": "conv_norm_out",
     "out": "conv_out",
 }
-RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
-RESIDUAL |= {"embedding": "time_emb_proj", "skip": "conv_shortcut"}
-ATTENTION = {"norm": "group_norm", "attention.out": "to_out.0"}
+RESIDUAL = {f"residual.{name}": name for name in ("norm1", "conv1", "norm2", "conv2")}
+RESIDUAL |= {"residual.embedding": "time_emb_proj", "residual.skip": "conv_shortcut"}
+ATTENTION = {
+    "attention.norm": "group_norm",
+    "attention.attention.qkv": "to_qkv",  # three layers in diffusers
+    "attention.attention.out": "to_out.0",
+}
 GROUPS = """
 GROUPS = {}  # of norms by their channels, which config.json cannot say
 for module in model.modules():
     if isinstance(module, torch.nn.GroupNorm):
         module.num_groups = GROUPS[module.num_channels]
 """
-QKV = ("to_q", "to_k", "to_v")  # parts of our attention.qkv
 
 
 def settings_of_unet(unet: UNet, cfg: DictConfig) -> dict[str, Any]:
@@ -126,55 +129,35 @@ def renamed(unet: UNet) -> dict[str, Tensor]:
     """The weights of a U-Net under the names of UNet2DModel."""
     tensors = unet.state_dict()
     found: dict[str, Tensor] = {}
-    for ours, theirs in modules(unet):
+    for ours, theirs in modules(unet).items():
+        place, together, _ = theirs.partition("to_qkv")
+        names = [f"{place}to_{part}" for part in "qkv"] if together else [theirs]
         for leaf in ("weight", "bias"):
-            if (tensor := tensors.get(f"{ours}.{leaf}")) is None:
-                continue  # as of a skip that changes nothing
-            names = [theirs] if isinstance(theirs, str) else theirs
-            parts = zip(names, tensor.chunk(len(names)), strict=True)
-            found |= {f"{name}.{leaf}": part for name, part in parts}
+            if f"{ours}.{leaf}" in tensors:  # not of a skip that changes nothing
+                parts = zip(names, tensors[f"{ours}.{leaf}"].chunk(len(names)), strict=True)
+                found |= {f"{name}.{leaf}": part for name, part in parts}
     return found
 
 
-def modules(unet: UNet) -> Iterator[tuple[str, str | tuple[str, ...]]]:
-    """Yields our name of each module that may have weights, and its name or names of diffusers."""
-    yield from ENDS.items()
+def modules(unet: UNet) -> dict[str, str]:
+    """Our name of each module that may have weights, and its name in diffusers."""
     levels = [level for level in unet.up if isinstance(level, UpLevel)]
     blocks = len(levels[0].stages) - 1
+    stages = {f"middle.{i}": ("mid_block", i) for i in range(2)}
+    resampling = {}
     for index in range(len(unet.down)):
         level, i = divmod(index, blocks + 1)
-        ours, theirs = f"down.{index}", f"down_blocks.{level}"
         if i < blocks:
-            yield from stage(ours, theirs, i)
+            stages[f"down.{index}"] = f"down_blocks.{level}", i
         else:
-            yield from resampling(ours, f"{theirs}.downsamplers.0")
-    yield from stage("middle.0", "mid_block", 0)
-    yield from stage("middle.1", "mid_block", 1)
+            resampling[f"down.{index}"] = f"down_blocks.{level}.downsamplers.0"
     for level in range(len(levels)):
-        for i in range(blocks + 1):
-            yield from stage(f"up.{level}.stages.{i}", f"up_blocks.{level}", i)
-        yield from resampling(f"up.{level}.upsample", f"up_blocks.{level}.upsamplers.0")
-
-
-def stage(ours: str, theirs: str, i: int) -> Iterator[tuple[str, str | tuple[str, ...]]]:
-    """Yields the names of a stage: the residual block and the attention, if any, of a level."""
-    yield from residual(ours, f"{theirs}.resnets.{i}")
-    attention = f"{theirs}.attentions.{i}"
-    for a, b in ATTENTION.items():
-        yield f"{ours}.attention.{a}", f"{attention}.{b}"
-    yield f"{ours}.attention.attention.qkv", tuple(f"{attention}.{name}" for name in QKV)
-
-
-def residual(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of a residual block."""
-    for a, b in RESIDUAL.items():
-        yield f"{ours}.residual.{a}", f"{theirs}.{b}"
-
-
-def resampling(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """Yields the names of what changes the resolution: a convolution, or a residual block."""
-    yield f"{ours}.module", f"{theirs}.conv"
-    yield from residual(ours, theirs)
+        stages |= {f"up.{level}.stages.{i}": (f"up_blocks.{level}", i) for i in range(blocks + 1)}
+        resampling[f"up.{level}.upsample"] = f"up_blocks.{level}.upsamplers.0"
+    residual = {ours: f"{theirs}.resnets.{i}" for ours, (theirs, i) in stages.items()} | resampling
+    attention = {ours: f"{theirs}.attentions.{i}" for ours, (theirs, i) in stages.items()}
+    convolutions = {f"{ours}.module": f"{theirs}.conv" for ours, theirs in resampling.items()}
+    return ENDS | convolutions | joined(residual, RESIDUAL) | joined(attention, ATTENTION)
 
 
 CLOSE = 1e-4  # largest difference of an output, relative to outputs above 1
