@@ -58,11 +58,11 @@ class FakeDenoiser(nn.Module):
     """A denoiser whose estimate of x0 is any function of x / alpha."""
 
     image_shape = SHAPE
-    conditioning = SimpleNamespace(conditional=True)
 
-    def __init__(self, estimate):
+    def __init__(self, estimate, labels):
         super().__init__()
         self.estimate, self.parameter = estimate, nn.Parameter(torch.zeros(1))
+        self.conditioning = SimpleNamespace(conditional=True, labels=labels)
 
     def forward(self, x, level, given):
         assert given.labels.shape == (len(x),)
@@ -112,7 +112,7 @@ def spaces(data, tmp_path) -> CopySpaces:
 def run_of(data: ImageDataModule, estimate) -> tuple[SimpleNamespace, Pipeline]:
     """A run on tiny data with this estimate of x0."""
     pipeline = Pipeline(
-        FakeDenoiser(estimate),
+        FakeDenoiser(estimate, data.labels),
         Rectified(),
         Euler(10, UniformGrid()),
         Guidance(),
