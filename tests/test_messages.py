@@ -113,6 +113,7 @@ NAMES = {  # the names that Python prompts may use
 
 
 SEARCHING = r"^\$ match .*reference=(mlp|unet) |budget=macs budget.reference=mlp"
+LONG = r"hparams_search=optuna |backbone=diffusers_model backbone.settings=\{\}"
 ALIKE = r"hparams_search=optuna .*(schedule=\w+,|experiment=\S+,|weighting=\w+,|InceptionScore )"
 
 
@@ -127,13 +128,13 @@ def check(prompt: str, message: str) -> None:
 
 
 def starting(prompt: str) -> pytest.MarkDecorator:
-    """Parametrises a test by the prompts that begin so; some are slow.
+    """Parametrises a test by the prompts that begin so; some are long, or slow.
 
-    They search for a size, or are answered as another one is.
+    Slow ones search for a size, or are answered as another one is.
     """
-    slow = re.compile(f"{SEARCHING}|{ALIKE}")
+    marks = {pytest.mark.slow: f"{SEARCHING}|{ALIKE}", pytest.mark.long: LONG}
     prompts = [
-        pytest.param(each, id=each, marks=[pytest.mark.slow] * bool(slow.search(each)))
+        pytest.param(each, id=each, marks=[m for m, of in marks.items() if re.search(of, each)])
         for each in MESSAGES
         if each.startswith(prompt)
     ]
