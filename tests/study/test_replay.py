@@ -33,7 +33,10 @@ PUBLISHED = {  # the stages of a study behind each published folder
     "latent/published": ("latent", "pixels", "latents"),
     "families/published": ("families", "pixels", "latents", "codes", "VAE"),
     "few_steps/published": ("few_steps", "train", "reflow", "ect", "distillation"),
-    "frontier/published": ("frontier", "train", "train alpha", "train sCM"),
+    "frontier/published": (
+        "frontier",
+        *("train", "train alpha", "train sCM", "more seeds", "more seeds of alpha"),
+    ),
     "frontier_additions/published": (
         "frontier_additions",
         "train",
