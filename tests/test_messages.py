@@ -132,9 +132,9 @@ def starting(prompt: str) -> pytest.MarkDecorator:
 
     Slow ones search for a size, or are answered as another one is.
     """
-    marks = {pytest.mark.slow: f"{SEARCHING}|{ALIKE}", pytest.mark.long: LONG}
+    marks = ((pytest.mark.slow, f"{SEARCHING}|{ALIKE}"), (pytest.mark.long, LONG))
     prompts = [
-        pytest.param(each, id=each, marks=[m for m, of in marks.items() if re.search(of, each)])
+        pytest.param(each, id=each, marks=[mark for mark, of in marks if re.search(of, each)])
         for each in MESSAGES
         if each.startswith(prompt)
     ]
