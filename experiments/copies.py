@@ -20,18 +20,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from omegaconf import OmegaConf
 
+from diffusion_lab.cli.study.jobs import BETWEEN
 from diffusion_lab.common.files import read_json
 from diffusion_lab.report.arms import COLOUR_OF
 from diffusion_lab.report.figures import INK, STYLE, look_of
 
 BEGIN = 0.1  # of the samples
-RUN = ["network", "images", "seed"]
+SIZE = ["network", "images"]
+RUN = [*SIZE, "seed"]
 
 
 def copies_of(run: Path) -> pd.DataFrame:
     """A row for each checkpoint of a run, with the neighbours of its samples by pixels."""
     cfg, report = OmegaConf.load(run / "config.yaml"), read_json(run / "memorization/report.json")
-    own = {"network": cfg.arm.partition(" · ")[0], "images": report["training_images"]}
+    own = {"network": cfg.arm.partition(BETWEEN)[0], "images": report["training_images"]}
     rows = [
         own | {"seed": cfg.seed, "images_seen": int(step) * cfg.batch_size} | found["pixels"]
         for step, found in report["steps"].items()
@@ -41,16 +43,14 @@ def copies_of(run: Path) -> pd.DataFrame:
 
 def begins_of(copies: pd.DataFrame) -> pd.DataFrame:
     """A row for each run whose copies begin, with the images seen until then."""
-    return copies[copies["copies"] >= BEGIN].groupby(RUN, sort=False, as_index=False).first()
+    return copies[copies["copies"] >= BEGIN].drop_duplicates(RUN)
 
 
 def laws_of(begins: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     """A row for each network and subset with the law of its numbers of images, if it has two."""
-    runs = copies.groupby(["network", "images"]).seed.nunique()
-    found = begins[
-        begins.groupby(RUN[:2]).seed.transform("nunique")
-        == [runs[each] for each in zip(begins.network, begins.images, strict=True)]
-    ]
+    never = copies.drop_duplicates(RUN).merge(begins[RUN], how="left", indicator="which")
+    never = never[never.which == "left_only"].set_index(SIZE).index
+    found = begins[~begins.set_index(SIZE).index.isin(never)]
     rows = []
     for (network, seed), own in found.groupby(["network", "seed"], sort=False):
         if len(own) > 1:

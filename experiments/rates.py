@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
+    if missing := [str(path) for path in given.files if not path.is_file()]:
+        parser.error(f"{missing[0]} does not exist; give tuning.json files of a study")
     panels: dict[str, dict[str, dict]] = {}
     for path in given.files:
         for name, part in read_json(path).items():
