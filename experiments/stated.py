@@ -4,7 +4,8 @@
     23<!-- of published fid row=DiT less=UNet --> (18<!-- ... say=low --> to ...).
 
 A comment names a source relative to its page, a metric, and a row of the source, with less= another
-one that it is compared with. say= is a column of the frames of `diffusion_lab.report.tests`: of one
+one that it is compared with, whose mean must be lower: where new records turn two rows, their
+sentence must be read again. say= is a column of the frames of `diffusion_lab.report.tests`: of one
 row mean (the default), half, low, high, min or max; of two gap (the default), low, high, better,
 pairs, corrected, p_joint, p_welch or p_paired, or by how many percent the better one is closer to
 real images (relative, at least relative_high, at most relative_low). by= is a test in place of the
@@ -114,6 +115,9 @@ def facts_of(source: Path, metric: str, names: list[str], test: str | None) -> t
         return panel, panel.means.loc[names[0]]
     for _, pair in panel.tested.iterrows():
         if {pair.ahead, pair.behind} == {*names}:
+            row, less = (panel.means["mean"][each] for each in names)
+            if row < less:
+                raise UserError(f"{' is below '.join(names)}: turn the sentence and its mark")
             return panel, pair
     raise UserError(f"{' and '.join(names)} are not compared in {source.name}")
 

@@ -315,11 +315,11 @@ def test_a_changed_record_is_found(readme, capsys):
         ("published fid row=UNet less=DiT say=low by=paired", "47.0"),
         ("published fid row=UNet less=DiT say=better by=welch", "9.0"),
         ("rows.csv fid row=steps=10", "105.0"),
-        ("rows.csv fid row=steps=20 less=steps=10", "14.0"),
+        ("rows.csv fid row=steps=10 less=steps=20", "14.0"),
         # gaps of 10 and 18: 14 + 12.706 by 4
-        ("rows.csv fid row=steps=20 less=steps=10 say=high", "64.8"),
+        ("rows.csv fid row=steps=10 less=steps=20 say=high", "64.8"),
         # 41 above real images in place of 55
-        ("rows.csv fid row=steps=20 less=steps=10 say=relative", "25.5"),
+        ("rows.csv fid row=steps=10 less=steps=20 say=relative", "25.5"),
         ("runs/*/memory/report.json pixels.nearer", "0.4"),
     ],
 )
@@ -366,6 +366,7 @@ UNKNOWN = {  # numbers, likewise
     "published fod row=UNet": "fod",
     "published fid row=UNet say=worst": "say=worst",
     "published fid row=UNet colour=red": "colour",
+    "published fid row=DiT less=UNet": "DiT is below UNet",
     "rows.csv fid row=network=UNet": "row=network=UNet",  # two rows of a seed
     "nowhere.csv fid row=steps=10": "nowhere.csv",
     "rows.csv fod row=steps=10": "fod",
