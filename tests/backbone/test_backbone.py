@@ -1,6 +1,7 @@
 """The requirements on every backbone, and the parts that backbones share."""
 
 import runpy
+from dataclasses import replace
 from functools import cache, partialmethod
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.held_bytes import saved_bytes
 from helpers.pairs import each_once
 from helpers.paths import ROOT
 from helpers.refusals import refused
+from helpers.small_networks import randomised
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -32,14 +34,10 @@ TOKENS = ["backbone.patch=2", "backbone.width=32", "backbone.depth=2"]
 DIT = ["backbone=dit", *TOKENS, "backbone.heads=2"]
 MAMBA = ["backbone=mamba", *TOKENS, "backbone.state_space.state=4"]
 UNET = ["backbone=unet", "backbone.channels=16", "backbone.blocks=1"]
+LEVELS = ["backbone.channels=16", "backbone.multipliers=[1,2]", "backbone.attention=[1]"]
 BLOCKS = ["adaln_zero", "adaln", "adaln_single", "in_context", "cross_attention"]
 CONFIGURED = {
-    "unet": [
-        *UNET,
-        "backbone.multipliers=[1,2]",
-        "backbone.attention=[1]",
-        "backbone.stage.head_channels=16",
-    ],
+    "unet": [*UNET, *LEVELS, "backbone.stage.head_channels=16"],
     "unet_patch": [
         *UNET,
         "backbone.multipliers=[2]",
@@ -49,12 +47,8 @@ CONFIGURED = {
         "backbone.patch=2",
     ],
     "edm2": [
-        "backbone=edm2",
-        "backbone.channels=16",
-        "backbone.multipliers=[1,2]",
-        "backbone.attention=[1]",
-        "backbone.head_channels=16",
-        "backbone.bandwidth=0.0025",
+        *("backbone=edm2", *LEVELS),
+        *("backbone.head_channels=16", "backbone.bandwidth=0.0025"),
     ],
     **{f"dit_{block}": [*DIT, f"backbone/block={block}"] for block in BLOCKS},
     **{f"mamba_{block}": [*MAMBA, f"backbone/block={block}"] for block in BLOCKS},
@@ -63,10 +57,8 @@ CONFIGURED = {
     "dit_long_skips": [*DIT, "backbone.long_skips=true", "backbone.depth=3"],
     "dit_smooth": [*DIT, "backbone.overlap=true", "backbone.smooth=true"],
     "dit_in_context_rotary_window": [
-        *DIT,
-        "backbone/block=in_context",
-        "backbone.positions=rotary",
-        "backbone.window=2",
+        *(*DIT, "backbone/block=in_context"),
+        *("backbone.positions=rotary", "backbone.window=2"),
     ],
     "dit_modern": [*DIT, "backbone=dit_modern", "backbone.window=1"],
     "mamba2_modern": [*MAMBA, "backbone=mamba2_modern", "backbone.state_space.head_channels=16"],
@@ -75,12 +67,8 @@ CONFIGURED = {
     "mamba_raster": [*MAMBA, "backbone.path=raster", "backbone.positions=none"],
     "mamba2": [*MAMBA, "backbone=mamba2", "backbone.state_space.head_channels=16"],
     "diffusers_unet": [
-        "backbone=diffusers_unet",
-        *UNET[1:],
-        "backbone.multipliers=[1,2]",
-        "backbone.attention=[1]",
-        "backbone.head_channels=16",
-        "backbone.norm_groups=4",
+        *("backbone=diffusers_unet", *LEVELS, "backbone.blocks=1"),
+        *("backbone.head_channels=16", "backbone.norm_groups=4"),
     ],
     "diffusers_dit": ["backbone=diffusers_dit", *DIT[1:]],
 }
@@ -93,6 +81,7 @@ def build(name: str):
 
 
 each = pytest.mark.parametrize("name", CONFIGURED)
+LABELS = Given(torch.tensor([0, 1, 2, 3]))
 
 
 def denoiser(name, conditioning=ClassLabel, **settings) -> Denoiser:
@@ -104,10 +93,7 @@ def denoiser(name, conditioning=ClassLabel, **settings) -> Denoiser:
 
 def opened(name: str, conditioning=ClassLabel, **settings) -> Denoiser:
     """A denoiser of random weights, none of which is 0."""
-    model = denoiser(name, conditioning, **settings)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return model
+    return randomised(denoiser(name, conditioning, **settings))
 
 
 @cache
@@ -140,7 +126,7 @@ def inputs(batch: int = 4):
 @each
 def test_a_new_network_gives_zero(name):
     x, level = inputs()
-    output = denoiser(name)(x, level, Given(torch.tensor([0, 1, 2, 3]))).output
+    output = denoiser(name)(x, level, LABELS).output
     assert output.shape == x.shape
     assert torch.equal(output, torch.zeros_like(x))
 
@@ -150,12 +136,11 @@ def test_every_network_can_be_told_where_a_step_goes(name):
     model = opened(name, jumps=True).eval()
     nn.init.zeros_(model.target.last.weight)  # as at the start of training
     x, level = inputs()
-    labels = Given(torch.tensor([0, 1, 2, 3]))
     ends = [Rectified()(level.t * share) for share in (0.0, 0.5)]
     with torch.no_grad():
-        before = [model(x, level.towards(end), labels).output for end in ends]
+        before = [model(x, level.towards(end), LABELS).output for end in ends]
         nn.init.normal_(model.target.last.weight)
-        after = [model(x, level.towards(end), labels).output for end in ends]
+        after = [model(x, level.towards(end), LABELS).output for end in ends]
     assert torch.equal(*before)
     changed = (after[0] - after[1]).abs().amax((1, 2, 3))
     assert (changed > 1e-4).all()
@@ -168,12 +153,11 @@ def test_every_network_can_be_told_where_a_step_goes(name):
 def test_every_network_hears_what_was_done_to_an_image(name, conditioning):
     model = opened(name, conditioning, augmentation_labels=9).eval()
     x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
     told = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    nothing = model(x, level, Given(labels)).output
+    nothing = model(x, level, LABELS).output
     zeros = torch.zeros_like(told)
-    assert torch.equal(model(x, level, Given(labels, augmentation=zeros)).output, nothing)
-    output = model(x, level, Given(labels, augmentation=told)).output
+    assert torch.equal(model(x, level, replace(LABELS, augmentation=zeros)).output, nothing)
+    output = model(x, level, replace(LABELS, augmentation=told)).output
     assert (output - nothing).flatten(1).abs().amax(1).min() > 1e-6
     output.square().sum().backward()
     assert model.augmentation.weight.grad.any(0).all(), "each of the nine values"
@@ -200,10 +184,9 @@ def test_every_parameter_has_a_gradient_after_two_steps(name):
 def test_a_sample_hears_its_own_label_and_noise_level_and_the_null_label_is_none(name):
     model = opened(name).eval()
     x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
-    together = model(x, level, Given(labels)).output
+    together = model(x, level, LABELS).output
     alone = [
-        model(x[i : i + 1], level[i : i + 1], Given(labels[i : i + 1])).output for i in range(4)
+        model(x[i : i + 1], level[i : i + 1], Given(torch.tensor([i]))).output for i in range(4)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
     label = model(x[:1], level[:1], Given(torch.tensor([1]))).output
@@ -226,11 +209,10 @@ def test_a_network_without_a_condition_works(name):
 def test_bfloat16_agrees_within_two_per_cent(name):
     model, _ = trained(name)
     x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
 
     def loss_and_output(enabled):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            output = model(x, level, Given(labels)).output
+            output = model(x, level, LABELS).output
         model.zero_grad()
         loss = (output - 1).square().mean()
         loss.backward()
@@ -251,12 +233,11 @@ def test_a_compiled_network_computes_the_same_with_weights_of_the_same_names(nam
     model = opened(name).eval()
     names = list(model.state_dict())
     x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
-    plain = model(x, level, Given(labels)).output
+    plain = model(x, level, LABELS).output
     torch.compiler.reset()  # networks share code, of which PyTorch keeps few compiled versions
     model.backbone.compile(fullgraph=True)
     assert list(model.state_dict()) == names
-    torch.testing.assert_close(model(x, level, Given(labels)).output, plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(x, level, LABELS).output, plain, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.long
@@ -268,19 +249,18 @@ def test_a_compiled_network_computes_the_same_with_weights_of_the_same_names(nam
 def test_a_compiled_network_has_few_graphs(name, mode, graphs, monkeypatch):
     model = opened(name).eval()
     x, level = inputs()
-    labels = torch.tensor([0, 1, 2, 3])
-    plain = model(x, level, Given(labels)).output
+    plain = model(x, level, LABELS).output
     torch.compiler.reset()
     counters.clear()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     compile_network(model.backbone, mode)
-    answer = model(x, level, Given(labels)).output
+    answer = model(x, level, LABELS).output
     answer.sum().backward()
     torch.testing.assert_close(answer, plain)
     for count in (4, 3, 2):
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
-                few = model(x[:count].clone(), level[:count], Given(labels[:count])).output
+                few = model(x[:count].clone(), level[:count], Given(LABELS.labels[:count])).output
             torch.testing.assert_close(few, plain[:count])
     assert counters["stats"]["unique_graphs"] == graphs
 
@@ -344,12 +324,8 @@ def test_the_fast_group_norm_and_its_gradients_are_group_norm(silu, shifted):
     result = _GroupNorm.apply(x, shift, weight, bias, 6, 1e-6, silu)
     torch.testing.assert_close(result, expected)
     leaves, cotangent = [x, weight, bias, *([shift] if shifted else [])], torch.randn_like(result)
-    for ours, theirs in zip(
-        torch.autograd.grad(result, leaves, cotangent),
-        torch.autograd.grad(expected, leaves, cotangent),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    ours, theirs = (torch.autograd.grad(y, leaves, cotangent) for y in (result, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -390,47 +366,31 @@ def test_groups_that_are_given_are_fewer_only_where_they_would_be_too_small(
 ):
     norm = GroupNorm(channels, groups=32, least=least, eps=1e-3)
     assert (norm.num_groups, norm.eps) == (groups, 1e-3)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
     with refused("groups=5", "32", by=ValueError):
         GroupNorm(32, groups=5)
 
 
-SHAPE, CLASSES, COUNT = (1, 8, 8), 4, 3
-BACKBONES = {
-    "dit": ["width=32", "heads=2", "depth=4"],
-    "mamba": ["width=32", "depth=4"],
+CHECKPOINTED = {
+    "dit": ["backbone=dit", "backbone.width=32", "backbone.heads=2", "backbone.depth=4"],
+    "mamba": ["backbone=mamba", "backbone.width=32", "backbone.depth=4"],
     "unet": [
-        "channels=16",
-        "multipliers=[1,2]",
-        "attention=[1]",
-        "stage.head_channels=8",
-        "stage.dropout=0.3",
+        *("backbone=unet", *LEVELS),
+        *("backbone.stage.head_channels=8", "backbone.stage.dropout=0.3"),
     ],
-    "edm2": [
-        "channels=16",
-        "multipliers=[1,2]",
-        "attention=[1]",
-        "head_channels=16",
-        "dropout=0.3",
-    ],
-    "mlp": ["width=32", "depth=4"],
+    "edm2": ["backbone=edm2", *LEVELS, "backbone.head_channels=16", "backbone.dropout=0.3"],
+    "mlp": ["backbone=mlp", "backbone.width=32", "backbone.depth=4"],
 }
 
 
-def configured(*overrides: str):
-    return composed("train", "name=x", *overrides)
-
-
 def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], int]:
-    cfg = configured(
-        f"backbone={name}",
-        *(f"backbone.{setting}" for setting in BACKBONES[name]),
-        f"activation_checkpointing={again}",
-    )
+    cfg = composed("train", "name=x", *CHECKPOINTED[name], f"activation_checkpointing={again}")
     torch.manual_seed(0)
-    model = build_model(cfg, SHAPE, Classes.numbered(CLASSES))
-    for parameter in model.denoiser.parameters():  # layers that start at 0 hide the rest
-        torch.nn.init.normal_(parameter, std=0.1)
-    x0, labels = torch.randn(COUNT, *SHAPE), torch.arange(COUNT)
+    model = build_model(cfg, (1, 8, 8), Classes.numbered(4))
+    randomised(model.denoiser)  # layers that start at 0 hide the rest
+    x0, labels = torch.randn(3, 1, 8, 8), torch.arange(3)
 
     def loss() -> torch.Tensor:
         torch.manual_seed(1)
@@ -441,7 +401,7 @@ def gradients_and_memory(name: str, again: bool) -> tuple[list[torch.Tensor], in
     return [p.grad for p in model.denoiser.parameters() if p.grad is not None], memory
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", CHECKPOINTED)
 def test_gradients_are_the_same_and_less_is_kept(name):
     plain, much = gradients_and_memory(name, False)
     again, little = gradients_and_memory(name, True)
@@ -458,7 +418,7 @@ def test_a_backbone_without_layers_is_refused():
 
 
 def test_other_values_are_refused():
-    cfg = OmegaConf.merge(configured(), {"activation_checkpointing": "auto"})
+    cfg = OmegaConf.merge(composed("train", "name=x"), {"activation_checkpointing": "auto"})
     with refused("activation_checkpointing='auto'"):
         build_model(cfg, (1, 28, 28), Classes.numbered(10))
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.small_networks import small_dit
+from helpers.small_networks import inputs_of, randomised, small_dit
 from torch import nn
 
 from diffusion_lab.backbone import (
@@ -25,11 +25,7 @@ BLOCKS = [AdaLN, AdaLNZero, AdaLNSingle, CrossAttentionBlock, InContext]
 
 
 def random(block_class, mlp_ratio: float = 2.0, **settings):
-    torch.manual_seed(0)
-    block = block_class(WIDTH, mixer, mlp_ratio, **settings)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return block
+    return randomised(block_class(WIDTH, mixer, mlp_ratio, **settings), 0.3)
 
 
 def layer_norm(x, norm=None):
@@ -125,9 +121,7 @@ def test_without_an_mlp_there_is_one_branch_less(block_class):
 @pytest.mark.parametrize("block_class", BLOCKS)
 def test_the_network_hands_noise_and_condition_to_the_block(block_class):
     dit = network(block_class)
-    seen = []
-    for block in dit.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    seen = inputs_of(*dit.blocks)
     noise, (_, condition) = torch.tensor([3.0, 900.0]), inputs()
     dit(torch.randn(2, 1, 8, 8), noise, condition)
     embedded = dit.noise(noise)
@@ -169,12 +163,10 @@ def test_one_layer_makes_the_modulation_of_all_blocks():
     assert [*shared[1].weight.shape] == [6 * WIDTH, WIDTH]
     assert not shared[1].weight.any()
     nn.init.normal_(shared[1].weight)
-    seen = []
-    for block in single.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    seen = inputs_of(*single.blocks)
     noise = torch.tensor([3.0, 900.0])
     single(torch.randn(2, 1, 8, 8), noise, Condition())
-    for given in seen:
+    for _, given in seen:
         torch.testing.assert_close(given.modulation, shared(single.noise(noise)))
 
 
@@ -182,21 +174,19 @@ def test_one_layer_makes_the_modulation_of_all_blocks():
 def test_registers_go_before_all_other_tokens_and_are_left_out_of_the_image(block_class):
     dit, (_, condition) = network(block_class, registers=3), inputs()
     assert 0.01 < dit.registers.std() < 0.03
-    seen = []
-    dit.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen = inputs_of(dit.blocks[0])
     x, noise = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0])
     assert dit(x, noise, condition).shape == x.shape
-    (tokens,) = seen
+    ((tokens, _),) = seen
     assert tokens.shape[1] == 3 + 16 + (4 if block_class is InContext else 0)
     assert torch.equal(tokens[:, :3], dit.registers.expand(2, -1, -1))
     del dit.registers
     dit.registers = None
     dit(x, noise, condition)
-    assert torch.equal(seen[1], tokens[:, 3:])
+    assert torch.equal(seen[1][0], tokens[:, 3:])
 
 
 def test_a_scan_begins_with_the_registers():
-    settings = {"patch": 2, "width": WIDTH, "depth": 2, "expand": 2, "conv": 2, "path": "zigzag"}
     paths = []
 
     class Space(nn.Module):
@@ -207,17 +197,10 @@ def test_a_scan_begins_with_the_registers():
             paths.append(x)
             return x
 
-    mamba = Mamba(
-        1,
-        1,
-        (8, 8),
-        **settings,
-        positions="sincos",
-        long_skips=False,
-        state_space=Space,
-        block=partial(AdaLNZero, mlp_ratio=0.0),
-        registers=3,
-    )
+    sizes = {"patch": 2, "width": WIDTH, "depth": 2, "expand": 2, "conv": 2, "registers": 3}
+    parts = {"path": "zigzag", "positions": "sincos", "long_skips": False, "state_space": Space}
+    block = partial(AdaLNZero, mlp_ratio=0.0)
+    mamba = Mamba(1, 1, (8, 8), **sizes, **parts, block=block)
     x, noise = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 900.0])
     mamba(x, noise, Condition())
     before = [path[:, :2] for path in paths]  # of the convolution of two tokens

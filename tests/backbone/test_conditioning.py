@@ -52,9 +52,7 @@ def test_labels_that_share_an_attribute_share_its_token():
 def test_three_attributes_are_digits_of_the_label():
     module = Attributes(Classes.numbered(24), 4, [2, 3, 4])
     tokens = module(torch.tensor([1 * 12 + 2 * 4 + 3]), 1).tokens[0]
-    expected = [
-        table.weight[value] for table, value in zip(module.embeddings, (1, 2, 3), strict=True)
-    ]
+    expected = [module.embeddings[i].weight[value] for i, value in enumerate((1, 2, 3))]
     assert torch.equal(tokens, torch.stack(expected))
 
 
@@ -88,8 +86,7 @@ def test_raw_labels_are_passed_on_and_missing_ones_are_the_null_label():
     assert torch.equal(module(labels, 3).labels, labels)
     condition = module(None, 2)
     assert condition.labels.tolist() == [6, 6]
-    assert condition.vector is None
-    assert condition.tokens is None
+    assert condition.vector is condition.tokens is None
     assert module.drop(labels, 1.0).tolist() == [6, 6, 6]
     assert not module.state_dict()
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.compositions import assembled, composed
 from helpers.refusals import refused
+from helpers.small_networks import inputs_of, randomised
 from hydra.utils import instantiate
-from torch import nn
 
 from diffusion_lab.assembly.model import check_network
 from diffusion_lab.assembly.objects import build_model
@@ -36,20 +36,6 @@ NETWORKS = {
     "dit": partial(DiffusersDiT, patch=2, width=32, depth=2, heads=2, dropout=0.0),
 }
 both = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
-
-
-def configured(name: str, *overrides: str, image_size=(8, 8), in_channels=3, out_channels=3):
-    """Builds the network of a configuration, with overrides as on the command line."""
-    cfg = composed(None, f"+backbone={name}", *overrides)
-    return instantiate(cfg.backbone)(in_channels, out_channels, image_size)
-
-
-def randomised(network: nn.Module) -> nn.Module:
-    """Sets all parameters to random values, also those that start at zero."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
-    return network
 
 
 @both
@@ -81,19 +67,22 @@ def test_labels_are_never_dropped_inside(build):
 )
 def test_a_thousand_noise_labels_stay_distinct_in_bfloat16(build, layer):
     network = build(1, 1, (8, 8))
-    seen = []
-    network.get_submodule(layer).register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    seen = inputs_of(network.get_submodule(layer))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         network(torch.zeros(1000, 1, 8, 8), torch.arange(1000.0), Condition())
-    assert seen[0].dtype == torch.float32
-    assert len(seen[0].unique(dim=0)) == 1000
+    ((embedded,),) = seen
+    assert embedded.dtype == torch.float32
+    assert len(embedded.unique(dim=0)) == 1000
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("diffusers_unet", "unet"), ("diffusers_dit", "dit")])
 def test_the_configurations_are_as_large_as_ours(theirs, ours):
-    shape = {"image_size": (28, 28), "in_channels": 1, "out_channels": 1}
-    sizes = [sum(p.numel() for p in configured(n, **shape).parameters()) for n in (theirs, ours)]
-    assert sizes[0] == sizes[1]
+    networks = (
+        instantiate(composed(None, f"+backbone={name}").backbone)(1, 1, (28, 28))
+        for name in (theirs, ours)
+    )
+    one, other = (sum(p.numel() for p in network.parameters()) for network in networks)
+    assert one == other
 
 
 def test_a_rectangular_image():

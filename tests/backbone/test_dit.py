@@ -7,7 +7,7 @@ import torch
 from helpers.compositions import composed
 from helpers.pairs import first_fast
 from helpers.refusals import refused
-from helpers.small_networks import small_dit
+from helpers.small_networks import inputs_of, outputs_of, randomised, small_dit
 from helpers.tiny_runs import QUICK, killed_after_two_steps, require_equal_training, summary_of
 from hydra.utils import instantiate
 from torch import nn
@@ -158,25 +158,20 @@ def test_long_skips_join_the_halves_in_reverse_and_add_nothing_at_first():
     torch.testing.assert_close(
         skipping(image, noise, Condition()), plain(image, noise, Condition())
     )
-    seen = {}
-    for i, block in enumerate(skipping.blocks):
-        block.register_forward_hook(lambda _, __, y, i=i: seen.update({i: y}))
-    for i, skip in enumerate(skipping.skips):
-        skip.register_forward_pre_hook(lambda _, x, i=i: seen.update({f"skip {i}": x[0]}))
+    blocks, skips = outputs_of(*skipping.blocks), inputs_of(*skipping.skips)
     skipping(image, noise, Condition())
-    for skip, (own, twin) in enumerate([(2, 1), (3, 0)]):
-        assert torch.equal(seen[f"skip {skip}"], torch.cat([seen[own], seen[twin]], dim=-1))
+    for (seen,), (own, twin) in zip(skips, [(2, 1), (3, 0)], strict=True):
+        assert torch.equal(seen, torch.cat([blocks[own], blocks[twin]], dim=-1))
 
 
 def test_an_overlapping_embedding_sees_the_pixels_around_its_patch():
     torch.manual_seed(0)
     for overlap in (False, True):
-        embed = []
         network = small(overlap=overlap)
-        network.embed.register_forward_hook(lambda m, i, o, embed=embed: embed.append(o))
+        embedded = outputs_of(network.embed)
         x = torch.zeros(1, 1, 8, 12, requires_grad=True)
         network(x, torch.zeros(1), Condition())
-        tokens = embed[0].flatten(2).mT if overlap else embed[0]
+        tokens = embedded[0].flatten(2).mT if overlap else embedded[0]
         assert tokens.shape == (1, 24, 32)
         # the second patch of the second row: pixels from (2, 2) on
         (seen,) = torch.autograd.grad(tokens[0, 7].sum(), x)
@@ -216,15 +211,6 @@ BACKBONES = {
 }
 
 
-def randomised(network: nn.Module) -> nn.Module:
-    """A network with weights of a fixed seed, none of which is 0."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn_like(parameter) / 4)
-    return network
-
-
 def outputs(network: nn.Module, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     x, noise = torch.randn(3, 1, 8, 8, generator=generator), torch.rand(3, generator=generator)
@@ -235,8 +221,8 @@ def outputs(network: nn.Module, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
-    routed, plain = randomised(BACKBONES[name](**HALF)), randomised(BACKBONES[name]())
-    full = outputs(plain)
+    routed = randomised(BACKBONES[name](**HALF), 0.25)
+    full = outputs(randomised(BACKBONES[name](), 0.25))
     torch.testing.assert_close(outputs(routed.eval()), full, rtol=0, atol=0)
     once = outputs(routed.train())
     torch.testing.assert_close(outputs(routed), once, rtol=0, atol=0)
@@ -247,8 +233,7 @@ def test_patches_are_routed_in_training_alone_and_by_the_seed(name):
     routed.zero_grad()
     checkpoint_activations(routed)
     outputs(routed).square().mean().backward()
-    for parameter, gradient in zip(routed.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    torch.testing.assert_close([p.grad for p in routed.parameters()], gradients)
 
 
 @pytest.mark.long
@@ -263,49 +248,42 @@ def test_a_routed_network_is_one_graph(name):
 
 @pytest.mark.parametrize("block", [AdaLNZero, InContext])
 def test_half_of_the_patches_meets_one_another_alone_and_the_others_stay(block):
-    network = randomised(dit(block=block, registers=2, **HALF))
-    seen: dict[int, tuple] = {}
-    for i, each in enumerate(network.blocks):
-        each.register_forward_hook(
-            lambda _, inputs, output, i=i: seen.update({i: (*inputs, output)})
-        )
-    norms = []
-    network.norm.register_forward_hook(lambda _, inputs, __: norms.append(inputs[0]))
+    network = randomised(dit(block=block, registers=2, **HALF), 0.25)
+    given, answers = inputs_of(*network.blocks), outputs_of(*network.blocks)
     outputs(network)
-    before, (short, condition, _), after = seen[0][2], seen[1], seen[3][0]
+    before, (short, condition), (after, full) = answers[0], given[1], given[3]
     front = before.shape[1] - 16
     assert front == (4 if block is InContext else 2)
     assert condition.kept.shape == (3, 8)
-    assert seen[3][1].kept is None
+    assert full.kept is None
     for image, kept in enumerate(condition.kept.tolist()):
         places = [*range(front), *(front + each for each in kept)]
         others = sorted(set(range(front + 16)) - set(places))
         torch.testing.assert_close(short[image], before[image, places])
-        torch.testing.assert_close(after[image, places], seen[2][2][image])
+        torch.testing.assert_close(after[image, places], answers[2][image])
         torch.testing.assert_close(after[image, others], before[image, others])
     assert kept == sorted(kept)
 
 
 @pytest.mark.parametrize("make", [dit, mamba])
 def test_what_leaves_a_fused_route_is_joined_with_what_entered_it(make):
-    network = randomised(make(**HALF, fused=True))
-    left: list[torch.Tensor] = []
-    for module in (network.blocks[0], network.blocks[2], network.fusion):
-        module.register_forward_hook(lambda _, __, output: left.append(output))
-    kept = []
-    network.blocks[1].register_forward_hook(lambda _, inputs, __: kept.append(inputs[1].kept))
+    network = randomised(make(**HALF, fused=True), 0.25)
+    left = outputs_of(network.blocks[0], network.blocks[2], network.fusion)
+    inside = inputs_of(network.blocks[1])
+
+    def join(full, entered):
+        weight = network.fusion.weight
+        return full @ weight[:, :16].mT + entered @ weight[:, 16:].mT + network.fusion.bias
+
     outputs(network)
     entered, short, joined = left
     full = torch.zeros_like(entered)  # the patches that skipped the blocks are 0
-    for image, places in enumerate(kept[0]):
+    for image, places in enumerate(inside[0][1].kept):
         full[image, places] = short[image]
-    weight = network.fusion.weight
-    expected = full @ weight[:, :16].mT + entered @ weight[:, 16:].mT + network.fusion.bias
-    torch.testing.assert_close(joined, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(joined, join(full, entered), atol=1e-4, rtol=0)
     left.clear()
     outputs(network.eval())
-    expected = left[1] @ weight[:, :16].mT + entered @ weight[:, 16:].mT + network.fusion.bias
-    torch.testing.assert_close(left[2], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(left[2], join(left[1], left[0]), atol=1e-4, rtol=0)
     tuned = make(fused=True)
     tuned.load_state_dict(network.state_dict())  # the second stage, of all patches
     torch.testing.assert_close(outputs(tuned), outputs(network), rtol=0, atol=0)
@@ -315,7 +293,7 @@ def test_kept_patches_attend_at_their_places_as_if_the_others_were_hidden():
     torch.manual_seed(0)
     angles = rotary_angles(4, 4, 8)
     x, kept = torch.randn(2, 16, 16), torch.tensor([[0, 3, 5, 12], [1, 2, 9, 15]])
-    module = randomised(SelfAttention(16, 2, angles=angles))
+    module = randomised(SelfAttention(16, 2, angles=angles), 0.25)
     seen = module(x.gather(1, kept[..., None].expand(-1, -1, 16)), kept)
     for image, places in enumerate(kept):
         hidden = SelfAttention(16, 2, angles=angles, mask=torch.zeros(16, 16, dtype=torch.bool))
@@ -327,8 +305,8 @@ def test_kept_patches_attend_at_their_places_as_if_the_others_were_hidden():
 def test_a_scan_follows_the_kept_patches_along_its_path():
     path = zigzag_paths(4, 4)[3]
     space = partial(CausalConv, size=3)
-    placed = randomised(MambaMixer(8, 2, 4, space, path=path))
-    straight = randomised(MambaMixer(8, 2, 4, space))
+    placed = randomised(MambaMixer(8, 2, 4, space, path=path), 0.25)
+    straight = randomised(MambaMixer(8, 2, 4, space), 0.25)
     x, kept = torch.randn(2, 5, 8), torch.tensor([[0, 3, 5, 12], [1, 2, 9, 15]])  # a register first
     seen = placed(x, kept)
     for image, places in enumerate(kept.tolist()):

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.small_networks import small_dit
+from helpers.small_networks import randomised, small_dit
 
 from diffusion_lab.backbone import MLP, Condition, Energy
 from diffusion_lab.common.forward_mode import derivative, is_taken
@@ -12,23 +12,16 @@ from diffusion_lab.common.forward_mode import derivative, is_taken
 NETWORKS = pytest.mark.parametrize("network", [partial(MLP, width=16, depth=2), small_dit()])
 
 
-def energy(network) -> Energy:
-    torch.manual_seed(0)
-    model = Energy(1, 1, (4, 4), network)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return model
-
-
-def inputs():
+def energy(network):
+    """An energy of random weights, and images, noise levels and a condition for it."""
     torch.manual_seed(1)
-    x = torch.randn(2, 1, 4, 4)
-    return x, torch.tensor([3.0, 900.0]), Condition()
+    x, noise = torch.randn(2, 1, 4, 4), torch.tensor([3.0, 900.0])
+    return randomised(Energy(1, 1, (4, 4), network), 0.15), x, noise, Condition()
 
 
 @NETWORKS
 def test_the_output_is_the_gradient_of_the_potential(network):
-    model, (x, noise, condition) = energy(network), inputs()
+    model, x, noise, condition = energy(network)
     x.requires_grad_()
     (expected,) = torch.autograd.grad(model.potential(x, noise, condition).sum(), x)
     torch.testing.assert_close(model(x, noise, condition), expected)
@@ -40,7 +33,7 @@ def test_the_output_is_the_gradient_of_the_potential(network):
 
 @NETWORKS
 def test_its_jacobian_is_symmetric_and_the_networks_is_not(network):
-    model, (x, noise, condition) = energy(network), inputs()
+    model, x, noise, condition = energy(network)
 
     def jacobian(function):
         point = x[:1].flatten()
@@ -59,7 +52,7 @@ def test_its_jacobian_is_symmetric_and_the_networks_is_not(network):
 
 @NETWORKS
 def test_it_answers_alike_with_and_without_gradients(network):
-    model, (x, noise, condition) = energy(network), inputs()
+    model, x, noise, condition = energy(network)
     expected = model(x, noise, condition)
     with torch.no_grad():
         silent = model(x, noise, condition)
@@ -72,7 +65,7 @@ def test_it_answers_alike_with_and_without_gradients(network):
 
 @NETWORKS
 def test_its_parameters_have_gradients(network):
-    model, (x, noise, condition) = energy(network), inputs()
+    model, x, noise, condition = energy(network)
     model(x, noise, condition).square().sum().backward()
     parameter = next(p for p in model.parameters() if p.ndim == 2 and p.grad.abs().max() > 1e-3)
     place = torch.unravel_index(parameter.grad.abs().argmax(), parameter.shape)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compositions import composed
+from helpers.small_networks import randomised
 from hydra.utils import instantiate
 from test_backbone import CONFIGURED
 from torch import nn
@@ -31,11 +32,9 @@ each = pytest.mark.parametrize("name", NETWORKS)
 def asked(name: str):
     """A random network as a function of image and noise label, a point, and a direction from it."""
     cfg = composed("train", *NETWORKS[name])
-    generator = torch.Generator().manual_seed(0)
-    network = instantiate(cfg.backbone)(in_channels=1, out_channels=1, image_size=(8, 8))
-    conditioning = ClassLabel(labels=Classes.numbered(3), width=network.condition_width)
-    for parameter in [*network.parameters(), *conditioning.parameters()]:
-        nn.init.normal_(parameter, std=0.1, generator=generator)
+    generator = torch.Generator().manual_seed(1)
+    network = randomised(instantiate(cfg.backbone)(1, 1, (8, 8)))
+    conditioning = randomised(ClassLabel(Classes.numbered(3), network.condition_width))
     with torch.no_grad():
         condition = conditioning(torch.tensor([0, 1, 3]), 3)
     shapes = ((3, 1, 8, 8), (3,), (3, network.condition_width))
@@ -88,10 +87,8 @@ def test_the_derivative_keeps_the_graph_of_the_value(name):
     value, _ = derivative(function, at, along)
     plain = function(*at)
     weights = [p for p in parameters_of(plain) if p.requires_grad]
-    found = torch.autograd.grad(value.square().sum(), weights)
-    expected = torch.autograd.grad(plain.square().sum(), weights)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    found, expected = (torch.autograd.grad(y.square().sum(), weights) for y in (value, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def parameters_of(value: torch.Tensor) -> list[torch.Tensor]:

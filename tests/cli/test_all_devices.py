@@ -101,10 +101,8 @@ def test_two_ranks_return_and_say_what_one_process_does(both, name):
 @pytest.mark.slow
 def test_two_ranks_measure_images_of_others_and_beside_a_control(tmp_path_factory, trained_once):
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    train, (images, labels) = (
-        ["train", *TINY, "run_dir=run", "data.fraction=0.5"],
-        TinyData().load()[1],
-    )
+    train = ["train", *TINY, "run_dir=run", "data.fraction=0.5"]
+    images, labels = TinyData().load()[1]
     for folder in folders:
         for seed, name in enumerate(("run", "other")):
             trained = trained_once(*train, f"data.subset_seed={seed}") / "run"
@@ -227,10 +225,8 @@ def test_started_processes_return_their_result_from_the_shell_and_from_python(
 def test_started_processes_know_where_the_users_own_configurations_are(lab, run_folder, forked):
     (run_folder.parent / "own/sampler").mkdir(parents=True)
     Path("own/sampler/mine.yaml").write_text("defaults: [ddim]\nsteps: 2\n")
-    lab.done(
-        *["sample", "--config-dir", "own", *EXACT, "sampler=mine", "devices=2"],
-        *["num_samples=2", "output=mine"],
-    )
+    asked = [*EXACT, "sampler=mine", "devices=2", "num_samples=2", "output=mine"]
+    lab.done("sample", "--config-dir", "own", *asked)
     assert f"--config-dir={Path('own').absolute()}" in forked[0]
     assert Path("mine.png").exists()
 

@@ -3,35 +3,19 @@
 from pathlib import Path
 
 import pytest
-import torch
-from helpers.tiny_data import TinyData, tiny_data
-from helpers.tiny_runs import TINY, summary_of, tiny_first_stage
+from helpers.tiny_runs import ALONE, TINY, summary_of, tiny_classifier, tiny_first_stage
 
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
-UNLABELLED = [*TINY, "conditioning=none", "callbacks.evaluation=null", "callbacks.sample_grid=null"]
+UNLABELLED = [*TINY, *ALONE, "conditioning=none", "guidance=none", "run_dir=run"]
 CLASSIFIER = ["guidance=classifier", "guidance.classifier=guide.safetensors"]
 
 
 @pytest.fixture
 def write(lab, tmp_path):
-    """A function: write(name, seed) writes a classifier of the tiny data, of a few steps."""
-
-    def save(name: str, seed: int) -> None:
-        torch.manual_seed(seed)
-        network, data = SmallClassifier((1, 8, 8), 4), tiny_data()
-        data.setup("fit")
-        optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-        for _ in range(20):
-            logits = network.head(network(data.train_images()))
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, data.train_labels()).backward()
-            optimizer.step()
-        facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
-        save_classifier(network.eval(), tmp_path / f"{name}.safetensors", facts)
-
-    return save
+    """A function: write(name, seed) writes a classifier of the tiny data."""
+    return lambda name, seed: tiny_classifier(tmp_path / f"{name}.safetensors", seed)
 
 
 def drawn(lab, *arguments: str) -> dict:
@@ -41,7 +25,7 @@ def drawn(lab, *arguments: str) -> dict:
 @pytest.mark.slow
 def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, write):
     write("guide", 0)
-    lab.done("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")
+    lab.done("train", *UNLABELLED)
     free = drawn(lab)
     assert "labels" not in free
     off = drawn(lab, *CLASSIFIER, "guidance.scale=0")
@@ -59,7 +43,7 @@ def test_a_run_without_labels_draws_a_class_that_a_classifier_asks_for(lab, writ
 def test_a_sweep_measures_by_another_classifier_and_tells_files_apart(lab, refusal, write):
     write("guide", 0)
     write("judge", 1)
-    lab.done("train", *UNLABELLED, "guidance=none", "logger=none", "run_dir=run")
+    lab.done("train", *UNLABELLED)
     asked = ["sample-sweep", "run=run", "steps=2", "batch_size=16", *CLASSIFIER]
     judged = [*asked, "metrics.classifier=judge.safetensors", "guidance.scale=0,1"]
     rows = lab.result(*judged)["rows"]
@@ -85,7 +69,7 @@ def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(la
     assert any(name.startswith("accuracy/") for name in summary["metrics"])
 
 
-def test_a_classifier_of_other_classes_is_refused(refusal, write, tmp_path):
+def test_a_classifier_of_other_classes_is_refused(refusal, tmp_path):
     facts = {"shape": [1, 8, 8], "classes": ["a", "b"]}
     save_classifier(SmallClassifier((1, 8, 8), 2), tmp_path / "guide.safetensors", facts)
     assert "guidance.classifier=guide.safetensors" in refusal("train", *TINY, *CLASSIFIER)

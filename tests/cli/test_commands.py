@@ -11,7 +11,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from helpers.compositions import composed
+from helpers.compositions import assembled
 from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names
@@ -231,7 +231,7 @@ def test_every_way_to_draw_has_a_name_of_its_own():
         ["sampler=ddim", "sampler/time_grid=karras"],
         ["sampler=ddim", "guidance=dynamic_thresholding"],
     ]
-    names = {way(composed("train", "name=x", *each)) + also_asked(each) for each in ways}
+    names = {way(assembled(*each)) + also_asked(each) for each in ways}
     assert len(names) == len(ways) - 1
 
 

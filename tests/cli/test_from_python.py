@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 from helpers.commands import prepare_for_commands
 from helpers.refusals import refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import ALONE, TINY
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from diffusion_lab import command, runs
 from diffusion_lab.training.callbacks import Throughput
 from diffusion_lab.training.callbacks.stopping import SIGNALS
-
-QUIET = ["logger=none", "callbacks.sample_grid=null"]
 
 
 @pytest.fixture
@@ -40,8 +38,7 @@ def test_a_run_is_measured_and_compared(run_folder):
 def test_a_run_is_trained_within_its_budget_and_named_by_its_options(workplace):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     budget = ["budget=images", "budget.images=9", "batch_size=8", "trainer.max_steps=2"]
-    run = ["run_dir=run", "callbacks.evaluation=null"]
-    assert command("train", *TINY, *QUIET, *budget, *run) is None
+    assert command("train", *TINY, *ALONE, *budget, "run_dir=run") is None
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert runs.load_summary("run").steps == 2
     assert runs.load_config("run").budget.solved[0] == "trainer.max_steps=2"
@@ -85,7 +82,7 @@ def test_ctrl_c_saves_the_run_and_ends_the_program(workplace, monkeypatch):
         Throughput, "on_train_batch_end", lambda *_, **__: signal.raise_signal(signal.SIGINT)
     )
     with pytest.raises(KeyboardInterrupt):
-        command("train", *TINY, *QUIET, "run_dir=run", "trainer.max_steps=100")
+        command("train", *TINY, *ALONE, "run_dir=run", "trainer.max_steps=100")
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert Path("run/checkpoints/last.ckpt").exists()
     assert not runs.load_summary("run").finished

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.refusals import assert_names
 from helpers.tiny_data import TinyData
-from helpers.tiny_runs import QUICK, TINY
+from helpers.tiny_runs import QUICK, TINY, tiny_classifier
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -20,18 +20,14 @@ from diffusion_lab.analysis.on_test_images import REGIONS, missing
 from diffusion_lab.cli.commands import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
-from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 
 
 def test_values_separated_by_commas_are_gathered_and_expanded():
-    arguments = gather(["run=x", "sampler=ddim,heun", "seed=1", "guidance.scale=1,2.5"])
-    assert arguments == [
-        "run=x",
-        "seed=1",
-        "combinations=['sampler=ddim,heun','guidance.scale=1,2.5']",
-    ]
+    combined = "combinations=['sampler=ddim,heun','guidance.scale=1,2.5']"
+    arguments = ["run=x", "sampler=ddim,heun", "seed=1", "guidance.scale=1,2.5"]
+    assert gather(arguments) == ["run=x", "seed=1", combined]
     assert expand(["sampler=ddim,heun", "guidance.scale=1,2.5"]) == [
         {"sampler": "ddim", "guidance.scale": "1"},
         {"sampler": "ddim", "guidance.scale": "2.5"},
@@ -120,9 +116,7 @@ def test_guidance_and_autoguidance_cost_their_calls(lab, run_folder):
 
 @pytest.mark.slow
 def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
-    file = run_folder / "classifier.safetensors"
-    facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
-    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), file, facts)
+    file = tiny_classifier(run_folder / "classifier.safetensors")
     asked = ["run=run", "steps=2", "guidance=classifier_free", "guidance.scale=3,0"]
     lab.done("sample-sweep", *asked, "batch_size=16")
     asked.append("metrics.classifier=run/classifier.safetensors")
@@ -192,18 +186,16 @@ def test_padding_counts_among_the_bits_of_an_image_but_not_among_its_numbers(lab
 
 @pytest.mark.long
 def test_likelihood_of_a_barely_trained_model(lab, run_folder):
-    arguments = ["likelihood", "run=run", "num_images=3"]
-    results = {}
-    for trace in ("hutchinson", "exact"):
-        results[trace] = lab.result(*arguments, f"trace={trace}", "batch_size=2")
-        assert results[trace]["num_images"] == 3
+    def bits(*asked: str) -> float:
+        result = lab.result("likelihood", "run=run", "num_images=3", *asked)
+        assert result["num_images"] == 3
+        return result["bits_per_dim"]
+
+    exact = bits("trace=exact", "batch_size=2")
     # an untrained model is about a wide Gaussian: around the 8 bits of raw bytes
-    assert 6 < results["exact"]["bits_per_dim"] < 12
-    assert results["hutchinson"]["bits_per_dim"] == pytest.approx(
-        results["exact"]["bits_per_dim"], abs=0.2
-    )
-    again = lab.result(*arguments, "trace=exact", "batch_size=3")["bits_per_dim"]
-    assert again == pytest.approx(results["exact"]["bits_per_dim"], abs=1e-3)
+    assert 6 < exact < 12
+    assert bits("trace=hutchinson", "batch_size=2") == pytest.approx(exact, abs=0.2)
+    assert bits("trace=exact", "batch_size=3") == pytest.approx(exact, abs=1e-3)
 
 
 def test_encode_goes_there_and_back(lab, run_folder):

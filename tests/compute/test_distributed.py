@@ -1,4 +1,4 @@
-"""Two processes on the CPU train, sample and measure as one process does."""
+"""Batches are divided among ranks; two of them train, sample and measure as one process does."""
 
 import multiprocessing
 import os
@@ -14,6 +14,7 @@ from helpers.tiny_runs import ADVERSARIAL, TINY, TINY_AUTOENCODER, checkpoint_of
 
 from diffusion_lab.common.images import NotFinite
 from diffusion_lab.compute import distributed
+from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.distributed import (
     failing_together,
     gather_shards,
@@ -22,6 +23,32 @@ from diffusion_lab.compute.distributed import (
     shard,
 )
 from diffusion_lab.first_stage.autoencoder import saving
+
+
+def test_layout_multiplies_to_the_global_batch():
+    asked = {(128, 1, None): (128, 1), (128, 4, None): (32, 1), (128, 2, 16): (16, 4)}
+    for (batch, world, micro), expected in (asked | {(8, 8, 1): (1, 1)}).items():
+        layout = solve_batch(batch, world, micro)
+        assert (layout.micro_batch, layout.accumulate) == expected
+        assert layout.micro_batch * layout.accumulate * world == batch
+    said = "global batch 128 = micro-batch 16 x 4 accumulated x 2 ranks"
+    assert str(solve_batch(128, 2, 16)) == said
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "micro", "hint"),
+    [
+        (100, 3, None, "batch_size=99 or batch_size=102"),
+        (2, 4, None, "batch_size=4 or batch_size=8"),
+        (128, 2, 24, "micro_batch_size=16"),
+        (128, 2, 0, "micro_batch_size=1"),
+        (12, 1, 100, "micro_batch_size=12"),
+        (0, 1, None, "batch_size=0"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_what_to_write(batch, world, micro, hint):
+    with refused(hint):
+        solve_batch(batch, world, micro)
 
 
 def test_shards_cover_every_id_once_and_may_be_uneven():
@@ -70,8 +97,7 @@ def compute_slowly(rank: int, folder: Path) -> None:
     distributed.dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=patience
     )
-    value = on_rank_zero(lambda: time.sleep(6) or "computed")
-    (folder / f"rank{rank}").write_text(value)
+    (folder / f"rank{rank}").write_text(on_rank_zero(lambda: time.sleep(6) or "computed"))
     os._exit(0)  # without what pytest does at its end
 
 

@@ -84,14 +84,11 @@ def test_the_first_process_alone_speaks_before_there_is_a_group(
     assert capfd.readouterr().err == ("" if rank else "said\n")
 
 
-@pytest.mark.parametrize("asked", [{"devices": 4}, {"num_nodes": 1}, {"devices": [0]}])
-def test_other_numbers_than_were_started_are_refused(environment, asked):
+def test_other_numbers_than_were_started_are_refused(environment):
     environment(SRUN)
-    with refused("trainer.devices", "trainer.num_nodes", "2 on each of 2 nodes"):
-        launch.processes(trainer(**asked))
-
-
-def test_unequal_shares_of_nodes_are_refused(environment):
+    for asked in ({"devices": 4}, {"num_nodes": 1}, {"devices": [0]}):
+        with refused("trainer.devices", "trainer.num_nodes", "2 on each of 2 nodes"):
+            launch.processes(trainer(**asked))
     environment(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
     with refused("2,1"):
         launch.processes(trainer())
@@ -184,17 +181,18 @@ def test_a_step_finds_the_run_that_it_signed_before_it_was_requeued(
     environment(SRUN)
     assert slurm.own_run("dit", None, "train", SEED) is None  # a second run of the same step
     environment(requeued)
-    assert str(slurm.own_run("dit", None, "train", SEED)) == "outputs/dit/2"
-    other_group = [*SEED, "logger.wandb.group=second"]
-    assert str(slurm.own_run("dit", None, "train", other_group)) == "outputs/dit/2"
-    assert slurm.own_run("dit", None, "train", ["name=dit", "seed=2"]) is None
-    assert slurm.own_run("dit", None, "train-autoencoder", SEED) is None
-    assert slurm.own_run("dit", "outputs/dit/3", "train", SEED) is None
-    assert slurm.own_run("unet", None, "train", SEED) is None
-    environment(requeued | {"SLURM_JOB_ID": "18"})
-    assert slurm.own_run("dit", None, "train", SEED) is None
-    environment({})
-    assert slurm.own_run("dit", None, "train", SEED) is None
+    for overrides in (SEED, [*SEED, "logger.wandb.group=second"]):
+        assert str(slurm.own_run("dit", None, "train", overrides)) == "outputs/dit/2"
+    for other in (
+        ("dit", None, "train", ["name=dit", "seed=2"]),
+        ("dit", None, "train-autoencoder", SEED),
+        ("dit", "outputs/dit/3", "train", SEED),
+        ("unet", None, "train", SEED),
+    ):
+        assert slurm.own_run(*other) is None
+    for others in (requeued | {"SLURM_JOB_ID": "18"}, {}):
+        environment(others)
+        assert slurm.own_run("dit", None, "train", SEED) is None
 
 
 def test_processes_that_are_asked_to_stop_get_the_time_to_save(monkeypatch):
@@ -256,7 +254,6 @@ def test_ranks_vote_after_each_step_if_ten_take_long(monkeypatch):
     ],
 )
 def test_a_second_ctrl_c_stops_at_once(environment, numbers, stops):
-    environment({})
     with Interruption() as callback:
         callback.on_train_start(None, None)
         for number in numbers[:-1]:
@@ -288,7 +285,6 @@ def visible(monkeypatch, gpus: int) -> None:
 def test_a_command_takes_all_devices_or_as_many_as_are_asked_for(
     environment, monkeypatch, gpus, asked, count
 ):
-    environment({})
     visible(monkeypatch, gpus)
     assert launch.processes_of_command(**{"device": "auto", "devices": "auto"} | asked) == count
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.refusals import assert_names
 from helpers.tiny_runs import QUICK, TINY, summary_of
 
-from diffusion_lab.runs import sweep_record
+from diffusion_lab.runs import load_config, sweep_record
 
 STUDY = ["train", "-m", *QUICK, "study_name=mine", "seed=0,1"]
 LEAVE = ["hydra/launcher=slurm", "hydra.launcher.wait=false"]
@@ -25,13 +25,7 @@ def test_jobs_have_a_folder_each_and_share_the_cores(lab, monkeypatch, joblib):
         summary = summary_of(run)
         assert (summary["finished"], summary["steps"]) == (True, 4)
         assert summary["threads"] == max(1, os.cpu_count() // 2)
-    groups = {
-        line
-        for run in runs
-        for line in (run / "config.yaml").read_text().splitlines()
-        if "  group: " in line
-    }
-    assert len(groups) == 1
+    assert len({load_config(run).logger.wandb.group for run in runs}) == 1
 
 
 def test_slurm_without_sbatch_is_named(refusal, tmp_path, monkeypatch):

@@ -26,15 +26,8 @@ pytestmark = [
 ]
 SCRIPTS = Path(__file__).parent / "slurm"
 PATIENCE = 600.0  # seconds to wait for slow steps on a busy machine
-TRAIN = [
-    "train",
-    "hydra/launcher=slurm",
-    "hydra.launcher.cpus_per_task=1",
-    *TINY,
-    "name=x",
-    "callbacks.evaluation=null",
-]
-TWO_TASKS = ("tasks_per_node=2", "cpus_per_task=1")
+LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+TRAIN = ["train", *LAUNCHER, *TINY, "name=x", "callbacks.evaluation=null"]
 LEFT = ["hydra.launcher.wait=false", "callbacks.sample_grid=null"]
 
 
@@ -183,15 +176,8 @@ def test_tasks_of_srun_measure_as_one_process(submit, lab, refusal, run_folder):
     (found,) = called(*srun, *line).splitlines()
     alone = json.loads(lab(*line)[1])
     assert json.loads(found) == pytest.approx(alone, rel=3e-6, abs=1e-6)
-    launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
-    job = [
-        sys.executable,
-        "-m",
-        "diffusion_lab",
-        *line,
-        *launcher,
-        "hydra.launcher.tasks_per_node=2",
-    ]
+    launcher = [*LAUNCHER, "hydra.launcher.tasks_per_node=2"]
+    job = [sys.executable, "-m", "diffusion_lab", *line, *launcher]
     finish(subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     (found,) = (each for each in logs().splitlines() if each.startswith("{"))
     assert json.loads(found) == pytest.approx(alone, rel=3e-6, abs=1e-6)
@@ -219,11 +205,7 @@ def test_a_study_is_submitted_at_once_and_ends_by_itself(submit, kill_node, tmp_
     text = yaml.safe_dump(STUDY | {"arms": arms}, sort_keys=False)
     (tmp_path / "conf/study/tiny.yaml").write_text(text)
     command = [sys.executable, "-m", "diffusion_lab", "study", "tiny", "--config-dir=conf"]
-    command += [
-        "hydra/launcher=slurm",
-        "hydra.launcher.cpus_per_task=1",
-        "stages.train.images=4800",
-    ]
+    command += [*LAUNCHER, "stages.train.images=4800"]
     subprocess.run(command, check=True, timeout=PATIENCE)
     study = Path("outputs/tiny")
     ids = json.loads((study / "slurm.json").read_text())

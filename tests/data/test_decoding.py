@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import PIL
 import pytest
+from helpers.processes import SRUN, TORCHRUN
 from helpers.refusals import refused
 from PIL import Image
 
@@ -26,19 +27,17 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
+GREY_PNG = encoded(Image.fromarray(GREY))
+
+
 def filled(mode: str, colour, size: tuple[int, int] = (3, 2)) -> Image.Image:
     return Image.new(mode, size, colour)
 
 
 def files(contents: dict[str, bytes]) -> ImageFiles:
-    return ImageFiles(
-        "pictures",
-        list(contents),
-        (),
-        [0] * len(contents),
-        lambda name: io.BytesIO(contents[name]),
-        lambda name: len(contents[name]),
-    )
+    names, labels = list(contents), [0] * len(contents)
+    read, size = lambda name: io.BytesIO(contents[name]), lambda name: len(contents[name])
+    return ImageFiles("pictures", names, (), labels, read, size)
 
 
 def read(content: bytes, channels: int, size=(4, 6), resize: str = "refuse") -> np.ndarray:
@@ -52,10 +51,9 @@ def decoded(found: ImageFiles, shape: tuple[int, int, int]) -> tuple[np.ndarray,
 
 class TestModes:
     def test_grey_is_kept_to_the_pixel(self):
-        found = read(encoded(Image.fromarray(GREY)), 1)
-        assert found.dtype == np.uint8
-        assert np.array_equal(found, GREY[None])
-        assert np.array_equal(read(encoded(Image.fromarray(GREY)), 3), np.stack([GREY] * 3))
+        assert read(GREY_PNG, 1).dtype == np.uint8
+        assert np.array_equal(read(GREY_PNG, 1), GREY[None])
+        assert np.array_equal(read(GREY_PNG, 3), np.stack([GREY] * 3))
 
     def test_colours_are_kept_to_the_pixel_and_channels_come_first(self):
         colours = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -63,8 +61,8 @@ class TestModes:
         assert np.array_equal(found, colours.transpose(2, 0, 1))
 
     def test_black_and_white(self):
-        image = Image.fromarray(GREY > 100)
-        assert np.array_equal(read(encoded(image), 1)[0], (GREY > 100) * 255)
+        content = encoded(Image.fromarray(GREY > 100))
+        assert np.array_equal(read(content, 1)[0], (GREY > 100) * 255)
 
     def test_sixteen_bits_are_scaled_to_eight(self):
         deep = np.array([[0, 128, 129, 257], [256, 32768, 65406, 65535]], dtype=np.uint16)
@@ -86,8 +84,7 @@ class TestModes:
         assert found[:, 1, 2].tolist() == list(BLUE)
 
     def test_a_grey_palette_is_grey(self):
-        image = Image.fromarray(GREY)
-        image = image.convert("P")
+        image = Image.fromarray(GREY).convert("P")
         image.putpalette([value for value in range(256) for _ in range(3)])
         for form in ("PNG", "GIF", "BMP"):
             content = encoded(image, form)
@@ -133,9 +130,8 @@ class TestModes:
             read(encoded(filled("RGB", RED)), 1, (2, 3))
 
     def test_of_several_frames_the_first_counts(self):
-        content = encoded(
-            filled("L", 7), "GIF", save_all=True, append_images=[filled("L", 200)], loop=0
-        )
+        more = {"save_all": True, "append_images": [filled("L", 200)], "loop": 0}
+        content = encoded(filled("L", 7), "GIF", **more)
         assert (read(content, 1, (2, 3)) == 7).all()
 
 
@@ -159,37 +155,33 @@ class TestOrientation:
 
 
 class TestResize:
-    def bands(self) -> bytes:
-        """Encodes three squares in a row: black, grey, white."""
-        return encoded(
-            Image.fromarray(
-                np.repeat([[0, 100, 255]], 12, axis=1).repeat(12, axis=0).astype(np.uint8)
-            )
-        )
+    # three squares in a row: black, grey, white
+    SQUARES = np.repeat([[0, 100, 255]], 12, axis=1).repeat(12, axis=0).astype(np.uint8)
+    BANDS = encoded(Image.fromarray(SQUARES))
 
     def test_crop_keeps_the_middle(self):
-        assert (read(self.bands(), 1, (12, 12), "crop") == 100).all()
+        assert (read(self.BANDS, 1, (12, 12), "crop") == 100).all()
         # an image that is enlarged is cut, too
-        assert (read(self.bands(), 1, (24, 12), "crop") == 100)[0, :, 2:-2].all()
+        assert (read(self.BANDS, 1, (24, 12), "crop") == 100)[0, :, 2:-2].all()
 
     def test_stretch_keeps_all(self):
-        found = read(self.bands(), 1, (12, 12), "stretch")[0]
+        found = read(self.BANDS, 1, (12, 12), "stretch")[0]
         assert found.shape == (12, 12)
         assert abs(found[:, [0, 1, 5, 6, 11]].astype(int) - [0, 0, 100, 100, 255]).max() <= 10
 
     def test_pad_keeps_all_on_black(self):
-        found = read(self.bands(), 1, (36, 36), "pad")[0]
+        found = read(self.BANDS, 1, (36, 36), "pad")[0]
         assert (found[:12] == 0).all()
         assert (found[24:] == 0).all()
-        assert np.array_equal(found[12:24], np.repeat([[0, 100, 255]], 12, 1).repeat(12, 0))
+        assert np.array_equal(found[12:24], self.SQUARES)
 
     def test_another_size_is_refused_where_none_is_wanted(self):
         with refused("12x36", "8x9", "image_size=[8,9]", by=BadImage):
-            read(self.bands(), 1, (8, 9), "refuse")
+            read(self.BANDS, 1, (8, 9), "refuse")
 
     @pytest.mark.parametrize("resize", sorted(decoding.RESIZE))
     def test_the_right_size_is_left_alone(self, resize):
-        assert np.array_equal(read(encoded(Image.fromarray(GREY)), 1, resize=resize)[0], GREY)
+        assert np.array_equal(read(GREY_PNG, 1, resize=resize)[0], GREY)
 
     def test_fine_stripes_become_grey_instead_of_moire(self):
         stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
@@ -227,8 +219,8 @@ class TestBadImages:
         }
         images, bad = decoded(files(contents), (1, 64, 64))
         assert sorted(bad) == [1, 2, 3, 4, 5, 6, 7]
-        for index in (0, 8):
-            assert np.array_equal(images[index, 0], noise)
+        assert np.array_equal(images[0, 0], noise)
+        assert np.array_equal(images[8, 0], noise)
         reasons = dict(zip(list(contents)[1:-1], bad.values(), strict=True))
         assert reasons["truncated.png"].startswith("damaged: ")
         assert reasons["empty.png"] == "it is empty"
@@ -240,22 +232,22 @@ class TestBadImages:
 
     def test_many_pixels_are_no_image_either(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 23)
-        _, bad = decoded(files({"a": encoded(Image.fromarray(GREY))}), (1, 4, 6))
+        _, bad = decoded(files({"a": GREY_PNG}), (1, 4, 6))
         assert bad == {0: "4x6 pixels are more than 23"}
 
-    def test_a_file_that_cannot_be_read_is_bad(self):
-        def missing(name):
-            raise FileNotFoundError(2, "No such file or directory", name)
-
-        _, bad = decoded(ImageFiles("x", ["a.png"], (), [0], missing, hash), (1, 4, 6))
-        assert "No such file" in bad[0]
-
-    def test_an_error_without_words_is_told_by_its_name(self):
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (FileNotFoundError(2, "It is gone"), "[Errno 2] It is gone"),
+            (EOFError(), "EOFError"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read_is_bad(self, error, reason):
         def unreadable(name):
-            raise EOFError
+            raise error
 
         _, bad = decoded(ImageFiles("x", ["a.png"], (), [0], unreadable, hash), (1, 4, 6))
-        assert bad == {0: "damaged: EOFError"}
+        assert bad == {0: f"damaged: {reason}"}
 
 
 class TestInference:
@@ -281,23 +273,19 @@ class TestInference:
 
 
 class TestMemory:
-    def test_images_that_do_not_fit_are_refused_with_a_size_that_does(self, monkeypatch):
+    def test_images_that_do_not_fit_are_refused_with_a_size_that_does(
+        self, monkeypatch, environment
+    ):
         monkeypatch.setattr(decoding, "free_memory", lambda: 10_000_000)
         check_memory(1000, (3, 51, 51))  # 7.8 MB
         with refused("1,000 images", "3 x 64 x 64", "image_size=51 ", by=DataError):
             check_memory(1000, (3, 64, 64))
         with refused("image_size=[36,73]", by=DataError):
             check_memory(1000, (3, 64, 128))
-        srun = {
-            "SLURM_STEP_ID": "0",
-            "SLURM_STEP_NUM_TASKS": "8",
-            "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
-        }
-        torchrun = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
-        for started in (srun, torchrun):
-            with monkeypatch.context() as those, refused("image_size=25 ", by=DataError):
-                for name, value in started.items():
-                    those.setenv(name, value)
+        srun = SRUN | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
+        for started in (srun, TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}):
+            environment(started)
+            with refused("image_size=25 ", by=DataError):
                 check_memory(1000, (3, 51, 51))
 
     def test_this_machine_says_what_is_free(self):

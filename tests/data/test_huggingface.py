@@ -1,12 +1,10 @@
 """Data sets of the package datasets, made by the tests without asking the hub."""
 
-import json
-
 import pytest
 import torch
 from helpers.data_modules import data_of
 from helpers.refusals import refused
-from helpers.tiny_runs import QUICK
+from helpers.tiny_runs import QUICK, summary_of
 from PIL import Image
 
 from diffusion_lab.data import DataError
@@ -35,6 +33,12 @@ def split(count: int, labels, kind, start: int = 0):
     return hub.Dataset.from_dict(columns, hub.Features(names))
 
 
+def data_in(folder, rows, **settings):
+    """The data of rows, or of splits by name, that are saved to a folder."""
+    rows.save_to_disk(folder)
+    return data_of(HuggingFace, str(folder), **settings)
+
+
 CLASSES = ("a", "b", "c")
 
 
@@ -48,6 +52,10 @@ def saved(tmp_path) -> str:
 
 def values(images: torch.Tensor) -> list[int]:
     return images[:, 0, 0, 0].tolist()
+
+
+def all_values(data) -> list[int]:
+    return sorted(values(data.train_images()) + values(data.test_images()))
 
 
 def test_splits_are_rows_in_order_with_their_class_labels(saved):
@@ -67,21 +75,19 @@ def test_images_of_another_column_are_stored_apart(tmp_path):
     for column, start in (("image", 0), ("depth", 100)):
         given = {"image_column": column, "store": True, "store_dir": str(tmp_path / "stored")}
         data = data_of(HuggingFace, str(tmp_path / "saved"), test_share=0.5, **given)
-        found = values(data.train_images()) + values(data.test_images())
-        assert sorted(found) == list(range(start, start + 9))
+        assert all_values(data) == list(range(start, start + 9))
 
 
 def test_a_share_is_for_tests_where_there_is_no_test_split(saved):
     data = data_of(HuggingFace, saved, test_share=0.5)
-    train, test = values(data.train_images()), values(data.test_images())
-    assert sorted(train + test) == list(range(9))
-    assert [(2, 0, 1)[i % 3] for i in test] == data.test_labels().tolist()
+    assert all_values(data) == list(range(9))
+    labels = [(2, 0, 1)[i % 3] for i in values(data.test_images())]
+    assert labels == data.test_labels().tolist()
 
 
 def test_parquet_texts_and_numbers(tmp_path):
-    texts = split(6, ["dog", "cat"], hub.Value("string"))
-    texts.to_parquet(tmp_path / "texts.parquet")
     path = str(tmp_path / "texts.parquet")
+    split(6, ["dog", "cat"], hub.Value("string")).to_parquet(path)
     data = data_of(HuggingFace, path, test_split="train")
     assert data.class_names == ("cat", "dog")
     assert data.train_labels().tolist() == [1, 0] * 3
@@ -91,8 +97,8 @@ def test_parquet_texts_and_numbers(tmp_path):
     with refused("has cat", "classes are dog", by=DataError):
         data_of(HuggingFace, path, test_split="train", classes=["dog"]).prepare_data()
 
-    split(6, [1, 0], hub.Value("int64")).save_to_disk(tmp_path / "numbers")
-    data = data_of(HuggingFace, str(tmp_path / "numbers"), test_split="train", channels=3)
+    numbers = split(6, [1, 0], hub.Value("int64"))
+    data = data_in(tmp_path / "numbers", numbers, test_split="train", channels=3)
     assert (data.class_names, data.native_shape) == (("0", "1"), (3, 4, 4))
 
 
@@ -120,10 +126,9 @@ def test_what_is_not_in_the_data_is_one_sentence(saved, settings, named):
 
 
 def test_missing_labels_are_refused(tmp_path):
-    unlabelled = split(4, [-1], hub.Value("int64"))
-    unlabelled.save_to_disk(tmp_path / "x")
+    data = data_in(tmp_path / "x", split(4, [-1], hub.Value("int64")), test_split="train")
     with refused("0 with -1", by=DataError):
-        data_of(HuggingFace, str(tmp_path / "x"), test_split="train").prepare_data()
+        data.prepare_data()
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):
@@ -137,7 +142,7 @@ def test_a_run_trains_on_it(lab, tmp_path, saved):
     data = ["data=huggingface", f"data.source.path={saved}", "data.source.test_split=test"]
     network = [each for each in QUICK if not each.startswith("data.")]
     lab.done("train", *data, *network, "run_dir=run")
-    assert json.loads((tmp_path / "run/summary.json").read_text())["finished"]
+    assert summary_of(tmp_path / "run")["finished"]
 
 
 @pytest.mark.parametrize("parquet", [True, False])
@@ -147,8 +152,7 @@ def test_images_in_a_file_are_those_of_the_present_rows(tmp_path, parquet):
         path = tmp_path / ("rows.parquet" if parquet else f"rows{start}")
         rows.to_parquet(path) if parquet else rows.save_to_disk(path)
         where = {"store": True, "store_dir": str(tmp_path / "decoded"), "test_share": 0.5}
-        data = data_of(HuggingFace, str(path), **where)
-        return sorted(values(data.train_images()) + values(data.test_images()))
+        return all_values(data_of(HuggingFace, str(path), **where))
 
     assert read(0) == read(0) == list(range(9))
     assert read(100) == list(range(100, 109))
@@ -157,18 +161,14 @@ def test_images_in_a_file_are_those_of_the_present_rows(tmp_path, parquet):
 def test_a_column_of_numbers_or_lists_is_a_vector(tmp_path):
     number, pair = hub.Value("float64"), hub.List(hub.Value("float32"), length=2)
     for kind, labels, size in ((number, [0.5, 2.0], 1), (pair, [[0.5, 1], [2, 3]], 2)):
-        rows = split(9, labels, kind)
-        rows.save_to_disk(tmp_path / f"rows{size}")
-        data = data_of(HuggingFace, str(tmp_path / f"rows{size}"), test_share=0.5)
+        data = data_in(tmp_path / f"rows{size}", split(9, labels, kind), test_share=0.5)
         assert (data.labels.shape, data.class_names) == ((size,), ())
         both = torch.cat([data.train_labels(), data.test_labels()])
         assert both.dtype == torch.float32
         assert torch.equal(both.unique(dim=0), torch.tensor(labels).view(2, size))
     whole = split(9, [3, 4, 7], hub.Value("int64"))
-    whole.save_to_disk(tmp_path / "whole")
-    data = data_of(HuggingFace, str(tmp_path / "whole"), test_share=0.5, label_size=1)
+    data = data_in(tmp_path / "whole", whole, test_share=0.5, label_size=1)
     assert set(data.train_labels().flatten().tolist()) <= {3.0, 4.0, 7.0}
-    with refused("0.5", by=DataError):
-        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=0).prepare_data()
-    with refused("0.5", "2", by=DataError):
-        data_of(HuggingFace, str(tmp_path / "rows1"), label_size=2).prepare_data()
+    for label_size, named in ((0, ["0.5"]), (2, ["0.5", "2"])):
+        with refused(*named, by=DataError):
+            data_of(HuggingFace, str(tmp_path / "rows1"), label_size=label_size).prepare_data()

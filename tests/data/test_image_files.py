@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,11 @@ def of_folder(root, contents, **settings) -> ImageDataModule:
     return data_of(ImageFolder, folder(root, contents), **settings)
 
 
+def in_both(path, source=ImageFolder, **settings) -> ImageDataModule:
+    """The data whose training and test images are those of one path."""
+    return data_of(source, str(path), test_path=str(path), **settings)
+
+
 class TestFolder:
     def test_a_class_is_a_folder(self, tmp_path):
         test = folder(tmp_path / "test", {"dog/8.png": 8, "cat/9.png": 9})
@@ -51,13 +57,11 @@ class TestFolder:
         assert sorted(values(data.train_images()) + values(data.test_images())) == list(range(40))
 
     def test_one_class_is_a_class(self, tmp_path):
-        data = of_folder(tmp_path, numbered(40, "cat/{:02}.png"))
-        assert data.class_names == ("cat",)
+        assert of_folder(tmp_path, numbered(40, "cat/{:02}.png")).class_names == ("cat",)
 
     def test_names_decide_the_order_whatever_wrote_them(self, tmp_path):
         names = {f"{c}/{i}.png": 9 * i for i in (10, 3, 21, 1) for c in "ba"}
-        test = folder(tmp_path / "test", names)
-        data = of_folder(tmp_path / "x", names, classes=["b", "a"], test_path=test)
+        data = in_both(folder(tmp_path, names), classes=["b", "a"])
         # names are sorted as texts, and labels follow the listed classes
         assert values(data.train_images()) == [9, 90, 189, 27] * 2
         assert data.train_labels().tolist() == [1] * 4 + [0] * 4
@@ -71,8 +75,7 @@ class TestFolder:
             "cat/notes.txt": b"notes",
             "LICENSE": b"free",
         }
-        test = folder(tmp_path / "test", TWO)
-        data = of_folder(tmp_path / "x", TWO | others, test_path=test)
+        data = in_both(folder(tmp_path, TWO | others))
         assert values(data.train_images()) == [0, 1, 2, 3]
 
     def test_a_link_to_a_folder_is_a_class(self, tmp_path):
@@ -80,7 +83,7 @@ class TestFolder:
         folder(tmp_path / "x", {"cat/0.png": 0, "cat/1.png": 1, ".kept/4.png": 4})
         (tmp_path / "x/dog").symlink_to(tmp_path / "elsewhere/animals")
         (tmp_path / "x/eel").symlink_to(tmp_path / "x/.kept")  # a link to a hidden folder counts
-        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
+        data = in_both(tmp_path / "x")
         assert data.class_names == ("cat", "dog", "eel")
         assert values(data.train_images()) == [0, 1, 2, 3, 4]
 
@@ -90,22 +93,20 @@ class TestFolder:
         (tmp_path / "x/cat/again").symlink_to(target)
         (tmp_path / "x/a_link").symlink_to("cat")  # sorts before cat, which keeps its own name
         (tmp_path / "x/z_link").symlink_to(tmp_path / "x/dog")
-        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"))
+        data = in_both(tmp_path / "x")
         assert data.class_names == ("cat", "dog")
         assert values(data.train_images()) == [0, 1, 2, 3]
-        err = capfd.readouterr().err
-        assert_names(err, "x/cat/again", "x/a_link", "x/z_link")
+        assert_names(capfd.readouterr().err, "x/cat/again", "x/a_link", "x/z_link")
 
     def test_links_that_lead_from_one_to_the_other_end(self, tmp_path):
         folder(tmp_path, {"x/a/0.png": 0, "y/1.png": 1})
         (tmp_path / "x/a/over").symlink_to(tmp_path / "y")
         (tmp_path / "y/back").symlink_to(tmp_path / "x")
-        data = data_of(ImageFolder, str(tmp_path / "x"), test_path=str(tmp_path / "x"), classes=[])
-        assert values(data.train_images()) == [0, 1]
+        assert values(in_both(tmp_path / "x", classes=[]).train_images()) == [0, 1]
 
     def test_folders_mean_nothing_where_there_are_to_be_no_classes(self, tmp_path):
         deep = {"a/b/0.png": 0, "1.png": 1, "a/2.png": 2}
-        data = of_folder(tmp_path / "x", deep, classes=[], test_path=folder(tmp_path / "y", deep))
+        data = in_both(folder(tmp_path, deep), classes=[])
         assert data.num_classes == 0
         assert values(data.train_images()) == [1, 2, 0]
         assert data.train_labels().tolist() == [0, 0, 0]
@@ -131,7 +132,7 @@ class TestSplits:
         assert many < larger
 
     def test_the_choice_is_the_same_on_every_machine(self):
-        assert hash_share("cat/000.png") == pytest.approx(KNOWN, abs=1e-12)
+        assert hash_share("cat/000.png") == pytest.approx(0.28435583633431855, abs=1e-12)
 
     def test_too_few_images_are_one_sentence(self, tmp_path):
         with refused("0 images", "test_share=0.01", by=DataError):
@@ -146,9 +147,6 @@ class TestSplits:
         assert (len(data.train_images()), len(data.validation_rows()[:])) == (27, 3)
         kept = values(data.train_images()) + values(data.validation_rows()[:])
         assert sorted(kept) == list(range(30))
-
-
-KNOWN = 0.28435583633431855
 
 
 class TestFacts:
@@ -166,8 +164,7 @@ class TestFacts:
         assert data.class_names == ("a", "1")
 
     def test_facts_build_the_same_data_where_the_images_are_not(self, tmp_path):
-        test = folder(tmp_path / "test", TWO)
-        data = of_folder(tmp_path / "x", TWO, test_path=test)
+        data = in_both(folder(tmp_path / "x", TWO))
         settings = data.source.facts()
         assert settings == {
             "image_size": [4, 4],
@@ -179,7 +176,7 @@ class TestFacts:
         json.dumps(settings)
         again = data_of(ImageFolder, "nowhere", **settings)
         assert (again.image_shape, again.num_classes) == (data.image_shape, 2)
-        scaled = of_folder(tmp_path / "x", TWO, test_path=test, image_size=8, resize="pad")
+        scaled = in_both(tmp_path / "x", image_size=8, resize="pad")
         assert scaled.source.facts() == settings | {"image_size": [8, 8], "resize": "pad"}
         flat = of_folder(tmp_path / "flat", numbered(40))
         assert data_of(ImageFolder, "nowhere", **flat.source.facts()).num_classes == 0
@@ -200,35 +197,32 @@ class TestFacts:
 
 
 class TestBadImages:
-    CONTENTS = TWO | {"cat/3.png": b"", "dog/1.png": png(0, (9, 4)), "dog/4.png": 4}
-
-    def module(self, tmp_path, **settings) -> ImageDataModule:
-        test = folder(tmp_path / "test", TWO)
-        return of_folder(tmp_path / "train", self.CONTENTS, test_path=test, **settings)
-
-    def test_they_are_refused_by_name(self, tmp_path):
-        with refused("2 of 7", "cat/3.png", "dog/1.png (4x9", "4x4", "on_bad=skip", by=DataError):
-            self.module(tmp_path).setup("fit")
-
-    def test_or_skipped_by_name_with_their_labels(self, tmp_path, capfd):
-        data = self.module(tmp_path, on_bad="skip")
-        assert values(data.train_images()) == [0, 1, 2, 3, 4]
-        assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
-        assert_names(capfd.readouterr().err, "2 of 7", "cat/3.png", "dog/1.png (4x9")
-
-    def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
-        test = folder(tmp_path / "test", TWO)
-        root = folder(tmp_path / "train", TWO)
-        (tmp_path / "train/cat/8.png").symlink_to("gone.png")
-        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # a link to itself
-        with refused("2 of 6", "cat/8.png", "gone.png", "dog/9.png", by=DataError):
+    def refused_or_skipped(self, tmp_path, capfd, named, kept) -> ImageDataModule:
+        """Asserts that bad images are refused, or left out, by name; returns the others."""
+        root, test = str(tmp_path / "train"), folder(tmp_path / "test", TWO)
+        with refused(*named, "on_bad=skip", by=DataError):
             data_of(ImageFolder, root, test_path=test).setup("fit")
         data = data_of(ImageFolder, root, test_path=test, on_bad="skip")
-        assert values(data.train_images()) == [0, 1, 2, 3]
-        assert "Skipped 2 of 6 images" in capfd.readouterr().err
+        assert values(data.train_images()) == kept
+        assert_names(capfd.readouterr().err, f"Skipped {named[0]} images", *named[1:])
+        return data
+
+    def test_they_are_refused_by_name_or_skipped_with_their_labels(self, tmp_path, capfd):
+        bad = {"cat/3.png": b"", "dog/1.png": png(0, (9, 4))}
+        folder(tmp_path / "train", TWO | bad | {"dog/4.png": 4})
+        named = ["2 of 7", "cat/3.png", "dog/1.png (4x9", "4x4"]
+        data = self.refused_or_skipped(tmp_path, capfd, named, [0, 1, 2, 3, 4])
+        assert data.train_labels().tolist() == [0, 0, 1, 1, 1]
+
+    def test_a_link_to_no_image_is_one_of_them(self, tmp_path, capfd):
+        folder(tmp_path / "train", TWO)
+        (tmp_path / "train/cat/8.png").symlink_to("gone.png")
+        (tmp_path / "train/dog/9.png").symlink_to("9.png")  # a link to itself
+        named = ["2 of 6", "cat/8.png", "gone.png", "dog/9.png"]
+        self.refused_or_skipped(tmp_path, capfd, named, [0, 1, 2, 3])
 
     def test_a_pipe_a_device_and_a_huge_file_are_never_read(self, tmp_path, capfd):
-        test, root = folder(tmp_path / "test", TWO), folder(tmp_path / "train", TWO)
+        folder(tmp_path / "train", TWO)
         os.mkfifo(tmp_path / "train/cat/6.png")
         (tmp_path / "train/cat/7.png").symlink_to("/dev/zero")
         (tmp_path / "train/dog/8.png").symlink_to(tmp_path / "test/dog/2.png")  # a regular file
@@ -240,11 +234,7 @@ class TestBadImages:
             "cat/7.png (not a",
             "dog/9.png (4,294,967,296",
         ]
-        with refused(*named, by=DataError):
-            data_of(ImageFolder, root, test_path=test).setup("fit")
-        data = data_of(ImageFolder, root, test_path=test, on_bad="skip")
-        assert values(data.train_images()) == [0, 1, 2, 3, 2]
-        assert "Skipped 3 of 8 images" in capfd.readouterr().err
+        self.refused_or_skipped(tmp_path, capfd, named, [0, 1, 2, 3, 2])
 
     @pytest.mark.parametrize("source", [ImageFolder, ImageZip])
     def test_a_path_to_a_pipe_is_never_read(self, tmp_path, source):
@@ -260,9 +250,8 @@ class TestBadImages:
 
     def test_the_first_few_of_many_are_named(self, tmp_path):
         contents = TWO | {f"cat/x{i}.png": b"" for i in range(12)}
-        data = of_folder(tmp_path / "x", contents, test_path=folder(tmp_path / "test", TWO))
         with refused("12 of 16", "x2.png", "7 more", by=DataError):
-            data.setup("fit")
+            in_both(folder(tmp_path, contents)).setup("fit")
 
     def test_if_all_are_bad_nothing_can_be_skipped(self, tmp_path):
         contents = {f"{i}.png": b"" for i in range(5)}
@@ -275,8 +264,7 @@ class TestBadImages:
 
     def test_another_size_is_brought_to_the_one_that_is_asked_for(self, tmp_path):
         contents = {"0.png": png(7, (9, 4)), "1.png": png(8, (2, 2)), "2.png": 9}
-        test = folder(tmp_path / "test", numbered(5))
-        data = of_folder(tmp_path / "x", contents, test_path=test, image_size=[5, 3])
+        data = in_both(folder(tmp_path, contents), image_size=[5, 3])
         assert data.train_images().shape == (3, 1, 5, 3)
         assert values(data.train_images()) == [7, 8, 9]
 
@@ -357,10 +345,8 @@ class TestZip:
         assert data.num_classes == 0
         assert values(data.train_images()) == [0, 2, 1, 3]
         assert self.module(tmp_path, LABELS, classes=[]).train_labels().tolist() == [0] * 4
-        path = tmp_path / "bare.zip"
-        with zipfile.ZipFile(archive(path, ZIPPED), "a") as file:
-            file.writestr("dataset.json", "{}")
-        assert data_of(ImageZip, str(path), test_path=str(path)).num_classes == 0
+        bare = archive(tmp_path / "bare.zip", ZIPPED | {"dataset.json": b"{}"})
+        assert in_both(bare, ImageZip).num_classes == 0
 
     def test_without_it_a_class_is_a_folder(self, tmp_path):
         data = self.module(tmp_path)
@@ -370,19 +356,15 @@ class TestZip:
 
     def test_hidden_members_do_not_count(self, tmp_path):
         hidden = {"__MACOSX/a/._0.png": b"fork", ".DS_Store": b""}
-        assert values(self.module(tmp_path, contents=hidden | ZIPPED).train_images()) == [
-            0,
-            2,
-            1,
-            3,
-        ]
+        data = self.module(tmp_path, contents=hidden | ZIPPED)
+        assert values(data.train_images()) == [0, 2, 1, 3]
 
     @pytest.mark.filterwarnings("ignore:Duplicate name")
     def test_a_member_that_is_there_twice_counts_once_as_the_later_one(self, tmp_path):
         path = archive(tmp_path / "x.zip", TWO)
         with zipfile.ZipFile(path, "a") as file:
             file.writestr("cat/1.png", png(7))
-        assert values(data_of(ImageZip, path, test_path=path).train_images()) == [0, 7, 2, 3]
+        assert values(in_both(path, ImageZip).train_images()) == [0, 7, 2, 3]
 
     def test_threads_read_one_zip(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -393,21 +375,18 @@ class TestZip:
         assert sorted(train + values(data.test_images())) == list(range(250))
 
     def test_a_damaged_member_is_a_bad_image(self, tmp_path):
-        content = bytearray(archive_bytes(tmp_path, {"a.png": 1, "b.png": 2, "c.png": 3}))
+        path = Path(archive(tmp_path / "x.zip", {"a.png": 1, "b.png": 2, "c.png": 3}))
+        content = bytearray(path.read_bytes())
         content[content.index(b"IDAT") + 6] ^= 255
-        (tmp_path / "x.zip").write_bytes(content)
-        data = data_of(
-            ImageZip, str(tmp_path / "x.zip"), test_path=archive(tmp_path / "t.zip", numbered(3))
-        )
+        path.write_bytes(content)
         with refused("1 of 3", "a.png", "CRC-32", by=DataError):
-            data.setup("fit")
+            in_both(path, ImageZip).setup("fit")
 
     def test_a_member_that_is_huge_is_never_unpacked(self, tmp_path, monkeypatch):
-        pictures = {"a.png": 1, "b.png": 2, "c.png": bytes(1000)}
-        settings = {"test_path": archive(tmp_path / "t.zip", numbered(3))}
+        path = archive(tmp_path / "x.zip", {"a.png": 1, "b.png": 2, "c.png": bytes(1000)})
         monkeypatch.setattr("diffusion_lab.data.source.decoding.LARGEST", 999)
         with refused("1 of 3", "c.png (1,000 bytes", "999", by=DataError):
-            data_of(ImageZip, archive(tmp_path / "x.zip", pictures), **settings).setup("fit")
+            in_both(path, ImageZip).setup("fit")
         monkeypatch.setattr("diffusion_lab.data.source.image_folder.LARGEST_LABELS", 9)
         with refused("dataset.json", "bytes", by=DataError):
             self.module(tmp_path, LABELS).prepare_data()
@@ -439,18 +418,17 @@ class TestZip:
         with refused("none.zip", "0, 1", by=DataError):
             data.prepare_data()
 
-    @pytest.mark.parametrize("text", ["{", "[1]", "3", "\ud800".encode("utf-8", "surrogatepass")])
+    @pytest.mark.parametrize("text", [b"{", b"[1]", b"3", b"\xed\xa0\x80"])
     def test_a_dataset_json_that_is_none(self, tmp_path, text):
-        with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
-            file.writestr("a.png", png(1))
-            file.writestr("dataset.json", text)
+        path = archive(tmp_path / "x.zip", {"a.png": 1, "dataset.json": text})
         with refused("dataset.json", "x.zip", by=DataError):
-            data_of(ImageZip, str(tmp_path / "x.zip")).prepare_data()
+            data_of(ImageZip, path).prepare_data()
 
     def test_what_is_no_zip_or_has_no_images(self, tmp_path):
-        (tmp_path / "x.zip").write_bytes(archive_bytes(tmp_path, TWO)[:-50])
+        path = Path(archive(tmp_path / "x.zip", TWO))
+        path.write_bytes(path.read_bytes()[:-50])
         with refused("x.zip", by=DataError):
-            data_of(ImageZip, str(tmp_path / "x.zip")).prepare_data()
+            data_of(ImageZip, str(path)).prepare_data()
         for contents, named in (({}, "set path"), ({"a.txt": b""}, ".txt")):
             for labels in (..., None):
                 path = archive(tmp_path / "y.zip", contents, labels)
@@ -464,12 +442,6 @@ class TestZip:
             data_of(ImageZip, path).prepare_data()
 
 
-def archive_bytes(tmp_path, contents) -> bytes:
-    path = tmp_path / "bytes.zip"
-    archive(path, contents)
-    return path.read_bytes()
-
-
 def test_a_folder_and_its_zip_are_the_same_data(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, 40).tolist()
     contents = {f"{'ab'[i % 2]}/{i:02}.png": value for i, value in enumerate(noise)}
@@ -481,15 +453,15 @@ def test_a_folder_and_its_zip_are_the_same_data(tmp_path):
 NAMES = numbered(40, "{:02}.png")
 
 
-def written(root, kind, labels=..., table=None, names=NAMES):
+def written(root, kind, labels=..., table=None):
     """A folder or zip of images with a dataset.json or the text of a CSV beside them."""
     extra = {} if table is None else {"labels.csv": table.encode()}
     root.mkdir(exist_ok=True)
     if kind is ImageZip:
-        return archive(root / "a.zip", names | extra, labels)
+        return archive(root / "a.zip", NAMES | extra, labels)
     if labels is not ...:
         extra["dataset.json"] = json.dumps({"labels": labels}).encode()
-    return folder(root / "a", names | extra)
+    return folder(root / "a", NAMES | extra)
 
 
 def read(kind, path, **settings):
@@ -501,18 +473,22 @@ def read(kind, path, **settings):
     return data, dict(zip(greys.tolist(), labels, strict=True))
 
 
-def csv_of(function, titles="name,x", names=NAMES):
-    return "\n".join([titles, *(f"{name},{function(value)}" for name, value in names.items())])
+def labels_by(function):
+    return [[name, function(value)] for name, value in NAMES.items()]
+
+
+QUARTERS = labels_by(lambda value: value / 4)
+
+
+def csv_of(function, titles="name,x"):
+    return "\n".join([titles, *(f"{name},{label}" for name, label in labels_by(function))])
 
 
 @pytest.mark.parametrize("kind", [ImageFolder, ImageZip])
 class TestBoth:
     def test_numbers_and_lists_are_vectors(self, tmp_path, kind):
-        cases = ((lambda v: v / 4, 1), (lambda v: [v / 4, -v, 1], 3))
-        for number, (function, size) in enumerate(cases):
-            path = written(
-                tmp_path / str(number), kind, [[n, function(v)] for n, v in NAMES.items()]
-            )
+        for function, size in ((lambda v: v / 4, 1), (lambda v: [v / 4, -v, 1], 3)):
+            path = written(tmp_path / str(size), kind, labels_by(function))
             data, labels = read(kind, path)
             assert (data.labels.shape, data.num_classes) == ((size,), 0)
             for value, label in labels.items():
@@ -528,7 +504,7 @@ class TestBoth:
         assert read(kind, path)[0].labels.shape == ()  # without its name it says nothing
 
     def test_whole_numbers_are_classes_unless_they_are_to_be_numbers(self, tmp_path, kind):
-        path = written(tmp_path, kind, [[name, value % 3] for name, value in NAMES.items()])
+        path = written(tmp_path, kind, labels_by(lambda value: value % 3))
         data, labels = read(kind, path)
         assert (data.labels.shape, data.class_names) == ((), ("0", "1", "2"))
         assert all(int(label) == value % 3 for value, label in labels.items())
@@ -537,7 +513,7 @@ class TestBoth:
         assert all(label.tolist() == [value % 3] for value, label in labels.items())
 
     def test_what_a_run_saves_opens_the_same_data(self, tmp_path, kind):
-        path = written(tmp_path, kind, [[name, value / 4] for name, value in NAMES.items()])
+        path = written(tmp_path, kind, QUARTERS)
         first, _ = read(kind, path)
         facts = first.source.facts()
         assert facts["label_size"] == 1
@@ -547,7 +523,7 @@ class TestBoth:
         assert (away.labels.shape, away.num_classes) == ((1,), 0)
 
     def test_fractions_and_validation_take_them_as_one_class(self, tmp_path, kind):
-        path = written(tmp_path, kind, [[name, value / 4] for name, value in NAMES.items()])
+        path = written(tmp_path, kind, QUARTERS)
         data, _ = read(kind, path, validation_size=6, fraction=0.5)
         rest = len(data.reference_images()) - 6
         assert (len(data.train_labels()), len(data.validation_labels())) == (round(rest / 2), 6)
@@ -600,11 +576,9 @@ class TestBoth:
             read(kind, path, label_size=1)
 
     def test_test_images_have_as_many_numbers(self, tmp_path, kind):
-        path = written(tmp_path / "x", kind, [[name, value / 4] for name, value in NAMES.items()])
-        test = written(
-            tmp_path / "y", kind, [[name, [value, 0.5]] for name, value in NAMES.items()]
-        )
+        path = written(tmp_path / "x", kind, QUARTERS)
+        pairs = written(tmp_path / "y", kind, labels_by(lambda value: [value, 0.5]))
         with refused("dataset.json", "a number of", by=DataError):
-            read(kind, path, test_path=test)
-        whole = written(tmp_path / "z", kind, [[name, value] for name, value in NAMES.items()])
+            read(kind, path, test_path=pairs)
+        whole = written(tmp_path / "z", kind, labels_by(lambda value: value))
         assert read(kind, path, test_path=whole)[0].test_labels().dtype == torch.float32

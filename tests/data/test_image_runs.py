@@ -1,7 +1,6 @@
 """Runs on the user's own images from the command line, even after the images are gone."""
 
 import hashlib
-import json
 import lzma
 import os
 import re
@@ -16,7 +15,7 @@ from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.picture_files import archive, folder, numbered, png
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, same, summary_of
 from PIL import features
 
 from diffusion_lab import runs
@@ -28,7 +27,9 @@ PAGE = (ROOT / "docs/pages/own-data.md").read_text()
 # files that lie beside the repository, where there are any
 SHARED = Path(os.environ.get("DIFFUSION_LAB_SHARED", ROOT.parent / "shared")) / "data"
 NETWORK = [a for a in TINY if not a.startswith("data.")]
-QUICK = [*NETWORK, "callbacks.evaluation=null", "logger=none", "run_dir=run"]
+UNMEASURED = ["callbacks.evaluation=null", "logger=none", "run_dir=run"]
+QUICK = [*NETWORK, *UNMEASURED]
+FAST = ["+debug=fast", "trainer=cpu", *UNMEASURED]
 
 
 def photos(root: Path) -> str:
@@ -45,54 +46,40 @@ def test_a_run_is_opened_where_its_images_are_gone(lab, refusal, tmp_path):
     assert (saved["channels"], saved["resize"]) == (1, "refuse")
     assert saved["classes"] == ["cat", "dog", "eel"]
     assert list((tmp_path / "data/reference").glob("train*")), "features are kept under data"
-    trained = json.loads((tmp_path / "run/summary.json").read_text())
+    trained = summary_of(tmp_path / "run")
 
     (tmp_path / "2024").mkdir()  # a number to Hydra
     shutil.move(tmp_path / "photos", tmp_path / "2024")
-    result = lab.result("sample", "run=run", "num_samples=4", "save=npz")
-    with np.load(result["array"]) as arrays:
-        assert arrays["images"].shape == (4, 4, 4, 1)
-        assert arrays["labels"].tolist() == [0, 1, 2, 0]
+    drawn = lab.drawn("run=run", "num_samples=4")
+    assert drawn["images"].shape == (4, 4, 4, 1)
+    assert drawn["labels"].tolist() == [0, 1, 2, 0]
 
-    evaluate = ["evaluate", "run=run", "json=true", "batch_size=16", "device=cpu"]
-    assert_names(refusal(*evaluate), "photos", "data_root")
-    precision = f"precision={trained['precision']}"
-    code, out, err = lab(*evaluate, "data_root=2024", precision)
-    assert code == 0, err
-    for name, value in json.loads(out.splitlines()[-1]).items():
+    evaluate = ["evaluate", "run=run", "batch_size=16", "device=cpu"]
+    assert_names(refusal(*evaluate, "json=true"), "photos", "data_root")
+    found = lab.result(*evaluate, "data_root=2024", f"precision={trained['precision']}")
+    for name, value in found.items():
         assert value == pytest.approx(trained["metrics"][name], rel=1e-6)
 
     resume = ["train", "resume=run", "trainer.max_steps=6"]
     assert "data.source.classes=[x]" in refusal(*resume, "data.source.classes=[x]")
     lab.done(*resume, "data.source.path=2024/photos")
-    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 6
+    assert summary_of(tmp_path / "run")["steps"] == 6
+    folder(tmp_path / "2024/photos", {"fox/0.png": 0})
+    assert "folder fox" in refusal(*resume, "trainer.max_steps=9", "data.source.path=2024/photos")
 
 
 @pytest.mark.slow
 def test_images_in_a_file_train_and_resume_bit_for_bit_as_in_memory(lab, tmp_path):
     photos(tmp_path)
     where = ["data=image_folder", "data.source.path=photos", "data.flip=true", "data.pad=8"]
-    resume = ["train", "resume=file", "trainer.max_steps=6"]
-    for command in (
-        ["train", *where, *QUICK, "run_dir=memory", "trainer.max_steps=6"],
-        ["train", *where, *QUICK, "run_dir=file", "data.source.store=true"],
-        resume,
-    ):
-        lab.done(*command)
+    lab.done("train", *where, *QUICK, "run_dir=memory", "trainer.max_steps=6")
+    lab.done("train", *where, *QUICK, "run_dir=file", "data.source.store=true")
+    lab.done("train", "resume=file", "trainer.max_steps=6")
     assert len(list((tmp_path / "data/decoded").glob("photos-1x4x4-*.bin"))) == 2
     ours, theirs = (
         runs.load(tmp_path / name)[1].denoiser.state_dict() for name in ("memory", "file")
     )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_refuses_another_folder(lab, refusal, tmp_path):
-    photos(tmp_path)
-    lab.done("train", "data=image_folder", "data.source.path=photos", *QUICK)
-    folder(tmp_path / "photos", {"fox/0.png": 0})
-    assert "folder fox" in refusal("train", "resume=run", "trainer.max_steps=6")
+    assert same(ours, theirs)
 
 
 @pytest.mark.long
@@ -101,11 +88,11 @@ def test_images_without_classes_are_trained_without_labels(lab, refusal, tmp_pat
     flat = ["data=image_folder", "data.source.path=flat", "data.pad=8"]
     assert "conditioning: " in refusal("train", *flat, *QUICK)
     lab.done("train", *flat, "conditioning=none", "data.fraction=0.5", *QUICK)
-    result = lab.result("sample", "run=run", "num_samples=2", "save=npz")
-    with np.load(result["array"]) as arrays:
-        assert arrays["images"].shape == (2, 4, 4, 3)
+    assert lab.drawn("run=run", "num_samples=2")["images"].shape == (2, 4, 4, 3)
 
 
+# sha256 of all images in order, from the README of those files
+DECODED = "30a7853345b798d1861a37a1d4d1f334dc24222ecfe75bf0f88cab3776b46300"
 COMMANDS = re.findall(r"^    diffusion-lab (train data=image_.+)$", PAGE, re.MULTILINE)
 
 
@@ -117,9 +104,9 @@ def test_the_commands_of_the_page_train(lab, tmp_path, line):
     folder(tmp_path / "clothes", numbered(40) | {"captions.csv": captions.encode()})
     rows = [f"{name},{value / 4}" for name, value in numbered(40).items()]
     folder(tmp_path / "greys", numbered(40) | {"labels.csv": "\n".join(["name,x", *rows]).encode()})
+    labels = [[file, i % 2] for file, i in numbered(10).items()]
     for name in ("train", "test"):
-        contents = numbered(10)
-        archive(tmp_path / f"{name}.zip", contents, [[file, i % 2] for file, i in contents.items()])
+        archive(tmp_path / f"{name}.zip", numbered(10), labels)
     lab.done(*line.split(), *QUICK)
 
 
@@ -129,22 +116,12 @@ def test_bad_images_are_told_before_anything_is_written(lab, refusal, tmp_path):
     command = ["train", "data=image_folder", "data.source.path=photos", *QUICK]
     assert "dog/07.png" in refusal(*command)
     assert not (tmp_path / "run").exists()
-    err = lab.done(*command, "data.source.on_bad=skip")
-    assert "dog/07.png" in err
+    assert "dog/07.png" in lab.done(*command, "data.source.on_bad=skip")
 
 
 @pytest.mark.slow
 def test_data_that_are_in_no_files_cannot_have_moved(lab, refusal):
-    lab.done(
-        "train",
-        "experiment=toy/two_moons",
-        "+debug=fast",
-        "trainer=cpu",
-        "logger=none",
-        "callbacks.evaluation=null",
-        "trainer.max_steps=1",
-        "run_dir=run",
-    )
+    lab.done("train", "experiment=toy/two_moons", *FAST, "trainer.max_steps=1")
     assert "data_root=elsewhere" in refusal("sample", "run=run", "data_root=elsewhere")
 
 
@@ -159,19 +136,8 @@ def test_the_cifar10_recipe_trains_on_zips(lab, tmp_path, monkeypatch):
         archive(tmp_path / f"zips/cifar10-{split}.zip", contents, labels)
     zips = (tmp_path / "zips").iterdir()
     monkeypatch.setattr(known_sets, "ZIPS", {p.name: hashing.of_file(p) for p in zips})
-    lab.done(
-        "train",
-        "experiment=cifar10/unet",
-        "data=cifar10_zip",
-        "+debug=fast",
-        "trainer=cpu",
-        "trainer.max_steps=2",
-        "backbone.channels=32",
-        "backbone.blocks=1",
-        "callbacks.evaluation=null",
-        "logger=none",
-        "run_dir=run",
-    )
+    small = ["trainer.max_steps=2", "backbone.channels=32", "backbone.blocks=1"]
+    lab.done("train", "experiment=cifar10/unet", "data=cifar10_zip", *FAST, *small)
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]
     assert saved["flip"] is True
     assert saved["source"]["classes"][9] == "truck"
@@ -196,7 +162,3 @@ def test_the_shared_cifar10_is_decoded_to_its_known_pixels(tmp_path):
     if not (features.version("libjpeg_turbo") or "").startswith("3."):
         pytest.skip("another decoder of JPEG may differ by a level or two")
     assert hashlib.sha256(images).hexdigest() == DECODED
-
-
-# sha256 of all images in order, from the README of those files
-DECODED = "30a7853345b798d1861a37a1d4d1f334dc24222ecfe75bf0f88cab3776b46300"

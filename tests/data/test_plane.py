@@ -14,8 +14,6 @@ from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.common.images import to_float
 from diffusion_lab.data.source import GaussianMixture, TwoMoons
 
-FIGURES = ROOT / "experiments/theory/figures.py"
-
 
 def moons(noise: float):
     """The data, their labels, and points (N, 2) and distances (N,) from the circles' centres."""
@@ -68,29 +66,31 @@ def test_mlp_is_zero_at_first_and_learns_with_all_its_parameters():
     assert not torch.equal(first, mlp(x, noise + 1, condition))
 
 
+QUICK = ["trainer=cpu", "trainer.max_steps=60", "logger=none"]
+
+
+@pytest.fixture
+def require_drawn(lab, tmp_path, monkeypatch):
+    """A function: asserts that a script of experiments/ draws pictures of runs with these names."""
+
+    def draw(script: str, runs: list[str], *names: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *runs, "--output", "figures"])
+        runpy.run_path(str(ROOT / "experiments" / script), run_name="__main__")
+        for name in names:
+            with Image.open(tmp_path / "figures" / name) as picture:
+                assert min(picture.size) > 400
+
+    return draw
+
+
 @pytest.mark.slow
-def test_the_toy_trains_and_its_paths_are_drawn(lab, tmp_path, monkeypatch):
-    lab.done(
-        "train",
-        "experiment=toy/two_moons",
-        "trainer=cpu",
-        "trainer.max_steps=60",
-        "batch_size=256",
-        "sampler.steps=4",
-        "logger=none",
-        "run_dir=run",
-    )
+def test_the_toy_trains_and_its_paths_are_drawn(lab, tmp_path, require_drawn):
+    small = ["batch_size=256", "sampler.steps=4", "run_dir=run"]
+    lab.done("train", "experiment=toy/two_moons", *QUICK, *small)
     with Image.open(tmp_path / "run/samples/step_0000060.png") as picture:
         assert picture.size == (512, 512)
     lab.done("sample", "run=run", "num_samples=20")
-    monkeypatch.setattr(sys, "argv", ["figures.py", "run", "--output", "figures"])
-    runpy.run_path(str(FIGURES), run_name="__main__")
-    for name in ("schedules.png", "paths.png"):
-        with Image.open(tmp_path / "figures" / name) as picture:
-            assert min(picture.size) > 400
-
-
-SCORE_FIGURES = ROOT / "experiments/write_up/score_figures.py"
+    require_drawn("theory/figures.py", ["run"], "schedules.png", "paths.png")
 
 
 def test_points_lie_around_both_centres_in_their_shares():
@@ -126,14 +126,10 @@ def test_the_density_has_an_integral_of_one_and_the_score_is_its_gradient(sigma)
 
 
 @pytest.mark.slow
-def test_the_score_is_learned_and_drawn(lab, tmp_path, monkeypatch):
-    quick = ["experiment=toy/score", "trainer=cpu", "trainer.max_steps=60", "logger=none"]
+def test_the_score_is_learned_and_drawn(lab, tmp_path, require_drawn):
     more_of = {"one": ["schedule.sigma_max=0.011"], "all": [], "energy": ["backbone=energy"]}
     for run, more in more_of.items():
-        lab.done("train", *quick, *more, f"run_dir={run}")
+        lab.done("train", "experiment=toy/score", *QUICK, *more, f"run_dir={run}")
     (tmp_path / "figures").mkdir()
-    monkeypatch.setattr(sys, "argv", ["score_figures.py", *more_of, "--output", "figures"])
-    runpy.run_path(str(SCORE_FIGURES), run_name="__main__")
-    for name in ("score_one_level.png", "score_levels.png", "energy.png"):
-        with Image.open(tmp_path / "figures" / name) as picture:
-            assert min(picture.size) > 400
+    pictures = ["score_one_level.png", "score_levels.png", "energy.png"]
+    require_drawn("write_up/score_figures.py", [*more_of], *pictures)

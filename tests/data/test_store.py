@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,8 +12,10 @@ import time
 import pytest
 import torch
 from helpers.data_modules import data_of
+from helpers.faults import killed_within
 from helpers.paths import ROOT
 from helpers.picture_files import archive, folder, numbered, png
+from helpers.processes import exit_codes_of_three
 from helpers.refusals import refused
 
 from diffusion_lab.common.files import UNFINISHED
@@ -36,6 +37,10 @@ def computed(allocate) -> StoredValues:
 
 def never(allocate) -> StoredValues:
     raise AssertionError("computed again")
+
+
+def read_only(path):
+    raise PermissionError(errno.EACCES, "it is read-only")
 
 
 def only(folder, pattern="*.bin"):
@@ -100,11 +105,7 @@ class TestStored:
 
     def test_a_read_only_folder_of_another_user_is_used(self, tmp_path, monkeypatch):
         stored(tmp_path, "values", KEY, computed)
-
-        def forbidden(path):
-            raise AssertionError("locked")
-
-        monkeypatch.setattr(store.files, "one_at_a_time", forbidden)
+        monkeypatch.setattr(store.files, "one_at_a_time", read_only)
         assert torch.equal(stored(tmp_path, "values", KEY, never).values, VALUES)
 
     def test_ranks_use_a_complete_store_that_they_cannot_write_to(self, tmp_path, monkeypatch):
@@ -113,14 +114,11 @@ class TestStored:
             values.copy_(VALUES[part.start : part.stop])
             return StoredValues(values, {})
 
-        def locked(path):
-            raise PermissionError(errno.EACCES, "it is read-only")
-
         monkeypatch.setattr(store, "rank_and_world", lambda: (0, 2))
         whole = (tmp_path, "values", KEY, 6, 1)
         assert torch.equal(store.stored_by_ranks(*whole, rows).values, VALUES)
         assert len([*tmp_path.glob("*.bin")]) == 1
-        monkeypatch.setattr(store.files, "one_at_a_time", locked)
+        monkeypatch.setattr(store.files, "one_at_a_time", read_only)
         assert torch.equal(store.stored_by_ranks(*whole, never).values, VALUES)
 
     @pytest.mark.parametrize("locks", [True, False])
@@ -141,20 +139,14 @@ class TestStored:
         assert other.exists() != locks
 
     def test_a_process_that_is_killed_leaves_nothing_that_counts(self, tmp_path):
-        def slow(allocate):
-            values, _ = computed(allocate)
-            (tmp_path / "started").touch()
-            time.sleep(60)
-            return StoredValues(values, {})
+        def dying(allocate):
+            computed(allocate)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        process = fork(lambda: stored(tmp_path / "store", "values", KEY, slow))
-        while not (tmp_path / "started").exists():
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert list((tmp_path / "store").glob(".*.part"))
-        assert torch.equal(stored(tmp_path / "store", "values", KEY, computed).values, VALUES)
-        assert not list((tmp_path / "store").glob(".*.part"))
+        killed_within(lambda: stored(tmp_path, "values", KEY, dying))
+        assert list(tmp_path.glob(".*.part"))
+        assert torch.equal(stored(tmp_path, "values", KEY, computed).values, VALUES)
+        assert not list(tmp_path.glob(".*.part"))
 
     @pytest.mark.long
     def test_processes_that_start_together_compute_once(self, tmp_path):
@@ -167,17 +159,8 @@ class TestStored:
         def ask():
             assert torch.equal(stored(tmp_path, "values", KEY, counted).values, VALUES)
 
-        processes = [fork(ask) for _ in range(3)]
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert exit_codes_of_three(ask) == [0, 0, 0]
         assert (tmp_path / "computed").read_text() == "once "
-
-
-def fork(action):
-    process = multiprocessing.get_context("fork").Process(target=action)
-    process.start()
-    return process
 
 
 class TestImages:
@@ -185,8 +168,6 @@ class TestImages:
         settings = {"validation_size": 8, "fraction": 0.7, "flip": True, "pad": 6}
         kept, mapped = (photos(tmp_path, store, **settings) for store in (False, True))
         assert kept.fingerprint == mapped.fingerprint
-        for data in (kept, mapped):
-            data.setup("fit")
         streams = [
             TensorLoader(
                 data.reference_images(),
@@ -215,9 +196,9 @@ class TestImages:
 
     @pytest.mark.parametrize("change", ["an image", "a label", "a setting"])
     def test_another_state_of_the_data_is_decoded_again(self, tmp_path, change):
-        first = photos(tmp_path, True, resize="crop", image_size=4)
-        first.setup("fit")
         settings = {"resize": "crop", "image_size": 4}
+        first = photos(tmp_path, True, **settings)
+        before = first.fingerprint
         if change == "an image":
             (tmp_path / "photos/cat/03.png").write_bytes(png(200))
         elif change == "a label":
@@ -225,8 +206,9 @@ class TestImages:
         else:
             settings["image_size"] = 5
         mapped, kept = (photos(tmp_path, store, **settings) for store in (True, False))
-        assert mapped.fingerprint == kept.fingerprint != first.fingerprint
-        assert first.fingerprint == photos_hash(first)  # the old file is still there
+        assert mapped.fingerprint == kept.fingerprint != before
+        del first.__dict__["fingerprint"]
+        assert first.fingerprint == before  # the old file is still there
 
     def test_bad_images_are_left_out_of_the_file(self, tmp_path, capfd):
         contents = {f"{i:02}.png": i for i in range(40)} | {"05.png": b"bad", "17.png": b"bad"}
@@ -263,11 +245,6 @@ class TestImages:
         with refused("No space left", "store=false", by=DataError):
             photos(tmp_path, True).prepare_data()
         assert not list((tmp_path / "decoded").glob(".*.part"))
-
-
-def photos_hash(data) -> str:
-    del data.__dict__["fingerprint"]
-    return data.fingerprint
 
 
 SIDE = 256

@@ -21,6 +21,7 @@ from diffusion_lab.diffusion.objective.loss import Denoising, Hybrid
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
 SHAPE = (2, 4, 4)
+OBJECTIVE = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
 
 
 class Recorder(nn.Module):
@@ -67,11 +68,10 @@ def test_self_conditioning_doubles_the_input_and_nothing_is_zeros():
     x, level, previous = inputs()
     alone = model(x, level).output
     assert torch.equal(alone, model(x, level, Given(previous=torch.zeros_like(x))).output)
-    other = model(x, level, Given(previous=previous)).output
-    assert not torch.allclose(other, alone)
+    estimate = model(x, level, Given(previous=previous))
+    assert not torch.allclose(estimate.output, alone)
     assert torch.equal(model.backbone.seen[-1][0], torch.cat([x, previous], 1))
-    x0 = model(x, level, Given(previous=previous)).x0
-    assert torch.equal(x0, model.prediction.to_x0(other, x, level))
+    assert torch.equal(estimate.x0, model.prediction.to_x0(estimate.output, x, level))
 
 
 def test_the_last_estimate_is_not_scaled_as_the_input_is():
@@ -128,12 +128,11 @@ def test_a_predicted_score_is_tweedies(prediction, schedule):
 
 def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gradient():
     model = denoiser(self_conditioning=True)
-    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
     generator, informed = torch.Generator().manual_seed(0), 0
     x0 = inputs()[2]
     for _ in range(100):
         model.backbone.seen.clear()
-        objective(model, x0, generator=generator)
+        OBJECTIVE(model, x0, generator=generator)
         *before, (last, gradient) = model.backbone.seen
         assert gradient
         if not before:
@@ -149,14 +148,14 @@ def test_training_shows_the_network_its_own_estimate_half_of_the_time_without_gr
 
 
 def test_no_coin_is_drawn_where_it_decides_nothing():
-    objective, x0 = Objective(Rectified(), Flow(), LogitNormal(), Denoising()), inputs()[2]
+    x0 = inputs()[2]
     after = []
     for model in (denoiser(), denoiser(self_conditioning=True)):
         generator = torch.Generator().manual_seed(0)
-        objective(model, x0, generator=generator)
+        OBJECTIVE(model, x0, generator=generator)
         after.append(torch.rand((), generator=generator))
     generator = torch.Generator().manual_seed(0)
-    objective.time_sampler(5, Rectified(), generator)
+    OBJECTIVE.time_sampler(5, Rectified(), generator)
     torch.randn(x0.shape, generator=generator)
     assert after[0] == torch.rand((), generator=generator)
     assert after[1] != after[0]
@@ -165,12 +164,11 @@ def test_no_coin_is_drawn_where_it_decides_nothing():
 def test_gradients_survive_the_estimate_without_gradient_under_autocast():
     # autocast caches a weight that it casts without gradients, which must not serve the next pass
     model = denoiser(self_conditioning=True)
-    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
     for seed in range(4):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             generator = torch.Generator().manual_seed(seed)
-            losses = objective(model, inputs()[2], generator=generator).minimised
+            losses = OBJECTIVE(model, inputs()[2], generator=generator).minimised
         losses.mean().backward()
         assert model.backbone.conv.weight.grad.abs().sum() > 0
     assert len(model.backbone.seen) > 4, "some of them were"
@@ -179,8 +177,7 @@ def test_gradients_survive_the_estimate_without_gradient_under_autocast():
 def test_the_reported_loss_has_no_estimate_before_it():
     model = denoiser(self_conditioning=True)
     x, level, previous = inputs()
-    objective = Objective(Rectified(), Flow(), LogitNormal(), Denoising())
-    loss_at(objective, model, previous, x, level)
+    loss_at(OBJECTIVE, model, previous, x, level)
     ((seen, _),) = model.backbone.seen
     assert (seen[:, 2:] == 0).all()
 

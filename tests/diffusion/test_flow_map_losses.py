@@ -1,11 +1,25 @@
 """Improved MeanFlow, alpha-Flow and Lagrangian self-distillation at the exact map of a mixture."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.compositions import composed
-from helpers.pairs import first_fast
 from helpers.refusals import refused
-from test_jumps import SCHEDULES, ExactMap, Labelled, ToClean, points
+from test_jumps import (
+    MIXTURE,
+    PATHS,
+    STRAIGHT,
+    ExactMap,
+    Labelled,
+    ToClean,
+    assert_order,
+    deviation,
+    every_path,
+    first_path,
+    points,
+    updates,
+)
 from torch import Tensor
 
 from diffusion_lab.assembly.objects import build_model
@@ -14,18 +28,17 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
 from diffusion_lab.diffusion.guidance import EmbeddedGuidance
 from diffusion_lab.diffusion.noise import add_noise, jump, noise_of
-from diffusion_lab.diffusion.objective import Flow, UniformTime, V
+from diffusion_lab.diffusion.objective import Flow
 from diffusion_lab.diffusion.objective.loss import (
     AlphaFlow,
     ContinuousConsistency,
     ImprovedMeanFlow,
     Lagrangian,
     MeanFlow,
-    Parts,
 )
 from diffusion_lab.diffusion.objective.loss.lagrangian import output_of
 from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target, halted, labelled
-from diffusion_lab.diffusion.schedule import Cosine, Rectified
+from diffusion_lab.diffusion.schedule import Rectified
 
 NEARLY = 65  # images of 100, after which alpha is 0.023
 FLOOR = 1e6  # so large that all tangents of sCM are divided by it, not by their own size
@@ -36,42 +49,31 @@ LOSSES = {  # with the exact map of each, and what its updates are divided by
 }
 
 
-def updates(loss, exact, name: str) -> Tensor:
-    """The gradient of each sample's loss to its own error of the exact map, (B,)."""
-    schedule, prediction = SCHEDULES[name]
-    parts = Parts(schedule, prediction, UniformTime(), images_seen=NEARLY)
-    x0, eps, level, _ = points(schedule, count=20_000)
-    errors = torch.zeros(len(x0), 1, dtype=torch.float64, requires_grad=True)
-    generator = torch.Generator().manual_seed(7)
-    losses = loss(parts, exact(prediction, errors), x0, eps, level, NOTHING, generator)
-    return torch.autograd.grad(losses.minimised.sum(), errors)[0][:, 0]
-
-
-@pytest.mark.parametrize("name", first_fast(SCHEDULES))
+@first_path
 @pytest.mark.parametrize("kind", LOSSES)
-def test_the_update_at_the_exact_map_is_zero_on_average_over_samples(kind, name):
+def test_the_update_at_the_exact_map_is_zero_on_average_over_samples(kind, parts):
     loss, exact, divisor = LOSSES[kind]
-    found = divisor * updates(loss, exact, name)
-    assert found.mean().abs() < 3.5 * found.std() / len(found) ** 0.5
+    parts = replace(parts, images_seen=NEARLY)
+    found = divisor * updates(loss, exact(parts.prediction), parts, 20_000)
+    assert abs(deviation(found)) < 3.5
     assert found.std() > 0.1
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_exact_loss_of_improved_mean_flow_is_that_of_the_exact_velocity(name):
-    schedule, prediction = SCHEDULES[name]
-    parts, exact = Parts(schedule, prediction, UniformTime()), ExactMap(prediction)
-    x0, eps, level, _ = points(schedule)
+@every_path
+def test_the_exact_loss_of_improved_mean_flow_is_that_of_the_exact_velocity(parts):
+    prediction = parts.prediction
+    x0, eps, level, _ = points(parts.schedule)
     loss, generator = ImprovedMeanFlow(power=0.0), torch.Generator().manual_seed(1)
-    losses, here, _ = loss(parts, exact, x0, eps, level, NOTHING, generator)
+    losses, here, _ = loss(parts, ExactMap(prediction), x0, eps, level, NOTHING, generator)
     _, there = loss.ends(parts, level, generator.manual_seed(1))
     x = add_noise(x0, eps, here)
     # the targets differ as they do for an output that does not change along the path
     ours, theirs = (
         flow_target(parts, Constant(prediction), x, goal, here, there, NOTHING)[1]
-        for goal in (x0, exact.mean(x, here))
+        for goal in (x0, MIXTURE.denoise(x, here).x0)
     )
     torch.testing.assert_close(losses, (ours - theirs).square().mean(1))
-    if name == "rectified":  # where these are the velocities themselves
+    if parts is STRAIGHT:  # where these are the velocities themselves
         torch.testing.assert_close(ours, eps - x0)
 
 
@@ -83,23 +85,14 @@ class Constant(ExactMap):
         return Estimate(self.prediction.to_x0(output, x, level), None, output)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_loss_of_exact_jumps_is_zero_for_lagrangian_self_distillation(name):
-    schedule, prediction = SCHEDULES[name]
-    parts, loss = Parts(schedule, prediction, UniformTime()), Lagrangian(instant=0.0)
-    x0, eps, level, _ = points(schedule)
-    sizes = [
-        loss(
-            parts,
-            ExactMap(prediction, error),
-            x0,
-            eps,
-            level,
-            NOTHING,
-            torch.Generator().manual_seed(1),
-        ).minimised.mean()
-        for error in (0.0, 0.01, 0.1)
-    ]
+@every_path
+def test_the_loss_of_exact_jumps_is_zero_for_lagrangian_self_distillation(parts):
+    x0, eps, level, _ = points(parts.schedule)
+    sizes = []
+    for error in (0.0, 0.01, 0.1):
+        exact, generator = ExactMap(parts.prediction, error), torch.Generator().manual_seed(1)
+        losses = Lagrangian(instant=0.0)(parts, exact, x0, eps, level, NOTHING, generator)
+        sizes.append(losses.minimised.mean())
     assert sizes[0] < 1e-12
     assert 1e-6 < sizes[1] < 0.02 * sizes[2]
 
@@ -121,28 +114,27 @@ class Recorded(ExactMap):
     [(0, 8, [2, 2, 6], 2), (0, 2, [1, 1, 2], 0), (2, 2, [1, 1, 1], 1), (3, 1, [1, 1, 1], 1)],
 )
 def test_a_quarter_of_all_samples_jumps_and_the_rest_is_denoised(place, count, asked, jumps):
-    schedule, prediction = SCHEDULES["cosine"]
-    parts, exact = Parts(schedule, prediction, UniformTime(), place=place), Recorded(prediction)
-    x0, eps, level, _ = points(schedule, count=count)
+    parts = replace(PATHS["cosine"], place=place)
+    exact = Recorded(parts.prediction)
+    x0, eps, level, _ = points(parts.schedule, count=count)
     losses, here, _ = Lagrangian()(parts, exact, x0, eps, level, NOTHING, None)
     assert exact.asked == asked  # jumps, their ends, and those that stay
     answer = exact(add_noise(x0, eps, here), here.towards(here)).output
-    denoised = (answer - prediction.target(x0, eps, here)).square().mean(1)
+    denoised = (answer - parts.prediction.target(x0, eps, here)).square().mean(1)
     denoised[:jumps] = 0  # as that of an exact jump is
     torch.testing.assert_close(losses, denoised)
     assert torch.equal(here.t[jumps:], level.t[jumps:])
     assert Lagrangian().extra_passes == 4 * 0.25
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_output_of_a_velocity_is_the_target_of_the_pair_that_moves_so(name):
-    schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule)
+@every_path
+def test_the_output_of_a_velocity_is_the_target_of_the_pair_that_moves_so(parts):
+    x0, eps, level, _ = points(parts.schedule)
     x, change = derivative(
-        lambda t: add_noise(x0, eps, schedule(t)), (level.t,), (torch.ones_like(level.t),)
+        lambda t: add_noise(x0, eps, parts.schedule(t)), (level.t,), (torch.ones_like(level.t),)
     )
-    found = output_of(Parts(schedule, prediction, UniformTime()), x, change, level)
-    torch.testing.assert_close(found, prediction.target(x0, eps, level))
+    found = output_of(parts, x, change, level)
+    torch.testing.assert_close(found, parts.prediction.target(x0, eps, level))
 
 
 def test_alpha_falls_along_a_sigmoid_from_one_to_zero():
@@ -157,38 +149,34 @@ def test_alpha_falls_along_a_sigmoid_from_one_to_zero():
 
 
 def test_alpha_flow_begins_as_flow_matching_of_jumps_and_ends_as_mean_flow():
-    schedule, prediction = SCHEDULES["cosine"]
-    x0, eps, level, _ = points(schedule)
-    generator, exact = torch.Generator(), ExactMap(prediction, 0.1)
-    loss = AlphaFlow(end_images=100)
+    parts, generator = PATHS["cosine"], torch.Generator()
+    x0, eps, level, _ = points(parts.schedule)
+    exact = ExactMap(parts.prediction, 0.1)
 
     def losses_of(loss, images_seen):
-        parts = Parts(schedule, prediction, UniformTime(), images_seen=images_seen)
-        return loss(parts, exact, x0, eps, level, NOTHING, generator.manual_seed(3))
+        now = replace(parts, images_seen=images_seen)
+        return loss(now, exact, x0, eps, level, NOTHING, generator.manual_seed(3))
 
-    torch.testing.assert_close(losses_of(loss, 100)[0], losses_of(MeanFlow(), 0)[0])
+    ended = losses_of(AlphaFlow(end_images=100), 100)[0]
+    torch.testing.assert_close(ended, losses_of(MeanFlow(), 0)[0])
     first, here, _ = losses_of(AlphaFlow(power=0.0), 0)
-    _, there = loss.ends(
-        Parts(schedule, prediction, UniformTime()), level, generator.manual_seed(3)
-    )
+    _, there = AlphaFlow().ends(parts, level, generator.manual_seed(3))
     output = exact(add_noise(x0, eps, here), here.towards(there)).output
-    torch.testing.assert_close(first, (output - prediction.target(x0, eps, here)).square().mean(1))
+    expected = (output - parts.prediction.target(x0, eps, here)).square().mean(1)
+    torch.testing.assert_close(first, expected)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_error_of_a_halted_jump_falls_with_the_square_of_alpha_on_the_exact_path(name):
-    schedule, prediction = SCHEDULES[name]
+@every_path
+def test_the_error_of_a_halted_jump_falls_with_the_square_of_alpha_on_the_exact_path(parts):
+    schedule, exact = parts.schedule, ExactMap(parts.prediction)
     x0, eps, here, there = points(schedule)
     here, there = schedule(here.t.clamp(0.4, 0.8)), schedule(there.t.clamp(0.1, 0.3))
-    exact, parts = ExactMap(prediction), Parts(schedule, prediction, UniformTime())
     x = add_noise(x0, eps, here)
-    mean, end = exact.mean(x, here), exact.end(x, here, there)
-    errors = []
+    mean, end, errors = MIXTURE.denoise(x, here).x0, MIXTURE.transport(x, here, there), []
     for alpha in (0.08, 0.04, 0.02):
         goal = halted(parts, exact, alpha, x, mean, here, there, NOTHING)
         errors.append((jump(x, goal, here, there) - end).abs().mean())
-    orders = torch.stack(errors).log2().diff().neg()
-    assert ((orders > 1.8) & (orders < 2.2)).all()
+    assert_order(errors, 1.8, 2.2)
     assert torch.equal(halted(parts, exact, 0.5, x, mean, here, here, NOTHING), mean)
 
 
@@ -202,21 +190,19 @@ class Told(Labelled):
 
 
 def test_scales_have_a_density_of_their_inverse_and_are_one_without_a_label():
-    prediction = Flow()
-    x, loss = torch.zeros(9000, 1), ImprovedMeanFlow(guidance=8.0)
+    x, loss, denoiser = torch.zeros(9000, 1), ImprovedMeanFlow(guidance=8.0), Told(Flow())
     given = Given(torch.tensor([0, 1, 3]).repeat(3000))  # 3 is no label
-    kept = labelled(Told(prediction), given, x)
-    scales = loss.scales(kept, torch.Generator().manual_seed(0))
+    scales = loss.scales(labelled(denoiser, given, x), torch.Generator().manual_seed(0))
     assert (scales[2::3] == 1).all()
     kept = scales.view(-1, 3)[:, :2].log() / torch.tensor(8.0).log()
     assert kept.min() < 0.01 < 0.99 < kept.max()
     assert kept.mean() == pytest.approx(0.5, abs=0.02)
-    assert (loss.scales(labelled(Told(prediction), NOTHING, x), None) == 1).all()
+    assert (loss.scales(labelled(denoiser, NOTHING, x), None) == 1).all()
 
 
 def test_the_path_that_is_trained_is_the_one_that_a_guided_estimate_follows():
-    schedule, prediction = SCHEDULES["rectified"]
-    x0, eps, level, _ = points(schedule, count=3)
+    prediction = STRAIGHT.prediction
+    x0, eps, level, _ = points(STRAIGHT.schedule, count=3)
     labels, x = torch.tensor([0, 1, 2]), add_noise(x0, eps, level)
     scales = []
 
@@ -226,7 +212,7 @@ def test_the_path_that_is_trained_is_the_one_that_a_guided_estimate_follows():
         conditioning = Labelled.conditioning
 
         def __call__(self, x, level, given=NOTHING):
-            own = self.mean(x, level) - 1
+            own = MIXTURE.denoise(x, level).x0 - 1
             if given.labels is None:
                 assert given.scale is None
                 return Estimate(own)
@@ -235,8 +221,7 @@ def test_the_path_that_is_trained_is_the_one_that_a_guided_estimate_follows():
             return Estimate(own, None, prediction.target(own, noise_of(x, own, level), level))
 
     loss = ImprovedMeanFlow(instant=1.0, guidance=4.0, power=0.0)
-    parts = Parts(schedule, prediction, UniformTime())
-    losses, *_ = loss(parts, Guided(prediction), x0, eps, level, Given(labels), None)
+    losses, *_ = loss(STRAIGHT, Guided(prediction), x0, eps, level, Given(labels), None)
     goal = x0 - 1 + scales[0][:, None]  # moved by as much as the estimate
     output = Guided(prediction)(x, level, Given(labels, scale=scales[0])).output
     velocity = prediction.target(goal, noise_of(x, goal, level), level)
@@ -286,29 +271,25 @@ def test_a_network_learns_to_tell_scales_apart_and_its_derivative_at_the_end_is_
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_an_exact_consistency_model_has_no_tangent_where_the_velocity_is_exact(name):
-    schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule)
-    parts = Parts(schedule, prediction, UniformTime(), images_seen=100)
-    loss, x = ContinuousConsistency(warmup_images=100), add_noise(x0, eps, level)
-    mean = ExactMap(prediction).mean(x, level)
-    sizes = [
-        loss(
-            parts, ToClean(prediction, error), mean, noise_of(x, mean, level), level, NOTHING, None
-        )
-        .minimised.mean()
-        .sqrt()
-        for error in (0.0, 0.01, 0.1)
-    ]
+@every_path
+def test_an_exact_consistency_model_has_no_tangent_where_the_velocity_is_exact(parts):
+    x0, eps, level, _ = points(parts.schedule)
+    parts, loss = replace(parts, images_seen=100), ContinuousConsistency(warmup_images=100)
+    x = add_noise(x0, eps, level)
+    mean, sizes = MIXTURE.denoise(x, level).x0, []
+    noise = noise_of(x, mean, level)
+    for error in (0.0, 0.01, 0.1):
+        answer = ToClean(parts.prediction, error)
+        losses = loss(parts, answer, mean, noise, level, NOTHING, None).minimised
+        sizes.append(losses.mean().sqrt())
     assert sizes[0] < 1e-4
     assert 10 * sizes[0] < 0.01 < sizes[1] < sizes[2] < 1
 
 
 @pytest.mark.parametrize("seen", [0, 50, 100, 1000])
 def test_the_tangent_is_that_of_the_paper_on_its_path(seen):
-    schedule, prediction = Cosine(), V()
-    x0, eps, level, _ = points(schedule)
+    parts = replace(PATHS["cosine"], images_seen=seen)
+    x0, eps, level, _ = points(parts.schedule)
     net = torch.nn.Sequential(
         torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
     ).double()
@@ -317,11 +298,10 @@ def test_the_tangent_is_that_of_the_paper_on_its_path(seen):
         def __call__(self, x, level, given):
             angle = torch.atan2(level.sigma, level.alpha)[:, None]
             output = net(torch.cat([x, angle], 1))
-            return Estimate(prediction.to_x0(output, x, level), None, output)
+            return Estimate(parts.prediction.to_x0(output, x, level), None, output)
 
-    loss, here = ContinuousConsistency(warmup_images=100, floor=0.1), schedule(level.t)
-    parts = Parts(schedule, prediction, UniformTime(), images_seen=seen)
-    found = loss(parts, Network(), x0, eps, here, NOTHING, None).minimised
+    loss = ContinuousConsistency(warmup_images=100, floor=0.1)
+    found = loss(parts, Network(), x0, eps, level, NOTHING, None).minimised
     found.sum().backward()
     ours = [each.grad.clone() for each in net.parameters()]
     net.zero_grad()

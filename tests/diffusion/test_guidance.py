@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from helpers.exact_denoiser import GaussianMixture, like
+from helpers.exact_denoiser import GaussianMixture
 from helpers.refusals import refused
+from helpers.walks import every_schedule, replayed
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
@@ -31,9 +32,9 @@ LEVEL = Cosine()(torch.tensor(0.5))
 class Recorder(nn.Module):
     """A network of x0 = 0.5 x + label (3 is the null label) that records its calls."""
 
-    def __init__(self, conditioning, slope=0.5, self_conditioning=False):
+    def __init__(self, slope=0.5, conditioning=None, self_conditioning=False):
         super().__init__()
-        self.conditioning = conditioning
+        self.conditioning = conditioning or ClassLabel(labels=Classes.numbered(3), width=4)
         self.slope = slope
         self.self_conditioning = self_conditioning
         self.calls = []
@@ -49,23 +50,23 @@ class Recorder(nn.Module):
 
 @pytest.fixture
 def model():
-    return Recorder(ClassLabel(labels=Classes.numbered(3), width=4))
+    return Recorder()
 
 
 X = torch.linspace(-0.3, 0.7, 8).reshape(4, 2)
 LABELS = torch.tensor([0, 1, 2, 1])
+STRONG, WEAK = 0.5 * X + LABELS[:, None], 0.5 * X + 3
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.5, 2.0, 7.5])
 def test_other_scales_extrapolate_in_one_call_of_twice_the_batch(model, scale):
     x0 = Guidance(scale).bind(model, LABELS)(X, LEVEL).x0
-    weak, strong = 0.5 * X + 3, 0.5 * X + LABELS[:, None]
-    torch.testing.assert_close(x0, weak + scale * (strong - weak))
+    torch.testing.assert_close(x0, WEAK + scale * (STRONG - WEAK))
     assert model.calls == [LABELS.tolist() + [3] * 4]
 
 
 def test_without_labels_the_model_is_unconditional(model):
-    assert torch.equal(Guidance().bind(model, None)(X, LEVEL).x0, 0.5 * X + 3)
+    assert torch.equal(Guidance().bind(model, None)(X, LEVEL).x0, WEAK)
     assert model.calls == [None]
 
 
@@ -78,7 +79,7 @@ def test_clip_clamps_the_guided_estimate(model, scale):
 
 
 def test_an_unconditional_model_cannot_be_guided(model):
-    bare = Recorder(Unconditional(Classes.numbered(0), 4))
+    bare = Recorder(conditioning=Unconditional(Classes.numbered(0), 4))
     for scale in (0.0, 1.0):
         Guidance(scale).bind(bare, None)(X, LEVEL)
     for denoiser, labels in ((bare, None), (bare, LABELS), (model, None)):
@@ -99,31 +100,26 @@ EVERY = {  # every kind of guidance, at a scale
 def test_scales_1_and_0_are_one_exact_call_for_every_kind(model, kind):
     pure = NoiseLevel(*torch.tensor([1.0, 0.0, 1.0]))
     for level in (LEVEL, Cosine()(torch.tensor(0.9)), pure):
-        strong = EVERY[kind](1.0).bind(model, LABELS)(X, level).x0
-        assert torch.equal(strong, 0.5 * X + LABELS[:, None])
-        weak = EVERY[kind](0.0).bind(model, LABELS)(X, level).x0
-        assert torch.equal(weak, 0.5 * X + 3)
+        assert torch.equal(EVERY[kind](1.0).bind(model, LABELS)(X, level).x0, STRONG)
+        assert torch.equal(EVERY[kind](0.0).bind(model, LABELS)(X, level).x0, WEAK)
         assert model.calls[-2:] == [LABELS.tolist(), None]  # one each
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_autoguidance_extrapolates_from_the_weak_model(model, kind):
-    weak = Recorder(ClassLabel(labels=Classes.numbered(3), width=4), slope=0.2)
-    assert torch.equal(
-        EVERY[kind](1.0).bind(model, LABELS, weak)(X, LEVEL).x0, 0.5 * X + LABELS[:, None]
-    )
-    assert torch.equal(
-        EVERY[kind](0.0).bind(model, LABELS, weak)(X, LEVEL).x0, 0.2 * X + LABELS[:, None]
-    )
+def test_scales_1_and_0_of_autoguidance_are_the_model_and_the_weak_one(model, kind):
+    for scale, slope in ((1.0, 0.5), (0.0, 0.2)):
+        x0 = EVERY[kind](scale).bind(model, LABELS, Recorder(slope=0.2))(X, LEVEL).x0
+        assert torch.equal(x0, slope * X + LABELS[:, None])
+
+
+def test_autoguidance_extrapolates_from_the_weak_model(model):
+    weak = Recorder(slope=0.2)
     guided = Guidance(2.0).bind(model, LABELS, weak)(X, LEVEL)
     torch.testing.assert_close(guided.x0, 0.8 * X + LABELS[:, None])
     assert torch.equal(guided.log_variance_weight, 0.1 * X)
-    assert model.calls[-1] == weak.calls[-1] == LABELS.tolist()  # one call each, same labels
-    bare = (
-        Recorder(Unconditional(Classes.numbered(0), 4)),
-        Recorder(Unconditional(Classes.numbered(0), 4), slope=0.2),
-    )
-    guided = Guidance(2.0).bind(bare[0], None, bare[1])(X, LEVEL).x0
+    assert model.calls == weak.calls == [LABELS.tolist()]  # one call each, same labels
+    bare, weak = (Recorder(slope, Unconditional(Classes.numbered(0), 4)) for slope in (0.5, 0.2))
+    guided = Guidance(2.0).bind(bare, None, weak)(X, LEVEL).x0
     torch.testing.assert_close(guided, 0.8 * X + 3)  # autoguidance needs no labels
 
 
@@ -137,8 +133,7 @@ def test_outside_its_interval_it_costs_one_call_of_the_model_itself(model):
     levels = Rectified()(torch.tensor([0.2, 0.5, 0.8]))  # sigma / alpha = 1/4, 1 and 4
     denoise = guidance.bind(model, LABELS)
     full = Guidance(3.0).bind(model, LABELS)(X, LEVEL).x0
-    plain = 0.5 * X + LABELS[:, None]
-    for level, expected, size in zip(levels, (plain, full, plain), (4, 8, 4), strict=True):
+    for level, expected, size in zip(levels, (STRONG, full, STRONG), (4, 8, 4), strict=True):
         torch.testing.assert_close(denoise(X, level).x0, expected)
         assert len(model.calls[-1]) == size
 
@@ -146,19 +141,17 @@ def test_outside_its_interval_it_costs_one_call_of_the_model_itself(model):
 def test_samples_at_levels_of_their_own_are_guided_each_by_its_own(model):
     levels = Rectified()(torch.tensor([0.2, 0.5, 0.8, 0.45]))
     x0 = Guidance(3.0, interval=(0.5, 2.0)).bind(model, LABELS)(X, levels).x0
-    plain, full = 0.5 * X + LABELS[:, None], Guidance(3.0).bind(model, LABELS)(X, LEVEL).x0
+    full = Guidance(3.0).bind(model, LABELS)(X, LEVEL).x0
     inside = torch.tensor([False, True, False, True])[:, None]
-    torch.testing.assert_close(x0, torch.where(inside, full, plain))
+    torch.testing.assert_close(x0, torch.where(inside, full, STRONG))
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
-def test_rescale_moves_the_std_to_the_models_own(model, rescale):
+def test_rescale_moves_the_std_to_the_models_own(rescale):
     x = X**2 + 0.1 * X
     x0 = Guidance(5.0, rescale=rescale).bind(Wavy(), LABELS)(x, LEVEL).x0
-    strong, full = (
-        torch.sin(3 * x) + LABELS[:, None],
-        Guidance(5.0).bind(Wavy(), LABELS)(x, LEVEL).x0,
-    )
+    strong = torch.sin(3 * x) + LABELS[:, None]
+    full = Guidance(5.0).bind(Wavy(), LABELS)(x, LEVEL).x0
     ratio = strong.std(1, keepdim=True) / full.std(1, keepdim=True)
     torch.testing.assert_close(x0, (1 - rescale) * full + rescale * ratio * full)
     if rescale == 1:
@@ -168,9 +161,6 @@ def test_rescale_moves_the_std_to_the_models_own(model, rescale):
 class Wavy(Recorder):
     """A network whose unconditional estimate has another shape than the conditional one."""
 
-    def __init__(self):
-        super().__init__(ClassLabel(labels=Classes.numbered(3), width=4))
-
     def forward(self, x, level, given=NOTHING):
         labels = given.labels
         null = (labels == 3)[:, None]
@@ -179,9 +169,8 @@ class Wavy(Recorder):
 
 def test_projected_guidance_is_the_papers():
     strong, weak = torch.sin(3 * X) + LABELS[:, None], torch.cos(X)
-    denoise = ProjectedGuidance(4.0, parallel=0.2, norm_limit=0.5, momentum=-0.5).bind(
-        Wavy(), LABELS
-    )
+    guidance = ProjectedGuidance(4.0, parallel=0.2, norm_limit=0.5, momentum=-0.5)
+    denoise = guidance.bind(Wavy(), LABELS)
     average = torch.zeros_like(X)
     for _ in range(3):  # arXiv:2410.02416, algorithm 1, vector by vector
         average = (strong - weak) - 0.5 * average
@@ -216,8 +205,7 @@ def test_projected_guidance_without_projection_is_classifier_free(model):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_self_conditioning_hands_the_last_estimate_on(scale):
-    model = Recorder(ClassLabel(labels=Classes.numbered(3), width=4), self_conditioning=True)
-    guidance = Guidance(scale)
+    model, guidance = Recorder(self_conditioning=True), Guidance(scale)
     denoise = guidance.bind(model, LABELS)
     first = denoise(X, LEVEL).x0
     denoise(X, LEVEL)
@@ -234,10 +222,9 @@ def test_inpainting_ends_on_what_is_known_and_keeps_the_rest_free(sampler):
     mask = torch.tensor([True, True, True, False, False, False])
     seen = []
 
-    def denoise(x, level):  # denoiser of unit Gaussian data
+    def denoise(x, level):
         seen.append((level, x))
-        level = like(x, level)
-        return Estimate(level.alpha / (level.alpha**2 + level.sigma**2) * x)
+        return GaussianMixture([1.0], [0.0], 1.0).denoise(x, level)
 
     noise = torch.randn(2000, 6)
     x = sampler(40, UniformGrid())(keep_known(denoise, known, mask), noise, Cosine())
@@ -272,8 +259,6 @@ def test_an_estimate_of_zero_is_guided_to_a_finite_one(model, guidance):
     assert denoise(torch.zeros_like(X), LEVEL).x0.isfinite().all()
 
 
-SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 MEANS, STD = [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]], 0.3
 ALL = GaussianMixture([0.5, 0.3, 0.2], MEANS, STD)
 FIRST = GaussianMixture([1.0], MEANS[:1], STD)
@@ -358,9 +343,9 @@ def test_zero_star_leaves_out_the_first_step_from_pure_noise_and_no_other():
     # the limit of images does not hold for a point at rest, which is noise
     assert torch.equal(guidance.bind(model, ONE_LABEL)(NOISE, level).x0, NOISE)
     levels = Rectified()(torch.tensor([1.0, 0.5], dtype=torch.float64))
-    x0 = ZeroStarGuidance(1.0).bind(Gaussian(), None)(NOISE[:2], levels).x0
+    x0 = ZeroStarGuidance(1.0).bind(Unlabelled(), None)(NOISE[:2], levels).x0
     assert torch.equal(x0[0], NOISE[0])
-    assert torch.equal(x0[1], Gaussian()(NOISE[:2], levels).x0[1])
+    assert torch.equal(x0[1], GAUSSIAN.denoise(NOISE[:2], levels).x0[1])
 
 
 @every_schedule
@@ -380,7 +365,7 @@ def test_zero_star_takes_the_small_variance_at_rest():
     limit = (levels.sigma / levels.alpha)[3].item()  # three levels are noisier
     states = {}
     for variance in ("fixed_small", "learned"):
-        denoise = ZeroStarGuidance(1.0, zero_above=limit).bind(Gaussian(), None)
+        denoise = ZeroStarGuidance(1.0, zero_above=limit).bind(Unlabelled(), None)
         walk = Ancestral(10, grid, variance=variance).walk
         states[variance] = list(walk(denoise, NOISE, levels[:4], schedule, torch.ones_like))
     for one, other in zip(*states.values(), strict=True):
@@ -411,18 +396,17 @@ def test_plus_plus_is_the_authors_euler_ancestral(eta):
     levels = Karras(0.02, 50.0)(schedule, steps)
     sigmas = levels.sigma
     draws = torch.randn(steps, 64, 2, dtype=torch.float64)
-    x, fresh = sigmas[0] * NOISE, iter(draws)
+    x, fresh = sigmas[0] * NOISE, replayed(draws)
     for level, (sigma, after) in zip(levels[:-1], pairwise(sigmas), strict=True):
         strong, weak = estimates(x, level)
         up = eta * (after**2 * (sigma**2 - after**2) / sigma**2).sqrt()
         down = (after**2 - up**2).sqrt()
         x = weak + scale * (strong - weak) + down * (x - weak) / sigma
         if after > 0:
-            x = x + up * next(fresh)
-    fresh = iter(draws)
+            x = x + up * fresh()
     sampler = Ancestral(steps, Karras(0.02, 50.0), eta)
     denoise = PlusPlusGuidance(scale).bind(Exact(), ONE_LABEL)
-    ours = sampler(denoise, NOISE, schedule, lambda x: next(fresh))
+    ours = sampler(denoise, NOISE, schedule, replayed(draws))
     torch.testing.assert_close(ours, x, atol=1e-9, rtol=0)
 
 
@@ -472,13 +456,11 @@ def test_only_samplers_of_one_jump_keep_the_noise_of_another_estimate():
 def test_a_known_part_keeps_its_own_noise_under_plus_plus():
     known, mask = torch.full((), 0.3, dtype=torch.float64), torch.tensor([True, False])
     denoise = keep_known(PlusPlusGuidance(0.6).bind(Exact(), ONE_LABEL), known, mask)
-    x = Euler(30, UniformGrid())(denoise, NOISE, Cosine())
+    levels = UniformGrid()(Cosine(), 30)
+    first, *_, x = Euler(30, UniformGrid()).walk(denoise, NOISE, levels, Cosine(), None)
     torch.testing.assert_close(x[:, 0], torch.full_like(x[:, 0], 0.3))
-    (state, *_) = Euler(30, UniformGrid()).walk(
-        denoise, NOISE, UniformGrid()(Cosine(), 30), Cosine(), None
-    )
-    level = UniformGrid()(Cosine(), 30)[1]
-    torch.testing.assert_close(noise_of(state[:, 0], known, level), NOISE[:, 0], atol=1e-3, rtol=0)
+    kept = noise_of(first[:, 0], known, levels[1])
+    torch.testing.assert_close(kept, NOISE[:, 0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.995])
@@ -503,26 +485,21 @@ def test_dynamic_thresholding_leaves_samples_within_the_limit_alone():
         Guidance(percentile=0.9)
 
 
-# ----------------------------------------------------------------------------------------------
-# classifier guidance
-
 TILT = torch.tensor([0.8, -2.0], dtype=torch.float64)
+GAUSSIAN = GaussianMixture([1.0], [0.3], STD)
 
 
-class Gaussian:
-    """The exact, differentiable model of N(0.3, STD^2), without labels."""
+class Unlabelled:
+    """The exact, differentiable model of a mixture, without labels."""
 
     self_conditioning, clip = False, None
+    conditioning = Unconditional(Classes.numbered(2), 4)
 
-    def __init__(self):
-        self.conditioning = Unconditional(Classes.numbered(2), 4)
-        self.seen = []
+    def __init__(self, mixture=GAUSSIAN):
+        self.mixture = mixture
 
     def __call__(self, x, level, given=NOTHING):
-        self.seen.append(level.t)
-        level = like(x, level)
-        gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
-        return Estimate(0.3 + gain * (x - 0.3 * level.alpha), 0 * x)
+        return Estimate(self.mixture.denoise(x, level).x0, 0 * x)
 
 
 def tilted(x0, labels):
@@ -535,7 +512,7 @@ def tilted(x0, labels):
 def test_classifier_guidance_is_bayes_rule_where_the_estimate_says_all(scale, schedule):
     """N(m, s^2) times exp(a x0) is N(m + s^2 a, s^2): so is the guided estimate, at every level."""
     labels = torch.arange(64) % 2
-    denoise = ClassifierGuidance(scale).bind(Gaussian(), labels, classifier=tilted)
+    denoise = ClassifierGuidance(scale).bind(Unlabelled(), labels, classifier=tilted)
     mean = 0.3 + scale * STD**2 * (2 * labels[:, None] - 1) * TILT
     for t in (0.95, 0.5, 0.02):
         level = schedule(torch.tensor(t, dtype=torch.float64))
@@ -549,27 +526,18 @@ def test_classifier_guidance_is_bayes_rule_where_the_estimate_says_all(scale, sc
 @pytest.mark.parametrize("inference", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_classifier_guidance_draws_from_the_class(inference):
     """A mixture's model without labels is guided by the exact classifier of its clean points."""
-    means = torch.tensor(MEANS, dtype=torch.float64)
-
-    class Mixture(Gaussian):
-        def __call__(self, x, level, given=NOTHING):
-            level = like(x, level)
-            variance = level.alpha**2 * STD**2 + level.sigma**2
-            away = x[:, None] - level.alpha * means
-            shares = (-away.square().sum(-1) / (2 * variance)).softmax(-1)
-            modes = means + level.alpha * STD**2 / variance * away
-            return Estimate((shares[..., None] * modes).sum(1))
+    mixture = GaussianMixture([1 / 3] * 3, MEANS, STD)
 
     def classify(x0, labels):
-        logits = -(x0[:, None] - means).square().sum(-1) / (2 * STD**2)
+        logits = -(x0[:, None] - mixture.means).square().sum(-1) / (2 * STD**2)
         return logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
 
     with inference():
         labels = torch.arange(600) % 3
         noise = torch.randn(600, 2, dtype=torch.float64)
-        denoise = ClassifierGuidance(1.0).bind(Mixture(), labels, classifier=classify)
+        denoise = ClassifierGuidance(1.0).bind(Unlabelled(mixture), labels, classifier=classify)
         x = Heun(40, UniformGrid())(denoise, noise, Rectified())
-    nearest = torch.cdist(x, means).argmin(1)
+    nearest = torch.cdist(x, mixture.means).argmin(1)
     assert (nearest == labels).double().mean() > 0.95
 
 
@@ -577,21 +545,21 @@ def test_pure_noise_and_levels_outside_of_the_interval_are_not_guided():
     labels = ONE_LABEL[:3]
     levels = Rectified()(torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
     guidance = ClassifierGuidance(1.0, interval=(0.5, float("inf")))
-    x0 = guidance.bind(Gaussian(), labels, classifier=tilted)(NOISE[:3], levels).x0
-    plain = Gaussian()(NOISE[:3], levels).x0
+    x0 = guidance.bind(Unlabelled(), labels, classifier=tilted)(NOISE[:3], levels).x0
+    plain = GAUSSIAN.denoise(NOISE[:3], levels).x0
     assert torch.equal(x0[[0, 2]], plain[[0, 2]])
     assert (x0[1] != plain[1]).all()
     for level in (levels[0], levels[2]):
-        x0 = guidance.bind(Gaussian(), labels, classifier=tilted)(NOISE[:3], level).x0
-        assert torch.equal(x0, Gaussian()(NOISE[:3], level).x0)
+        x0 = guidance.bind(Unlabelled(), labels, classifier=tilted)(NOISE[:3], level).x0
+        assert torch.equal(x0, GAUSSIAN.denoise(NOISE[:3], level).x0)
 
 
 def test_scale_0_needs_no_classifier_and_others_a_classifier_and_labels():
     level = Rectified()(torch.tensor(0.5, dtype=torch.float64))
-    x0 = ClassifierGuidance(0.0).bind(Gaussian(), None)(NOISE, level).x0
-    assert torch.equal(x0, Gaussian()(NOISE, level).x0)
+    x0 = ClassifierGuidance(0.0).bind(Unlabelled(), None)(NOISE, level).x0
+    assert torch.equal(x0, GAUSSIAN.denoise(NOISE, level).x0)
     for labels, classifier in ((ONE_LABEL, None), (None, tilted)):
         with refused("classifier", by=ValueError):
-            ClassifierGuidance(1.0).bind(Gaussian(), labels, classifier=classifier)
+            ClassifierGuidance(1.0).bind(Unlabelled(), labels, classifier=classifier)
     with refused("weak_run", by=ValueError):
         ClassifierGuidance(1.0, weak_run="outputs/x")

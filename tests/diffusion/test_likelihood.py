@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture, like
 from helpers.refusals import refused
+from helpers.walks import by_type, every_schedule
 
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.likelihood import bits_per_dim, log_likelihood
@@ -13,21 +14,10 @@ from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.sampler import AdaptiveRungeKutta
 from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError, encode, integrate
 from diffusion_lab.diffusion.sampler.time_grid import UniformLogSNR
-from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
-SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 STD, MEAN = 0.3, 0.1
-
-
-def gaussian(x, level):
-    """Denoises N(MEAN, STD^2) exactly in any number of dimensions, differentiably."""
-    level = like(x, level)
-    gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
-    return Estimate(MEAN + gain * (x - level.alpha * MEAN))
-
-
-def named(schedules):
-    return pytest.mark.parametrize("schedule", schedules, ids=lambda s: type(s).__name__)
+gaussian = GaussianMixture([1.0], [MEAN], STD).denoise
 
 
 def test_integrate_solves_each_sample_to_its_tolerance():
@@ -65,29 +55,23 @@ def test_integrate_gives_up_on_a_tolerance_out_of_reach():
         list(integrate(lambda y, s: -50 * y, torch.ones(1, 1), 0.0, 1.0, 1e-12, 3))
 
 
-@named(SCHEDULES)
+@every_schedule
 def test_runge_kutta_ends_on_the_exact_sample(schedule):
     mixture = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
-
-    def denoise(x, level):  # the mixture's own denoiser takes one level at a time
-        if level.t.ndim == 0:
-            return mixture.denoise(x, level)
-        parts = [mixture.denoise(x[i : i + 1], level[i]).x0 for i in range(len(x))]
-        return Estimate(torch.cat(parts))
-
     noise = torch.randn(12, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     start = schedule(torch.tensor(1.0))
     clean = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
     exact = mixture.transport(start.sigma * noise, start, clean)
     sampler = AdaptiveRungeKutta(500, UniformLogSNR(), 1e-6)
-    x = sampler(denoise, noise, schedule)
+    x = sampler(mixture.denoise, noise, schedule)
     # one step leaves the last level, sigma / alpha = 0.002
     torch.testing.assert_close(x, exact, atol=2e-4, rtol=0)
     # independent of the rest of the batch, up to rounding of vectors of another length
-    torch.testing.assert_close(sampler(denoise, noise[7:9], schedule), x[7:9], atol=1e-12, rtol=0)
+    alone = sampler(mixture.denoise, noise[7:9], schedule)
+    torch.testing.assert_close(alone, x[7:9], atol=1e-12, rtol=0)
 
 
-@named([Rectified(), Cosine(), DDPMLinear(), VarianceExploding()])
+@every_schedule
 def test_bits_per_dim_of_a_gaussian(schedule):
     torch.manual_seed(0)
     x0 = MEAN + STD * torch.randn(16, 2, 2, 3, dtype=torch.float64)
@@ -114,7 +98,7 @@ def black_or_grey(x, level):
     return Estimate((weights * (means + gain * residual)).sum(-1))
 
 
-@named([Rectified(), VarianceExploding()])
+@by_type("schedule", [Rectified(), VarianceExploding()])
 def test_the_default_tolerance_is_met_near_clean_data(schedule):
     """Images with much black have a slope that changes within the first thousandth of the way."""
     generator = torch.Generator().manual_seed(0)
@@ -134,21 +118,13 @@ def test_the_default_tolerance_is_met_near_clean_data(schedule):
 def test_hutchinson_is_unbiased_where_the_dimensions_mix():
     mixture = GaussianMixture([0.6, 0.4], [[-1.0, 0.0], [0.5, 1.0]], 0.3)
 
-    def denoise(x, level):
-        level = like(x[:, 0], level)
-        variance = level.alpha**2 * 0.09 + level.sigma**2  # (B,)
-        residual = x[:, None] - level.alpha[:, None, None] * mixture.means  # (B, K, 2)
-        logits = mixture.weights.log() - residual.square().sum(-1) / (2 * variance[:, None])
-        gain = (level.alpha * 0.09 / variance)[:, None, None]
-        return Estimate((logits.softmax(1)[..., None] * (mixture.means + gain * residual)).sum(1))
-
     x0 = mixture.sample(1)
     modes = torch.distributions.Normal(mixture.means, 0.3).log_prob(x0[:, None]).sum(-1)
     known = (modes + mixture.weights.log()).logsumexp(1)
-    exact = log_likelihood(denoise, x0, Rectified(), tolerance=1e-6)
+    exact = log_likelihood(mixture.denoise, x0, Rectified(), tolerance=1e-6)
     torch.testing.assert_close(exact, known, atol=2e-3, rtol=0)
     probes = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
-    guesses = log_likelihood(denoise, x0.expand(4, 2), Rectified(), probes, tolerance=1e-6)
+    guesses = log_likelihood(mixture.denoise, x0.expand(4, 2), Rectified(), probes, tolerance=1e-6)
     assert guesses.std() > 1e-3
     torch.testing.assert_close(guesses.mean(), exact[0], atol=1e-5, rtol=0)
 
@@ -159,7 +135,7 @@ def test_bits_of_uniform_bytes_are_eight():
     assert bits_per_dim(torch.tensor(10 * density), 10).item() == pytest.approx(8)
 
 
-@named([Rectified(), Cosine(), VarianceExploding()])
+@by_type("schedule", [Rectified(), Cosine(), VarianceExploding()])
 def test_encoding_goes_there_and_back(schedule):
     torch.manual_seed(0)
     x0 = MEAN + STD * torch.randn(8, 5, dtype=torch.float64)

@@ -1,11 +1,12 @@
 """The training loss: the papers' formulas, and stored values of a tiny denoiser."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from helpers.measured import loss_at
-from test_jumps import MIXTURE, SCHEDULES, ExactMap, points
+from test_jumps import MIXTURE, deviation, every_path, points
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
@@ -46,6 +47,7 @@ from diffusion_lab.diffusion.objective.loss.base import pseudo_huber
 from diffusion_lab.diffusion.objective.loss.variance import negative_log_likelihood
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
+VE = VarianceExploding()
 PRESETS = {
     "ddpm": lambda **k: Objective(DDPMLinear(), Eps(), UniformTime(), Denoising(), **k),
     "v_prediction": lambda **k: Objective(Cosine(), V(), UniformTime(), Denoising(), **k),
@@ -84,16 +86,6 @@ class Linear(nn.Module):
         return Estimate(x0 if self.clip is None else x0.clamp(-self.clip, self.clip), None, output)
 
 
-class Answer:
-    """A denoiser that always gives the same estimate."""
-
-    def __init__(self, estimate, clip=None):
-        self.estimate, self.clip = estimate, clip
-
-    def __call__(self, *_):
-        return self.estimate
-
-
 def batch(n=16):
     return torch.linspace(-1, 1, n * 4).reshape(n, 1, 2, 2).sin()
 
@@ -113,14 +105,15 @@ def test_golden_losses(name):
     assert stored == pytest.approx(GOLDEN[name], rel=1e-5)
 
 
-def level_and_noise(schedule, n=16):
-    return schedule(torch.linspace(0.05, 0.95, n)), torch.randn(n, 1, 2, 2)
+def images_noise_and_levels(schedule):
+    eps = torch.randn(16, 1, 2, 2, dtype=torch.float64)
+    return batch().double(), eps, schedule(torch.linspace(0.05, 0.95, 16))
 
 
 def test_without_a_weighting_it_is_the_squared_error_of_the_output():
     objective = PRESETS["flow_matching"]()
-    level, eps = level_and_noise(objective.schedule)
-    x0, t = batch(), level.t.float()[:, None, None, None]
+    x0, eps, level = images_noise_and_levels(objective.schedule)
+    t = level.t[:, None, None, None]
     output = 0.3 * ((1 - t) * x0 + t * eps) + 0.1 * t
     expected = (output - (eps - x0)).square().mean((1, 2, 3))
     losses = loss_at(objective, Linear(Flow()), x0, eps, level)
@@ -130,10 +123,8 @@ def test_without_a_weighting_it_is_the_squared_error_of_the_output():
 @pytest.mark.parametrize("c", [0.00054, 0.03, 10.0])
 def test_pseudo_huber_is_the_papers(c):
     """Compares with section 3.3 of arXiv:2310.14189, where the norm is that of a whole sample."""
-    objective = PRESETS["flow_matching"](loss=Denoising(huber=c))
-    level, eps = level_and_noise(objective.schedule)
-    x0, denoiser = batch().double(), Linear(Flow())
-    eps = eps.double()
+    objective, denoiser = PRESETS["flow_matching"](loss=Denoising(huber=c)), Linear(Flow())
+    x0, eps, level = images_noise_and_levels(objective.schedule)
     output = denoiser(add_noise(x0, eps, level), level).output
     square, whole = (output - (eps - x0)).square().sum((1, 2, 3)), c * 4**0.5
     expected = ((square + whole**2).sqrt() - whole) / 4**0.5
@@ -143,9 +134,8 @@ def test_pseudo_huber_is_the_papers(c):
 
 @pytest.mark.parametrize("prediction", [Eps(), X0(), V(), Flow(), EDM(), Score(), Score(False)])
 def test_a_weighted_loss_is_of_the_error_of_x0_for_every_prediction(prediction):
-    level, eps = level_and_noise(Cosine())
-    denoiser, x0 = Linear(prediction), batch().double()
-    eps = eps.double()
+    x0, eps, level = images_noise_and_levels(Cosine())
+    denoiser = Linear(prediction)
     error = (denoiser(add_noise(x0, eps, level), level).x0 - x0).square().mean((1, 2, 3))
     snr = (level.alpha / level.sigma) ** 2
     for huber, expected in ((None, error), (0.1, (error + 0.01).sqrt() - 0.1)):
@@ -155,33 +145,13 @@ def test_a_weighted_loss_is_of_the_error_of_x0_for_every_prediction(prediction):
         torch.testing.assert_close(losses, snr.clamp(max=5) * expected)
 
 
-def test_pseudo_huber_is_exact_for_tiny_errors_and_moves_the_best_estimate_to_the_median():
-    assert pseudo_huber(torch.tensor(1e-12), 1.0).item() == pytest.approx(5e-13)
-    x0 = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)
-    level, eps = Rectified()(torch.ones(10)), torch.zeros(10, 1, 1, 1)
-    best = {}
-    for c in (0.001, 100.0):
-        objective = Objective(Rectified(), X0(), UniformTime(), Denoising(huber=c))
-
-        def loss(value, objective=objective):
-            output = torch.full_like(x0, value)
-            answer = Answer(Estimate(output, None, output))
-            return loss_at(objective, answer, x0, eps, level).mean().item()
-
-        best[c] = min(torch.linspace(-1.5, 1, 251).tolist(), key=loss)
-    assert best[0.001] == pytest.approx(-1, abs=0.02)  # the median
-    assert best[100.0] == pytest.approx(-0.52, abs=0.02)  # the mean
-
-
 @pytest.mark.parametrize("prediction", [Flow(), V(), X0(), EDM()])
 def test_a_clipped_estimate_has_no_error_beyond_a_limit_that_the_data_is_at(prediction):
     objective = Objective(Cosine(), prediction, UniformTime(), Denoising())
-    level, eps = level_and_noise(objective.schedule)
-    x0 = batch().double().clamp(-0.2, 0.2)  # some values are at each limit
-    eps = eps.double()
+    x0, eps, level = images_noise_and_levels(objective.schedule)
+    x0 = x0.clamp(-0.2, 0.2)  # some values are at each limit
     losses = loss_at(objective, Linear(prediction, clip=0.2), x0, eps, level)
-    x = add_noise(x0, eps, level)
-    estimate = Linear(prediction)(x, level)
+    estimate = Linear(prediction)(add_noise(x0, eps, level), level)
     error = estimate.output - prediction.target(x0, eps, level)
     exact = ((x0 == 0.2) & (estimate.x0 >= 0.2)) | ((x0 == -0.2) & (estimate.x0 <= -0.2))
     assert 0 < exact.double().mean() < 1
@@ -190,23 +160,37 @@ def test_a_clipped_estimate_has_no_error_beyond_a_limit_that_the_data_is_at(pred
     assert (losses < loss_at(objective, Linear(prediction), x0, eps, level)).any()
 
 
+BLACK_OR_GREY = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)  # -0.52 on average
+
+
+def loss_of_one_value(value, loss, clip=None, x0=BLACK_OR_GREY):
+    """The mean loss of a network that predicts the same x0 for all images."""
+
+    def denoiser(*_):
+        output = torch.full_like(x0, value)
+        return Estimate(output.clamp(-1, 1), None, output)
+
+    denoiser.clip = clip
+    objective = Objective(Rectified(), X0(), UniformTime(), loss)
+    level = Rectified()(torch.ones(len(x0)))
+    return loss_at(objective, denoiser, x0, torch.zeros_like(x0), level).mean().item()
+
+
+def test_pseudo_huber_is_exact_for_tiny_errors_and_moves_the_best_estimate_to_the_median():
+    assert pseudo_huber(torch.tensor(1e-12), 1.0).item() == pytest.approx(5e-13)
+    for c, expected in ((0.001, -1), (100.0, -0.52)):  # the median, and the mean
+        key = partial(loss_of_one_value, loss=Denoising(huber=c))
+        best = min(torch.linspace(-1.5, 1, 251).tolist(), key=key)
+        assert best == pytest.approx(expected, abs=0.02)
+
+
 def test_clipping_does_not_move_the_best_estimate():
-    # data is -1 with probability 0.7, else 0.6: the mean is -0.52
-    x0 = torch.tensor([-1.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)
-    objective = Objective(Rectified(), X0(), UniformTime(), Denoising())
-    level, eps = objective.schedule(torch.ones(10)), torch.zeros(10, 1, 1, 1)
-
-    def loss(value, data=x0, clip=1.0):
-        output = torch.full_like(data, value)
-        answer = Answer(Estimate(output.clamp(-1, 1), None, output), clip)
-        return loss_at(objective, answer, data, eps[: len(data)], level[: len(data)]).mean().item()
-
-    candidates = torch.linspace(-2, 1, 301).tolist()
-    assert min(candidates, key=loss) == pytest.approx(-0.52, abs=0.011)
-    black = x0[:7]
-    assert loss(-1.3, black) == loss(-1.0, black) == 0
-    assert loss(-0.9, black) == pytest.approx(0.01)
-    assert loss(-1.3, black, clip=None) == pytest.approx(0.09)
+    loss, black = partial(loss_of_one_value, loss=Denoising(), clip=1.0), BLACK_OR_GREY[:7]
+    best = min(torch.linspace(-2, 1, 301).tolist(), key=loss)
+    assert best == pytest.approx(-0.52, abs=0.011)
+    assert loss(-1.3, x0=black) == loss(-1.0, x0=black) == 0
+    assert loss(-0.9, x0=black) == pytest.approx(0.01)
+    assert loss(-1.3, x0=black, clip=None) == pytest.approx(0.09)
 
 
 def test_call_is_loss_at_the_drawn_levels_times_importance():
@@ -237,8 +221,16 @@ def test_labels_are_dropped_sample_by_sample_at_the_given_rate():
 
 def test_an_unconditional_model_ignores_labels():
     objective = PRESETS["flow_matching"](label_dropout=0.5)
-    objective(Linear(Flow()), batch(), Given(torch.arange(16)), seeded())
-    objective(Linear(Flow(), ClassLabel(Classes.numbered(10), 4)), batch(), Given(), seeded())
+    plain, labelled = Linear(Flow()), Linear(Flow(), ClassLabel(Classes.numbered(10), 4))
+    found = [
+        objective(denoiser, batch(), given, seeded()).minimised
+        for denoiser, given in (
+            (plain, Given()),
+            (plain, Given(torch.arange(16))),
+            (labelled, Given()),
+        )
+    ]
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_noise_is_float32_whatever_the_default_dtype():
@@ -279,21 +271,16 @@ def test_a_batch_in_parts_is_stratified_as_a_whole():
 
 
 def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_importance():
-    objective = Objective(
-        Rectified(),
-        V(),
-        SecondMoment(bins=2, history=2),
-        Denoising(uncertainty=LearnedUncertainty()),
-    )
+    loss = Denoising(uncertainty=LearnedUncertainty())
+    objective = Objective(Rectified(), V(), SecondMoment(bins=2, history=2), loss)
     # known losses make the importance differ from 1, and u from 0
     objective.time_sampler.observe(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([3.0, 3, 1, 1]))
     torch.nn.init.ones_(objective.loss.uncertainty.weight)
     told = []
     objective.time_sampler.observe = lambda *arguments: told.append(arguments)
     twice = lambda values: values.repeat(2)  # noqa: E731
-    objective(
-        Linear(V()), batch().requires_grad_(), generator=seeded(), share=BatchShare(gather=twice)
-    )
+    share = BatchShare(gather=twice)
+    objective(Linear(V()), batch().requires_grad_(), generator=seeded(), share=share)
     ((t, losses, gather),) = told
     generator = seeded()
     level, importance = objective.time_sampler(16, Rectified(), generator)
@@ -308,9 +295,8 @@ def test_the_time_sampler_is_told_the_losses_of_all_processes_without_their_impo
 def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
     plain = [build() for build in PRESETS.values()]
     assert [list(objective.state_dict()) for objective in plain] == [[]] * len(plain)
-    learning = Objective(
-        Rectified(), V(), SecondMoment(), Denoising(uncertainty=LearnedUncertainty())
-    )
+    loss = Denoising(uncertainty=LearnedUncertainty())
+    learning = Objective(Rectified(), V(), SecondMoment(), loss)
     assert set(learning.state_dict()) == {
         "time_sampler.history",
         "time_sampler.count",
@@ -318,100 +304,100 @@ def test_what_the_objective_learns_is_in_its_state_and_nothing_else():
     }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_best_contrastive_output_is_moved_away_from_the_mean_target(name):
-    schedule, prediction = SCHEDULES[name]
-    x0, eps, level, _ = points(schedule, count=40_000)
-    x, parts = add_noise(x0, eps, level), Parts(schedule, prediction, UniformTime())
-    mean = ExactMap(prediction).mean(x, level)
+@every_path
+def test_the_best_contrastive_output_is_moved_away_from_the_mean_target(parts):
+    prediction = parts.prediction
+    x0, eps, level, _ = points(parts.schedule, count=40_000)
+    x = add_noise(x0, eps, level)
+    mean = MIXTURE.denoise(x, level).x0
     own = prediction.target(mean, noise_of(x, mean, level), level)
     others = prediction.target((MIXTURE.weights @ MIXTURE.means).expand_as(x), 0 * x, level)
     error = torch.zeros_like(x, requires_grad=True)
 
-    class Best(ExactMap):
-        def __call__(self, x, level, given=NOTHING):
-            return Estimate(mean, None, (own - 0.2 * others) / 0.8 + error)
+    def best(x, level, given):
+        return Estimate(mean, None, (own - 0.2 * others) / 0.8 + error)
 
-    found = Contrastive(0.2)(parts, Best(prediction), x0, eps, level, NOTHING, None)
+    best.clip = None
+    found = Contrastive(0.2)(parts, best, x0, eps, level, NOTHING, None)
     (update,) = torch.autograd.grad(found.minimised.sum(), error)
     for feature in (torch.ones_like(x), x, level.t[:, None]):
-        each = update * feature
-        assert each.mean().abs() < 3.5 * each.std() / len(x) ** 0.5
+        assert abs(deviation(update * feature)) < 3.5
     assert update.std() > 0.1
-    plain = Denoising()(parts, Best(prediction), x0, eps, level, NOTHING, None)
+    plain = Denoising()(parts, best, x0, eps, level, NOTHING, None)
     torch.testing.assert_close(found.observed[1], plain.minimised.detach())
 
 
 def test_what_is_clamped_and_exact_is_not_pushed_away_from_other_samples():
-    schedule, prediction = Rectified(), Flow()
-    x0, eps = torch.tensor([[1.0, -1.0, 0.3], [-1.0, -1.0, 1.0]]), torch.zeros(2, 3)
-    level, parts = schedule(torch.tensor([0.5, 0.5])), Parts(schedule, prediction, UniformTime())
+    parts = Parts(Rectified(), Flow(), UniformTime())
+    x0 = torch.tensor([[1.0, -1.0, 0.3], [-1.0, -1.0, 1.0]])
+    eps = torch.tensor([[0.1, 0.2, 0.3], [-0.2, 0.4, -0.1]])
+    level = Rectified()(torch.tensor([0.5, 0.5]))
     output = torch.tensor([[-8.0, 8.0, -0.4], [8.0, 8.0, 8.0]], requires_grad=True)
 
-    class Clamped(ExactMap):
-        clip = 1.0
+    def clamped(x, level, given):
+        return Estimate(Flow().to_x0(output, x, level).clamp(-1, 1), None, output)
 
-        def __call__(self, x, level, given=NOTHING):
-            return Estimate(prediction.to_x0(output, x, level).clamp(-1, 1), None, output)
-
-    found = Contrastive(0.2)(parts, Clamped(prediction), x0, eps, level, NOTHING, None)
+    clamped.clip = 1.0
+    found = Contrastive(0.2)(parts, clamped, x0, eps, level, NOTHING, None)
     (update,) = torch.autograd.grad(found.minimised.sum(), output)
     expected = torch.zeros(2, 3)  # but where an estimate is inside, or at the wrong limit
     for image, place in ((0, 2), (1, 2)):
-        own, other = -x0[image, place], -x0[1 - image, place]
+        own, other = ((eps - x0)[each, place] for each in (image, 1 - image))
         out = output[image, place].item()
         expected[image, place] = 2 / 3 * ((out - own) - 0.2 * (out - other))
     torch.testing.assert_close(update, expected)
 
 
-def on_output(weighting, prediction, level):
-    """Returns the weight of the squared error of the network's output."""
-    return weighting(level.logsnr) * prediction.x0_gain(level) ** 2
-
-
-def levels(schedule):
-    return schedule(torch.linspace(0.05, 0.95, 19))
-
-
 def test_min_snr_is_capped_at_gamma():
     snr = torch.tensor([0.0, 0.25, 4.0, 5.0, 6.0, math.inf], dtype=torch.float64)
-    assert MinSNR().gamma == 5
     assert MinSNR()(snr.log()).tolist() == pytest.approx([0, 0.25, 4, 5, 5, 5])
     assert MinSNR(2.0)(snr.log()).tolist() == pytest.approx([0, 0.25, 2, 2, 2, 2])
 
 
-def test_min_snr_on_outputs_is_the_published_weight():
-    level = Cosine()(torch.linspace(0.05, 0.95, 19))
-    snr, weight = level.logsnr.exp(), MinSNR(5.0)(level.logsnr)
-    torch.testing.assert_close(weight * Eps().x0_gain(level) ** 2, snr.clamp(max=5) / snr)
-    torch.testing.assert_close(weight * V().x0_gain(level) ** 2, snr.clamp(max=5) / (snr + 1))
+def plain(snr, sigma):
+    """The weight of a loss that has none."""
+    return torch.ones_like(snr)
 
 
-def test_snr_is_the_plain_loss_of_eps_and_sigma_squared_times_that_of_the_score():
-    level = levels(Cosine())
-    one = torch.ones(19, dtype=torch.float64)
-    torch.testing.assert_close(on_output(SNR(), Eps(), level), one)
-    torch.testing.assert_close(on_output(SNR(), Score(), level), one)
-    unscaled = on_output(SNR(), Score(scale_by_sigma=False), level)
-    torch.testing.assert_close(unscaled, level.sigma**2)  # NCSN's lambda(sigma)
+def k_diffusions(std):
+    return lambda snr, sigma: (sigma * std / (sigma**2 + std**2)) ** 2
 
 
-def test_truncated_snr_is_the_published_weight_of_x0():
-    """Compares with max(alpha^2 / sigma^2, 1) of arXiv:2202.00512."""
-    level = levels(Cosine())
-    expected = (level.alpha**2 / level.sigma**2).clamp(min=1)
-    torch.testing.assert_close(TruncatedSNR()(level.logsnr), expected)
-    assert TruncatedSNR()(torch.tensor(-math.inf)) == 1
+def edms(std):
+    """The weight of x0, which is 1 on EDM's outputs (arXiv:2206.00364)."""
+    return lambda snr, sigma: (sigma**2 + std**2) / (sigma * std) ** 2
 
 
-@pytest.mark.parametrize("std", [0.5, 0.6162])
-def test_soft_min_snr_on_edm_outputs_is_k_diffusions(std):
-    """Compares with k-diffusion's weight of the preconditioned output, with equal constants."""
-    level = levels(VarianceExploding())
-    expected = (level.sigma * std) ** 2 / (level.sigma**2 + std**2) ** 2
-    weight = on_output(SoftMinSNR(gamma=std**-2), EDM(std), level)
-    torch.testing.assert_close(weight, expected)
-    assert SoftMinSNR().gamma == 0.5**-2
+PUBLISHED = [  # weights of the squared error of the network's output
+    (MinSNR(5.0), Eps(), Cosine(), lambda snr, sigma: snr.clamp(max=5) / snr),
+    (MinSNR(5.0), V(), Cosine(), lambda snr, sigma: snr.clamp(max=5) / (snr + 1)),
+    (SNR(), Eps(), Cosine(), plain),
+    (SNR(), Score(), Cosine(), plain),
+    (SNR(), Score(scale_by_sigma=False), Cosine(), lambda snr, sigma: sigma**2),  # of NCSN
+    (TruncatedSNR(), X0(), Cosine(), lambda snr, sigma: snr.clamp(min=1)),  # arXiv:2202.00512
+    (SoftMinSNR(), EDM(0.5), VE, k_diffusions(0.5)),
+    (SoftMinSNR(0.6162**-2), EDM(0.6162), VE, k_diffusions(0.6162)),
+    (P2(), Eps(), Cosine(), lambda snr, sigma: 1 / (1 + snr)),  # arXiv:2204.00227
+    (P2(0.5, 1.0), Eps(), Cosine(), lambda snr, sigma: (1 + snr) ** -0.5),
+    (P2(0.0, 2.0), Eps(), Cosine(), plain),
+    (P2(1.0, 0.3), Eps(), Cosine(), lambda snr, sigma: 1 / (0.3 + snr)),
+    (EDMWeight(), X0(), VE, edms(0.5)),
+    (EDMWeight(), EDM(0.5), VE, plain),
+    (EDMWeight(0.7), X0(), VE, edms(0.7)),
+    (EDMWeight(0.7), EDM(0.7), VE, plain),
+    # lower on clean data (arXiv:2303.00848)
+    (SigmoidWeight(), Eps(), Cosine(), lambda snr, sigma: 1 / (1 + snr * math.e)),
+    (SigmoidWeight(2.0), Eps(), Cosine(), lambda snr, sigma: 1 / (1 + snr * math.exp(-2))),
+    (VelocityWeight(0.01), Flow(), Rectified(), plain),
+    (VelocityWeight(0.01), Flow(), Cosine(), plain),
+]
+
+
+@pytest.mark.parametrize(("weighting", "prediction", "schedule", "published"), PUBLISHED)
+def test_a_weight_on_outputs_is_the_published_one(weighting, prediction, schedule, published):
+    level = schedule(torch.linspace(0.05, 0.95, 19))
+    weight = weighting(level.logsnr) * prediction.x0_gain(level) ** 2
+    torch.testing.assert_close(weight, published((level.alpha / level.sigma) ** 2, level.sigma))
 
 
 def test_soft_min_snr_has_min_snr_at_both_ends():
@@ -421,58 +407,20 @@ def test_soft_min_snr_has_min_snr_at_both_ends():
     assert SoftMinSNR(5.0)(middle).item() == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 1.0), (0.0, 2.0), (1.0, 0.3)])
-def test_p2_on_eps_is_the_published_weight(gamma, k):
-    """Compares with 1 / (k + snr)^gamma on the simple loss (arXiv:2204.00227)."""
-    level = levels(Cosine())
-    snr = level.alpha**2 / level.sigma**2
-    torch.testing.assert_close(on_output(P2(gamma, k), Eps(), level), 1 / (k + snr) ** gamma)
-    assert (P2().gamma, P2().k) == (1, 1)
-
-
-@pytest.mark.parametrize("std", [0.5, 0.7])
-def test_edm_weight_is_the_published_one_and_plain_on_its_own_outputs(std):
-    """Compares with (sigma^2 + s^2) / (sigma s)^2, c_out^2 times it with 1 (arXiv:2206.00364)."""
-    level = levels(VarianceExploding())
-    expected = (level.sigma**2 + std**2) / (level.sigma * std) ** 2
-    torch.testing.assert_close(EDMWeight(std)(level.logsnr), expected)
-    on_edm = on_output(EDMWeight(std), EDM(std), level)
-    torch.testing.assert_close(on_edm, torch.ones_like(on_edm))
-    assert EDMWeight().data_std == 0.5
-
-
-@pytest.mark.parametrize("bias", [-1.0, 2.0])
-def test_sigmoid_on_eps_is_the_published_weight(bias):
-    """Compares with sigmoid(bias - logsnr) on eps, lower on clean data (arXiv:2303.00848)."""
-    level = levels(Cosine())
-    on_eps = on_output(SigmoidWeight(bias), Eps(), level)
-    torch.testing.assert_close(on_eps, 1 / (1 + (level.logsnr - bias).exp()))
-    assert on_eps[0] < 0.1 < 0.9 < on_eps[-1]
-    assert SigmoidWeight().bias == -1
-
-
-def test_velocity_weight_is_the_plain_loss_of_flow_matching_down_to_its_smallest_sigma():
-    level = levels(Rectified())
-    one = torch.ones(19, dtype=torch.float64)
-    torch.testing.assert_close(on_output(VelocityWeight(0.01), Flow(), level), one)
+def test_velocity_weight_stops_at_its_smallest_sigma():
     level = Rectified()(torch.tensor([0.001, 0.04, 0.05, 0.06]))
     weight = VelocityWeight()(level.logsnr)  # of JiT's clipped denominators
     torch.testing.assert_close(weight, level.sigma.clamp(min=0.05) ** -2, rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        on_output(VelocityWeight(0.01), Flow(), levels(Cosine())), one
-    )  # on any schedule
 
 
-WEIGHTS = [MinSNR(), SoftMinSNR(), SNR(), TruncatedSNR(), P2(), EDMWeight(), SigmoidWeight()]
-
-
-@pytest.mark.parametrize("weighting", [*WEIGHTS, VelocityWeight()])
-def test_weights_are_finite_and_not_negative_down_to_pure_noise(weighting):
+def test_weights_are_finite_and_not_negative_down_to_pure_noise():
     logsnr = torch.tensor([-math.inf, -20.0, 0.0, 20.0], dtype=torch.float64)
-    weight = weighting(logsnr)
-    assert weight.isfinite().all()
-    assert weight.min() >= 0
-    assert weight.dtype == torch.float64
+    for weighting in {type(each[0]) for each in PUBLISHED}:
+        weight = weighting()(logsnr)
+        assert weight.isfinite().all()
+        assert weight.min() >= 0
+        assert weight.dtype == torch.float64
+    assert TruncatedSNR()(logsnr)[0] == 1
 
 
 STEPS = 100
@@ -497,7 +445,8 @@ class Published:
         second = (1 - self.previous) * alphas.sqrt() / (1 - self.cumprod)
         return first[t, None, None, None] * x0 + second[t, None, None, None] * x
 
-    def bits(self, x0, x, x0_hat, fraction, t):
+    def bits(self, x0, x, estimate, t):
+        x0_hat, fraction = estimate.x0, estimate.log_variance_weight
         low = self.log_clipped[t, None, None, None]
         high = self.betas.log()[t, None, None, None]
         log_variance = fraction * high + (1 - fraction) * low
@@ -527,34 +476,33 @@ class Published:
         return torch.where(x < -0.999, plus.clamp(min=1e-12).log(), middle)
 
 
-def example(index, n=6, seed=0):
+def example(index):
     """Makes clean images (both ends included), noisy ones, an estimate and a variance, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n, 2, 3, 3)
+    generator, shape = seeded(), (6, 2, 3, 3)
     x0 = torch.randint(0, 256, shape, generator=generator).double() / 127.5 - 1
     x0[:, :, 0, 0], x0[:, :, 0, 1] = -1, 1
     eps, error, fraction = (torch.randn(shape, generator=generator).double() for _ in range(3))
-    index = torch.as_tensor(index).expand(n)
-    level = SCHEDULE((index + 1).double() / STEPS)
-    return index, level, x0, add_noise(x0, eps, level), x0 + 0.01 * error, fraction.sigmoid()
+    level = SCHEDULE((torch.as_tensor(index).expand(6) + 1).double() / STEPS)
+    estimate = Estimate(x0 + 0.01 * error, fraction.sigmoid())
+    return level, x0, add_noise(x0, eps, level), estimate
 
 
 @pytest.mark.parametrize("index", [FIRST, 1, 2, 50, LAST, [0, 1, 5, 30, 70, 99]])
 def test_it_is_the_published_bound(index):
     """Compares with guided-diffusion's bits per dimension in float64, first step included."""
-    t, level, x0, x, x0_hat, fraction = example(torch.tensor(index))
+    level, x0, x, estimate = example(index)
     alphas_cumprod = SCHEDULE(torch.arange(1, STEPS + 1).double() / STEPS).alpha ** 2
-    expected = Published(alphas_cumprod).bits(x0, x, x0_hat, fraction, t)
-    bits = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
+    expected = Published(alphas_cumprod).bits(x0, x, estimate, torch.as_tensor(index).expand(6))
+    bits = BOUND(x, x0, estimate, level, SCHEDULE)
     torch.testing.assert_close(bits, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("index", [FIRST, 1, LAST])
 def test_float32_is_enough(index):
-    _, level, x0, x, x0_hat, fraction = example(index)
-    exact = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
-    x, x0, *estimate = (v.float() for v in (x, x0, x0_hat, fraction))
-    single = BOUND(x, x0, Estimate(*estimate), level, SCHEDULE)
+    level, x0, x, estimate = example(index)
+    exact = BOUND(x, x0, estimate, level, SCHEDULE)
+    rounded = Estimate(estimate.x0.float(), estimate.log_variance_weight.float())
+    single = BOUND(x.float(), x0.float(), rounded, level, SCHEDULE)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=2e-3, atol=1e-4)
 
@@ -569,9 +517,9 @@ def test_the_likelihoods_of_all_bins_add_up_to_one():
 
 def test_weights_are_those_of_the_hybrid_loss():
     assert Hybrid().weight == 0.001
-    _, level, x0, x, x0_hat, fraction = example(7)
-    bits = BOUND(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
-    added = Hybrid(0.01)(x, x0, Estimate(x0_hat, fraction), level, SCHEDULE)
+    level, x0, x, estimate = example(7)
+    bits = BOUND(x, x0, estimate, level, SCHEDULE)
+    added = Hybrid(0.01)(x, x0, estimate, level, SCHEDULE)
     torch.testing.assert_close(added, 0.01 * STEPS * bits)
 
 
@@ -592,19 +540,18 @@ class Affine(torch.nn.Module):
 @pytest.mark.parametrize("prediction", [Eps(), V()])
 def test_only_the_variance_learns_from_the_bound(prediction):
     denoiser = Denoiser(Affine, Unconditional, prediction, (2, 3, 3), 0, learned_variance=True)
-    _, level, x0, _, _, _ = example(torch.tensor([0, 1, 5, 30, 70, 99]))
+    level, x0, *_ = example([0, 1, 5, 30, 70, 99])
     eps = torch.randn_like(x0)
 
-    def gradients(objective):
+    def gradients(loss):
         denoiser.zero_grad()
+        objective = Objective(SCHEDULE, prediction, UniformTime(), loss)
         loss_at(objective, denoiser, x0, eps, level).mean().backward()
         network = denoiser.backbone
         return network.value.grad.clone(), network.variance.grad
 
-    simple, none = gradients(Objective(SCHEDULE, prediction, UniformTime(), Denoising()))
-    hybrid, variance = gradients(
-        Objective(SCHEDULE, prediction, UniformTime(), Denoising(variance=Hybrid()))
-    )
+    simple, none = gradients(Denoising())
+    hybrid, variance = gradients(Denoising(variance=Hybrid()))
     assert none == 0
     assert torch.equal(simple, hybrid)
     assert variance.abs() > 0
@@ -615,6 +562,7 @@ def test_its_optimum_is_the_log_of_the_expected_loss():
     torch.manual_seed(0)
     schedule, head = VarianceExploding(), LearnedUncertainty(64)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
+    gamma = torch.distributions.Gamma(4.0, 4.0)
 
     def mean(level):
         log_sigma = level.sigma.log()
@@ -622,7 +570,7 @@ def test_its_optimum_is_the_log_of_the_expected_loss():
 
     for step in range(600):
         level = schedule(torch.rand(256, dtype=torch.float64))
-        losses = mean(level) * torch.distributions.Gamma(4.0, 4.0).sample((256,))
+        losses = mean(level) * gamma.sample((256,))
         for group in optimizer.param_groups:
             group["lr"] = 2e-2 * (1 - step / 600)
         u = head(level)
@@ -675,38 +623,24 @@ def test_it_is_float32_under_autocast_and_with_bfloat16_weights():
     assert (rounded - exact).abs().max() < 0.2
 
 
-class Zero(nn.Module):
-    """Output 0, so that the loss is the mean square of the target."""
-
-    self_conditioning = False
-    clip = None
-    conditioning = Unconditional(Classes.numbered(0), 0)
-
-    def forward(self, x, level, given=NOTHING):
-        return Estimate(x, None, torch.zeros_like(x))
-
-
 def test_training_divides_by_it_and_the_reported_loss_does_not():
-    x0 = torch.linspace(-1, 1, 64).reshape(16, 1, 2, 2)
-    plain = Objective(Rectified(), X0(), UniformTime(), Denoising())
-    learned = Objective(
-        Rectified(), X0(), UniformTime(), Denoising(uncertainty=LearnedUncertainty())
+    x0, uncertainty, denoiser = batch(), LearnedUncertainty(), Linear(X0())
+    nn.init.normal_(uncertainty.weight)
+    plain, learned = (
+        Objective(Rectified(), X0(), UniformTime(), loss)
+        for loss in (Denoising(), Denoising(uncertainty=uncertainty))
     )
-    nn.init.normal_(learned.loss.uncertainty.weight)
-    losses = plain(Zero(), x0, generator=torch.Generator().manual_seed(0))
-    level, _ = plain.time_sampler(16, Rectified(), torch.Generator().manual_seed(0))
-    u = learned.loss.uncertainty(level)
-    divided = learned(Zero(), x0, generator=torch.Generator().manual_seed(0))
+    losses = plain(denoiser, x0, generator=seeded())
+    level, _ = plain.time_sampler(16, Rectified(), seeded())
+    u = uncertainty(level)
+    divided = learned(denoiser, x0, generator=seeded())
     torch.testing.assert_close(divided.minimised, losses.minimised / u.exp() + u)
     eps = torch.randn(16, 1, 2, 2)
-    assert torch.equal(
-        loss_at(plain, Zero(), x0, eps, level), loss_at(learned, Zero(), x0, eps, level)
-    )
+    assert torch.equal(*(loss_at(each, denoiser, x0, eps, level) for each in (plain, learned)))
 
 
 def test_its_gradient_comes_from_the_loss():
-    objective = Objective(
-        Rectified(), Flow(), LogitNormal(), Denoising(uncertainty=LearnedUncertainty())
-    )
-    objective(Zero(), torch.zeros(8, 1, 2, 2)).minimised.mean().backward()
-    assert objective.loss.uncertainty.weight.grad.abs().sum() > 0
+    uncertainty = LearnedUncertainty()
+    objective = PRESETS["flow_matching"](loss=Denoising(uncertainty=uncertainty))
+    objective(Linear(Flow()), torch.zeros(8, 1, 2, 2)).minimised.mean().backward()
+    assert uncertainty.weight.grad.abs().sum() > 0

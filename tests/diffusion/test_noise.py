@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture, through
+from helpers.walks import SCHEDULES, by_type, every_schedule
 
 from diffusion_lab.diffusion.noise import (
     NoiseLevel,
@@ -18,7 +19,7 @@ from diffusion_lab.diffusion.noise import (
 from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, Score, V
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
 
-SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
+PATHS = [Rectified(), Cosine(), VarianceExploding()]
 
 
 def draw(*shape, dtype=torch.float64):
@@ -61,7 +62,7 @@ def test_add_noise_gives_each_sample_its_own_level():
     torch.testing.assert_close(noise_of(x, x0, level), eps)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_type("schedule", PATHS)
 def test_jump_keeps_x0_and_eps(schedule):
     x0, eps = draw(4, 3), draw(4, 3)
     here, there = schedule(torch.tensor(1.0)), schedule(torch.tensor(0.4))
@@ -70,7 +71,7 @@ def test_jump_keeps_x0_and_eps(schedule):
         torch.testing.assert_close(moved, add_noise(x0, eps, end), atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_type("schedule", PATHS)
 def test_jump_to_clean_data_is_exactly_alpha_x0(schedule):
     x0, x = draw(64, dtype=torch.float32), 80 * draw(64, dtype=torch.float32)
     for alpha in (1.0, 0.5):
@@ -100,13 +101,13 @@ def test_renoise_reaches_the_marginal_of_the_noisier_level():
     x0, eps, noise = draw(5), torch.zeros(5), torch.zeros(5)
     assert torch.allclose(renoise(add_noise(x0, eps, here), here, there, noise), 0.6 * x0)
     # the coefficients of the two independent noises add up to sigma^2
-    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    one, zero = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     kept = renoise(add_noise(zero, one, here), here, there, zero)
     fresh = renoise(zero, here, there, one)
     assert (kept**2 + fresh**2).item() == pytest.approx(0.64, abs=1e-15)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@by_type("schedule", PATHS)
 @pytest.mark.parametrize("t_here", [1.0, 0.7])
 def test_posterior_is_bayes_rule(schedule, t_here):
     x, x0 = draw(6), draw(6)
@@ -126,7 +127,7 @@ def test_posterior_is_bayes_rule(schedule, t_here):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_posterior_keeps_the_marginal_for_every_eta(eta):
     here, there = level_of(0.6, 0.8), level_of(0.8, 0.6)
-    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    one, zero = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     left, small, _ = lowered(here, there, eta)
     kept = jump(add_noise(zero, one, here), zero, here, left)
     assert (kept**2 + small).item() == pytest.approx(0.36, abs=1e-15)
@@ -138,20 +139,17 @@ def test_posterior_keeps_the_marginal_for_every_eta(eta):
 
 
 def test_posterior_on_clean_data_is_exact():
-    x0 = draw(8, dtype=torch.float32)
-    here = level_of(0.6, 0.8)
+    x0, here = draw(8, dtype=torch.float32), level_of(0.6, 0.8)
     left, small, _ = lowered(here, level_of(1.0, 0.0), 1.0)
-    mean = jump(draw(8), x0, here, left)
-    assert torch.equal(mean.float(), x0)
+    assert torch.equal(jump(draw(8), x0, here, left).float(), x0)
     assert small == 0
 
 
 PREDICTIONS = [Eps(), X0(), V(), Flow(), EDM(0.5), Score(), Score(scale_by_sigma=False)]
-ALL_SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 
 
-def images(n=7):
-    return torch.randn(n, 1, 2, 2, dtype=torch.float64), torch.randn(n, 1, 2, 2).double()
+def images():
+    return draw(2, 7, 1, 2, 2)
 
 
 def column(value):
@@ -180,8 +178,8 @@ def test_the_score_is_the_gradient_of_the_log_density_given_x0():
     assert Score().scale_by_sigma
 
 
-@pytest.mark.parametrize("schedule", ALL_SCHEDULES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@every_schedule
+@by_type("prediction", PREDICTIONS)
 def test_all_predictions_agree_on_one_posterior_mean(prediction, schedule):
     mixture = GaussianMixture([0.2, 0.5, 0.3], [-1.0, 0.1, 0.8], 0.2)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -212,9 +210,9 @@ def test_edm_of_unit_data_is_minus_v_on_the_circle():
         torch.testing.assert_close(edm, -v)
 
 
-@pytest.mark.parametrize("schedule", ALL_SCHEDULES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_to_x0_inverts_target(prediction, schedule):
+@every_schedule
+@by_type("prediction", PREDICTIONS)
+def test_to_x0_inverts_target_and_x0_gain_is_its_derivative(prediction, schedule):
     x0, eps = images()
     level = schedule(torch.linspace(0.05, 0.95, 7))
     x = add_noise(x0, eps, level)
@@ -223,32 +221,19 @@ def test_to_x0_inverts_target(prediction, schedule):
     one = level[3]  # a scalar level gives the same
     alone = prediction.to_x0(prediction.target(x0[3:4], eps[3:4], one), x[3:4], one)
     torch.testing.assert_close(alone, back[3:4])
-
-
-@pytest.mark.parametrize("schedule", ALL_SCHEDULES)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_x0_gain_is_the_derivative_of_to_x0(prediction, schedule):
-    level = schedule(torch.linspace(0.05, 0.95, 7))
-    output, x = (image[:, 0, 0, 0] for image in images())
-    slope = prediction.to_x0(output + 1, x, level) - prediction.to_x0(output, x, level)
-    torch.testing.assert_close(prediction.x0_gain(level), slope.abs(), atol=1e-11, rtol=1e-11)
+    slope = (prediction.to_x0(x0 + 1, x, level) - prediction.to_x0(x0, x, level)).abs()
+    gain = column(prediction.x0_gain(level)).expand_as(slope)
+    torch.testing.assert_close(gain, slope, atol=1e-11, rtol=1e-11)
 
 
 def test_on_pure_noise_only_eps_and_the_score_say_nothing():
     end = Rectified()(torch.ones(()))
-    assert [prediction.x0_gain(end).item() for prediction in PREDICTIONS] == [
-        math.inf,
-        1,
-        1,
-        1,
-        0.5,
-        math.inf,
-        math.inf,
-    ]
+    gains = [prediction.x0_gain(end).item() for prediction in PREDICTIONS]
+    assert gains == [math.inf, 1, 1, 1, 0.5, math.inf, math.inf]
 
 
 def test_on_all_other_schedules_every_prediction_is_allowed():
-    for schedule in ALL_SCHEDULES[1:]:
+    for schedule in SCHEDULES[1:]:
         for prediction in PREDICTIONS:
             assert prediction.x0_gain(schedule(torch.ones(()))).isfinite()
     assert Eps().x0_gain(DDPMLinear()(torch.ones(()))).item() == pytest.approx(157.4, abs=0.05)

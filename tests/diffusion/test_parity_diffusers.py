@@ -27,6 +27,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from helpers.exact_denoiser import GaussianMixture
+from helpers.walks import replayed
 
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, noise_of
@@ -57,6 +58,7 @@ MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]
 # the settings of our time grids and guidance: final levels clean, no clipping
 DDPM_TABLE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 NOISE = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+DRAWS = torch.randn(60, 64, 2, generator=torch.Generator().manual_seed(1)).double()
 
 
 def outputs(prediction):
@@ -112,26 +114,30 @@ def test_grids_on_the_table(grid, spacing, steps):
     on_table(DDIMScheduler(**DDPM_TABLE, timestep_spacing=spacing), grid, steps)
 
 
+def drawing():
+    """A `randn_like` that draws as diffusers do from a generator with seed 1."""
+    generator = torch.Generator().manual_seed(1)
+    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+
 def learned_variance(x, x0):
     """Returns some network's v for x, in [-1, 1]."""
     return (3 * x + x0).sin()
 
 
-@pytest.mark.parametrize(
-    ("variance", "kind"),
-    [("fixed_small", "fixed_small"), ("fixed_large", "fixed_large"), ("learned", "learned_range")],
-)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
 @pytest.mark.parametrize(("grid", "steps"), [(Leading(), 50), (Leading(), 250), (Linspace(), 60)])
-def test_ddpm(grid, steps, variance, kind):
+def test_ddpm(grid, steps, variance):
     """Compares with DDPMScheduler: eps prediction, the same noise, three variances.
 
     For learned_range the network has a second output, v, of which our denoiser makes (v + 1) / 2.
     Trailing spacing is left out: there diffusers adds fixed_large noise to the final, clean sample.
     """
+    kind = "learned_range" if variance == "learned" else variance
     scheduler = in_float64(DDPMScheduler(variance_type=kind, clip_sample=False))
     index = (1000 * grid(DDPMLinear(), steps).t[:-1] - 1).round().long().tolist()
     schedule, levels = on_table(scheduler, grid, steps, timesteps=index)
-    start, generator = levels[0].sigma * NOISE, torch.Generator().manual_seed(1)
+    start = levels[0].sigma * NOISE
 
     def network(x, level):
         eps = outputs(Eps())(x, level)
@@ -143,13 +149,9 @@ def test_ddpm(grid, steps, variance, kind):
         x0 = MIXTURE.denoise(x, level).x0
         return Estimate(x0, (learned_variance(x, x0) + 1) / 2)
 
-    expected = theirs(scheduler, network, start, levels, generator=generator)
-
-    generator = torch.Generator().manual_seed(1)
-    x = Ancestral(steps, grid, 1.0, variance)(
-        denoise, NOISE, schedule, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
-    )
-    assert_same(x, expected, 1e-9)
+    expected = theirs(scheduler, network, start, levels, generator=torch.Generator().manual_seed(1))
+    sampler = Ancestral(steps, grid, 1.0, variance)
+    assert_same(sampler(denoise, NOISE, schedule, drawing()), expected, 1e-9)
 
 
 @pytest.mark.parametrize("prediction", [Eps(), V()])
@@ -162,22 +164,11 @@ def test_ddim(grid, spacing, eta, prediction):
         DDIMScheduler(clip_sample=False, timestep_spacing=spacing, prediction_type=kind)
     )
     schedule, levels = on_table(scheduler, grid, 50)
-    generator = torch.Generator().manual_seed(1)
-    draws = [torch.randn(64, 2, dtype=torch.float64, generator=generator) for _ in range(50)]
-    theirs_draws, ours_draws = iter(draws), iter(draws)
-    x = levels[0].sigma * NOISE
-    expected = theirs(
-        scheduler,
-        outputs(prediction),
-        x,
-        levels,
-        eta=eta,
-        variance_noise=lambda: next(theirs_draws) if eta > 0 else None,
-    )
-    sampler = Ancestral(50, grid, eta)
-    assert_same(
-        sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(ours_draws)), expected, 1e-9
-    )
+    fresh, x = replayed(DRAWS), levels[0].sigma * NOISE
+    noise = {"eta": eta, "variance_noise": lambda: fresh() if eta > 0 else None}
+    expected = theirs(scheduler, outputs(prediction), x, levels, **noise)
+    x = Ancestral(50, grid, eta)(MIXTURE.denoise, NOISE, schedule, replayed(DRAWS))
+    assert_same(x, expected, 1e-9)
     if eta == 0:
         assert_same(Euler(50, grid)(MIXTURE.denoise, NOISE, schedule), expected, 1e-9)
 
@@ -209,13 +200,10 @@ def test_dpm_solver_on_the_table(order, kind, steps):
     """
     scheduler = dpm_solver(order, algorithm_type=kind)
     schedule, levels = on_table(scheduler, UniformGrid(), steps)
-    draws = torch.randn(steps, 64, 2, generator=torch.Generator().manual_seed(1)).double()
-    fresh, start = iter(draws), levels[0].sigma * NOISE
-    noise = {"variance_noise": lambda: next(fresh)}
-    expected = theirs(scheduler, outputs(Eps()), start, levels, **noise)
-    fresh = iter(draws)
+    start, fresh = levels[0].sigma * NOISE, replayed(DRAWS)
+    expected = theirs(scheduler, outputs(Eps()), start, levels, variance_noise=fresh)
     sampler = DPMSolver(steps, UniformGrid(), order, eta=float(kind.startswith("sde")))
-    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), expected)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, replayed(DRAWS)), expected)
 
 
 @pytest.mark.parametrize("steps", [20, 50])
@@ -223,13 +211,13 @@ def test_all_but_the_last_two_steps_of_dpm_solver_3m(steps):
     """Compares the state before the last two steps, where diffusers keeps order 3 a step longer."""
     scheduler = dpm_solver(3)
     schedule, levels = on_table(scheduler, UniformGrid(), steps)
-    network, expected = outputs(Eps()), levels[0].sigma * NOISE
-    for t, level in list(zip(scheduler.timesteps, levels, strict=True))[:-2]:
-        expected = scheduler.step(network(expected, level), t, expected).prev_sample
-    sampler, start = DPMSolver(steps, UniformGrid(), order=3), levels[0].sigma * NOISE
-    levels = sampler.time_grid(schedule, steps)
-    states = list(sampler.walk(MIXTURE.denoise, start, levels, schedule, None))
-    assert_same(states[-3], expected)
+    start = expected = levels[0].sigma * NOISE
+    for t, level in zip(scheduler.timesteps[:-2], levels[:-2], strict=True):
+        output = outputs(Eps())(expected, level)
+        expected = scheduler.step(output, t, expected).prev_sample
+    sampler = DPMSolver(steps, UniformGrid(), order=3)
+    walk = sampler.walk(MIXTURE.denoise, start, sampler.levels(schedule), schedule, None)
+    assert_same(list(walk)[-3], expected)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -281,18 +269,10 @@ def test_euler_ancestral():
     scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas.double()
     levels = NoiseLevel(sigmas, torch.ones_like(sigmas), sigmas)
-    generator = torch.Generator().manual_seed(1)
-    expected = theirs(
-        scheduler, outputs(Eps()), sigmas[0] * NOISE, levels[:-1], generator=generator
-    )
-    generator = torch.Generator().manual_seed(1)
-    *_, x = Ancestral(steps, UniformGrid()).walk(
-        MIXTURE.denoise,
-        sigmas[0] * NOISE,
-        levels,
-        None,
-        lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator),
-    )
+    start, generator = sigmas[0] * NOISE, torch.Generator().manual_seed(1)
+    expected = theirs(scheduler, outputs(Eps()), start, levels[:-1], generator=generator)
+    walk = Ancestral(steps, UniformGrid()).walk
+    *_, x = walk(MIXTURE.denoise, start, levels, None, drawing())
     assert_same(x, expected)
 
 
@@ -372,39 +352,44 @@ def test_flow_matching_heun():
     assert_same(x, expected)
 
 
+def x0_of(x, sigma):
+    """Returns the denoised x at noise sigma, alpha = 1."""
+    return MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0
+
+
+def edm_grid(high, low, points):
+    i = torch.arange(points, dtype=torch.float64) / (points - 1)
+    return (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+
+
+def edm_levels(steps):
+    return torch.cat([edm_grid(80, 0.002, steps), torch.zeros(1, dtype=torch.float64)])
+
+
+def edm_step(x, sigma, after):
+    slope = (x - x0_of(x, sigma)) / sigma
+    guess = x + (after - sigma) * slope
+    if after == 0:
+        return guess
+    return x + (after - sigma) * (slope + (guess - x0_of(guess, after)) / after) / 2
+
+
 def test_edm_with_churn():
     """Compares with algorithm 2 of arXiv:2206.00364 and EDM's constants for ImageNet-64."""
     steps, churn, low, high, scale = 18, 40, 0.05, 50, 1.003
-    draws = torch.randn(steps, 64, 2, dtype=torch.float64)
-    i = torch.arange(steps, dtype=torch.float64)
-    t = (80 ** (1 / 7) + i / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    t, x, fresh = torch.cat([t, t.new_zeros(1)]), 80 * NOISE, iter(draws)
-
-    def slope(x, t):
-        level = NoiseLevel(t, torch.ones_like(t), t)
-        return (x - MIXTURE.denoise(x, level).x0) / t
-
-    for now, then in pairwise(t):
+    x, fresh = 80 * NOISE, replayed(DRAWS)
+    for now, then in pairwise(edm_levels(steps)):
         gamma = min(churn / steps, math.sqrt(2) - 1) if low <= now <= high else 0
         raised = now + gamma * now
         if gamma > 0:
-            x = x + (raised**2 - now**2).sqrt() * scale * next(fresh)
-        d = slope(x, raised)
-        after = x + (then - raised) * d
-        if then > 0:
-            after = x + (then - raised) * (d + slope(after, then)) / 2
-        x = after
+            x = x + (raised**2 - now**2).sqrt() * scale * fresh()
+        x = edm_step(x, raised, then)
 
-    fresh = iter(draws)
+    fresh = iter(DRAWS[:steps])
     sampler = Heun(steps, Karras(), churn, low, high, scale)
     ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), lambda x: next(fresh))
     assert len(list(fresh)) > 2  # no noise outside of the churn range
     assert_same(ours, x, 1e-9)
-
-
-def x0_of(x, sigma):
-    """Returns the denoised x at noise sigma, alpha = 1."""
-    return MIXTURE.denoise(x, NoiseLevel(sigma, torch.ones_like(sigma), sigma)).x0
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
@@ -412,8 +397,7 @@ def test_dpm_solver_2s_ancestral(eta):
     """Compares with k-diffusion's rule, in t = -log sigma and with alpha = 1."""
     steps, schedule = 12, VarianceExploding(0.02, 50.0)
     sigmas = Karras(0.02, 50.0)(schedule, steps).sigma
-    draws = torch.randn(steps, 64, 2, dtype=torch.float64)
-    x, fresh = sigmas[0] * NOISE, iter(draws)
+    x, fresh = sigmas[0] * NOISE, replayed(DRAWS)
     for sigma, after in pairwise(sigmas):
         up = eta * (after**2 * (sigma**2 - after**2) / sigma**2).sqrt()
         down = (after**2 - up**2).sqrt()
@@ -425,11 +409,10 @@ def test_dpm_solver_2s_ancestral(eta):
         middle = (sigma * down).sqrt()
         half = middle / sigma * x - torch.expm1(-h / 2) * x0
         x = down / sigma * x - torch.expm1(-h) * x0_of(half, middle)
-        x = x + up * next(fresh)
+        x = x + up * fresh()
 
-    fresh = iter(draws)
     sampler = AncestralDPMSolver(steps, Karras(0.02, 50.0), eta)
-    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, lambda x: next(fresh)), x, 1e-9)
+    assert_same(sampler(MIXTURE.denoise, NOISE, schedule, replayed(DRAWS)), x, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -441,36 +424,22 @@ def test_restart(restarts):
     Low ends are moved to the nearest level of EDM's grid; the way back has EDM's spacing; a noise
     scale of 1.003 is applied to the noise of restarts.
     """
-
-    def edm_grid(high, low, points):
-        i = torch.arange(points, dtype=torch.float64) / (points - 1)
-        return (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
-
-    def heun(x, sigma, after):
-        slope = (x - x0_of(x, sigma)) / sigma
-        guess = x + (after - sigma) * slope
-        if after == 0:
-            return guess
-        return x + (after - sigma) * (slope + (guess - x0_of(guess, after)) / after) / 2
-
     steps = 18
-    sigmas = torch.cat([edm_grid(80, 0.002, steps), torch.zeros(1, dtype=torch.float64)])
+    sigmas = edm_levels(steps)
     begins = {int((sigmas - low).abs().argmin()): rest for low, *rest in restarts}
-    draws = torch.randn(20, 64, 2, dtype=torch.float64)
-    x, fresh = 80 * NOISE, iter(draws)
+    x, fresh = 80 * NOISE, replayed(DRAWS)
     for i, (sigma, after) in enumerate(pairwise(sigmas)):
-        x = heun(x, sigma, after)
+        x = edm_step(x, sigma, after)
         if i + 1 in begins:
             high, back, times = begins[i + 1]
             for _ in range(times):
                 way = edm_grid(high, after, back + 1)
-                x = x + 1.003 * (high**2 - after**2).sqrt() * next(fresh)
+                x = x + 1.003 * (high**2 - after**2).sqrt() * fresh()
                 for a, b in pairwise(way):
-                    x = heun(x, a, b)
+                    x = edm_step(x, a, b)
 
-    fresh = iter(draws)
     sampler = Restart(steps, Karras(), restarts, noise_scale=1.003)
-    ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), lambda x: next(fresh))
+    ours = sampler(MIXTURE.denoise, NOISE, VarianceExploding(), replayed(DRAWS))
     assert_same(ours, x, 1e-9)
 
 
@@ -485,19 +454,18 @@ def test_annealed_langevin():
     12 geometric sigmas stand for its 232.
     """
     sigmas = torch.logspace(math.log10(50), -2, 12, dtype=torch.float64)
-    draws = torch.randn(60, 64, 2, dtype=torch.float64)
-    x, fresh = sigmas[0] * NOISE, iter(draws)
+    x, fresh = sigmas[0] * NOISE, replayed(DRAWS)
     for sigma in sigmas:
         step = 6.2e-6 * sigma**2 / sigmas[-1] ** 2
         for _ in range(5):
-            x = x + step * score(x, sigma) + (2 * step).sqrt() * next(fresh)
+            x = x + step * score(x, sigma) + (2 * step).sqrt() * fresh()
     x = x + sigmas[-1] ** 2 * score(x, sigmas[-1])
 
-    fresh, schedule = iter(draws), VarianceExploding(0.01, 50.0)
+    schedule = VarianceExploding(0.01, 50.0)
     levels = schedule.at_logsnr(-2 * torch.cat([sigmas, sigmas[-1:] * 0]).log())
     levels = NoiseLevel(levels.t, levels.alpha, torch.cat([levels.sigma[:-1], sigmas[:1] * 0]))
     walk = AnnealedLangevin(12, UniformLogSNR()).walk
-    *_, state = walk(MIXTURE.denoise, sigmas[0] * NOISE, levels, schedule, lambda x: next(fresh))
+    *_, state = walk(MIXTURE.denoise, sigmas[0] * NOISE, levels, schedule, replayed(DRAWS))
     assert_same(state, x, 1e-9)
 
 
@@ -512,10 +480,10 @@ def test_predictor_corrector(variance, corrector):
     """
     snr, steps, schedule = 0.16, 30, VarianceExploding(0.01, 50.0)
     sigmas = UniformGrid()(schedule, steps).sigma
-    draws = torch.randn(2 * steps, 1, 2, dtype=torch.float64)
-    x, fresh = sigmas[0] * NOISE[:1], iter(draws)
+    draws = DRAWS[:, :1]
+    x, fresh = sigmas[0] * NOISE[:1], replayed(draws)
     for sigma, after in pairwise(sigmas):
-        gradient, z = score(x, sigma), next(fresh)
+        gradient, z = score(x, sigma), fresh()
         step = 2 * (snr * sigma) ** 2
         if corrector == "langevin":
             step = 2 * (snr * z.norm() / gradient.norm()) ** 2
@@ -525,8 +493,7 @@ def test_predictor_corrector(variance, corrector):
             variance_added = sigma**2 - after**2
             if variance == "fixed_small":
                 variance_added = after**2 * variance_added / sigma**2
-            x = x + variance_added.sqrt() * next(fresh)
+            x = x + variance_added.sqrt() * fresh()
 
-    fresh = iter(draws)
     sampler = PredictorCorrector(steps, UniformGrid(), snr, 1, corrector, variance)
-    assert_same(sampler(MIXTURE.denoise, NOISE[:1], schedule, lambda x: next(fresh)), x, 1e-9)
+    assert_same(sampler(MIXTURE.denoise, NOISE[:1], schedule, replayed(draws)), x, 1e-9)

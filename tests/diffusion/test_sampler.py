@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.exact_denoiser import GaussianMixture, through
 from helpers.pairs import each_once
+from helpers.walks import SCHEDULES, every_schedule, replayed
 
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel
@@ -26,9 +27,8 @@ from diffusion_lab.diffusion.sampler import (
     UniPC,
 )
 from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid, UniformLogSNR
-from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, VarianceExploding
+from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExploding
 
-SCHEDULES = [Rectified(), Cosine(), DDPMLinear(), VarianceExploding()]
 SAMPLERS = {
     "euler": Euler,
     "heun": Heun,
@@ -64,20 +64,8 @@ WIDE = GaussianMixture([0.7, 0.3], [[0.5] * 8, [-1.0] * 8], 0.4)
 CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
 
 
-def named(values):
-    return pytest.mark.parametrize(
-        values[0], values[1], ids=lambda v: getattr(v, "__name__", type(v).__name__)
-    )
-
-
 def unit_noise(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def run(sampler, denoise, x, levels, schedule=None):
-    for state in sampler.walk(denoise, x, levels, schedule, torch.randn_like):
-        x = state
-    return x
 
 
 def test_the_exact_denoiser_is_the_posterior_mean():
@@ -91,7 +79,7 @@ def test_the_exact_denoiser_is_the_posterior_mean():
         assert estimate.item() == pytest.approx(mean.item(), abs=1e-9)
 
 
-@named(("schedule", SCHEDULES))
+@every_schedule
 @pytest.mark.parametrize(
     ("sampler", "error"),
     [
@@ -115,7 +103,7 @@ def test_full_range_ends_on_the_exact_sample(sampler, error, schedule):
     assert (x - exact).square().mean().sqrt() < error
 
 
-@named(("schedule", SCHEDULES))
+@every_schedule
 @pytest.mark.parametrize(("sampler", "error"), [(Heun, 0.01), (DPMSolver, 0.02), (UniPC, 0.01)])
 def test_a_walk_may_begin_at_any_level_of_the_schedule(sampler, error, schedule):
     for logsnr in (-1.0, 2.0, 4.0):
@@ -138,9 +126,8 @@ def test_a_walk_that_begins_beside_a_level_of_the_grid_takes_no_tiny_step(sample
         asked.append(level.logsnr)
         return Estimate(image.expand_as(x) + 1e-4 * x.tanh())
 
-    end = solver.finish(
-        denoise, torch.randn(3, 9), schedule.at_logsnr(levels[4].logsnr + shift), schedule
-    )
+    here = schedule.at_logsnr(levels[4].logsnr + shift)
+    end = solver.finish(denoise, torch.randn(3, 9), here, schedule)
     assert (end - image).abs().max() < 0.1
     gaps = torch.stack(asked).unique().diff()  # corrections ask again at a level
     # the middle of a step to a lower level may be anywhere
@@ -165,9 +152,8 @@ def test_all_allowed_predictions_draw_the_same_sample(sampler, schedule):
     expected = draw(WIDE.denoise)
     for prediction in (X0(), Eps(), V(), Flow(), EDM(0.5)):
         if prediction.x0_gain(schedule(torch.ones(()))).isfinite():
-            torch.testing.assert_close(
-                draw(through(prediction, WIDE.denoise)), expected, atol=1e-10, rtol=0
-            )
+            drawn = draw(through(prediction, WIDE.denoise))
+            torch.testing.assert_close(drawn, expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -186,19 +172,20 @@ def test_on_one_logsnr_grid_all_schedules_take_the_same_steps(name):
         levels = schedule.at_logsnr(logsnr)
         # the same point of the path x / alpha, which depends on logSNR alone
         start = levels[0].sigma * noise
-        x = run(sampler(24, UniformGrid()), MIXTURE.denoise, start, levels, schedule)
+        walk = sampler(24, UniformGrid()).walk
+        *_, x = walk(MIXTURE.denoise, start, levels, schedule, torch.randn_like)
         ends.append(x / levels[-1].alpha)
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], atol=1e-10, rtol=0)
 
 
-@named(("schedule", SCHEDULES))
+@every_schedule
 def test_euler_is_ddim_without_noise(schedule):
-    noise = unit_noise(20, 1)
-    euler = Euler(10, UniformGrid())(MIXTURE.denoise, noise, schedule)
-    ddim = Ancestral(10, UniformGrid(), eta=0.0)
-    x = ddim(MIXTURE.denoise, noise, schedule, randn_like=None)  # needs no random numbers
-    torch.testing.assert_close(x, euler, atol=1e-13, rtol=0)
+    euler, ddim = (
+        sampler(10, UniformGrid())(MIXTURE.denoise, unit_noise(20, 1), schedule, randn_like=None)
+        for sampler in (Euler, partial(Ancestral, eta=0.0))
+    )
+    torch.testing.assert_close(ddim, euler, atol=1e-13, rtol=0)
 
 
 @every_sampler_on_a_schedule
@@ -213,10 +200,9 @@ def test_a_known_image_is_returned_exactly_in_its_dtype(sampler, grid, schedule)
 
     for steps in (2, 5) if sampler is SAMPLERS["restart"] else (1, 2, 5):
         x = sampler(steps, grid)(denoise, torch.randn(3, 9), schedule)
-        if sampler is IPNDM:  # IPNDM extrapolates its last step, too
-            torch.testing.assert_close(x, image.expand(3, 9), atol=1e-5, rtol=0)
-        else:
-            assert torch.equal(x, image.expand(3, 9))
+        # IPNDM extrapolates its last step, too
+        atol = 1e-5 if sampler is IPNDM else 0
+        torch.testing.assert_close(x, image.expand(3, 9), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -273,9 +259,7 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(sampler):
     noise, draws = unit_noise(4, 8), torch.randn(99, 4, 8, dtype=torch.float64)
 
     def draw(n):
-        fresh = iter(draws)
-        return sampler(6, UniformGrid())(
-            WIDE.denoise, noise[:n], VarianceExploding(), lambda x: next(fresh)[: len(x)]
-        )
+        of_these = replayed(draws[:, :n])
+        return sampler(6, UniformGrid())(WIDE.denoise, noise[:n], VarianceExploding(), of_these)
 
     torch.testing.assert_close(draw(4)[:2], draw(2), atol=1e-12, rtol=0)

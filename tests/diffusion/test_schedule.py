@@ -10,7 +10,9 @@ from diffusers.schedulers.scheduling_ddim import betas_for_alpha_bar, rescale_ze
 from helpers.compositions import composed
 from helpers.exact_denoiser import GaussianMixture
 from helpers.refusals import refused
+from helpers.walks import by_type
 from hydra.utils import instantiate
+from test_multistep import errors_of
 
 from diffusion_lab.diffusion.noise import noise_of
 from diffusion_lab.diffusion.objective import Flow, V
@@ -59,7 +61,7 @@ SCHEDULES = [
     Shifted(VarianceExploding(), 3),
     Shifted(ZeroTerminalSNR(DDPMScaledLinear()), 2),
 ]
-each = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+each = by_type("schedule", SCHEDULES)
 
 
 def at(schedule, t):
@@ -69,6 +71,10 @@ def at(schedule, t):
 
 def ends(schedule):
     return schedule(torch.tensor([0.0, 1.0]))
+
+
+def assert_same(ours, theirs, atol, rtol=0.0):
+    torch.testing.assert_close(ours, theirs.double(), atol=atol, rtol=rtol)
 
 
 def inside(n=101):
@@ -105,7 +111,7 @@ def test_cosine_with_offset_is_improved_ddpms_formula():
     start = 0.008 / 1.008 * math.pi / 2
     published = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2 / math.cos(start) ** 2
     level = Cosine(0.008)(t)
-    torch.testing.assert_close(level.alpha**2, published, atol=1e-4, rtol=0)
+    assert_same(level.alpha**2, published, atol=1e-4)
     assert ends(Cosine(0.008)).logsnr.tolist() == pytest.approx([20, -20], abs=1e-9)
     # the offset makes small t noisier: its angle is 0.0125
     assert at(Cosine(0.008), 0.01)[1] > 1.5 * at(Cosine(), 0.01)[1]
@@ -130,8 +136,8 @@ def test_linear_is_the_integral_of_beta():
 
 def test_sub_vp_has_the_square_of_linears_sigma():
     t = inside()
-    torch.testing.assert_close(SubVP()(t).alpha, Linear()(t).alpha, atol=0, rtol=0)
-    torch.testing.assert_close(SubVP()(t).sigma, Linear()(t).sigma ** 2, atol=0, rtol=1e-13)
+    assert_same(SubVP()(t).alpha, Linear()(t).alpha, atol=0)
+    assert_same(SubVP()(t).sigma, Linear()(t).sigma ** 2, atol=0, rtol=1e-13)
     assert at(SubVP(), 0.0) == (1, 0)
     assert at(SubVP(), 1e-17)[1] == pytest.approx(1e-18, rel=1e-9)
 
@@ -143,7 +149,7 @@ def test_sigmoid_is_the_published_formula(start, end, tau):
     # mapping t linearly onto the ends moves t by less than 3e-6
     published = (high - ((start + t * (end - start)) / tau).sigmoid()) / (high - low)
     schedule = Sigmoid(start, end, tau)
-    torch.testing.assert_close(schedule(t).alpha ** 2, published, atol=1e-5, rtol=0)
+    assert_same(schedule(t).alpha ** 2, published, atol=1e-5)
     assert ends(schedule).logsnr.tolist() == pytest.approx([20, -20], abs=1e-12)
     assert at(Sigmoid(), 0.3) == at(Sigmoid(-3.0, 3.0, 1.0), 0.3)  # the published default
 
@@ -175,7 +181,7 @@ def test_tables_of_any_length_end_at_about_the_same_noise(steps):
     # the cosine is not scaled: a point's level depends on t alone, until the betas are capped
     t = torch.arange(1, 10, dtype=torch.float64) / 10
     short, long = DDPMCosine(steps)(t), DDPMCosine()(t)
-    torch.testing.assert_close(short.alpha, long.alpha, atol=1e-12, rtol=1e-12)
+    assert_same(short.alpha, long.alpha, atol=1e-12, rtol=1e-12)
 
 
 def test_ddpm_linear_between_the_points_of_its_table():
@@ -219,18 +225,18 @@ def test_shifted_lowers_logsnr_everywhere_and_stays_on_the_path(inner, path, shi
     t, schedule = inside(), Shifted(inner, shift)
     level = schedule(t)
     expected = inner(t).logsnr - 2 * math.log(shift)
-    torch.testing.assert_close(level.logsnr, expected, atol=1e-12, rtol=0)
+    assert_same(level.logsnr, expected, atol=1e-12)
     length = path(level.alpha, level.sigma)
-    torch.testing.assert_close(length, torch.ones_like(t), atol=1e-14, rtol=0)
+    assert_same(length, torch.ones_like(t), atol=1e-14)
     assert schedule.discrete_steps == inner.discrete_steps
     assert (ends(schedule).alpha[1] == 0) == (ends(inner).alpha[1] == 0)
 
 
-@pytest.mark.parametrize("schedule", PRESERVING, ids=lambda s: type(s).__name__)
+@by_type("schedule", PRESERVING)
 def test_variance_is_preserved(schedule):
     level = schedule(torch.linspace(0, 1, 101))
     one = torch.ones(101, dtype=torch.float64)
-    torch.testing.assert_close(level.alpha**2 + level.sigma**2, one, atol=1e-14, rtol=0)
+    assert_same(level.alpha**2 + level.sigma**2, one, atol=1e-14)
 
 
 @each
@@ -243,15 +249,7 @@ def test_levels_are_float64_keep_the_shape_and_fall_in_logsnr(schedule):
 
 @each
 def test_heun_has_order_two_and_ends_where_the_ode_does(schedule):
-    mixture = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
-    start, end = schedule(torch.tensor([0.95, 0.05]))
-    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = start.alpha * torch.linspace(-2, 2.5, 50).double()[:, None] + start.sigma * noise
-    exact, errors = mixture.transport(x, start, end), []
-    for steps in (40, 160):
-        levels = schedule(torch.linspace(0.95, 0.05, steps + 1, dtype=torch.float64))
-        *_, drawn = Heun(steps, UniformGrid()).walk(mixture.denoise, x, levels, schedule, None)
-        errors.append((drawn - exact).square().mean().sqrt().item())
+    errors = errors_of(Heun, schedule, [40, 160])
     assert math.log(errors[0] / errors[1], 4) == pytest.approx(2, abs=0.15)
     assert errors[1] < 2e-3
 
@@ -260,20 +258,15 @@ def test_heun_has_order_two_and_ends_where_the_ode_does(schedule):
 def test_at_logsnr_goes_back(schedule):
     t = inside(250)
     level = schedule.at_logsnr(schedule(t).logsnr)
-    torch.testing.assert_close(level.t, t, atol=1e-12, rtol=0)
+    assert_same(level.t, t, atol=1e-12)
     assert torch.equal(level.alpha, schedule(level.t).alpha)
     for shape in ((), (2, 3)):
         assert schedule.at_logsnr(torch.zeros(shape)).t.shape == shape
-
-
-@each
-def test_at_logsnr_is_as_exact_at_the_ends(schedule):
     logsnr = torch.tensor([19.0, 15.0, -8.0, -19.0], dtype=torch.float64)
     low, high = ends(schedule).logsnr.flip(0)
     logsnr = logsnr[(low < logsnr) & (logsnr < high)]
-    back = schedule.at_logsnr(logsnr).logsnr
     # one rounding of t near 1 moves logSNR by up to 2^-53 / alpha^2, 2e-8 at -19
-    torch.testing.assert_close(back, logsnr, atol=2e-8, rtol=0)
+    assert_same(schedule.at_logsnr(logsnr).logsnr, logsnr, atol=2e-8)
 
 
 @each
@@ -281,8 +274,8 @@ def test_closed_forms_agree_with_bisection(schedule):
     assert type(schedule).at_logsnr is not NoiseSchedule.at_logsnr
     logsnr = torch.linspace(-15, 15, 61, dtype=torch.float64)
     closed, bisected = schedule.at_logsnr(logsnr), NoiseSchedule.at_logsnr(schedule, logsnr)
-    torch.testing.assert_close(closed.t, bisected.t, atol=1e-12, rtol=1e-9)
-    torch.testing.assert_close(closed.sigma, bisected.sigma, atol=1e-12, rtol=1e-9)
+    assert_same(closed.t, bisected.t, atol=1e-12, rtol=1e-9)
+    assert_same(closed.sigma, bisected.sigma, atol=1e-12, rtol=1e-9)
 
 
 @each
@@ -307,22 +300,15 @@ def test_the_shortest_table_that_the_refusal_names_works(beta_end):
 @pytest.mark.parametrize(
     ("overrides", "outer", "inner"),
     [
-        (["schedule=zero_terminal_snr"], ZeroTerminalSNR, DDPMLinear),
-        (["schedule=zero_terminal_snr", "schedule.schedule.steps=50"], ZeroTerminalSNR, DDPMLinear),
-        (
-            ["schedule=zero_terminal_snr", "schedule@schedule.schedule=cosine"],
-            ZeroTerminalSNR,
-            Cosine,
-        ),
-        (["schedule=shifted"], Shifted, Rectified),
-        (
-            ["schedule=shifted", "schedule@schedule.schedule=zero_terminal_snr"],
-            Shifted,
-            ZeroTerminalSNR,
-        ),
+        (["=zero_terminal_snr"], ZeroTerminalSNR, DDPMLinear),
+        (["=zero_terminal_snr", ".schedule.steps=50"], ZeroTerminalSNR, DDPMLinear),
+        (["=zero_terminal_snr", "@schedule.schedule=cosine"], ZeroTerminalSNR, Cosine),
+        (["=shifted"], Shifted, Rectified),
+        (["=shifted", "@schedule.schedule=zero_terminal_snr"], Shifted, ZeroTerminalSNR),
     ],
 )
 def test_the_inner_schedule_is_chosen_as_the_configuration_says(overrides, outer, inner):
+    overrides = [f"schedule{override}" for override in overrides]
     schedule = instantiate(composed("train", "name=x", *overrides).schedule)
     assert isinstance(schedule, outer)
     assert isinstance(schedule.schedule, inner)
@@ -330,8 +316,7 @@ def test_the_inner_schedule_is_chosen_as_the_configuration_says(overrides, outer
 
 
 SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
 MIXTURE = GaussianMixture([0.6, 0.3, 0.1], [[-1.0, 0.0], [0.5, 1.0], [1.0, -0.7]], 0.2)
 
 
@@ -341,8 +326,9 @@ def points(schedule):
     return schedule(torch.arange(1, steps + 1, dtype=torch.float64) / steps)
 
 
-def assert_same(ours, theirs, atol, rtol=0.0):
-    torch.testing.assert_close(ours, theirs.double(), atol=atol, rtol=rtol)
+def betas_of(schedule):
+    alpha_bar = torch.cat([torch.ones(1).double(), points(schedule).alpha ** 2])
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
 @pytest.mark.parametrize(
@@ -353,17 +339,12 @@ def assert_same(ours, theirs, atol, rtol=0.0):
         (DDPMScaledLinear(), SCALED_LINEAR),
         (
             DDPMScaledLinear(1000, 0.0015, 0.0195),
-            {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195},
+            SCALED_LINEAR | {"beta_start": 0.0015, "beta_end": 0.0195},
         ),
-        (DDPMCosine(), {"beta_schedule": "squaredcos_cap_v2"}),
-        (
-            DDPMCosine(50),  # not scaled
-            {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 50},
-        ),
-        (
-            DDPMLinear(4000),  # diffusers leaves the scaling by 1000 / N to its user
-            {"beta_start": 2.5e-5, "beta_end": 0.005, "num_train_timesteps": 4000},
-        ),
+        (DDPMCosine(), COSINE),
+        (DDPMCosine(50), COSINE | {"num_train_timesteps": 50}),  # not scaled
+        # diffusers leaves the scaling by 1000 / N to its user
+        (DDPMLinear(4000), {"beta_start": 2.5e-5, "beta_end": 0.005, "num_train_timesteps": 4000}),
     ],
 )
 def test_tables(schedule, table):
@@ -376,17 +357,13 @@ def test_tables(schedule, table):
 @pytest.mark.parametrize("max_beta", [0.999, 0.5])
 def test_cosine_betas(steps, max_beta):
     """Compares the betas between our points with betas_for_alpha_bar, "cosine", and its cap."""
-    alpha2 = torch.cat(
-        [torch.ones(1).double(), points(DDPMCosine(steps, 0.008, max_beta)).alpha ** 2]
-    )
-    betas = 1 - alpha2[1:] / alpha2[:-1]
+    betas = betas_of(DDPMCosine(steps, 0.008, max_beta))
     assert_same(betas, betas_for_alpha_bar(steps, max_beta), atol=1e-7)
 
 
 def test_the_continuous_cosine_is_its_table():
     """Compares Cosine(0.008) with DDPMScheduler's squaredcos_cap_v2, not at the capped end."""
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    t, scheduler = points(DDPMCosine()).t, DDPMScheduler(**COSINE)
     assert_same(Cosine(0.008)(t).alpha[:-1], scheduler.alphas_cumprod.sqrt()[:-1], atol=5e-5)
 
 
@@ -397,23 +374,14 @@ def test_zero_terminal_snr(inner):
     It keeps the alpha of index 0 where ours keeps clean data's, at t = 0: they differ by at most
     alpha(1) (1 - alpha(1/N)), 3e-7 for DDPM's table and 3e-5 for Stable Diffusion's.
     """
-    alpha2 = torch.cat([torch.ones(1).double(), points(inner).alpha ** 2])
-    betas = rescale_zero_terminal_snr(1 - alpha2[1:] / alpha2[:-1])
-    alpha = (1 - betas).cumprod(0).sqrt()
-    first, last = alpha2[1].sqrt().item(), alpha2[-1].sqrt().item()
+    alpha = (1 - rescale_zero_terminal_snr(betas_of(inner))).cumprod(0).sqrt()
+    first, last = points(inner).alpha[[0, -1]].tolist()
     level = points(ZeroTerminalSNR(inner))
     assert_same(level.alpha, alpha, atol=1.2 * last * (1 - first) + 1e-9)
     assert level.alpha[-1] == alpha[-1] == 0
     # anchored at index 0, as diffusers' is, ours is the same
     anchored = (points(inner).alpha - last) * first / (first - last)
     assert_same(anchored, alpha, atol=1e-9)
-
-
-def test_zero_terminal_snr_of_ddpms_table():
-    """Compares alpha with DDIMScheduler(rescale_betas_zero_snr=True) in float32, to 1e-6."""
-    scheduler = DDIMScheduler(rescale_betas_zero_snr=True)
-    level = points(ZeroTerminalSNR(DDPMLinear()))
-    assert_same(level.alpha, scheduler.alphas_cumprod.sqrt(), atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [3.0, 1.5, 0.5])

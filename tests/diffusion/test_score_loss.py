@@ -1,16 +1,16 @@
 """Score matching without the noise: closed forms, and agreement with denoising."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.exact_denoiser import GaussianMixture
 from helpers.measured import loss_at
 from helpers.pairs import first_fast
 from torch import nn
 
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.noise import broadcast
 from diffusion_lab.diffusion.objective import Eps, Flow, Objective, Score, UniformTime
 from diffusion_lab.diffusion.objective.loss import (
     SNR,
@@ -22,20 +22,6 @@ from diffusion_lab.diffusion.schedule import Cosine, Rectified, VarianceExplodin
 
 PARTS = 20
 LOSSES = [ExactScoreMatching(), SlicedScoreMatching(), SlicedScoreMatching(projections=3)]
-
-
-@dataclass
-class Linear:
-    """The best denoiser of Gaussian data of variance `variance`, whose score is -x / v."""
-
-    variance: float
-    clip = None
-    self_conditioning = False
-
-    def __call__(self, x, level, given: Given = NOTHING) -> Estimate:
-        gain = level.alpha * self.variance / (level.alpha**2 * self.variance + level.sigma**2)
-        x0 = broadcast(gain, x) * x
-        return Estimate(x0, None, x0)
 
 
 class Bent(nn.Module):
@@ -70,8 +56,12 @@ def test_a_gaussian_has_its_closed_form(loss, shape):
     variance = level.alpha**2 * 0.7 + level.sigma**2
     size = math.prod(shape)
     expected = x.flatten(1).square().sum(1) / variance**2 / size - 2 / variance
+
+    def denoiser(x, level, given):
+        return GaussianMixture([1.0], [0.0], 0.7**0.5).denoise(x, level)
+
     # with directions of 1 and -1 the trace of a multiple of the identity has no variance
-    torch.testing.assert_close(loss.matched(Linear(0.7), x, level, NOTHING), expected)
+    torch.testing.assert_close(loss.matched(denoiser, x, level, NOTHING), expected)
 
 
 @pytest.mark.slow
@@ -106,32 +96,31 @@ def test_they_are_the_denoising_loss_less_one_and_so_are_gradients(loss, predict
     assert abs(gap.mean() - 1) < 4 * gap.std() / count**0.5
     # without a weighting the losses are of the output, and their gradients agree too
     objective = Objective(schedule, prediction, UniformTime(), loss)
-    for parameter in (denoiser.inner.weight, denoiser.outer.weight):
-        gaps = []
-        for part in range(PARTS):
-            own = slice(part * count // PARTS, (part + 1) * count // PARTS)
-            given = x0[own], eps[own], schedule(torch.full((count // PARTS,), 0.6)), NOTHING
-            first, second = (
-                torch.autograd.grad(losses.mean(), parameter)[0]
-                for losses in (
-                    loss_at(objective, denoiser, *given),
-                    objective.loss(objective.parts(), denoiser, *given, None).minimised,
-                )
+    weights, gaps = (denoiser.inner.weight, denoiser.outer.weight), []
+    for own in torch.arange(count).chunk(PARTS):
+        given = x0[own], eps[own], schedule(torch.full((len(own),), 0.6)), NOTHING
+        first, second = (
+            torch.autograd.grad(losses.mean(), weights)
+            for losses in (
+                loss_at(objective, denoiser, *given),
+                objective.loss(objective.parts(), denoiser, *given, None).minimised,
             )
-            gaps.append(first - second)
-        gaps = torch.stack(gaps)
-        assert (gaps.mean(0).abs() < 5 * gaps.std(0) / PARTS**0.5).all()
-        assert gaps.mean(0).norm() < 0.1 * first.norm()
+        )
+        gaps.append([a - b for a, b in zip(first, second, strict=True)])
+    for gradient, of_parts in zip(first, zip(*gaps, strict=True), strict=True):
+        of_parts = torch.stack(of_parts)
+        assert (of_parts.mean(0).abs() < 5 * of_parts.std(0) / PARTS**0.5).all()
+        assert of_parts.mean(0).norm() < 0.1 * gradient.norm()
 
 
 def test_validation_measures_the_denoising_loss_whatever_is_trained():
     x0, eps = points(3)
     level = Rectified()(torch.full((3,), 0.5))
     denoiser = Bent(Flow())
-    plain = Objective(Rectified(), Flow(), UniformTime(), Denoising())
-    sliced = Objective(Rectified(), Flow(), UniformTime(), SlicedScoreMatching())
-    assert torch.equal(
-        loss_at(plain, denoiser, x0, eps, level), loss_at(sliced, denoiser, x0, eps, level)
+    plain, sliced = (
+        Objective(Rectified(), Flow(), UniformTime(), loss)
+        for loss in (Denoising(), SlicedScoreMatching())
     )
+    assert torch.equal(*(loss_at(each, denoiser, x0, eps, level) for each in (plain, sliced)))
     assert sliced.loss.forward_mode
     assert not plain.loss.forward_mode

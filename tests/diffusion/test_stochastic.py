@@ -9,6 +9,7 @@ import torch
 from helpers.exact_denoiser import GaussianMixture
 from helpers.pairs import each_once, first_fast
 from helpers.refusals import refused
+from helpers.walks import by_type, replayed
 
 from diffusion_lab.diffusion.estimate import Estimate
 from diffusion_lab.diffusion.noise import lowered, noise_of
@@ -28,21 +29,13 @@ from diffusion_lab.diffusion.sampler.time_grid import Karras, UniformGrid, Unifo
 from diffusion_lab.diffusion.schedule import Cosine, DDPMLinear, Rectified, SubVP, VarianceExploding
 
 SCHEDULES = [Rectified(), Cosine(), VarianceExploding()]
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+every_schedule = by_type("schedule", SCHEDULES)
 WEIGHTS, STD = [0.6, 0.3, 0.1], 0.5
 MODES = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [2.0, -1.5]], dtype=torch.float64)
+MIXTURE = GaussianMixture(WEIGHTS, MODES.tolist(), STD)
+POINT = GaussianMixture([1.0], [0.0], STD)
 # Langevin steps at one level mix modes slowly: many are needed, and no noisier start than needed
 SLOW = partial(AnnealedLangevin, 50, UniformLogSNR(0.05, 10.0), corrections=20, step_size=0.5)
-
-
-def learned(denoise):
-    """Gives an estimate a learned variance, half way between the logs of both fixed ones."""
-
-    def with_variance(x, level):
-        x0 = denoise(x, level).x0
-        return Estimate(x0, torch.full_like(x0, 0.5))
-
-    return with_variance
 
 
 SAMPLERS = {
@@ -68,9 +61,11 @@ SAMPLERS = {
 
 
 # others of their kind are fast tests
-VARIANTS = {"ddpm_large", "ddpm_learned", "dpm_half", "reverse_half"}
-VARIANTS |= {"predictor_corrector", "predictor_corrector_small", "annealed_langevin"}
-VARIANTS |= {"ddim_half", "dpm_2s_half", "dpm_2s_ancestral"}
+VARIANTS = {
+    *("ddim_half", "ddpm_large", "ddpm_learned", "dpm_half", "reverse_half"),
+    *("dpm_2s_ancestral", "dpm_2s_half", "annealed_langevin"),
+    *("predictor_corrector", "predictor_corrector_small"),
+}
 PAIRS = [
     pytest.param(*pair.values, id=pair.id, marks=pytest.mark.slow)
     if pair.id.split("-")[0] in VARIANTS
@@ -83,8 +78,12 @@ PAIRS = [
 @pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_an_unbalanced_mixture_is_recovered(sampler, schedule):
     torch.manual_seed(0)
-    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
-    x = sampler(learned(denoise), torch.randn(20_000, 2, dtype=torch.float64), schedule)
+
+    def denoise(x, level):  # with a learned variance half way between the logs of both fixed ones
+        x0 = MIXTURE.denoise(x, level).x0
+        return Estimate(x0, torch.full_like(x0, 0.5))
+
+    x = sampler(denoise, torch.randn(20_000, 2, dtype=torch.float64), schedule)
     nearest = torch.cdist(x, MODES).argmin(1)
     for mode, weight in enumerate(WEIGHTS):
         members = x[nearest == mode]
@@ -117,17 +116,15 @@ def test_the_langevin_corrector_recovers_an_unbalanced_mixture(schedule):
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
     torch.manual_seed(0)
-    std, schedule = 0.5, DDPMLinear()
-    noise = torch.randn(20_000, 1, dtype=torch.float64)
-    sampler = Ancestral(steps, UniformGrid(), 1.0, variance)
-    x = sampler(GaussianMixture([1.0], [0.0], std).denoise, noise, schedule)
+    schedule, noise = DDPMLinear(), torch.randn(20_000, 1, dtype=torch.float64)
+    x = Ancestral(steps, UniformGrid(), 1.0, variance)(POINT.denoise, noise, schedule)
 
     # DDPM's own formulas, in alpha_bar and beta of the shortened chain
     alpha_bar = [level.alpha.item() ** 2 for level in UniformGrid()(schedule, steps)]
     known = 1 - alpha_bar[0]
     for now, before in pairwise(alpha_bar):
         beta = 1 - now / before
-        gain = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)  # gain of x0_hat in x
+        gain = math.sqrt(now) * STD**2 / (now * STD**2 + 1 - now)  # gain of x0_hat in x
         slope = math.sqrt(before) * beta / (1 - now) * gain
         slope += math.sqrt(1 - beta) * (1 - before) / (1 - now)
         added = beta if variance == "fixed_large" else beta * (1 - before) / (1 - now)
@@ -136,7 +133,7 @@ def test_ancestral_chain_of_a_gaussian_has_its_known_variance(variance, steps):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0, 1.5])
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@every_schedule
 def test_sde_steps_of_any_length_leave_the_noise_of_their_level(schedule, eta):
     """Also after steps from pure noise, of all lengths: the noise is of variance sigma^2."""
     torch.manual_seed(0)
@@ -161,12 +158,9 @@ def test_sde_steps_are_those_of_k_diffusion(eta):
     levels = grid(schedule, steps)
     start = torch.randn(6, 2, dtype=torch.float64)
     draws = torch.randn(steps, 6, 2, dtype=torch.float64)
-    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
-    ours, theirs = iter(draws), iter(draws)
-    walk = ReverseSDE(steps, grid, eta).walk(
-        denoise, levels[0].sigma * start, levels, schedule, lambda x: next(ours)
-    )
+    denoise, fresh = MIXTURE.denoise, replayed(draws)
     x = levels[0].sigma * start
+    walk = ReverseSDE(steps, grid, eta).walk(denoise, x, levels, schedule, replayed(draws))
     for state, (here, there) in zip(walk, pairwise(levels), strict=True):
         x0 = denoise(x, here).x0
         if there.sigma == 0:
@@ -175,19 +169,18 @@ def test_sde_steps_are_those_of_k_diffusion(eta):
             h = (here.sigma / there.sigma).log()
             x = there.sigma / here.sigma * (-(eta**2) * h).exp() * x
             x = x - torch.expm1(-h - eta**2 * h) * x0
-            x = x + there.sigma * (-torch.expm1(-2 * eta**2 * h)).sqrt() * next(theirs)
+            x = x + there.sigma * (-torch.expm1(-2 * eta**2 * h)).sqrt() * fresh()
         torch.testing.assert_close(state, x, atol=1e-9, rtol=0)
 
 
 @every_schedule
 def test_sde_steps_are_eulers_without_noise_and_ddpms_at_eta_1(schedule):
-    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
     noise, *draws = torch.randn(8, 6, 2, dtype=torch.float64)
     for eta, other in ((0.0, Euler(7, UniformGrid())), (1.0, Ancestral(7, UniformGrid()))):
-        ends = []
-        for sampler in (ReverseSDE(7, UniformGrid(), eta), other):
-            fresh = iter(draws)
-            ends.append(sampler(denoise, noise, schedule, lambda x, f=fresh: next(f)))
+        ends = (
+            sampler(MIXTURE.denoise, noise, schedule, replayed(draws))
+            for sampler in (ReverseSDE(7, UniformGrid(), eta), other)
+        )
         torch.testing.assert_close(*ends, atol=1e-9, rtol=0)
 
 
@@ -221,12 +214,12 @@ FALLING = [
 def test_points_of_the_reverse_sde_come_nearer_to_the_data_with_every_more_steps(
     schedule, grid, eta
 ):
-    denoise = GaussianMixture(WEIGHTS, MODES.tolist(), STD).denoise
     distances = []
     for steps in (5, 10, 20, 40):
         torch.manual_seed(0)
         noise = torch.randn(20_000, 2, dtype=torch.float64)
-        distances.append(frechet_to_mixture(ReverseSDE(steps, grid, eta)(denoise, noise, schedule)))
+        x = ReverseSDE(steps, grid, eta)(MIXTURE.denoise, noise, schedule)
+        distances.append(frechet_to_mixture(x))
     for few, more in pairwise(distances):
         assert more < 0.6 * few  # a quarter in the limit: the error's square, of first order
     assert distances[-1] < 0.08
@@ -245,13 +238,12 @@ def test_learned_variance_lies_between_the_logs_of_the_fixed_ones():
 
 @pytest.mark.parametrize("sampler", [Ancestral, PredictorCorrector])
 def test_learned_variance_needs_a_model_that_learned_it(sampler):
-    denoise = GaussianMixture([1.0], [0.0], STD).denoise
     with refused("variance=learned", by=ValueError):
-        sampler(3, UniformGrid(), variance="learned")(denoise, torch.randn(2, 1), Cosine())
+        sampler(3, UniformGrid(), variance="learned")(POINT.denoise, torch.randn(2, 1), Cosine())
 
 
 def test_no_noise_is_drawn_where_none_is_wanted():
-    denoise, noise = GaussianMixture([1.0], [0.0], STD).denoise, torch.randn(4, 1)
+    noise = torch.randn(4, 1)
     for sampler in (
         Heun(5, UniformGrid()),
         Heun(5, UniformGrid(), churn=9.0, churn_max=1e-4),
@@ -262,7 +254,7 @@ def test_no_noise_is_drawn_where_none_is_wanted():
         Restart(5, UniformGrid(), []),
         ReverseSDE(5, UniformGrid(), eta=0.0),
     ):
-        assert sampler(denoise, noise, Cosine(), randn_like=None).isfinite().all()
+        assert sampler(POINT.denoise, noise, Cosine(), randn_like=None).isfinite().all()
 
 
 @every_schedule
@@ -305,8 +297,7 @@ def test_a_correction_is_shorter_by_the_beta_of_its_step(t, corrector):
     On pure noise this factor is 0: x stays the same.
     """
     levels = Rectified()(torch.tensor([t, 0.5], dtype=torch.float64))
-    seen, x = [], torch.randn(6, 2, dtype=torch.float64)
-    z = torch.randn(6, 2, dtype=torch.float64)
+    seen, (x, z) = [], torch.randn(2, 6, 2, dtype=torch.float64)
 
     def denoise(x, level):
         seen.append(x)

@@ -21,23 +21,26 @@ N = 20_000
 MIXED = {"mean": 0.3, "std": 1.5, "uniform": 0.25}
 
 
-def normal_cdf(z):
-    return torch.special.ndtr(z)
+def normal_cdf(z, mean, std):
+    return torch.special.ndtr((z - mean) / std)
 
 
 # a sampler, and the function that turns its levels into uniform numbers
 CASES = [
     (UniformTime, lambda level: level.t),
-    (lambda **k: LogitNormal(0.5, 2.0, **k), lambda level: normal_cdf((level.t.logit() - 0.5) / 2)),
+    (lambda **k: LogitNormal(0.5, 2.0, **k), lambda level: normal_cdf(level.t.logit(), 0.5, 2)),
     (
         lambda **k: LogitNormal(**MIXED, **k),
-        lambda level: 0.25 * level.t + 0.75 * normal_cdf((level.t.logit() - 0.3) / 1.5),
+        lambda level: 0.25 * level.t + 0.75 * normal_cdf(level.t.logit(), 0.3, 1.5),
     ),
     (
         lambda **k: LogNormal(-1.2, 1.2, **k),
-        lambda level: normal_cdf(((level.sigma / level.alpha).log() + 1.2) / 1.2),
+        lambda level: normal_cdf((level.sigma / level.alpha).log(), -1.2, 1.2),
     ),
 ]
+
+
+every_sampler = pytest.mark.parametrize(("build", "to_uniform"), CASES)
 
 
 def seeded(seed=0):
@@ -46,7 +49,7 @@ def seeded(seed=0):
 
 @pytest.mark.parametrize("schedule", [Rectified(), Cosine(), VarianceExploding()])
 @pytest.mark.parametrize("stratified", [False, True])
-@pytest.mark.parametrize(("build", "to_uniform"), CASES)
+@every_sampler
 def test_distribution(build, to_uniform, stratified, schedule):
     level, importance = build(stratified=stratified)(N, schedule, seeded())
     assert level.t.shape == importance.shape == (N,)
@@ -61,19 +64,28 @@ def test_distribution(build, to_uniform, stratified, schedule):
     assert distance < (1e-4 if stratified else 1.95 / math.sqrt(N))
 
 
-@pytest.mark.parametrize("n", [1, 7, 64])
-@pytest.mark.parametrize(("build", "to_uniform"), CASES)
-def test_every_stratum_is_hit_once_and_in_random_order(build, to_uniform, n):
-    u = to_uniform(build(stratified=True)(n, Rectified(), seeded())[0])
-    strata = (u * n).ceil().long() - 1
-    assert sorted(strata.tolist()) == list(range(n))
+@pytest.mark.parametrize(("n", "parts"), [(1, 1), (7, 1), (64, 1), (8, 2), (8, 3)])
+@every_sampler
+def test_every_stratum_is_hit_once_in_random_order_also_by_calls_that_share_a_batch(
+    build, to_uniform, n, parts
+):
+    sampler = build(stratified=True)
+
+    def strata(seed):
+        levels = [
+            sampler(n, Rectified(), seeded(seed + part), BatchShare(part, parts))[0]
+            for part in range(parts)
+        ]
+        u = torch.cat([to_uniform(level) for level in levels])
+        return ((u * n * parts).ceil().long() - 1).tolist()
+
+    assert sorted(strata(0)) == list(range(n * parts))
     if n == 64:
-        assert strata.tolist() != sorted(strata.tolist())
-        other = to_uniform(build(stratified=True)(n, Rectified(), seeded(1))[0])
-        assert not torch.equal((other * n).ceil().long() - 1, strata)
+        assert strata(0) != sorted(strata(0))
+        assert strata(1) != strata(0)
 
 
-@pytest.mark.parametrize(("build", "to_uniform"), CASES)
+@every_sampler
 def test_a_discrete_schedule_gets_points_of_its_table(build, to_uniform):
     schedule = DDPMLinear(10, 1e-4, 5e-3)
     index = build(stratified=False)(N, schedule, seeded())[0].t * 10 - 1
@@ -106,23 +118,22 @@ def test_draws_beyond_the_schedule_are_put_on_its_ends():
     assert (level.t == 1).double().mean() == pytest.approx(0.33, abs=0.02)
 
 
-def logit_normal_density(t, mean=0.0, std=1.0):
+def logit_normal_density(t, mean, std):
     normal = torch.distributions.Normal(mean, std)
     return normal.log_prob(t.logit()).exp() / (t * (1 - t))
 
 
 def test_density():
     t = torch.tensor([0.02, 0.05, 0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
-    close = {"rtol": 0.03, "atol": 0.002}
     assert UniformTime().density(torch.ones(1), Rectified()).item() == pytest.approx(1)
-    torch.testing.assert_close(
-        LogitNormal().density(t, Rectified()), logit_normal_density(t), **close
-    )
-    expected = 0.25 + 0.75 * logit_normal_density(t, 0.3, 1.5)
-    torch.testing.assert_close(LogitNormal(**MIXED).density(t, Rectified()), expected, **close)
-    # log(sigma / alpha) = logit(t) on the straight path
-    edm = LogNormal(-1.2, 1.2).density(t, Rectified())
-    torch.testing.assert_close(edm, logit_normal_density(t, -1.2, 1.2), **close)
+    for sampler, expected in (
+        (LogitNormal(), logit_normal_density(t, 0.0, 1.0)),
+        (LogitNormal(**MIXED), 0.25 + 0.75 * logit_normal_density(t, 0.3, 1.5)),
+        # log(sigma / alpha) = logit(t) on the straight path
+        (LogNormal(-1.2, 1.2), logit_normal_density(t, -1.2, 1.2)),
+    ):
+        found = sampler.density(t, Rectified())
+        torch.testing.assert_close(found, expected, rtol=0.03, atol=0.002)
 
 
 def test_the_generator_decides():
@@ -134,30 +145,11 @@ def test_the_generator_decides():
     assert not torch.equal(sampler(9, schedule)[0].t, first)
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-@pytest.mark.parametrize(("build", "to_uniform"), CASES)
-def test_calls_that_share_a_batch_hit_each_of_its_strata_once(build, to_uniform, parts):
-    n, sampler = 8, build(stratified=True)
-    u = torch.cat(
-        [
-            to_uniform(sampler(n, Rectified(), seeded(part), BatchShare(part, parts))[0])
-            for part in range(parts)
-        ]
-    )
-    strata = (u * n * parts).ceil().long() - 1
-    assert sorted(strata.tolist()) == list(range(n * parts))
-
-
 def test_one_call_alone_draws_what_it_always_drew():
-    sampler = LogitNormal(stratified=True)
-    alone, part = (
-        sampler(9, Rectified(), seeded(), *share)[0].t for share in ((), (BatchShare(0, 1),))
-    )
-    assert torch.equal(alone, part)
-    free = LogitNormal()
-    assert torch.equal(
-        free(9, Rectified(), seeded())[0].t, free(9, Rectified(), seeded(), BatchShare(2, 4))[0].t
-    )
+    for stratified, share in ((True, BatchShare(0, 1)), (False, BatchShare(2, 4))):
+        sampler = LogitNormal(stratified=stratified)
+        alone, part = (sampler(9, Rectified(), seeded(), *more)[0].t for more in ((), (share,)))
+        assert torch.equal(alone, part)
 
 
 def k_diffusion_sigma(u, image, low, high, sigma_min, sigma_max):

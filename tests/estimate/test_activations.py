@@ -40,12 +40,18 @@ def model_on(device: str, backbone: str, *overrides: str):
     return build_model(config(backbone, *overrides), *FACTS, device)
 
 
-def really_kept(model, images: int) -> int:
-    x0, labels = torch.randn(images, *SHAPE), torch.zeros(images, dtype=torch.int64)
+def loss_of(model) -> torch.Tensor:
+    """The loss of four images."""
+    x0, labels = torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.int64)
+    return model.objective(model.denoiser, x0, Given(labels)).minimised
+
+
+def assert_kept_as_planned(backbone: str, *overrides: str) -> None:
+    planned = kept_bytes(model_on("meta", backbone, *overrides), 4, "32-true").all
+    model = model_on("cpu", backbone, *overrides)
     parameters = [*model.denoiser.parameters(), *model.objective.parameters()]
-    return saved_bytes(
-        lambda: model.objective(model.denoiser, x0, Given(labels)).minimised.mean(), parameters
-    )
+    really = saved_bytes(lambda: loss_of(model).mean(), parameters)
+    assert planned == pytest.approx(really, rel=0.1)
 
 
 MODELS = {name: (name, []) for name in SMALL} | {
@@ -61,27 +67,23 @@ MODELS = {name: (name, []) for name in SMALL} | {
 def test_a_real_forward_pass_keeps_what_was_planned(model, again):
     backbone, overrides = model
     overrides = [*overrides, f"activation_checkpointing={again}"]
-    planned = kept_bytes(model_on("meta", backbone, *overrides), 4, "32-true").all
-    assert planned == pytest.approx(really_kept(model_on("cpu", backbone, *overrides), 4), rel=0.1)
+    assert_kept_as_planned(backbone, *overrides)
 
 
 @pytest.mark.long
 def test_a_forward_mode_derivative_keeps_what_was_planned():
-    planned = kept_bytes(model_on("meta", "unet", "objective=mean_flow"), 4, "32-true").all
-    really = really_kept(model_on("cpu", "unet", "objective=mean_flow"), 4)
-    assert planned == pytest.approx(really, rel=0.1)
+    assert_kept_as_planned("unet", "objective=mean_flow")
 
 
 def tracked(backbone: str, *overrides: str) -> int:
     """The activations that PyTorch's MemTracker finds at the end of a forward pass."""
     model = model_on("cpu", backbone, *overrides)
-    x0, labels = torch.randn(4, *SHAPE), torch.zeros(4, dtype=torch.int64)
     tracker = MemTracker()
     tracker.track_external(model.denoiser)
     with tracker:
-        losses = model.objective(model.denoiser, x0, Given(labels))
+        losses = loss_of(model)
         (held,) = tracker.get_tracker_snapshot().values()
-    assert losses.minimised.requires_grad
+    assert losses.requires_grad
     return next(size for kind, size in held.items() if "act" in str(kind).lower())
 
 

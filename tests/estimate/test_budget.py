@@ -1,6 +1,5 @@
 """Budgets make runs equal and are saved with the run; contradictions are refused."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import yaml
 from helpers.compositions import composed
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import PLAIN, rows, summary_of
 from hydra import compose, initialize_config_dir
 
 from diffusion_lab.assembly.costs import counted, image_facts
@@ -16,8 +15,7 @@ from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.estimate.budget import ENDLESS, Budget, images_for, with_budget
 from diffusion_lab.runs.files import load_record
 
-QUICK = [a for a in TINY if not a.startswith("backbone")]
-QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+QUICK = [*PLAIN, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 NOTHING = {"reference": None, "by": "macs", "tolerance": 0.02, "images": None, "seconds": None}
 EXPERIMENTS = ROOT / "experiments"
 RUNS = EXPERIMENTS / "unet_vs_dit/published/runs"
@@ -39,11 +37,7 @@ def test_lengths():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ("backbone=dit", "alignment=irepa"),
-        ("experiment=toy/score_matching",),
-    ],
+    "options", [["backbone=dit", "alignment=irepa"], ["experiment=toy/score_matching"]]
 )
 def test_flops_that_are_not_all_counted_are_refused(options):
     with refused("budget.flops", "budget.images="):
@@ -52,12 +46,10 @@ def test_flops_that_are_not_all_counted_are_refused(options):
 
 @pytest.mark.slow
 def test_a_run_as_reference_is_measured_on_the_data_to_train_on(lab, run_folder):
-    here = ["data=cifar10", "device=meta", "json=true"]
+    here = ["data=cifar10", "device=meta"]
     sized = ["backbone=mlp", "budget=params", "budget.reference=run", "budget.tolerance=0.2"]
-    sizes = []
-    for asked in (["run=run"], sized):
-        sizes.append(lab.result("profile", *asked, *here)["params"])
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
+    run, own = (lab.result("profile", *each, *here)["params"] for each in (["run=run"], sized))
+    assert own == pytest.approx(run, rel=0.2)
 
 
 @pytest.mark.slow
@@ -82,11 +74,10 @@ def test_seconds_end_a_run(lab, tmp_path):
     asked = [*(a for a in QUICK if a != "+debug=fast"), "data.validation_size=20", "batch_size=8"]
     asked += ["trainer.log_every_n_steps=1", "backbone=mlp", "lr_schedule=cosine", "run_dir=run"]
     lab.done("train", *asked, "budget=seconds", "budget.seconds=2")
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary = summary_of(tmp_path / "run")
     assert summary["finished"]
     assert 1.5 < summary["wall_seconds"] < 10
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    rates = [row["train/lr"] for row in rows if "train/lr" in row]
+    rates = [row["train/lr"] for row in rows(tmp_path / "run") if "train/lr" in row]
     assert rates[-1] < 0.2 * max(rates)  # the schedule follows the clock
 
 
@@ -95,12 +86,12 @@ def test_images_make_steps_of_any_batch(lab, tmp_path):
     for batch, steps in ((8, 4), (16, 2)):
         asked = ["backbone=mlp", "budget=images", "budget.images=32", f"batch_size={batch}"]
         lab.done("train", *QUICK, *asked, f"run_dir=run{batch}")
-        summary = json.loads((tmp_path / f"run{batch}/summary.json").read_text())
+        summary = summary_of(tmp_path / f"run{batch}")
         assert (summary["steps"], summary["images_seen"]) == (steps, 32)
 
 
 def assert_costs_as_recorded(folder: Path) -> None:
-    summary, cfg = json.loads((folder / "summary.json").read_text()), load_record(folder)
+    summary, cfg = summary_of(folder), load_record(folder)
     cost = counted(cfg, image_facts(cfg))
     assert (cost.parameters, cost.macs) == (summary["parameters"], summary["macs"]), folder
 
@@ -114,8 +105,7 @@ def test_a_published_network_costs_what_its_summary_says(backbone):
 def test_all_published_networks_cost_what_their_summaries_say():
     networks = {}
     for path in sorted(EXPERIMENTS.glob("*/published*/**/summary.json")):
-        summary = json.loads(path.read_text())
-        cfg = load_record(path.parent)
+        summary, cfg = summary_of(path.parent), load_record(path.parent)
         if summary.get("macs") and "run" not in (cfg.get("first_stage") or {}):
             key = str(cfg.backbone), str(cfg.conditioning), summary["macs"], summary["parameters"]
             networks[key] = path.parent

@@ -166,6 +166,9 @@ def test_a_sound_run_is_measured_and_left_alone(lab, tmp_path):
         assert facts[name] > 0
 
 
+STD_KEYS = ("denoiser.input_std", "objective.prediction.data_std")
+STD_KEYS += ("objective.loss.weighting.data_std",)
+UNTRAINED = ("sampler.time_grid.sigma_min=0.05", "objective.time_sampler.uniform=0.2")
 # overrides, and checks with what they say; faults that do not touch stand together
 SPOILT = {
     f"{data('binary')} objective/prediction=eps": [
@@ -181,12 +184,7 @@ SPOILT = {
     "validate_every_n_steps=0": [("settings", "error", "validate_every_n_steps=0")],
     f"{data('dim')} schedule=edm objective=edm objective/loss/weighting=edm": [
         ("grey_values", "warning", "between 90 and 15", "stretch them"),
-        (
-            "data_std",
-            "warning",
-            *("denoiser.input_std=0.16", "objective.prediction.data_std=0.16"),
-            "objective.loss.weighting.data_std=0.16",
-        ),
+        ("data_std", "warning", *(f"{key}=0.16" for key in STD_KEYS)),
     ],
     (
         f"{data('blank')} sampler.steps=3 guidance.scale=9 optimizer.lr=0.1 "
@@ -255,23 +253,11 @@ SPOILT = {
         ("memorization", "warning", "200 images 320 times", "non_leaky"),
     ],
     "sampler.steps=50 sampler.time_grid.sigma_min=0 backbone.patch=1 backbone.width=8": [
-        (
-            "combination",
-            "warning",
-            "4% of",
-            "sampler.time_grid.sigma_min=0.05",
-            "objective.time_sampler.uniform=0.2",
-        ),
+        ("combination", "warning", "4% of", *UNTRAINED),
         ("tokens", "warning", "64 patches at width 8", "write backbone.patch=2"),
     ],
     "sampler/time_grid=karras data.flip=true augmentation=non_leaky": [
-        (
-            "combination",
-            "warning",
-            "sampler.time_grid.sigma_min=0.05",
-            "objective.time_sampler.uniform=0.2",
-            "data.flip=false",
-        ),
+        ("combination", "warning", *UNTRAINED, "data.flip=false"),
     ],
 }
 
@@ -339,12 +325,8 @@ def test_what_metrics_are_worth_is_said(examine, overrides, found):
 
 
 def test_all_rules_that_are_broken_are_listed_once(examine):
-    said, facts = examine(
-        *QUICK,
-        "objective.label_dropout=0",
-        "denoiser.noise_label=index",
-        "coupling=optimal_transport",
-    )
+    broken = ["objective.label_dropout=0", "denoiser.noise_label=index"]
+    said, facts = examine(*QUICK, *broken, "coupling=optimal_transport")
     for remedy in ("objective.label_dropout=0.1", "denoiser.noise_label=time"):
         assert said["error"]["composition"].count(remedy) == 1
     assert "tokens" in said["skipped"]

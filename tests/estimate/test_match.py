@@ -11,10 +11,10 @@ from diffusion_lab.estimate.budget import Size, Sizes
 
 PAIRS = [
     ("dit", "unet_small", "params"),
-    pytest.param("dit", "unet", "macs", marks=pytest.mark.slow),
-    pytest.param("unet", "dit", "params", marks=pytest.mark.slow),
-    pytest.param("unet_small", "dit_s_2", "macs", marks=pytest.mark.slow),
-    pytest.param("mlp", "unet_small", "params", marks=pytest.mark.slow),
+    ("dit", "unet", "macs"),
+    ("unet", "dit", "params"),
+    ("unet_small", "dit_s_2", "macs"),
+    ("mlp", "unet_small", "params"),
 ]
 
 
@@ -26,11 +26,10 @@ def sizes(cost, **backbone: int) -> Sizes:
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "reference", "by"), PAIRS)
 def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, by):
-    common = (
-        ["data=cifar10", "backbone.stage.dropout=0.1"] if "unet" in backbone else ["data=cifar10"]
-    )
-    code, out, err = lab("match", f"backbone={backbone}", f"reference={reference}", f"by={by}",
-                         *common, "json=true")  # fmt: skip
+    asked = [f"backbone={backbone}", f"reference={reference}", f"by={by}", "data=cifar10"]
+    if "unet" in backbone:
+        asked.append("backbone.stage.dropout=0.1")
+    code, out, err = lab("match", *asked, "json=true")
     assert code == 0, err
     paste, last = out.splitlines()[-2:]
     result = json.loads(last)
@@ -43,12 +42,6 @@ def test_what_is_pasted_has_the_costs_that_were_said(lab, backbone, reference, b
             assert found[who][cost] == result[who][cost]
     assert found["match"][by] == pytest.approx(found["reference"][by], rel=0.02)
     assert result["difference"] == pytest.approx(found["match"][by] / found["reference"][by] - 1)
-
-
-def counts(lab, *command: str) -> dict[str, object]:
-    """The result of a command that must succeed."""
-    result = lab.result(*command)
-    return result
 
 
 def test_the_depth_is_kept_where_a_width_agrees():
@@ -99,7 +92,7 @@ def test_heads_keep_about_their_width():
 @pytest.mark.slow
 def test_what_is_written_beside_a_run_is_not_the_runs(lab, run_folder):
     here = ["data=cifar10", "conditioning=none"]
-    expected = counts(lab, "profile", "run=run", *here, "device=meta")
+    expected = lab.result("profile", "run=run", *here, "device=meta")
     asked = ["backbone=mlp", "reference=run", *here, "tolerance=0.2", "device=meta"]
     code, out, err = lab("match", *asked, "json=true")
     assert code == 0, err
@@ -113,9 +106,9 @@ def test_what_is_written_beside_a_run_is_not_the_runs(lab, run_folder):
 def test_an_experiments_values_of_the_backbone_are_not_the_references(lab, reference):
     recipe = ["experiment=fashion_mnist/latent_unet", "first_stage=pixels", "by=macs"]
     asked = [*recipe, f"reference={reference}", "tolerance=0.5", "device=meta"]
-    found = counts(lab, "match", *asked)
+    found = lab.result("match", *asked)
     own = ["backbone=unet_small", *(["backbone.blocks=1"] if "blocks" in reference else [])]
-    expected = counts(lab, "profile", *own, "data=fashion_mnist", "device=meta")
+    expected = lab.result("profile", *own, "data=fashion_mnist", "device=meta")
     assert found["reference"]["macs"] == expected["macs"]
 
 

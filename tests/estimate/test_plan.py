@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,18 +27,8 @@ SMALL = ["backbone=mlp", "backbone.width=64", "image_shape=[1,8,8]", "num_classe
 
 @pytest.fixture
 def planned(lab):
-    """A function: planned("gpu=a100", ...) -> the plan, with exit code `code`."""
-
-    def run(*arguments: str, code: int = 0) -> dict:
-        ended, out, err = lab("plan", *arguments, "json=true")
-        assert ended == code, err
-        return json.loads(out.splitlines()[-1])
-
-    return run
-
-
-def held_by(rank: int) -> dict[str, int]:
-    return json.loads(Path(f"held/rank{rank}.json").read_text())
+    """A function: planned("gpu=a100", ...) -> the plan."""
+    return partial(lab.result, "plan")
 
 
 def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
@@ -45,7 +36,7 @@ def assert_held(lab, planned, ranks: int, *overrides: str) -> None:
     lab.done("train", *PARTS, *overrides, HELD, "logger=none", "run_dir=run")
     plan = planned(*PARTS, *overrides)
     for rank in range(ranks):
-        for name, size in held_by(rank).items():
+        for name, size in json.loads(Path(f"held/rank{rank}.json").read_text()).items():
             assert plan["memory"][name] == pytest.approx(size, rel=0.1), name
     written = Path("run/checkpoints/last.ckpt").stat().st_size
     assert plan["disk"]["checkpoint"] == pytest.approx(written, rel=0.3)  # names and zip are more
@@ -165,10 +156,12 @@ def test_published_speeds_and_memory_are_planned_within_a_factor_of_two(planned,
 
 
 @pytest.mark.slow
-def test_a_batch_that_was_out_of_memory_does_not_fit(planned):
+def test_a_batch_that_was_out_of_memory_does_not_fit(lab):
     """DiT-XL/2 in float32 on an A100, without checkpointing and encoding (README of fast-DiT)."""
     run = ["gpu=a100_40gb", "devices=1", "batch_size=128", "trainer.precision=16-mixed"]
-    plan = planned(*DIT, *run, code=1)
+    code, out, _ = lab("plan", *DIT, *run, "json=true")
+    plan = json.loads(out.splitlines()[-1])
+    assert code == 1
     assert not plan["fits"]
     assert 0 < plan["largest_micro_batch"] < 128
 
@@ -310,7 +303,7 @@ def test_latents_of_a_first_stage_that_is_not_here(planned):
 @pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_to_write(lab):
     run = [*SMALL, "devices=2", "trainer.precision=32-true"]
-    memory = json.loads(lab("plan", *run, "json=true")[1])["memory"]
+    memory = lab.result("plan", *run)["memory"]
     state, half = (memory["total"] - part * memory["activations"] for part in (1, 0.4))
     for remedy, room in (
         ("micro_batch_size=32", half),  # of 64
@@ -327,11 +320,9 @@ def test_compositions_stand_side_by_side(lab):
     gpus = ["gpu=a100,h100", "trainer=ddp,fsdp"]
     code, out, err = lab("plan", *SMALL, *gpus, "json=true")
     assert code == 0, err
-    plans = [
-        (plan["gpu"]["name"][:4], plan["strategy"])
-        for plan in json.loads(out.splitlines()[-1])["plans"]
-    ]
-    assert plans == [*product(("A100", "H100"), ("ddp", "fsdp"))]
+    plans = json.loads(out.splitlines()[-1])["plans"]
+    found = [(plan["gpu"]["name"][:4], plan["strategy"]) for plan in plans]
+    assert found == [*product(("A100", "H100"), ("ddp", "fsdp"))]
     assert all(f"trainer={each}" in err for each in ("ddp", "fsdp"))
     assert lab("plan", *SMALL, *gpus, "gpu.memory=1000")[0] == 1  # none fits
 

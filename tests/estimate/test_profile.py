@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.compositions import composed
 from helpers.held_bytes import saved_bytes
+from helpers.tiny_runs import summary_of
 from torch import nn
 
 from diffusion_lab.assembly.costs import ImageFacts, counted
@@ -20,16 +21,12 @@ from diffusion_lab.estimate import profile
 from diffusion_lab.estimate.profile import Bench, median_seconds
 from diffusion_lab.estimate.run_cost import KeptTensors
 
-META = ["device=meta", "json=true"]
+META = "device=meta"
 TINY = ["image_shape=[1,8,8]", "backbone=dit", "backbone.width=32", "backbone.heads=2"]
 
 
 def macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     return total(count(module, lambda: module(*inputs))).macs
-
-
-def profiled(lab, *arguments: str) -> dict:
-    return lab.result("profile", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +61,7 @@ def test_pytorch_does_not_see_a_recurrence():
 @pytest.mark.long
 def test_few_macs_of_no_layer_are_counted_too(lab):
     small = ["backbone=diffusers_unet", "backbone.channels=32", "backbone.blocks=1"]
-    result = profiled(lab, *small, "image_shape=[1,8,8]", *META)
+    result = lab.result("profile", *small, "image_shape=[1,8,8]", META)
     assert 2 * result["macs"] == result["flop_counter"]
 
 
@@ -81,13 +78,8 @@ def test_a_shared_module_is_listed_once_and_works_twice():
 
 
 def test_levels_share_the_whole_among_them():
-    costs = [
-        Cost("", 1, 0),
-        Cost("a", 2, 3),
-        Cost("a.b", 4, 5),
-        Cost("a.b.c", 6, 7),
-        Cost("d", 0, 0),
-    ]
+    costs = [Cost("", 1, 0), Cost("a", 2, 3), Cost("a.b", 4, 5), Cost("a.b.c", 6, 7)]
+    costs.append(Cost("d", 0, 0))
     assert by_level(costs, 1) == [Cost("", 1, 0), Cost("a", 12, 15)]
     assert by_level(costs, 2) == [Cost("", 1, 0), Cost("a", 2, 3), Cost("a.b", 10, 12)]
     for depth in (1, 2, 3):
@@ -112,7 +104,7 @@ def test_an_energy_is_measured(lab, monkeypatch):
     monkeypatch.setattr(profile, "PEAK_SECONDS", 0.01)
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
     small = ["backbone=energy", "backbone.network.width=16", "sampler.steps=2"]
-    result = profiled(lab, "experiment=toy/score_matching", *small, *fast, "json=true")
+    result = lab.result("profile", "experiment=toy/score_matching", *small, *fast)
     # what the blocks' second layers are given and its gradient, 4 x 16 numbers each, in float32
     assert result["activation_bytes"] > 2 * 3 * 4 * 4 * 16
     assert result["training_images_per_second"] > 0
@@ -136,7 +128,7 @@ def test_slow_steps_are_taken_once(monkeypatch):
 
 @pytest.mark.slow
 def test_compositions_stand_side_by_side_and_agree_with_pytorch(lab):
-    code, out, err = lab("profile", "-m", "backbone=unet,dit", "depth=1,3", *META)
+    code, out, err = lab("profile", "-m", "backbone=unet,dit", "depth=1,3", META, "json=true")
     assert code == 0, err
     profiles = json.loads(out.splitlines()[-1])["profiles"]
     assert len(profiles) == 4
@@ -166,7 +158,7 @@ def test_the_table_lists_each_module_once_and_the_calls_of_a_sample_are_said(lab
 def test_speed_and_memory_are_measured(lab):
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true", "compile=false"]
     sampling = ["sampler=heun", "sampler.steps=3", "guidance=classifier_free", "guidance.scale=2"]
-    result = profiled(lab, *TINY, *fast, *sampling, "json=true")
+    result = lab.result("profile", *TINY, *fast, *sampling)
     assert result["sampling_calls"] == 2 * 5
     assert result["sampling_images_per_second"] == pytest.approx(
         result["network_images_per_second"] / 10
@@ -175,32 +167,30 @@ def test_speed_and_memory_are_measured(lab):
         assert 0 < result[share] < 1
     # in float32, what the MLPs' second layers are given by 3 blocks: 4 tokens of 4 x 32, and GELU's
     assert result["activation_bytes"] > 4 * 3 * 4 * 128 * 2
-    larger = profiled(lab, *TINY, *fast, "batch_size=3", "json=true")
+    larger = lab.result("profile", *TINY, *fast, "batch_size=3")
     assert larger["activation_bytes"] == result["activation_bytes"]
-    assert "peak_flops" in profiled(
-        lab, *TINY, *fast, "num_classes=0", "conditioning=none", "json=true"
-    )
+    assert "peak_flops" in lab.result("profile", *TINY, *fast, "num_classes=0", "conditioning=none")
 
 
 @pytest.mark.slow
 def test_a_run_is_profiled_without_its_weights(lab, run_folder):
     shutil.rmtree(run_folder / "checkpoints")
-    result = profiled(lab, "run=run", *META)
-    summary = json.loads((run_folder / "summary.json").read_text())
+    result = lab.result("profile", "run=run", META)
+    summary = summary_of(run_folder)
     assert result["params"] == summary["parameters"]
     assert result["image_shape"] == [1, 8, 8]
     assert result["sampling_calls"] == 3
     # layers that are computed again in training are called once
-    assert profiled(lab, "run=run", *META, "activation_checkpointing=true") == result
+    assert lab.result("profile", "run=run", META, "activation_checkpointing=true") == result
     # another backbone instead of the run's
-    assert profiled(lab, "run=run", "backbone=mlp", *META)["params"] > 10 * result["params"]
+    assert lab.result("profile", "run=run", "backbone=mlp", META)["params"] > 10 * result["params"]
 
 
 @pytest.mark.slow
 def test_a_train_composition_and_hydras_flags_are_taken(lab):
-    result = profiled(lab, "experiment=cifar10/dit", "sampler.steps=7", *META)
+    result = lab.result("profile", "experiment=cifar10/dit", "sampler.steps=7", META)
     assert result["sampling_calls"] == 7
-    assert profiled(lab, "sampler=runge_kutta", *META)["sampling_calls"] is None
+    assert lab.result("profile", "sampler=runge_kutta", META)["sampling_calls"] is None
     assert result["image_shape"] == [3, 32, 32]
     code, out, _ = lab("profile", "--cfg", "job", "backbone=dit")
     assert code == 0

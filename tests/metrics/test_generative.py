@@ -1,18 +1,16 @@
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from helpers.compositions import composed
-from helpers.fake_metrics import FakeExtractor, FakeSource, generated, prepared
-from helpers.refusals import refused
+from helpers.fake_metrics import FakeExtractor, FakeSource, generated, prepared, values_of
+from helpers.ranks import on_ranks
+from helpers.refusals import out_of_range, refused
 from helpers.tiny_runs import same
 from hydra.utils import instantiate
 
 from diffusion_lab.common.randomness import random_places
-from diffusion_lab.common.ranges import RangeError
 from diffusion_lab.compute.distributed import on_rank_zero, rank_and_world, shard
 from diffusion_lab.metrics import GenerativeMetrics, Metric, PreparedMetrics
 from diffusion_lab.metrics.distances import FeatureSet, frechet, kid
@@ -32,22 +30,16 @@ REFERENCE, REAL_VALUE = "fid/fake/train2k-100", "fid_real/fake/train2k-100"
 COVERAGE = ("precision", "recall", "density", "coverage")
 
 
-def values_of(metrics, images):
-    labels = torch.arange(len(images)) % 2
-    return metrics.compute(metrics.metrics.observer(images), labels)
-
-
 def test_a_reference_of_validation_images_has_another_name_and_protocol(tmp_path):
     source, train = FakeSource(), prepared(tmp_path)
     validation = prepared(tmp_path, reference="validation")
-    values, extractor = values_of(validation, generated()), validation.metrics.extractor
+    values, extractor = values_of(validation), validation.metrics.extractor
     real = FeatureSet(extractor(source.validation_rows()[:]))
-    distance = frechet(FeatureSet(extractor(generated())), real)
-    assert values["fid/fake/val150-100"] == pytest.approx(distance, rel=1e-6)
     tests = source.test[random_places(300, 100)]
-    beside = frechet(FeatureSet(extractor(tests)), real)
-    assert values["fid_real/fake/val150-100"] == pytest.approx(beside, rel=1e-6)
-    assert not set(values) & set(values_of(train, generated()))
+    for kind, images in (("fid", generated()), ("fid_real", tests)):
+        distance = frechet(FeatureSet(extractor(images)), real)
+        assert values[f"{kind}/fake/val150-100"] == pytest.approx(distance, rel=1e-6)
+    assert not set(values) & set(values_of(train))
     fewer = prepared(tmp_path, FakeSource(validation=140), reference="validation")
     protocols = [each.protocol for each in (train, validation, fewer)]
     assert len({protocol["fingerprint"] for protocol in protocols}) == 3
@@ -62,9 +54,8 @@ def test_validation_images_that_there_are_not_are_refused(tmp_path):
 def test_values_and_real_values_are_the_distances_by_name(tmp_path):
     metrics = prepared(tmp_path)
     source, extractor = FakeSource(), metrics.metrics.extractor
-    values = values_of(metrics, generated())
-    real = FeatureSet(extractor(source.train))
-    fake = FeatureSet(extractor(generated()))
+    values = values_of(metrics)
+    real, fake = FeatureSet(extractor(source.train)), FeatureSet(extractor(generated()))
     names = ["fid", "fid_std", "fid_infinity", "kid"]
     expected = [f"{name}/fake/train2k-100" for name in names]
     expected += [f"{name}/fake/train100-100" for name in COVERAGE]
@@ -80,7 +71,7 @@ def test_values_and_real_values_are_the_distances_by_name(tmp_path):
 
 def test_a_real_value_of_fewer_images_is_named_and_printed_so(tmp_path):
     metrics = prepared(tmp_path, num_samples=1000)
-    values = values_of(metrics, generated(1000))
+    values = values_of(metrics)
     assert "fid/fake/train2k-1k" in values
     assert "fid_real/fake/train2k-300" in values
     assert report(values)[1].endswith(" at 300 images  fid/fake/train2k-1k")
@@ -144,7 +135,7 @@ def test_report_calls_a_class_by_its_name():
 
 def per_class_values(folder, source, num_samples):
     metrics = prepared(folder, source, num_samples=num_samples, per_class=True)
-    return metrics, values_of(metrics, generated(num_samples))
+    return metrics, values_of(metrics)
 
 
 def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
@@ -164,7 +155,7 @@ def test_the_real_value_of_a_class_is_of_as_many_test_images_of_it(tmp_path):
         assert beside == pytest.approx(frechet(sides[0], sides[2]), rel=1e-4)
     assert len([name for name in values if name.startswith("fid_class")]) == 4
     # metrics of all classes together are the same without per_class
-    plain = values_of(prepared(tmp_path, source, num_samples=101), generated(101))
+    plain = values_of(prepared(tmp_path, source, num_samples=101))
     assert {name: values[name] for name in plain} == pytest.approx(plain, rel=1e-4)
 
 
@@ -202,7 +193,7 @@ def test_a_second_evaluation_reads_what_the_first_wrote(tmp_path):
     assert first.metrics.extractor.images_seen == 2100
     second = prepared(tmp_path)
     assert second.metrics.extractor.images_seen == 0
-    assert values_of(second, generated()) == values_of(first, generated())
+    assert values_of(second) == values_of(first)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -210,12 +201,13 @@ def test_whatever_changes_the_reference_computes_it_anew(tmp_path):
     prepared(tmp_path)
     other = FakeSource()
     other.fingerprint = "other data"
-    assert prepared(tmp_path, other).metrics.extractor.images_seen == 2100
-    assert prepared(tmp_path, weights="b").metrics.extractor.images_seen == 2100
-    assert prepared(tmp_path, reference_size=1999).metrics.extractor.images_seen == 2099
-    assert (
-        prepared(tmp_path, num_samples=101).metrics.extractor.images_seen == 101
-    )  # only the test images
+    for change, seen in (
+        ({"source": other}, 2100),
+        ({"weights": "b"}, 2100),
+        ({"reference_size": 1999}, 2099),
+        ({"num_samples": 101}, 101),  # only the test images
+    ):
+        assert prepared(tmp_path, **change).metrics.extractor.images_seen == seen
 
 
 def cut(content):
@@ -244,7 +236,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     metrics = prepared(tmp_path / "file" / "folder")
     assert "could not be written" in capsys.readouterr().err
-    assert values_of(metrics, generated())[REFERENCE] > 0
+    assert values_of(metrics)[REFERENCE] > 0
 
 
 def test_an_unavailable_extractor_is_noticed_before_the_data_are_looked_at(tmp_path):
@@ -276,9 +268,8 @@ def test_bad_numbers_are_refused(tmp_path):
 def test_settings_of_a_wrong_kind_are_named(argument, values):
     known = {"extractor": None, "reference_size": None, "num_samples": 100, "cache_dir": ""}
     for value in values:
-        with pytest.raises(RangeError) as error:
+        with out_of_range(argument):
             GenerativeMetrics(**known | {argument: value})
-        assert error.value.argument == argument
 
 
 class Spread(Metric):
@@ -293,7 +284,7 @@ class Spread(Metric):
 
 def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path):
     metrics = prepared(tmp_path, extra={"mine": Spread()})
-    values = values_of(metrics, generated())
+    values = values_of(metrics)
     assert values["spread/fake/train2k-100"] > 0
     assert values["spread_real/fake/train2k-100"] == pytest.approx(1, abs=0.2)
     lines = report(values, extra=metrics.metrics.extra_quantities)
@@ -329,53 +320,42 @@ class Similarity(Metric):
 
 def test_autocast_does_not_reach_a_metric_of_other_code(tmp_path):
     metrics = prepared(tmp_path, extra={"mine": Similarity()})
-    outside = values_of(metrics, generated())
+    outside = values_of(metrics)
     with torch.autocast("cpu", torch.bfloat16):
-        assert values_of(metrics, generated()) == outside
+        assert values_of(metrics) == outside
 
 
-def join(rank, world, folder):
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store{world}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-
-
-def evaluate_on_rank(rank, world, folder):
-    """Writes what one of `world` processes computes to a file of its own."""
-    join(rank, world, folder)
+def evaluate_on_rank(rank, cache):
+    """The values of a rank, and the images that it sees in a first and in a second measurement."""
     if rank:  # only rank 0 may do the expensive part
 
         def refuse(*_):
             raise AssertionError(f"rank {rank} computes metrics")
 
         GenerativeMetrics.results = FeatureSet.statistics = refuse
-    metrics = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
+    metrics = prepared(cache, num_samples=101, per_class=True)
     mine = shard(101, *rank_and_world())
     observer = metrics.metrics.observer
     observed = observer(generated(101)[mine])
     seen = observer.extractor.images_seen
     values = metrics.compute(observer.gather([observed]), torch.arange(101) % 2)
-    again = prepared(Path(folder) / f"cache{world}", num_samples=101, per_class=True)
-    images = again.metrics.extractor.images_seen
-    torch.save((values, seen, images), Path(folder) / f"rank{rank}of{world}.pt")
-    dist.destroy_process_group()
+    again = prepared(cache, num_samples=101, per_class=True)
+    return values, seen, again.metrics.extractor.images_seen
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_several_ranks_with_uneven_shards_give_what_one_gives(tmp_path, world):
     metrics = prepared(tmp_path / "single", num_samples=101, per_class=True)
-    expected = values_of(metrics, generated(101))
+    expected = values_of(metrics)
     beside = metrics.metrics.extractor.images_seen - 2000 - 101
-    torch.multiprocessing.spawn(evaluate_on_rank, (world, str(tmp_path)), nprocs=world)
     total = 0
-    for rank in range(world):
-        values, seen, again = torch.load(tmp_path / f"rank{rank}of{world}.pt")
+    for values, seen, again in on_ranks(world, tmp_path, evaluate_on_rank, tmp_path / "cache"):
         assert values == pytest.approx(expected, rel=1e-6)
         assert again == 0
         total += seen
     assert total == 2000 + beside + 101  # no image is seen twice
-    assert len(list((tmp_path / f"cache{world}").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 class Strange(Exception):
@@ -385,9 +365,8 @@ class Strange(Exception):
         super().__init__(f"{place}: {reason}\nand more lines")
 
 
-def stop_on_rank(rank, world, folder):
-    """Writes the errors that each of two processes receives when rank 0 cannot go on."""
-    join(rank, world, folder)
+def stop_on_rank(rank, cache):
+    """The errors that each of two processes receives when rank 0 cannot go on."""
     heard = []
 
     def fails(error):
@@ -402,7 +381,7 @@ def stop_on_rank(rank, world, folder):
     listen(lambda: on_rank_zero(lambda: rank + 1))
     listen(lambda: on_rank_zero(lambda: fails(Strange("here", "no"))))
     listen(lambda: on_rank_zero(lambda: fails(MemoryError())))
-    metrics = prepared(Path(folder) / "cache")
+    metrics = prepared(cache)
     features = metrics.metrics.observer(generated())["features"]
     features[3] = math.nan
     listen(lambda: metrics.compute({"features": features}, None))
@@ -411,14 +390,12 @@ def stop_on_rank(rank, world, folder):
     metrics.extractor.network.weight.fill_(math.nan)
     metrics.load = lambda *_: None
     listen(lambda: PreparedMetrics.of(metrics, FakeSource()))
-    torch.save(heard, Path(folder) / f"heard{rank}.pt")
-    dist.destroy_process_group()
+    return heard
 
 
 @pytest.mark.slow
 def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
-    torch.multiprocessing.spawn(stop_on_rank, (2, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"heard{rank}.pt") for rank in range(2))
+    first, second = on_ranks(2, tmp_path, stop_on_rank, tmp_path / "cache")
     assert first[0] == second[0] == 1
     assert first[1] == ("Strange", "here: no\nand more lines")
     assert first[2] == ("MemoryError", "")
@@ -427,9 +404,8 @@ def test_what_stops_the_first_rank_is_heard_by_all(tmp_path):
     assert [kind for kind, _ in first[3:]] == ["UserError"] * 2
     assert first[3][1].startswith(bad)
     assert first[4][1].startswith(beside)
-    for (kind, words), reason in zip(
-        second[1:], ["here: no", "MemoryError", bad, beside], strict=True
-    ):
+    reasons = ["here: no", "MemoryError", bad, beside]
+    for (kind, words), reason in zip(second[1:], reasons, strict=True):
         assert kind == "FirstStopped"
         assert words.startswith(f"the first process stopped: {reason}")
         assert "\n" not in words

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.reduced import Reduced
 from helpers.refusals import refused
 from helpers.tiny_data import TinyData, tiny_data
 from torch import nn
@@ -17,6 +18,7 @@ from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.likelihood_divergence import fld
 
 DIM = 10
+BOMB = Reduced(open, "exploded", "w")
 
 
 class Projection(nn.Module):
@@ -60,6 +62,17 @@ def measured(data, tmp_path):
 
 
 @pytest.fixture
+def measured_by(measured, tmp_path):
+    """A function: measured_by(name=array, ...) -> values and protocol by a file of these arrays."""
+
+    def measure(**arrays):
+        np.savez(tmp_path / "file.npz", **arrays)
+        return measured(samples(), reference=str(tmp_path / "file.npz"))
+
+    return measure
+
+
+@pytest.fixture
 def features():
     """A function: the features of images, (n, D)."""
     extractor = Projected()
@@ -81,29 +94,27 @@ def statistics(features: torch.Tensor) -> dict[str, np.ndarray]:
     return {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}
 
 
-def kinds(values: dict[str, float]) -> set[str]:
-    return {name.partition("/")[0] for name in values}
+def by_kind(values: dict[str, float]) -> dict[str, float]:
+    return {name.partition("/")[0]: value for name, value in values.items()}
 
 
 def test_statistics_of_the_training_images_give_their_fid_and_no_other_distance(
-    data, measured, features, tmp_path
+    data, measured, measured_by, features
 ):
-    np.savez(tmp_path / "stats.npz", **statistics(features(data.reference_images())))
     usual, _ = measured(samples())
-    found, protocol = measured(samples(), reference=str(tmp_path / "stats.npz"))
-    checksum = protocol["reference_file"]
+    found, protocol = measured_by(**statistics(features(data.reference_images())))
     for kind in ("fid", "fid_real", "fid_std", "fid_infinity"):
-        name = f"{kind}/fake/stats-{checksum}-{40 if kind != 'fid_real' else 32}"
-        before = next(value for key, value in usual.items() if key.startswith(f"{kind}/"))
-        assert found[name] == pytest.approx(before, rel=1e-6)
+        count = 32 if kind == "fid_real" else 40
+        name = f"{kind}/fake/stats-{protocol['reference_file']}-{count}"
+        assert found[name] == pytest.approx(by_kind(usual)[kind], rel=1e-6)
     # a score without a reference stays
-    assert kinds(found) == {
+    assert set(by_kind(found)) == {
         *("fid", "fid_std", "fid_infinity", "fid_real", "fid_infinity_real", "fid_std_real"),
         *("inception_score", "inception_score_real"),
     }
 
 
-def test_statistics_of_a_map_give_its_distance(data, measured, features, tmp_path, monkeypatch):
+def test_statistics_of_a_map_give_its_distance(data, measured_by, features, monkeypatch):
     monkeypatch.setattr(Projected, "dim", 4)  # the other six numbers are a map
     monkeypatch.setattr(Projected, "spatial_dim", 6)
     monkeypatch.setattr(Projected, "logits", lambda *_: None)
@@ -114,21 +125,20 @@ def test_statistics_of_a_map_give_its_distance(data, measured, features, tmp_pat
     )
     of_map = statistics(given)
     known = statistics(features(data.reference_images()))
-    rest = {"mu_s": of_map["mu"], "sigma_s": of_map["sigma"]}
-    np.savez(tmp_path / "stats.npz", **known, **rest)
-    found, protocol = measured(samples(), reference=str(tmp_path / "stats.npz"))
+    found, protocol = measured_by(**known, mu_s=of_map["mu"], sigma_s=of_map["sigma"])
     moments = Moments(given.mean(0), covariance_root(given.T.cov()))
     name = f"spatial_fid/fake/stats-{protocol['reference_file']}-40"
     assert found[name] == pytest.approx(frechet(FeatureSet(ours), moments), rel=1e-5)
-    np.savez(tmp_path / "other.npz", **known, mu_s=np.zeros(5), sigma_s=np.eye(5))  # of another
-    assert "spatial_fid" not in kinds(measured(samples(), reference=str(tmp_path / "other.npz"))[0])
+    of_another, _ = measured_by(**known, mu_s=np.zeros(5), sigma_s=np.eye(5))
+    assert "spatial_fid" not in by_kind(of_another)
 
 
 @pytest.mark.parametrize("name", ["arr_0", "images"])
-def test_images_in_a_file_are_a_reference_like_the_training_images(data, measured, tmp_path, name):
-    np.savez(tmp_path / "images.npz", **{name: channels_last(data.reference_images())})
+def test_images_in_a_file_are_a_reference_like_the_training_images(
+    data, measured, measured_by, name
+):
     usual, protocol = measured(samples())
-    found, other = measured(samples(), reference=str(tmp_path / "images.npz"))
+    found, other = measured_by(**{name: channels_last(data.reference_images())})
     assert list(found.values()) == pytest.approx(list(usual.values()), rel=1e-6)
     assert other["reference_images"] == protocol["reference_images"] == 84
     assert f"fid/fake/file-{other['reference_file']}-84-40" in found
@@ -136,49 +146,37 @@ def test_images_in_a_file_are_a_reference_like_the_training_images(data, measure
 
 
 def test_of_a_batch_with_both_fid_takes_the_statistics_and_the_rest_the_images(
-    data, measured, features, tmp_path
+    data, measured, measured_by, features
 ):
     half = channels_last(data.reference_images()[:50])
     known = statistics(features(data.reference_images()))
-    np.savez(tmp_path / "batch.npz", arr_0=half, mu_s=np.zeros(3), sigma_s=np.eye(3), **known)
-    np.savez(tmp_path / "half.npz", arr_0=half)
     usual, _ = measured(samples())
-    of_half, _ = measured(samples(), reference=str(tmp_path / "half.npz"))
-    found, protocol = measured(samples(), reference=str(tmp_path / "batch.npz"))
-    checksum = protocol["reference_file"]
-    assert found[f"fid/fake/stats-{checksum}-40"] == pytest.approx(
-        usual["fid/fake/train84-40"], rel=1e-6
-    )
-    halves = {name.partition("/")[0]: value for name, value in of_half.items()}
+    of_half, _ = measured_by(arr_0=half)
+    found, protocol = measured_by(arr_0=half, mu_s=np.zeros(3), sigma_s=np.eye(3), **known)
+    checksum, fid = protocol["reference_file"], usual["fid/fake/train84-40"]
+    assert found[f"fid/fake/stats-{checksum}-40"] == pytest.approx(fid, rel=1e-6)
+    halves = by_kind(of_half)
     for kind, count in (("kid", 50), ("precision", 40), ("coverage", 40)):
         assert found[f"{kind}/fake/file-{checksum}-{count}-40"] == pytest.approx(halves[kind])
 
 
 def test_statistics_of_other_features_are_refused_and_images_beside_them_used(
-    data, measured, tmp_path, capsys
+    data, measured_by, capsys
 ):
     other = {"mu": np.zeros(DIM + 1), "sigma": np.eye(DIM + 1)}
-    np.savez(tmp_path / "other.npz", **other)
-    with refused("reference=", "other.npz", DIM + 1, DIM, by=ValueError):
-        measured(samples(), reference=str(tmp_path / "other.npz"))
-    images = channels_last(data.reference_images())
-    np.savez(tmp_path / "both.npz", arr_0=images, **other)
-    found, _ = measured(samples(), reference=str(tmp_path / "both.npz"))
+    with refused("reference=", "file.npz", DIM + 1, DIM, by=ValueError):
+        measured_by(**other)
+    found, _ = measured_by(arr_0=channels_last(data.reference_images()), **other)
     assert str(DIM + 1) in capsys.readouterr().err
-    assert "kid" in kinds(found)
+    assert "kid" in by_kind(found)
     assert any(name.startswith("fid/fake/file-") for name in found)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (open, ("exploded", "w"))
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"mu": np.array([Bomb()], dtype=object), "sigma": np.eye(1)},
-        {"arr_0": np.array([Bomb()], dtype=object)},
+        {"mu": np.array([BOMB], dtype=object), "sigma": np.eye(1)},
+        {"arr_0": np.array([BOMB], dtype=object)},
         {"mu": np.zeros(DIM)},
         {"features": np.zeros((5, DIM))},
         {"mu": np.zeros(DIM), "sigma": np.eye(DIM - 1)},
@@ -191,12 +189,11 @@ class Bomb:
     ids=lambda arrays: " ".join(f"{k}{v.shape}" for k, v in arrays.items()),
 )
 def test_other_files_are_refused_and_no_code_in_them_is_run(
-    measured, tmp_path, monkeypatch, arrays
+    measured_by, tmp_path, monkeypatch, arrays
 ):
     monkeypatch.chdir(tmp_path)
-    np.savez("file.npz", allow_pickle=True, **arrays)
-    with refused("reference=file.npz", by=ValueError):
-        measured(samples(), reference="file.npz")
+    with refused(f"reference={tmp_path / 'file.npz'}", by=ValueError):
+        measured_by(**arrays)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -210,22 +207,21 @@ def test_what_is_no_npz_is_refused(measured, tmp_path):
         measured(samples(), torch.arange(40) % 4, reference="trian", per_class=True)
 
 
-def test_values_from_files_are_torch_fidelitys(data, measured, features, tmp_path):
+def test_values_from_files_are_torch_fidelitys(data, measured_by, features):
     real, ours = features(data.reference_images()).double(), features(samples()).double()
     known = statistics(real)
-    np.savez(tmp_path / "batch.npz", arr_0=channels_last(data.reference_images()), **known)
-    found, _ = measured(samples(), reference=str(tmp_path / "batch.npz"))
-    by_kind = {name.partition("/")[0]: value for name, value in found.items()}
+    values, _ = measured_by(arr_0=channels_last(data.reference_images()), **known)
+    found = by_kind(values)
     sides = [known, statistics(ours)]
     fid = fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"]
-    assert by_kind["fid"] == pytest.approx(fid, rel=1e-6)
+    assert found["fid"] == pytest.approx(fid, rel=1e-6)
     isc = isc_features_to_metric(features.logits(ours), splits=10, shuffle=False)
-    assert by_kind["inception_score"] == pytest.approx(isc["inception_score_mean"], rel=1e-6)
+    assert found["inception_score"] == pytest.approx(isc["inception_score_mean"], rel=1e-6)
     # theirs takes subsets of equal size of both sides: here of all samples, many times
     subsets = {"kid_subsets": 2000, "kid_subset_size": 40, "verbose": False}
     theirs = kid_features_to_metric(ours, real, **subsets)
     spread = theirs["kernel_inception_distance_std"] / 2000**0.5
-    assert by_kind["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * spread)
+    assert found["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * spread)
 
 
 def test_mmd_mind_and_fld_are_measured_on_request(data, measured, features):

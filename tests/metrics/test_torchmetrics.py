@@ -1,18 +1,12 @@
 """Our metrics in any loop, as torchmetrics, and torchmetrics among ours."""
 
-import multiprocessing
-import os
-from datetime import timedelta
-from pathlib import Path
-
 import lightning
 import pytest
 import torch
-import torch.distributed as dist
 import torchmetrics
-from helpers.fake_metrics import FakeSource, Network, generated, prepared
+from helpers.fake_metrics import FakeSource, Network, generated, prepared, values_of
+from helpers.ranks import on_ranks
 from helpers.refusals import refused
-from test_generative import join
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -24,9 +18,9 @@ from diffusion_lab.metrics.built_in import FID
 LABELS = torch.arange(101) % 2
 
 
-def expected_of(metrics, images, labels=LABELS):
-    """The values of samples, by the way that evaluations take."""
-    values = metrics.compute(metrics.metrics.observer(images), labels)
+def expected_of(metrics, images=None):
+    """The values of samples, without those of real images."""
+    values = values_of(metrics, images)
     return {name: value for name, value in values.items() if "_real/" not in name}
 
 
@@ -38,17 +32,13 @@ def of_kind(values, kind):
 
 def fid_of_torchmetrics(keep=False, network=None):
     """Their FID on the network of the fake extractor, which may keep features of real images."""
-    return FrechetInceptionDistance(
-        network or Network(),
-        normalize=False,
-        reset_real_features=not keep,
-        input_img_size=(3, 4, 4),
-    )
+    settings = {"normalize": False, "reset_real_features": not keep, "input_img_size": (3, 4, 4)}
+    return FrechetInceptionDistance(network or Network(), **settings)
 
 
 def test_a_loop_gives_the_values_of_an_evaluation_and_forgets_them(tmp_path):
     metrics = prepared(tmp_path, num_samples=101, per_class=True)
-    expected = expected_of(metrics, generated(101))
+    expected = expected_of(metrics)
     assert "fid_class1/fake/train1k-50" in expected
     collection, extractor = metrics.collection(), metrics.metrics.extractor
     for _ in range(2):
@@ -72,8 +62,8 @@ def test_one_metric_serves_alone_and_wants_a_reference(tmp_path):
         fid.update(generated(2))
     fid.compare_with(metrics.reference, metrics.metrics.observer)
     fid.update(generated(101))
-    value = expected_of(metrics, generated(101))["fid/fake/train2k-101"]
-    assert fid.compute() == {"fid/fake/train2k-101": pytest.approx(value)}
+    name = "fid/fake/train2k-101"
+    assert fid.compute() == {name: pytest.approx(expected_of(metrics)[name])}
 
 
 class Loop(lightning.LightningModule):
@@ -98,35 +88,32 @@ def test_a_lightning_module_of_someone_else_logs_our_metrics(tmp_path):
     batches = DataLoader(TensorDataset(generated(101), LABELS), 40)
     for _ in range(2):
         (found,) = trainer.validate(Loop(metrics.collection()), batches, verbose=False)
-        assert found == pytest.approx(expected_of(metrics, generated(101)), rel=1e-6)
+        assert found == pytest.approx(expected_of(metrics), rel=1e-6)
 
 
-def compute_on_rank(rank, world, folder):
-    """Writes the values of samples dealt out as by DistributedSampler, and of rank 0's alone."""
-    join(rank, world, folder)
-    collection = prepared(Path(folder) / "cache", num_samples=101, per_class=True).collection()
+def compute_on_rank(rank, cache):
+    """The values of samples dealt out as by DistributedSampler, and of rank 0's alone."""
+    collection = prepared(cache, num_samples=101, per_class=True).collection()
     found = []
-    for mine in (slice(rank, 101, world), slice(0, 50 * (1 - rank))):
+    for mine in (slice(rank, 101, 2), slice(0, 50 * (1 - rank))):
         images, labels = generated(101)[mine], LABELS[mine]
         if len(images):
             for batch, classes in zip(images.split(20), labels.split(20), strict=True):
                 collection.update(batch, classes)
         found.append({name: value.item() for name, value in collection.compute().items()})
         collection.reset()
-    torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.slow
 def test_two_ranks_give_what_one_gives_even_if_one_has_no_samples(tmp_path):
-    torch.multiprocessing.spawn(compute_on_rank, (2, str(tmp_path)), nprocs=2)
+    ranks = on_ranks(2, tmp_path, compute_on_rank, tmp_path / "cache")
     metrics = [prepared(tmp_path, num_samples=count, per_class=True) for count in (101, 50)]
     expected = [
-        expected_of(each, generated(101)[:count], LABELS[:count])
+        expected_of(each, generated(101)[:count])
         for each, count in zip(metrics, (101, 50), strict=True)
     ]
-    for rank in range(2):
-        found = torch.load(tmp_path / f"rank{rank}.pt")
+    for found in ranks:
         assert [pytest.approx(each, rel=1e-6) for each in expected] == found
 
 
@@ -135,7 +122,7 @@ def test_a_metric_of_torchmetrics_stands_among_ours_beside_its_value_of_real_ima
     theirs = fid_of_torchmetrics(keep)
     metrics = prepared(tmp_path, num_samples=101, extra={"theirs": theirs})
     for _ in range(2):
-        values = metrics.compute(metrics.metrics.observer(generated(101)), LABELS)
+        values = values_of(metrics)
     assert theirs.real_features_num_samples == (2000 if keep else 0)
     ours = {name: values[f"{name}/fake/train2k-101"] for name in ("fid", "fid_real")}
     for name, value in ours.items():
@@ -189,28 +176,16 @@ class InParts(torchmetrics.Metric):
         self.part.reset()
 
 
-def measure_on_rank(rank, folder):
-    """Writes the values that a rank gets of metrics that the first computes alone."""
-    url, patience = f"file://{folder}/store", timedelta(seconds=5)
-    dist.init_process_group("gloo", url, patience, world_size=2, rank=rank)
-    torch.set_num_threads(1)
+def measure_on_rank(rank, cache):
+    """The values that a rank gets of metrics that the first computes alone."""
     extra = {"whole": Brightness(), "parts": InParts(), "theirs": fid_of_torchmetrics()}
-    metrics = prepared(folder / "cache", extra=extra)
-    values = metrics.compute(metrics.metrics.observer(generated()), None)
-    torch.save(values, folder / f"rank{rank}.pt")
-    os._exit(0)  # without what pytest does at its end
+    metrics = prepared(cache, extra=extra)
+    return values_of(metrics)
 
 
 @pytest.mark.long
 def test_the_first_of_two_ranks_computes_metrics_of_torchmetrics_alone(tmp_path):
-    context = multiprocessing.get_context("fork")  # a new process would import for seconds
-    ranks = [context.Process(target=measure_on_rank, args=(rank, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(30)
-        process.kill()
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    first, second = on_ranks(2, tmp_path, measure_on_rank, tmp_path / "cache")
     assert first == second
     expected = (generated() / 255).mean().item()
     assert [of_kind(first, name) for name in ("whole", "parts")] == [pytest.approx(expected)] * 2
@@ -236,7 +211,7 @@ def test_a_metric_that_was_typed_into_a_notebook_is_known_by_its_code(tmp_path):
 
 def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):
     metrics = prepared(tmp_path, extra={"bright": Brightness()})
-    values = metrics.compute(metrics.metrics.observer(generated()), None)
+    values = values_of(metrics)
     means = (generated() / 255).mean((1, 2, 3))
     assert of_kind(values, "bright") == pytest.approx(means.mean().item())
     assert of_kind(values, "bright_std") == pytest.approx(means.std().item())
@@ -261,7 +236,7 @@ def test_kept_features_are_of_the_reference_that_is_compared_with(tmp_path):
     theirs = fid_of_torchmetrics(keep=True)
     for train in (2000, 1500):
         metrics = prepared(tmp_path, FakeSource(train=train), extra={"theirs": theirs})
-        values = metrics.compute(metrics.metrics.observer(generated()), None)
+        values = values_of(metrics)
         assert theirs.real_features_num_samples == train
         fid = of_kind(values, "fid")
         assert of_kind(values, "theirs") == pytest.approx(fid, rel=1e-4)
@@ -270,16 +245,15 @@ def test_kept_features_are_of_the_reference_that_is_compared_with(tmp_path):
 def test_metrics_that_draw_subsets_give_the_same_value_again(tmp_path):
     drawing = KernelInceptionDistance(Network(), subsets=3, subset_size=50, normalize=False)
     metrics = prepared(tmp_path, extra={"theirs": drawing})
-    observed = metrics.metrics.observer(generated())
-    first = metrics.compute(observed, None)
+    first = values_of(metrics)
     state = torch.get_rng_state()
-    assert metrics.compute(observed, None) == first
+    assert values_of(metrics) == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_batches_that_are_passed_forward_are_all_kept_in_order(tmp_path):
     metrics = prepared(tmp_path, num_samples=101)
-    expected, fid = expected_of(metrics, generated(101)), FID()
+    expected, fid = expected_of(metrics), FID()
     fid.compare_with(metrics.reference, metrics.metrics.observer)
     for images in generated(101).split(40):
         fid(images)

@@ -14,7 +14,7 @@ import torch
 from helpers.commands import run_alone
 from helpers.faults import killed_within
 from helpers.refusals import assert_names, refused, sentence_of
-from helpers.tiny_runs import ALONE, QUICK, TINY
+from helpers.tiny_runs import ALONE, QUICK, TINY, same
 
 from diffusion_lab.common.files import UNFINISHED, replacing, write_atomically
 from diffusion_lab.runs import checkpoints, current
@@ -116,13 +116,12 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_left_where_it_is(two, monk
 
 
 def test_without_a_whole_one_both_are_named(two):
-    for path in (checkpoints.LAST, checkpoints.PREVIOUS):
-        with zipfile.ZipFile(two / path) as archive:
-            name = archive.namelist()[0]
-            offset = archive.getinfo(name).header_offset + 100
-        content = bytearray((two / path).read_bytes())
+    for path in (two / checkpoints.LAST, two / checkpoints.PREVIOUS):
+        with zipfile.ZipFile(path) as archive:
+            offset = archive.infolist()[0].header_offset + 100
+        content = bytearray(path.read_bytes())
         content[offset] ^= 1
-        (two / path).write_bytes(content)
+        path.write_bytes(content)
     with refused("last.ckpt", "previous.ckpt"):
         checkpoints.newest_intact(two)
 
@@ -242,11 +241,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(lab, tmp_path)
     err = lab.done("sample", "run=run", "num_samples=4")
     assert err.count("last.ckpt") == err.count("previous.ckpt") == 1
     (folder / "summary.json").unlink()  # as after a kill
-    err = lab.done("train", "resume=run")
-    assert_names(err, "last.ckpt")
+    assert_names(lab.done("train", "resume=run"), "last.ckpt")
     again = torch.load(last, weights_only=True)
-    for name, value in whole["current_model_state"].items():
-        assert torch.equal(value, again["current_model_state"][name])
+    assert same(again["current_model_state"], whole["current_model_state"])
     assert (folder / checkpoints.DAMAGED).exists()
     assert step_of(folder / checkpoints.PREVIOUS) == 3
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.compositions import assembled
-from helpers.faults import no_file_above
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import summary_of
@@ -41,6 +40,7 @@ SETTINGS = (
     "up_block_types: [AttnUpBlock2D, UpBlock2D], norm_num_groups: 4, num_class_embeds: 5, "
     "flip_sin_to_cos: false}"
 )
+V = "objective=v_prediction"
 COMPOSITIONS = {
     "unet": UNET,
     "unet_adm": [
@@ -66,28 +66,18 @@ COMPOSITIONS = {
         *("objective=ddpm", "objective.label_dropout=0.0", "denoiser.clip=1"),
     ],
     "diffusers_unet_x0": [*THEIRS, "schedule=ddpm_linear", "objective/prediction=x0"],
-    "no_labels_zero_snr": [
-        *THEIRS,
-        "conditioning=none",
-        "schedule=zero_terminal_snr",
-        "objective=v_prediction",
-    ],
+    "no_labels_zero_snr": [*THEIRS, "conditioning=none", V, "schedule=zero_terminal_snr"],
     "dit_learned_variance": [
-        *DIT,
-        "schedule=ddpm_scaled_linear",
-        "objective=improved_ddpm",
-        "objective/prediction=v",
+        *(*DIT, "schedule=ddpm_scaled_linear"),
+        *("objective=improved_ddpm", "objective/prediction=v"),
     ],
     "clipped_flow": [*THEIRS, "denoiser.clip=0.7"],
     "dit_flow": DIT,
-    "continuous_cosine": [*UNET, "schedule=cosine", "objective=v_prediction"],
+    "continuous_cosine": [*UNET, "schedule=cosine", V],
     "continuous_dit": [*DIT, "schedule=improved_cosine", "objective/prediction=x0"],
     "sines_first": [
-        "backbone=diffusers_model",
-        f"backbone.settings={SETTINGS}",
-        "conditioning=raw_labels",
-        "schedule=linear",
-        "objective=v_prediction",
+        *("backbone=diffusers_model", f"backbone.settings={SETTINGS}", "conditioning=raw_labels"),
+        *("schedule=linear", V),
     ],
     # the parts of `make train`
     "groups_by_channels": [
@@ -97,18 +87,8 @@ COMPOSITIONS = {
         "denoiser.clip=1",
     ],
     "dit": OURS,
-    "dit_with_mup_continuous": [
-        *OURS,
-        "backbone.base_width=64",
-        "schedule=cosine",
-        "objective=v_prediction",
-    ],
-    "another_offset": [
-        *UNET,
-        "schedule=ddpm_cosine",
-        "schedule.offset=0.02",
-        "objective=v_prediction",
-    ],
+    "dit_with_mup_continuous": [*OURS, "backbone.base_width=64", "schedule=cosine", V],
+    "another_offset": [*UNET, "schedule=ddpm_cosine", "schedule.offset=0.02", V],
 }
 
 
@@ -157,7 +137,7 @@ def test_diffusers_draws_our_samples_from_the_same_noise(tmp_path, overrides):
 def test_schedules_that_diffusers_knows_keep_their_names():
     found = {}
     for schedule in ("ddpm_linear", "ddpm_cosine", "cosine", "zero_terminal_snr"):
-        cfg = assembled(*UNET, f"schedule={schedule}", "objective=v_prediction")
+        cfg = assembled(*UNET, f"schedule={schedule}", V)
         config = convert(randomised(cfg), cfg, CLASSES).scheduler.config
         named = config.trained_betas is None
         found[schedule] = (named and config.beta_schedule, config.rescale_betas_zero_snr)
@@ -194,17 +174,13 @@ REFUSED = {
     "DiffusersDiT": ["backbone=diffusers_dit", "backbone.width=16", "backbone.heads=2"],
     "MLP": ["backbone=mlp"],
     "VarianceExploding": ["schedule=edm", "objective=edm"],
-    "SubVP": ["schedule=sub_vp", "objective=v_prediction"],
+    "SubVP": ["schedule=sub_vp", V],
     "Shifted": ["schedule=shifted"],
     "DDPMLinear": ["schedule=ddpm_linear", "schedule.steps=100", "objective=ddpm"],
     "objective/prediction=flow": ["schedule=ddpm_linear"],
-    "objective/prediction=v": ["objective=v_prediction"],
+    "objective/prediction=v": [V],
     "denoiser.noise_label=data_time": ["denoiser.noise_label=data_time"],
-    "denoiser.noise_label=log_sigma": [
-        "denoiser.noise_label=log_sigma",
-        "schedule=cosine",
-        "objective=v_prediction",
-    ],
+    "denoiser.noise_label=log_sigma": ["denoiser.noise_label=log_sigma", "schedule=cosine", V],
     "denoiser.self_conditioning=true": ["denoiser.self_conditioning=true"],
     "denoiser.input_std=0.5": ["denoiser.input_std=0.5"],
     "augmentation=non_leaky": ["augmentation=non_leaky", "schedule=ddpm_linear", "objective=ddpm"],
@@ -291,18 +267,14 @@ def test_figures_are_those_of_the_exported_step(lab, tmp_path, trained_once):
         assert f"| weights: step | {step} |" in card
 
 
-def test_a_full_disk_leaves_nothing(refusal, tmp_path, trained_once):
-    run = trained_once("train", *TRAINED, "run_dir=run", "logger=none") / "run"
-    export = ["export", f"run={run}", "format=diffusers", "output=models/mine"]
-    with no_file_above(20_000):
-        sentence = refusal(*export)
-    assert_names(sentence, "output=models/mine")
+def test_a_full_disk_leaves_nothing(refusal, tmp_path, finished_run, small_files):
+    export = ["export", f"run={finished_run}", "format=diffusers", "output=models/mine"]
+    assert_names(refusal(*export), "output=models/mine")
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_without_diffusers_the_extra_is_named(refusal, tmp_path, trained_once, monkeypatch):
-    run = trained_once("train", *TRAINED, "run_dir=run", "logger=none") / "run"
+def test_without_diffusers_the_extra_is_named(refusal, tmp_path, finished_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    sentence = refusal("export", f"run={run}", "format=diffusers", "output=mine")
+    sentence = refusal("export", f"run={finished_run}", "format=diffusers", "output=mine")
     assert_names(sentence, "diffusion-lab[diffusers]")
     assert not (tmp_path / "mine").exists()

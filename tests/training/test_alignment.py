@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers.compositions import assembled
 from helpers.refusals import refused
 from helpers.small_networks import small_dit
-from helpers.tiny_runs import QUICK, rows, tiny_first_stage
+from helpers.tiny_runs import QUICK, curve, tiny_first_stage
 from hydra.utils import instantiate
 
 from diffusion_lab.assembly.objects import build_model
@@ -137,7 +137,7 @@ def spread(z, temperature):
 def test_a_run_is_dispersed_without_another_network(lab, tmp_path):
     lab.done("train", *QUICK, "backbone.depth=3", "alignment=dispersive", "run_dir=run")
     losses, parts, dispersion = (
-        values(tmp_path / "run", f"train/{name}")
+        curve(tmp_path / "run", f"train/{name}")
         for name in ("loss", "denoising_loss", "dispersion")
     )
     assert len(losses) == 4
@@ -181,13 +181,6 @@ def test_each_layer_of_a_backbone_can_be_aligned(name):
         widths.append(alignment.projector[0].in_features)
         layer._forward_hooks.clear()
     assert (widths[0], widths[-1], len(widths)) == (first, last, len(layers))
-
-
-@pytest.mark.parametrize("name", ["mlp", "energy"])
-def test_a_backbone_without_places_is_refused(name):
-    model = build_model(assembled(f"backbone={name}"), (1, 8, 8), Classes.numbered(3)).denoiser
-    with refused("alignment=none", type(model.backbone).__name__, by=ValueError):
-        aligned(model)
 
 
 def test_the_patches_of_a_dit_of_diffusers_are_those_of_its_image():
@@ -246,10 +239,6 @@ def test_the_feature_map_is_the_fifth_stage_of_the_network():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def values(folder, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
-
-
 NETWORKS = {
     "dit": [each for each in REPA if each.startswith("backbone")],
     "mamba2": ["backbone=mamba2", "backbone.width=32", "backbone.state_space.head_channels=16"],
@@ -263,11 +252,11 @@ ALIGNED_ALONE = [each for each in REPA if not each.startswith("backbone")]
 def test_a_run_becomes_more_similar(lab, tmp_path, name):
     training = ["optimizer.lr=3e-3", "lr_schedule.warmup_images=0", "trainer.max_steps=30"]
     lab.done("train", *ALIGNED_ALONE, *NETWORKS[name], *training, "run_dir=run")
-    similarity = values(tmp_path / "run", "train/alignment")
+    similarity = curve(tmp_path / "run", "train/alignment")
     assert -0.5 < similarity[0] < 0.5
     assert similarity[-1] > similarity[0] + 0.2
-    losses = values(tmp_path / "run", "train/loss")
-    parts = values(tmp_path / "run", "train/denoising_loss")
+    losses = curve(tmp_path / "run", "train/loss")
+    parts = curve(tmp_path / "run", "train/denoising_loss")
     for loss, part, cosine in zip(losses, parts, similarity, strict=True):
         assert loss == pytest.approx(part + 0.5 * (1 - cosine), rel=1e-5)
     lab.done("sample", "run=run", "num_samples=4", "output=grid")
@@ -289,8 +278,8 @@ def test_an_aligned_run_stops_to_be_aligned_and_says_so(lab, refusal, tmp_path, 
     torch.testing.assert_close(pixels, pixels.round().clamp(0, 255), rtol=0, atol=1e-3)
     assert pixels.min() < 1
     assert pixels.max() > 200
-    assert len(values(tmp_path / "whole", "train/loss")) == 4
-    assert len(values(tmp_path / "whole", "train/alignment")) == 2
+    assert len(curve(tmp_path / "whole", "train/loss")) == 4
+    assert len(curve(tmp_path / "whole", "train/alignment")) == 2
     measured = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
     said = lab.done("evaluate", "run=whole", *measured, "batch_size=8")
     assert "aligned to features of efficientnet_lite0" in said
@@ -304,7 +293,7 @@ def test_latents_that_are_not_cached_are_aligned_to_their_images(lab, tmp_path):
     sentence = lab("train", *REPA, *latents, "run_dir=run")[2]
     assert "first_stage.cache=false" in sentence
     lab.done("train", *REPA, *latents, "first_stage.cache=false", "run_dir=run")
-    assert values(tmp_path / "run", "train/alignment")
+    assert curve(tmp_path / "run", "train/alignment")
 
 
 @pytest.mark.parametrize("network", ["efficientnet_lite0", "classifier"])
@@ -319,11 +308,16 @@ def test_who_judges_by_the_same_features_is_told(network):
 
 
 def test_features_without_places_and_a_network_without_layers_are_refused(monkeypatch):
-    monkeypatch.setattr(Corners, "map_channels", 0)
-    with refused("alignment=efficientnet_lite0", by=ValueError):
-        aligned(denoiser(dit()))
+    with monkeypatch.context() as patch:
+        patch.setattr(Corners, "map_channels", 0)
+        with refused("alignment=efficientnet_lite0", by=ValueError):
+            aligned(denoiser(dit()))
     with refused("alignment=none", by=ValueError):
         chosen_layer(torch.nn.Linear(1, 1), None)
+    for name in ("mlp", "energy"):
+        model = build_model(assembled(f"backbone={name}"), (1, 8, 8), Classes.numbered(3)).denoiser
+        with refused("alignment=none", type(model.backbone).__name__, by=ValueError):
+            aligned(model)
 
 
 @pytest.mark.slow
@@ -334,5 +328,5 @@ def test_a_compiled_network_is_aligned(lab, tmp_path, name):
         run = f"run_dir=compile-{compiled}"
         lab.done("train", *ALIGNED_ALONE, *NETWORKS[name], *chosen, run)
     folders = tmp_path / "compile-true", tmp_path / "compile-false"
-    one, other = (values(folder, "train/alignment") for folder in folders)
+    one, other = (curve(folder, "train/alignment") for folder in folders)
     assert one == pytest.approx(other, rel=1e-3)

@@ -11,7 +11,7 @@ import torch
 from helpers.faults import infinite, spoil_loss
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of, same, summary_of
+from helpers.tiny_runs import FAST, QUICK, TINY_AUTOENCODER, checkpoint_of, same, summary_of
 
 from diffusion_lab.analysis.average import reconstruct
 from diffusion_lab.diffusion.power_average import gamma_of
@@ -21,12 +21,9 @@ from diffusion_lab.training.callbacks import PosthocEMA, weight_averaging
 from diffusion_lab.training.callbacks.weight_averaging import WeightAverage
 from diffusion_lab.training.module import TrainedModule
 
-RUN = [
-    *QUICK,
-    *("optimizer.lr=0.1", "lr_schedule.warmup_images=0", "trainer.max_steps=6"),
-    "callbacks.checkpoint.every_n_steps=2",
-]
-RUN += ["callbacks.weight_averaging.ramp=null", "run_dir=run"]
+RUN = [*QUICK, "optimizer.lr=0.1", "lr_schedule.warmup_images=0", "trainer.max_steps=6"]
+RUN += ["callbacks.checkpoint.every_n_steps=2", "callbacks.weight_averaging.ramp=null"]
+RUN.append("run_dir=run")
 HALF_LIFE = "callbacks.weight_averaging.half_life_images="
 TWO = [*RUN, f"{HALF_LIFE}20", "callbacks.weight_averaging.also=[80]"]
 
@@ -88,10 +85,8 @@ def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, train
     lab.done("train", *TWO, "trainer.max_steps=4")
     other = [f"{HALF_LIFE}80", "callbacks.weight_averaging.also=[20,40]"]
     lab.done("train", "resume=run", "trainer.max_steps=6", *other)
-    whole, again = (
-        checkpoint_of(trained_once("train", *TWO) / "run"),
-        checkpoint_of(tmp_path / "run"),
-    )
+    whole = checkpoint_of(trained_once("train", *TWO) / "run")
+    again = checkpoint_of(tmp_path / "run")
     for half_life in ("20", "80"):
         assert same(again["averages"][half_life], whole["averages"][half_life])
     assert same(again["state_dict"], whole["state_dict"] | whole["averages"]["80"])
@@ -102,8 +97,7 @@ def test_a_resumed_run_may_evaluate_another_of_its_averages(lab, tmp_path, train
 def test_commands_use_the_average_that_is_asked_for(lab, refusal, tmp_path, trained_once):
     run = trained_once("train", *TWO) / "run"
     checkpoint = checkpoint_of(run)
-    states = {"20": checkpoint["averages"]["20"], "trained": checkpoint["current_model_state"]}
-    states["80"] = checkpoint["averages"]["80"]
+    states = checkpoint["averages"] | {"trained": checkpoint["current_model_state"]}
     images = {}
     for name, state in states.items():
         lab.done("export", f"run={run}", f"output={name}", f"average={name}")
@@ -129,7 +123,7 @@ def test_an_average_is_another_way_to_sample(lab, refusal, run_folder):
     assert_names(sentence, "average=trained", "average=500000")
 
 
-SNAPSHOTS = [*QUICK, "optimizer.lr=0.01", "lr_schedule.warmup_images=0", "run_dir=run"]
+SNAPSHOTS = [*QUICK, *FAST, "run_dir=run"]
 SHORT = [*SNAPSHOTS, "trainer.max_steps=8", "callbacks.posthoc_ema.snapshots=4"]
 LONG = [*SNAPSHOTS, "trainer.max_steps=64", "callbacks.posthoc_ema.snapshots=32"]
 
@@ -137,8 +131,7 @@ LONG = [*SNAPSHOTS, "trainer.max_steps=64", "callbacks.posthoc_ema.snapshots=32"
 @pytest.fixture
 def seen(monkeypatch) -> dict[int, dict[str, torch.Tensor]]:
     """The weights of a run's denoiser after each step, as they are trained."""
-    found = {}
-    original = PosthocEMA.on_train_batch_end
+    found, original = {}, PosthocEMA.on_train_batch_end
 
     def look(self, trainer, pl_module, *rest):
         original(self, trainer, pl_module, *rest)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.compositions import assembled
-from helpers.seen_images import seen
-from helpers.tiny_runs import QUICK, TINY, summary_of
+from helpers.seen_images import SEEN, seen
+from helpers.tiny_runs import EVALUATED, FAST, QUICK, TINY, summary_of
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
@@ -62,10 +62,10 @@ def test_a_picture_of_many_classes_has_rows_of_some(classes, columns, shape, sai
 
 @pytest.mark.slow
 def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_path):
-    renamed = ["callbacks.evaluation=null", "~callbacks.sample_grid"]
+    renamed = ["callbacks.evaluation=null", "~callbacks.sample_grid", "logger=none"]
     ours = "_target_:diffusion_lab.training.callbacks"
-    renamed += [f"+callbacks.mine={{{ours}.SampleEvaluation,seed:5}}"]
-    renamed += [f"+callbacks.pictures={{{ours}.SampleGrid}}", "logger=none"]
+    renamed.append(f"+callbacks.mine={{{ours}.SampleEvaluation,seed:5}}")
+    renamed.append(f"+callbacks.pictures={{{ours}.SampleGrid}}")
     for seed in range(2):
         lab.done("train", *TINY, *renamed, f"seed={seed}", f"run_dir=run{seed}")
     summary = summary_of(tmp_path / "run0")
@@ -81,10 +81,8 @@ def test_runs_with_callbacks_by_other_names_are_measured_and_compared(lab, tmp_p
 
 @pytest.mark.long
 def test_samples_in_other_numbers_of_steps_are_measured_at_the_end(lab, tmp_path):
-    also = [each for each in QUICK if each != "callbacks.evaluation=null"]
-    also += ["callbacks.evaluation.also_steps=[5]"]
-    also += ["optimizer.lr=1e-2", "lr_schedule.warmup_images=0", "callbacks.weight_averaging=null"]
-    lab.done("train", *also, "run_dir=run")
+    also = [*FAST, "callbacks.evaluation.also_steps=[5]", "callbacks.weight_averaging=null"]
+    lab.done("train", *EVALUATED, *also, "run_dir=run")
     summary = summary_of(tmp_path / "run")
     (record,) = summary["at_other_steps"]
     assert summary["sampling"]["sampler"]["steps"] == 3
@@ -115,15 +113,11 @@ def test_a_strip_goes_from_noise_to_the_sample():
     assert torch.equal(noisy[:, -1], samples)
     assert torch.equal(estimates[:, -1], samples)
     noise = SampleNoise(5, ids, "cpu")((1, 8, 8))
-    levels, denoise = (
-        pipeline.sampler.levels(pipeline.schedule),
-        pipeline.bound(pipeline.labels(ids)),
-    )
+    sampler, schedule = pipeline.sampler, pipeline.schedule
+    levels, denoise = sampler.levels(schedule), pipeline.bound(pipeline.labels(ids))
     with torch.inference_mode():
         states = [levels[0].sigma * noise]
-        states += pipeline.sampler.walk(
-            denoise, states[0], levels, pipeline.schedule, torch.randn_like
-        )
+        states += sampler.walk(denoise, states[0], levels, schedule, torch.randn_like)
         for column, step in enumerate((0, 2, 5, 7)):  # of the eight calls
             here = levels[step]
             unit = states[step] / (here.alpha**2 + here.sigma**2).sqrt()
@@ -136,11 +130,8 @@ def test_a_strip_of_few_calls_is_short():
 
 
 def test_a_strip_is_drawn_beside_the_samples(finished_run):
-    assert {path.name for path in (finished_run / "samples").iterdir()} == {
-        "denoising_0000004.png",
-        "step_0000002.png",
-        "step_0000004.png",
-    }
+    pictures = {"denoising_0000004.png", "step_0000002.png", "step_0000004.png"}
+    assert {path.name for path in (finished_run / "samples").iterdir()} == pictures
     with Image.open(finished_run / "samples/denoising_0000004.png") as strip:
         cells = 2 + 4 * (8 + 2), 2 + 8 * (8 + 2)  # three calls and the sample; two rows of each
         assert strip.size == (2 * cells[0], 2 * cells[1])
@@ -155,19 +146,14 @@ def test_points_in_the_plane_have_no_strip(lab, tmp_path):
 
 @pytest.mark.slow
 def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
-    profiled = [
-        "+callbacks.operator_profile={_target_:diffusion_lab.training.callbacks.OperatorProfile}",
-        "micro_batch_size=4",
-    ]
-    profiled += ["+callbacks.operator_profile.skip=1", "+callbacks.operator_profile.steps=2"]
+    profile = "_target_:diffusion_lab.training.callbacks.OperatorProfile,skip:1,steps:2"
+    profiled = [f"+callbacks.operator_profile={{{profile}}}", "micro_batch_size=4"]
     err = lab.done("train", *QUICK, *profiled, "run_dir=run")
     folder = tmp_path / "run/profile"
     events = json.loads((folder / "trace_rank0.json").read_text())["traceEvents"]
-    names = [event["name"] for event in events]
-    assert sorted({name for name in names if name.startswith("ProfilerStep")}) == [
-        "ProfilerStep#2",
-        "ProfilerStep#3",
-    ]
+    names = {event["name"] for event in events}
+    steps = {name for name in names if name.startswith("ProfilerStep")}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3"}
     assert "aten::addmm" in names
     table = (folder / "operators_rank0.md").read_text().splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
@@ -178,9 +164,6 @@ def test_a_profile_has_a_trace_and_the_operators(lab, tmp_path):
     calls = {name.strip("`"): float(count) for name, count, _, _ in rows}
     assert calls["Optimizer.step#AdamW.step"] == 1
     assert "aten::addmm" in err
-
-
-SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.seen.folder=seen"]
 
 
 @pytest.mark.long
@@ -197,15 +180,17 @@ def test_overfitting_takes_the_same_images_in_every_step(lab, tmp_path):
 
 @pytest.mark.slow
 def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
-    common = [each for each in TINY if each != "+debug=fast"]
+    common = [*(each for each in TINY if each != "+debug=fast"), "logger=none"]
     common += ["sampler.steps=3", "metrics.num_samples=16", "metrics.reference_size=64"]
+    summaries = []
     for name in ("profile", "limit"):
-        lab.done("train", *common, f"+debug={name}", "logger=none", f"run_dir={name}")
-    summaries = {name: summary_of(tmp_path / name) for name in ("profile", "limit")}
+        lab.done("train", *common, f"+debug={name}", f"run_dir={name}")
+        summaries.append(summary_of(tmp_path / name))
+    profiled, limited = summaries
     assert (tmp_path / "profile/profile/trace_rank0.json").exists()
-    assert not any(key.startswith("fid") for key in summaries["profile"]["metrics"])
-    assert any(key.startswith("fid/") for key in summaries["limit"]["metrics"])
-    assert summaries["limit"]["images_seen"] == 5 * 128
+    assert not any(key.startswith("fid") for key in profiled["metrics"])
+    assert any(key.startswith("fid/") for key in limited["metrics"])
+    assert limited["images_seen"] == 5 * 128
 
 
 # ----------------------------------------------------------------------------------------------
@@ -219,15 +204,10 @@ def test_the_precision_of_products_is_set_for_a_run_and_kept(lab, tmp_path):
         chosen = [f"matmul_precision={precision}", f"run_dir=of_{precision}", "trainer.max_steps=1"]
         lab.done("train", *QUICK, *chosen)
         assert float32_precision() == before
-        summary = json.loads((tmp_path / f"of_{precision}/summary.json").read_text())
-        facts = {key: summary[key] for key in before}
-        if precision == "null":
-            assert facts == before
-        else:
-            assert facts == {
-                "matmul_precision": precision,
-                "convolutions_in_tf32": precision != "highest",
-            }
+        summary = summary_of(tmp_path / f"of_{precision}")
+        tf32 = {"matmul_precision": precision, "convolutions_in_tf32": precision != "highest"}
+        expected = before if precision == "null" else tf32
+        assert {key: summary[key] for key in before} == expected
 
 
 def test_features_are_in_float32_whatever_a_run_has_chosen():

@@ -7,18 +7,35 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.logged import by_step, without_times
+from helpers.logged import (
+    DRAWING,
+    ROWS,
+    assert_same_picture,
+    assert_same_rows,
+    by_step,
+    once_each,
+    without_times,
+)
 from helpers.paths import ROOT
 from helpers.tiny_runs import TINY, summary_of
 from omegaconf import OmegaConf
-from PIL import Image
 
 from diffusion_lab.training.logger.dashboards import local_store
 
-RESUMED = ["trainer.max_steps=8", "trainer.log_every_n_steps=3", "validate_every_n_steps=4"]
-RESUMED += ["callbacks.checkpoint.every_n_steps=2", "callbacks.sample_grid.every_n_steps=2"]
-COMMAND = ["train", *TINY, *RESUMED, "callbacks.evaluation=null", "run_dir=outputs/net/run"]
+COMMAND = ["train", *DRAWING, *ROWS, "run_dir=outputs/net/run"]
 PICTURES = [("denoising", 10), *(("samples", step) for step in (2, 4, 6, 8, 10))]
+
+
+# a program that logs a run of the name that it is given
+OPENING = """
+import sys
+from pathlib import Path
+from diffusion_lab.training.logger import Clock, MLflow
+logger = MLflow(Path(sys.argv[1]), Clock(8), {"name": "x"}, 0, run_id=sys.argv[1])
+print(logger.start())
+logger.log_metrics({"train/loss": 1.0}, 1)
+logger.finish({"steps": 1, "finished": True})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +59,14 @@ def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
     assert run.info.run_name == "fashion_mnist_dit/run"
     assert run.data.tags["diffusion_lab.run_id"] == saved.logger.mlflow.run_id
     assert run.data.tags["tags"] == "first, cpu"
-    steps: dict[int, dict[str, float]] = {}
-    for name in run.data.metrics:
-        for metric in client.get_metric_history(run.info.run_id, name):
-            row = steps.setdefault(metric.step, {})
-            assert name not in row, f"{name} is there twice at step {metric.step}"
-            row[name] = metric.value
-    summary = summary_of(folder)
-    assert steps[10]["summary/parameters"] == summary["parameters"]
-    expected = by_step(folder)
-    for step, row in steps.items():
-        own = {name: v for name, v in row.items() if not name.startswith("summary/")}
-        # the last step of the first half was logged, but is not in a checkpoint
-        assert without_times(own) == pytest.approx(expected[step], rel=1e-6)
-    assert steps.keys() == expected.keys()
+    # the last step of the first half was logged, but is not in a checkpoint
+    steps = once_each(
+        (name, metric.step, metric.value)
+        for name in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, name)
+    )
+    assert_same_rows(steps, folder)
+    assert steps[10]["summary/parameters"] == summary_of(folder)["parameters"]
     parameters = run.data.params
     assert parameters["backbone.width"] == "32"
     assert parameters["choices.backbone"] == "dit"
@@ -66,11 +77,7 @@ def test_an_mlflow_run_continues_when_it_is_resumed_and_has_its_pictures(
     assert sorted((name, int(step)) for name, step in drawn) == PICTURES
     (path,) = [path for path in pictures if "+step+6+" in path]
     local = client.download_artifacts(run.info.run_id, path, str(tmp_path))
-    with (
-        Image.open(local) as logged,
-        Image.open(folder / "samples/step_0000006.png") as kept,
-    ):
-        assert logged.convert("RGB").tobytes() == kept.convert("RGB").tobytes()
+    assert_same_picture(Path(local), folder / "samples/step_0000006.png")
 
 
 @pytest.mark.slow
@@ -83,26 +90,10 @@ def test_a_server_that_is_away_does_not_hold_training_up(lab, tmp_path, mlflow):
 
 @pytest.mark.slow
 def test_several_runs_may_open_a_new_database_at_once(tmp_path, mlflow):
-    code = (
-        "from pathlib import Path\n"
-        "from diffusion_lab.training.logger import Clock, MLflow\n"
-        "import sys\n"
-        "logger = MLflow(Path(sys.argv[1]), Clock(8), {'name': 'x'}, 0, run_id=sys.argv[1])\n"
-        "print(logger.start())\n"
-        "logger.log_metrics({'train/loss': 1.0}, 1)\n"
-        "logger.finish({'steps': 1, 'finished': True})\n"
-    )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, name],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-        )
-        for name in ("a", "b", "c")
-    ]
+    pipes = {"cwd": tmp_path, "env": environment, "text": True, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", OPENING]
+    runs = [subprocess.Popen([*command, name], **pipes) for name in ("a", "b", "c")]
     for run in runs:
         assert "mlflow server" in run.communicate()[0]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow/mlflow.db")
@@ -135,9 +126,8 @@ def test_a_trackio_run_continues_when_it_is_resumed_and_has_its_pictures(
     expected = by_step(folder)
     for step, values in steps.items():
         own = {key: value for key, value in values.items() if not key.startswith(("grids", "summ"))}
-        assert without_times(own) == pytest.approx(
-            expected.get(step, {"images": 8 * step}), rel=1e-6
-        )
+        row = expected.get(step, {"images": 8 * step})
+        assert without_times(own) == pytest.approx(row, rel=1e-6)
     assert steps.keys() >= expected.keys()
     assert steps[10]["summary/parameters"] == summary_of(folder)["parameters"]
     config = SQLiteStorage.get_run_config(project, name)

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.commands import run_alone
-from helpers.faults import spoil_loss
+from helpers.faults import nan, spoil_loss
 from helpers.refusals import assert_names, refused, sentence_of
 from helpers.tiny_runs import (
     FAMILIES,
+    FAST,
     PLAIN,
     TINY_AUTOENCODER,
     rows,
@@ -30,7 +31,7 @@ from diffusion_lab.training.callbacks import Collapse
 from diffusion_lab.training.tuned import has_diverged
 
 DATA = ["data.source._target_=helpers.tiny_data.TinyData", "data.validation_size=20"]
-COMMON = [*PLAIN, "optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
+COMMON = [*PLAIN, *FAST]
 QUIET = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
 MODULES = {"gan": GANModule, "autoregressive": AutoregressiveModule}
 SHOWN = {"autoregressive": "bits_per_code", "gan": "discriminator_loss"}
@@ -106,7 +107,7 @@ def test_the_codes_of_an_fsq_stage_are_learned_and_drawn(lab, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_that_are_not_finite_end_a_run_with_a_sentence(lab, tmp_path, monkeypatch, family):
     tiny_first_stage(tmp_path / "stage", "vq")
-    spoil_loss(monkeypatch, {2, 3}, lambda loss: loss * math.nan, MODULES[family])
+    spoil_loss(monkeypatch, {2, 3}, nan, MODULES[family])
     watch = ["callbacks.non_finite.patience=2"]
     err = lab.done("train", *COMMON, *FAMILIES[family], *QUIET, *watch, "run_dir=run", code=2)
     assert_names(sentence_of(err), "step 3", "non_finite")

@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
 import wandb
-from helpers.paths import ROOT
+from helpers.paths import ROOT, TESTS
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import QUICK, TINY, summary_of
+from helpers.tiny_runs import QUICK, TINY, steps_of, summary_of
 from torch._inductor.exc import InvalidCxxCompiler
 
 from diffusion_lab.common.files import write_atomically
@@ -23,7 +22,7 @@ from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.callbacks import SampleGrid
 from diffusion_lab.training.train import explaining_failures
 
-HOME = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "WANDB_MODE": "offline"}
+HOME = {"PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "WANDB_MODE": "offline"}
 
 
 def run(folder, *arguments):
@@ -86,8 +85,7 @@ def test_a_w_and_b_process_that_is_killed_does_not_hold_training_up(tmp_path):
     assert "killed 1 service" in done
     assert "run/summary.json" in done
     assert time.monotonic() - start < 90
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert {1, 2, 3, 4} <= set(steps)
+    assert {1, 2, 3, 4} <= set(steps_of(tmp_path / "run", "step"))
 
 
 def test_a_picture_that_cannot_be_written_ends_the_run_with_a_sentence(refusal, monkeypatch):
@@ -133,7 +131,7 @@ def test_a_rank_that_does_not_answer_is_not_waited_for_without_end(tmp_path):
     silent = [DYING, "+callbacks.dying.how=silent"]
     every = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=1000", "run_dir=run"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = str(ROOT / "tests/helpers/impatient.py")
+    program = str(TESTS / "helpers/impatient.py")
     command = [sys.executable, "-m", *torchrun, program, "train", *QUICK, *silent, *every]
     pipes = {"capture_output": True, "text": True, "timeout": 200}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | HOME, check=False, **pipes)
@@ -169,12 +167,9 @@ DIVERGING = "guidance.scale=1e300"  # infinite as float32
 BAD = "samples are not finite"
 
 
-def records(folder: Path) -> list[Path]:
-    return [*folder.glob("evaluations/*"), *folder.glob("samples/ddim*"), *folder.glob("sweeps/*")]
-
-
-def test_a_sweep_leaves_out_the_settings_that_draw_them(lab, run_folder):
-    code, out, err = lab("sample-sweep", f"run={run_folder}", "guidance.scale=1,1e300", "json=true")
+@pytest.mark.usefixtures("run_folder")
+def test_a_sweep_leaves_out_the_settings_that_draw_them(lab):
+    code, out, err = lab("sample-sweep", "run=run", "guidance.scale=1,1e300", "json=true")
     assert code == 0, err
     assert_names(err, BAD, "guidance.scale=1e+300")
     assert [row["guidance.scale"] for row in json.loads(out)["rows"]] == ["1"]

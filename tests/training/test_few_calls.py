@@ -5,7 +5,7 @@ import torch
 from helpers.compositions import composed
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, rows
+from helpers.tiny_runs import FAST, FEW_CALLS, QUICK, curve
 from omegaconf import OmegaConf
 
 from diffusion_lab import runs
@@ -80,17 +80,8 @@ def test_jumps_are_nearer_to_the_data_than_as_many_steps_of_flow_matching():
     assert distance(steep, FlowMap(1, UniformGrid(0.0))) > 2 * found["mean_flow", 1]
 
 
-PLAIN = [*QUICK, "optimizer.lr=0.01", "lr_schedule.warmup_images=0"]
-OBJECTIVES = {
-    "mean_flow": ["objective=mean_flow", "objective.loss.guidance=1.5"],
-    "shortcut": ["objective=shortcut"],
-    "improved_mean_flow": ["objective=improved_mean_flow", "objective.loss.guidance=8"],
-    "alpha_flow": ["objective=alpha_flow", "objective.loss.end_images=24"],
-    "lagrangian": ["objective=lagrangian"],
-    "scm": ["objective=scm", "schedule=cosine"],
-    "ect": ["objective=ect", "schedule=edm", "objective.loss.stage_images=16"],
-}
-JUMPS = "diffusion_lab.diffusion.objective.loss."
+PLAIN = [*QUICK, *FAST]
+OBJECTIVES = FEW_CALLS | {"ect": [*FEW_CALLS["ect"], "objective.loss.stage_images=16"]}
 
 
 @pytest.mark.long
@@ -105,7 +96,7 @@ def test_a_run_is_sampled_by_its_own_sampler(lab, tmp_path, name):
 @pytest.mark.parametrize("command", ["likelihood", "encode"])
 def test_a_solver_of_the_mean_is_refused_for_a_model_of_samples(refusal, run_folder, command):
     saved = OmegaConf.load(run_folder / "config.yaml")
-    saved.objective.loss = {"_target_": JUMPS + "Consistency"}
+    saved.objective.loss = {"_target_": "diffusion_lab.diffusion.objective.loss.Consistency"}
     OmegaConf.save(saved, run_folder / "config.yaml")
     before = set(run_folder.rglob("*"))
     assert_names(refusal(command, "run=run", "device=cpu"), "consistency", "another objective")
@@ -148,12 +139,9 @@ def test_jumps_that_a_shortcut_model_never_made_are_named(lab):
 def test_bf16_trains_close_to_float32(lab, tmp_path, name):
     losses = []
     for precision in ("32-true", "bf16-mixed"):
-        run = ["optimizer.lr=1e-3", f"trainer.precision={precision}", f"run_dir={precision}"]
-        common = [word for word in PLAIN if not word.startswith("optimizer.lr")]
-        lab.done("train", *common, *OBJECTIVES[name], *run)
-        losses.append(
-            [row["train/loss"] for row in rows(tmp_path / precision) if "train/loss" in row]
-        )
+        run = [f"trainer.precision={precision}", f"run_dir={precision}"]
+        lab.done("train", *QUICK, "optimizer.lr=1e-3", FAST[1], *OBJECTIVES[name], *run)
+        losses.append(curve(tmp_path / precision, "train/loss"))
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
@@ -162,7 +150,6 @@ PLANE += ["backbone.width=16", "callbacks.sample_grid=null", "batch_size=32"]
 ENERGY = [each for each in PLANE if not each.startswith("backbone")]
 ENERGY += ["backbone=energy", "backbone.network.width=16"]
 EXACT = "objective/loss=exact_score_matching"
-ZERO_SNR = ["schedule=zero_terminal_snr", "denoiser.clip=null"]
 
 
 @pytest.mark.long
@@ -186,8 +173,7 @@ def test_training_learns_the_score_that_denoising_learns(lab, tmp_path):
     for loss in ("denoising", "sliced_score_matching", "exact_score_matching"):
         chosen = [f"objective/loss={loss}", f"run_dir={loss}"]
         lab.done("train", *PLANE, *learning, *chosen)
-        losses = [row["test/loss"] for row in rows(tmp_path / loss) if "test/loss" in row]
-        last[loss] = losses[-1]
+        last[loss] = curve(tmp_path / loss, "test/loss")[-1]
     assert last["denoising"] < 0.75  # 1 without training; 0.49 for the exact score
     assert last["exact_score_matching"] == pytest.approx(last["denoising"], abs=0.06)
     assert last["sliced_score_matching"] == pytest.approx(last["denoising"], abs=0.08)

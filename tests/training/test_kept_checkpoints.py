@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import QUICK
+from helpers.tiny_runs import QUICK, checkpoint_of, curve, steps_of
 from torch.utils._pytree import tree_leaves
 
 from diffusion_lab.common.files import read_rows
@@ -31,23 +31,16 @@ def steps_in(folder):
     return [torch.load(path, weights_only=True)["global_step"] for path in paths]
 
 
-def losses_of(folder):
-    """The validation loss by step."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
-
-
 def test_milestones_and_the_best_by_validation_loss_are_kept_beside_the_last_two(trained_once):
     run = trained_once("train", *BEST) / "run"
-    losses = losses_of(run)
+    losses = dict(zip(steps_of(run, "val/loss"), curve(run, "val/loss"), strict=True))
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     best = sorted(losses, key=losses.__getitem__)[:2]
     assert {*best} != {3, 6}, "the milestones"
     assert steps_in(run) == sorted({3, 6, *best})
     assert checkpoints.ranked(run, "val/loss") == {step: losses[step] for step in best}
-    newest = torch.load(run / checkpoints.LAST, weights_only=True)["global_step"]
-    before = torch.load(run / checkpoints.PREVIOUS, weights_only=True)["global_step"]
-    assert (newest, before) == (6, 4)
+    newest, before = (checkpoint_of(run, name) for name in ("last", "previous"))
+    assert (newest["global_step"], before["global_step"]) == (6, 4)
 
 
 @pytest.mark.long

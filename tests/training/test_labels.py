@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers.compositions import assembled
 from helpers.picture_files import archive, folder, numbered
 from helpers.tiny_runs import TINY
@@ -27,6 +26,7 @@ SHADES = [
     "data.source._target_=helpers.tiny_data.TinyShades",
     *("logger=none", "conditioning=numeric_label", "run_dir=run"),
 ]
+UNWATCHED = [f"callbacks.{each}=null" for each in ("evaluation", "sample_grid", "denoising")]
 GREYS = numbered(120, "{:03}.png")
 
 
@@ -46,9 +46,8 @@ def test_a_run_on_a_csv_is_sampled_and_resumed_from_its_folder(lab, refusal, tmp
     write_csv(tmp_path / "photos/labels.csv", ("file", "grey"), *greys)
     data = ["data=image_folder", "data.source.path=photos", "data.source.label_file=labels.csv"]
     lab.done(*QUICK, *data, "guidance=classifier_free")
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert saved["data"]["source"]["label_size"] == 1
-    assert saved["data"]["source"]["classes"] == []
+    saved = runs.load_config(tmp_path / "run").data.source
+    assert (saved.label_size, saved.classes) == (1, [])
     shutil.move(tmp_path / "photos", tmp_path / "gone")
     assert sampled(lab, "run=run", "labels=0.3").tolist() == [pytest.approx([0.3])] * 4
     given = sampled(lab, "run=run", "labels=[1,2.5,7]")
@@ -117,14 +116,12 @@ def test_every_network_hears_numbers_and_captions(name, conditioning, kind, labe
 
 @pytest.mark.long
 def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab, tmp_path):
-    network = ["backbone=mlp", "backbone.width=32", "trainer.max_steps=1"]
-    network += [f"callbacks.{each}=null" for each in ("evaluation", "sample_grid", "denoising")]
+    network = ["backbone=mlp", "backbone.width=32", "trainer.max_steps=1", *UNWATCHED]
     lab.done(*SHADES, *network)
     # half as many validation images leave other training images, of another mean
-    others = ["init_from=run", "run_dir=new", "data.validation_size=100"]
-    lab.done(*SHADES, *network, *others)
-    wider = [*others[:1], "run_dir=wide", others[-1], "backbone.width=48"]
-    lab.done(*SHADES, *network, *wider)
+    others = ["init_from=run", "data.validation_size=100"]
+    lab.done(*SHADES, *network, *others, "run_dir=new")
+    lab.done(*SHADES, *network, *others, "run_dir=wide", "backbone.width=48")
     first, second, third = (
         runs.load(tmp_path / name)[1].denoiser.conditioning.labels
         for name in ("run", "new", "wide")
@@ -141,9 +138,8 @@ def test_weights_of_another_run_bring_the_scale_that_they_learned_numbers_in(lab
 def test_samples_follow_the_number_that_is_asked_for(lab, tmp_path):
     settings = [a for a in SHADES if not a.startswith("+debug")]
     network = ["backbone=mlp", "backbone.width=128", "backbone.depth=2", "batch_size=64"]
-    quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
     steps = ["trainer.max_steps=1500", "optimizer.lr=1e-3"]
-    lab.done(*settings, *network, *quiet, *steps, "callbacks.denoising=null")
+    lab.done(*settings, *network, *UNWATCHED, *steps)
     for scale in (1, 1.5):
         guided = "guidance=classifier_free" if scale > 1 else "guidance=none"
         command = ["run=run", "num_samples=150", "labels=[6,12,20]", guided]
@@ -156,8 +152,8 @@ def test_samples_follow_the_number_that_is_asked_for(lab, tmp_path):
 NAMES = FashionMNIST.class_names
 CAPTIONED = [
     "train",
-    *(a for a in TINY if not a.startswith("data.")),
-    *("callbacks.evaluation=null", "logger=none", "conditioning=caption", "run_dir=run"),
+    *NETWORK,
+    *("logger=none", "conditioning=caption", "run_dir=run"),
     *("data=image_folder", "data.source.path=photos", "data.source.label_file=captions.csv"),
 ]
 
@@ -180,8 +176,7 @@ def captions_of_samples(lab, *arguments) -> list[str]:
 def test_a_run_is_sampled_by_sentences_where_its_images_are_gone(lab, refusal, photos, tmp_path):
     pictures = ["callbacks.sample_grid=null", "callbacks.denoising=null"]
     lab.done(*CAPTIONED, *pictures, "guidance=classifier_free")
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert saved["data"]["source"]["label_size"] == "text"
+    assert runs.load_config(tmp_path / "run").data.source.label_size == "text"
     shutil.move(photos, tmp_path / "gone")
     given = captions_of_samples(lab, "run=run", 'labels=["Ankle boot, new","a"]')
     assert given == ["Ankle boot, new", "a"] * 2

@@ -1,23 +1,27 @@
 """Loggers beside W&B: what they have is what metrics.jsonl has, also after a resume."""
 
 import importlib
-import io
 import math
 import signal
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import wandb
 import yaml
 from helpers.faults import Killed, killed_within
-from helpers.logged import by_step, is_known, without_times
+from helpers.logged import (
+    DRAWING,
+    ROWS,
+    assert_same_picture,
+    assert_same_rows,
+    by_step,
+    once_each,
+)
 from helpers.pairs import first_fast
 from helpers.refusals import assert_names
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER, summary_of, wandb_runs
+from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, summary_of, wandb_runs
 from omegaconf import OmegaConf
-from PIL import Image
 
 from diffusion_lab.assembly.config_keys import flat
 from diffusion_lab.cli.training_job import joined
@@ -25,12 +29,7 @@ from diffusion_lab.common import messages
 from diffusion_lab.training import train
 from diffusion_lab.training.logger import Clock, TensorBoard
 
-SHORT = [*TINY, "callbacks.evaluation=null", "run_dir=run"]
-PICTURES = ["callbacks.sample_grid.every_n_steps=2"]
-# a row covers three steps; checkpoints are written inside a row and at a validation
-RESUMED = [*SHORT, "trainer.max_steps=8", "trainer.log_every_n_steps=3", *PICTURES]
-RESUMED += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
-SUMMARY = "summary/"
+RESUMED = ["train", *DRAWING, *ROWS, "run_dir=run", "logger=tensorboard"]
 
 
 class Events:
@@ -44,13 +43,11 @@ class Events:
 
     def scalars(self) -> dict[int, dict[str, float]]:
         """The values by step, float32; asserts that there is one of each name."""
-        steps: dict[int, dict[str, float]] = {}
-        for name in self.found.Tags()["scalars"]:
-            for event in self.found.Scalars(name):
-                row = steps.setdefault(event.step, {})
-                assert name not in row, f"{name} is there twice at step {event.step}"
-                row[name] = event.value
-        return steps
+        return once_each(
+            (name, event.step, event.value)
+            for name in self.found.Tags()["scalars"]
+            for event in self.found.Scalars(name)
+        )
 
     def pictures(self, name: str) -> dict[int, bytes]:
         found = [(event.step, event.encoded_image_string) for event in self.found.Images(name)]
@@ -65,31 +62,11 @@ class Events:
         return {key: getattr(v, v.WhichOneof("kind")) for key, v in values.items()}
 
 
-def assert_same_rows(found: dict[int, dict[str, float]], folder: Path) -> None:
-    """Checks that a logger has the names, steps and values of metrics.jsonl, as float32."""
-    metrics = {}
-    for step, row in found.items():
-        own = {name: value for name, value in row.items() if not name.startswith(SUMMARY)}
-        assert [name for name in own if not is_known(name)] == []
-        metrics[step] = own
-    assert metrics.keys() == by_step(folder).keys()
-    for step, expected in by_step(folder).items():
-        assert without_times(metrics[step]) == pytest.approx(expected, rel=1e-6)
-        assert metrics[step]["seconds"] > 0
-
-
-def assert_same_picture(content: bytes | Path, path: Path) -> None:
-    given = io.BytesIO(content) if isinstance(content, bytes) else content
-    with Image.open(given) as ours, Image.open(path) as kept:
-        assert (np.asarray(ours.convert("RGB")) == np.asarray(kept.convert("RGB"))).all()
-
-
 @pytest.fixture(scope="module")
 def logged(trained_once) -> Path:
     """A run with two loggers at once."""
     pytest.importorskip("tensorboard")
-    several = ["logger=[wandb,tensorboard]", *PICTURES]
-    return trained_once("train", *SHORT, *several) / "run"
+    return trained_once("train", *DRAWING, "run_dir=run", "logger=[wandb,tensorboard]") / "run"
 
 
 @pytest.mark.long
@@ -110,9 +87,8 @@ def test_tensorboard_has_the_rows_and_pictures_of_a_run(logged):
     (strip,) = events.pictures("grids/denoising").values()
     assert_same_picture(strip, logged / "samples/denoising_0000004.png")
     summary = summary_of(logged)
-    last = events.scalars()[4]
-    assert last["summary/parameters"] == summary["parameters"]
-    assert last["summary/macs"] == summary["macs"]
+    for fact in ("parameters", "macs"):
+        assert events.scalars()[4][f"summary/{fact}"] == summary[fact]
 
 
 def test_tensorboard_has_the_settings_of_a_run(logged):
@@ -130,9 +106,8 @@ def test_tensorboard_has_the_settings_of_a_run(logged):
 @pytest.mark.parametrize("step", first_fast([4, 5, 6]))
 def test_a_resumed_run_is_as_an_unbroken_one(lab, tmp_path, killed_at_step, trained_once, step):
     pytest.importorskip("tensorboard")
-    command = ["train", *RESUMED, "logger=tensorboard"]
-    whole = trained_once(*command) / "run"
-    killed_at_step(step, *command)
+    whole = trained_once(*RESUMED) / "run"
+    killed_at_step(step, *RESUMED)
     lab.done("train", "resume=run")
     events, folder = Events(tmp_path / "run"), tmp_path / "run"
     assert by_step(folder) == by_step(whole)
@@ -149,11 +124,10 @@ def test_a_run_that_is_killed_in_its_last_evaluation_has_nothing_twice(lab, tmp_
         finish(prepared)
         raise Killed
 
-    command = ["train", *RESUMED, "logger=tensorboard"]
     with monkeypatch.context() as patch:
         patch.setattr(train, "finish", killed)
         with pytest.raises(Killed):
-            lab(*command)
+            lab(*RESUMED)
     lab.done("train", "resume=run")
     found = Events(tmp_path / "run").scalars()
     assert_same_rows(found, tmp_path / "run")
@@ -191,8 +165,7 @@ def test_loggers_that_fail_are_left_alone(lab, tmp_path, monkeypatch):
     full, gone = OSError("no space left"), wandb.errors.CommError("the server is gone")
     monkeypatch.setattr(SummaryWriter, "add_scalar", Mock(side_effect=full))
     monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", Mock(side_effect=gone))
-    without = ["callbacks.sample_grid=null", "callbacks.denoising=null"]
-    err = lab.done("train", *SHORT, *without, "logger=[wandb,tensorboard]")
+    err = lab.done("train", *QUICK, "logger=[wandb,tensorboard]", "run_dir=run")
     assert err.count("no space left") == err.count("the server is gone") == 1
     assert summary_of(tmp_path / "run")["finished"] is True
     assert wandb.run is None  # else the next run of a sweep would write into it
@@ -206,7 +179,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
         raise ImportError(package)
 
     monkeypatch.setattr(messages, "import_module", missing)
-    sentence = refusal("train", *SHORT, f"logger={name}")
+    sentence = refusal("train", *QUICK, f"logger={name}", "run_dir=run")
     assert_names(sentence, f"logger.{name}", f"pip install 'diffusion-lab[{name}]'")
     assert not (tmp_path / "run").exists()
 
@@ -215,8 +188,8 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(
 def test_an_autoencoder_logs_its_reconstructions(lab, tmp_path):
     pytest.importorskip("tensorboard")
     quick = [each for each in TINY_AUTOENCODER if each != "logger=none"]
-    command = ["logger=tensorboard", "callbacks.evaluation=null", "run_dir=run", *PICTURES]
-    lab.done("train-autoencoder", *quick, *command)
+    pictures = ["callbacks.evaluation=null", "callbacks.sample_grid.every_n_steps=2"]
+    lab.done("train-autoencoder", *quick, *pictures, "logger=tensorboard", "run_dir=run")
     assert list(Events(tmp_path / "run").pictures("grids/reconstructions")) == [2, 4]
 
 

@@ -12,7 +12,15 @@ import torch
 from helpers.faults import infinite, nan, spoil_loss, steep
 from helpers.pairs import each_once
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY_AUTOENCODER, checkpoint_of, rows, same, summary_of
+from helpers.tiny_runs import (
+    QUICK,
+    TINY_AUTOENCODER,
+    checkpoint_of,
+    curve,
+    same,
+    steps_of,
+    summary_of,
+)
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -52,9 +60,8 @@ def test_a_skipped_step_leaves_no_trace(lab, tmp_path, monkeypatch, kind, extra)
         assert same(state, after["optimizer_states"][0]["state"][key])
     summary = summary_of(tmp_path / "run")
     assert (summary["steps"], summary["skipped_steps"]) == (3, 1)
-    found = rows(tmp_path / "run")
-    assert [row["step"] for row in found if "train/loss" in row] == [1, 2]
-    assert [row["train/skipped_steps"] for row in found if "train/skipped_steps" in row] == [1]
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert curve(tmp_path / "run", "train/skipped_steps") == [1]
 
 
 def test_an_autoencoder_and_its_codebook_are_left_alone(lab, tmp_path, monkeypatch):
@@ -126,8 +133,7 @@ def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
     arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
     arguments += ["callbacks.non_finite.max_rollbacks=2", "trainer.max_steps=20", "run_dir=run"]
     assert "step 13" in refusal("train", *QUICK, *arguments)
-    steps = {row["step"] for row in rows(tmp_path / "run") if "train/loss" in row}
-    assert steps == {1, 2, 3, 6, 7, 10, 11}
+    assert set(steps_of(tmp_path / "run")) == {1, 2, 3, 6, 7, 10, 11}
     state = checkpoint_of(tmp_path / "run")
     assert state["callbacks"]["NonFinite"]["rollbacks"] == 2
     assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
@@ -169,10 +175,8 @@ def test_a_row_of_bad_steps_ends_all_ranks_with_one_sentence(lab, tmp_path):
     err = lab.done("train", *arguments, "callbacks.checkpoint.every_n_steps=1", code=2)
     assert "Traceback" not in err
     assert err.count("step 4") == 1
-    assert {path.name for path in (tmp_path / "run/non_finite").iterdir()} == {
-        "step_0000004_rank0.pt",
-        "step_0000004_rank1.pt",
-    }
+    kept = {path.name for path in (tmp_path / "run/non_finite").iterdir()}
+    assert kept == {f"step_0000004_rank{rank}.pt" for rank in range(2)}
 
 
 class Line(TrainedModule):
@@ -221,8 +225,7 @@ def fit_with_scaler(folder, from_step=None, bad_step=3):
     )
     factors = torch.ones(4)
     factors[bad_step - 1] = torch.inf
-    if from_step:
-        factors = factors[from_step:]
+    factors = factors[from_step or 0 :]
     checkpoint = folder / f"{from_step}.ckpt" if from_step else None
     loader = torch.utils.data.DataLoader(factors[:, None], batch_size=1)
     line, clock = Line(), Clock(batch_size=1)

@@ -5,11 +5,12 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.compositions import composed
 from helpers.pages import PAGES, blocks_of
 from helpers.pairs import first_fast
-from helpers.paths import CONF
 from helpers.tiny_runs import (
     ADVERSARIAL,
+    FAST,
     QUICK,
     TINY_AUTOENCODER,
     checkpoint_of,
@@ -17,7 +18,6 @@ from helpers.tiny_runs import (
     require_equal_training,
     same,
 )
-from hydra import compose, initialize_config_dir
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from timm.optim.muon import muon as timm_muon
 from torch import nn
@@ -70,9 +70,7 @@ def muon(module: nn.Module, **settings) -> torch.optim.Optimizer:
 
 
 def module_of(command: str, *overrides: str):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(command, overrides=[*overrides])
-    return build_task(cfg).module
+    return build_task(composed(command, *overrides).copy()).module
 
 
 @pytest.mark.parametrize(("scale", "factors"), [("original", (1, 2)), ("match_rms_adamw", (1, 1))])
@@ -304,43 +302,36 @@ def test_muon_has_the_matrices_inside_of_encoder_decoder_and_discriminator():
 
 
 SGD = ["optimizer=any", "optimizer._target_=torch.optim.SGD"]
-OPTIMIZERS = [[*SGD, "+optimizer.momentum=0.9"], ["optimizer=adam"], SGD]
-
-
-@pytest.mark.slow  # the next test is of another one
-@pytest.mark.parametrize("arguments", OPTIMIZERS)
-def test_any_optimiser_trains_and_resumes(lab, tmp_path, arguments):
-    chosen = [*arguments, "optimizer.lr=0.01", "run_dir=run", "trainer.max_steps=2"]
-    lab.done("train", *QUICK, *chosen)
-    before = checkpoint_of(tmp_path / "run")
-    assert before["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.01
-    lab.done("train", "resume=run", "trainer.max_steps=3")
-    after = checkpoint_of(tmp_path / "run")
-    assert not same(after["current_model_state"], before["current_model_state"])
+OPTIMIZERS = {  # and their rates; the first is an option of one's own
+    "lion": (["--config-dir", "my_conf", "optimizer=lion"], 1e-4),
+    "momentum": ([*SGD, "+optimizer.momentum=0.9", "optimizer.lr=0.01"], 0.01),
+    "adam": (["optimizer=adam", "optimizer.lr=0.01"], 0.01),
+    "sgd": ([*SGD, "optimizer.lr=0.01"], 0.01),
+}
 
 
 @pytest.mark.long
-def test_an_option_of_ones_own_has_no_keys_of_adamw_and_is_resumed(lab, tmp_path):
+@pytest.mark.parametrize("name", first_fast(OPTIMIZERS))
+def test_any_optimiser_trains_without_keys_of_adamw_and_resumes(lab, tmp_path, name):
     folder = tmp_path / "my_conf/optimizer"
     folder.mkdir(parents=True)
     text = blocks_of(PAGES / "training.md", "yaml")["my_conf/optimizer/lion.yaml"]
     (folder / "lion.yaml").write_text(text)
-    mine = ["--config-dir", "my_conf", *QUICK, "optimizer=lion", "run_dir=run"]
-    lab.done("train", *mine, "trainer.max_steps=1")
+    arguments, rate = OPTIMIZERS[name]
+    lab.done("train", *arguments, *QUICK, "run_dir=run", "trainer.max_steps=1")
     before = checkpoint_of(tmp_path / "run")
-    (group, *_) = before["optimizer_states"][0]["param_groups"]
-    assert group["initial_lr"] == 1e-4
-    assert "fused" not in group
     lab.done("train", "resume=run", "trainer.max_steps=2")
     after = checkpoint_of(tmp_path / "run")
-    assert after["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 1e-4
+    for checkpoint in (before, after):
+        (group, *_) = checkpoint["optimizer_states"][0]["param_groups"]
+        assert group["initial_lr"] == rate
+        assert name != "lion" or "fused" not in group
     assert not same(after["current_model_state"], before["current_model_state"])
 
 
 def test_a_key_that_an_experiment_sets_can_be_removed():
     asked = ["experiment=fashion_mnist/ncsn", *SGD, "~optimizer.betas"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=asked)
+    cfg = composed("train", *asked)
     assert set(cfg.optimizer) == {"_target_", "_partial_", "lr"}
 
 
@@ -371,7 +362,7 @@ def test_a_gradient_scaler_skips_steps_of_muon():
     optimizer = muon(module)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    for size, taken in ((float("inf"), False), (1.0, True)):
+    for size, taken in ((torch.inf, False), (1.0, True)):
         scaler.scale(torch.ones(()))  # makes the scale
         for p in module.parameters():
             p.grad = torch.full_like(p, size)
@@ -385,7 +376,7 @@ def test_a_gradient_scaler_skips_steps_of_muon():
 def test_a_schedule_free_optimizer_is_judged_by_its_average_and_resumed(lab, tmp_path):
     schedule_free = pytest.importorskip("schedulefree")
     run = [*QUICK, "optimizer=any", "optimizer._target_=schedulefree.AdamWScheduleFree"]
-    run += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0", "trainer.max_steps=4"]
+    run += [*FAST, "trainer.max_steps=4"]
     run += ["callbacks.weight_averaging=null", "callbacks.checkpoint.keep_every_n_steps=2"]
     lab.done("train", *run, "run_dir=whole")
     whole = checkpoint_of(tmp_path / "whole")

@@ -5,14 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
-import yaml
-from helpers.faults import Killed, at_step
+from helpers.faults import Killed, at_step, die
 from helpers.pairs import first_fast
 from helpers.processes import SRUN
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY, rows, summary_of, wandb_runs
+from helpers.tiny_runs import QUICK, TINY, rows, steps_of, summary_of, wandb_runs
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.runs import load_config
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
 
 ONE_TASK = {
@@ -74,8 +74,7 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     summary = summary_of(folder)
     assert (summary["finished"], summary["steps"]) == (True, 6)
     finished = written()
-    steps = [row["step"] for row in rows(folder) if "train/loss" in row]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps_of(folder) == [1, 2, 3, 4, 5, 6]
     assert len(wandb_runs(folder)) == 1
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # by an administrator
     lab.done("train", *LOGGED, *where)
@@ -110,11 +109,8 @@ def test_a_job_that_is_not_requeued_is_saved_and_says_how_to_resume(
 def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
     lab, tmp_path, monkeypatch, job
 ):
-    def die(*_):
-        raise Killed
-
     with monkeypatch.context() as patched:
-        patched.setattr(DiffusionModule, "on_validation_epoch_start", die)
+        patched.setattr(DiffusionModule, "on_validation_epoch_start", lambda *_: die())
         with pytest.raises(Killed):
             lab("train", *SHORT)
     (folder,) = Path("outputs/x").iterdir()
@@ -124,15 +120,13 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
     lab.done("train", *SHORT)
     (same,) = Path("outputs/x").iterdir()
     assert same == folder
-    assert [r["step"] for r in rows(folder) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert steps_of(folder) == [1, 2, 3, 4, 5, 6]
 
 
 def seeds() -> list[tuple[int, bool]]:
     """The seeds of the runs, in the order in which they began, and whether they are finished."""
     folders = sorted(Path("outputs/x").iterdir())
-    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
-    summaries = [summary_of(folder) for folder in folders]
-    return [(c["seed"], s["finished"]) for c, s in zip(configs, summaries, strict=True)]
+    return [(load_config(each).seed, summary_of(each)["finished"]) for each in folders]
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A resumed run has the rows and images of an unbroken one, one W&B run and one process."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -13,12 +12,13 @@ import pytest
 import torch
 import yaml
 from helpers.faults import at_step, killed_within, no_file_above
+from helpers.logged import ROWS, without_times
 from helpers.pairs import first_fast
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused
-from helpers.seen_images import seen
+from helpers.seen_images import SEEN, seen
 from helpers.tiny_data import TinyData
-from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, same, summary_of
+from helpers.tiny_runs import EVALUATED, QUICK, checkpoint_of, curve, rows, same, summary_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
@@ -28,18 +28,10 @@ from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
 from diffusion_lab.training.logger import Clock, JSONLines
 
-SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages"]
-MEASURED = ("seconds", "train/images_per_second")  # measured times, which are never equal
-
 
 def logged(folder):
     """The rows of a run without the times that were measured."""
-    return [{name: v for name, v in row.items() if name not in MEASURED} for row in rows(folder)]
-
-
-# a row covers three steps; checkpoints are written inside a row and at a validation
-ROWS = [*QUICK, "trainer.max_steps=8", "trainer.log_every_n_steps=3"]
-ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
+    return list(map(without_times, rows(folder)))
 
 
 @pytest.mark.long
@@ -47,8 +39,8 @@ ROWS += ["validate_every_n_steps=4", "callbacks.checkpoint.every_n_steps=2"]
 def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
     lab, tmp_path, killed_at_step, trained_once, step
 ):
-    whole = trained_once("train", *ROWS, "run_dir=run") / "run"
-    killed_at_step(step, "train", *ROWS, "run_dir=parts")
+    whole = trained_once("train", *QUICK, *ROWS, "run_dir=run") / "run"
+    killed_at_step(step, "train", *QUICK, *ROWS, "run_dir=parts")
     with (tmp_path / "parts/metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "train/lo')  # cut short
     lab.done("train", "resume=parts")
@@ -68,10 +60,10 @@ def test_the_rows_of_a_killed_run_are_those_of_an_unbroken_one(
 def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
     lab, tmp_path, monkeypatch, trained_once, step, number
 ):
-    whole = trained_once("train", *ROWS, "run_dir=run") / "run"
+    whole = trained_once("train", *QUICK, *ROWS, "run_dir=run") / "run"
     with monkeypatch.context() as patch:
         at_step(patch, step, lambda: os.kill(os.getpid(), number))
-        err = lab.done("train", *ROWS, "run_dir=parts", code=130)
+        err = lab.done("train", *QUICK, *ROWS, "run_dir=parts", code=130)
     assert "diffusion-lab train resume=parts" in err
     summary = summary_of(tmp_path / "parts")
     assert (summary["finished"], summary["steps"]) == (False, step)
@@ -86,9 +78,8 @@ def test_the_rows_of_a_stopped_run_are_those_of_an_unbroken_one(
 def test_a_signal_in_the_last_evaluation_says_how_to_resume(lab, tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(SampleGrid, "run", lambda *_: os.kill(os.getpid(), number))
-        quiet = ["logger=none", "callbacks.evaluation=null", "run_dir=run"]
-        quiet.append("callbacks.denoising=null")
-        err = lab.done("train", *TINY, *quiet, code=130)
+        drawing = [each for each in QUICK if each != "callbacks.sample_grid=null"]
+        err = lab.done("train", *drawing, "run_dir=run", code=130)
     assert_names(err, "step 4", "diffusion-lab train resume=run")
     assert summary_of(tmp_path / "run")["finished"] is False
     lab.done("train", "resume=run")
@@ -129,8 +120,10 @@ def test_a_second_ctrl_c_while_a_checkpoint_is_written_says_how_to_go_on(
 
 
 def test_a_run_does_not_go_on_with_other_images(refusal, run_folder, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*.*")}
-    load = TinyData.load
+    def written():
+        return {path: path.stat().st_mtime_ns for path in run_folder.rglob("*.*")}
+
+    before, load = written(), TinyData.load
 
     def changed(self):
         train, test = load(self)
@@ -139,8 +132,7 @@ def test_a_run_does_not_go_on_with_other_images(refusal, run_folder, monkeypatch
     monkeypatch.setattr(TinyData, "load", changed)
     saved = load_config(run_folder).data_sha256
     assert saved[:12] in refusal("train", "resume=run", "trainer.max_steps=6")
-    after = {path: path.stat().st_mtime_ns for path in run_folder.rglob("*.*")}
-    assert after == before
+    assert written() == before
 
 
 def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, run_folder, monkeypatch):
@@ -150,16 +142,13 @@ def test_a_run_without_its_average_goes_on_from_the_trained_weights(lab, run_fol
     original = DiffusionModule.training_step
 
     def look(self, batch, batch_idx):
-        found.update({k: v.clone() for k, v in self.state_dict().items()} if not found else {})
+        if not found:
+            found.update({name: value.clone() for name, value in self.state_dict().items()})
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(DiffusionModule, "training_step", look)
-    without = [
-        "callbacks.weight_averaging=null",
-        "callbacks.evaluation=null",
-        "trainer.max_steps=5",
-    ]
-    lab.done("train", "resume=run", *without)
+    without = ["callbacks.weight_averaging=null", "callbacks.evaluation=null"]
+    lab.done("train", "resume=run", *without, "trainer.max_steps=5")
     assert all(torch.equal(found[name], value) for name, value in trained.items())
 
 
@@ -217,22 +206,16 @@ def test_rows_that_cannot_be_written_come_with_a_later_one(tmp_path, capfd):
     path = tmp_path / "metrics.jsonl"
     path.mkdir()  # acts as a folder without permission, as root has all permissions
     log = JSONLines(path, Clock(8))
-    log.log_metrics({"a": 1.0}, 1)
-    log.log_metrics({"a": 2.0}, 2)
+    for step in (1, 2):
+        log.log_metrics({"a": float(step)}, step)
     assert capfd.readouterr().err.count("metrics.jsonl") == 1
     path.rmdir()
     log.log_metrics({"a": 3.0}, 3)
-    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert curve(tmp_path, "a") == [1, 2, 3]
 
 
 def test_a_run_goes_on_without_its_log_file(lab, tmp_path, monkeypatch):
-    original = DiffusionModule.training_step
-
-    def step(self, batch, batch_idx):
-        (tmp_path / "run/metrics.jsonl").mkdir(exist_ok=True)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(DiffusionModule, "training_step", step)
+    at_step(monkeypatch, 1, (tmp_path / "run/metrics.jsonl").mkdir)
     err = lab.done("train", *QUICK, "run_dir=run")
     assert_names(err, "metrics.jsonl", os.strerror(errno.EISDIR))
 
@@ -244,12 +227,9 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     (folder,) = tmp_path.glob("outputs/mine/*")
     line = f"diffusion-lab train resume={folder.relative_to(tmp_path)}"
     with locked(folder):
-        err = lab.done("train", *common)
-        assert line not in err
-    err = lab.done("train", *common, "run_dir=elsewhere")
-    assert line not in err
-    err = lab.done("train", *common)
-    assert line in err
+        assert line not in lab.done("train", *common)
+    assert line not in lab.done("train", *common, "run_dir=elsewhere")
+    assert line in lab.done("train", *common)
     assert len(list(tmp_path.glob("outputs/mine/*"))) == 3
     assert not (folder / "summary.json").exists(), "nothing was started there"
     lab.done("train", f"resume={folder.relative_to(tmp_path)}")
@@ -342,9 +322,8 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
 
 @pytest.mark.long
 def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
-    line = [*TINY, "callbacks.sample_grid=null", "callbacks.denoising=null", "logger=none"]
-    line += ["callbacks.evaluation.every_n_steps=2", "callbacks.evaluation.batch_size=4"]
-    line += ["metrics.num_samples=8"]
+    line = [*EVALUATED, "callbacks.evaluation.every_n_steps=2", "metrics.num_samples=8"]
+    line.append("callbacks.evaluation.batch_size=4")
     lab.done("train", *line, "run_dir=whole")
     asked = Interruption.asked
 

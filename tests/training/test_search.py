@@ -5,7 +5,7 @@ import math
 
 import pytest
 from helpers.refusals import refused
-from helpers.tiny_runs import QUICK, summary_of
+from helpers.tiny_runs import EVALUATED, QUICK, summary_of
 
 from diffusion_lab.training.callbacks import MedianPruning
 from diffusion_lab.training.study import final_metric
@@ -19,11 +19,15 @@ SEARCH = [
 ]
 
 
+def rates():
+    return optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+
+
 @pytest.mark.long
 def test_a_search_minimises_the_validation_loss_and_its_file_survives(lab, tmp_path):
     for _ in range(2):
         lab.done(*SEARCH, "hydra.sweeper.n_trials=1")
-    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
+    study = rates()
     assert len(study.trials) == 2
     folders = [path.parent for path in tmp_path.glob("outputs/rates/*/summary.json")]
     assert len(folders) == 2
@@ -45,8 +49,7 @@ def test_a_failed_trial_is_noted_and_the_search_goes_on(lab):
     some = [a for a in SEARCH if not a.startswith(("backbone.patch", "optimizer.lr"))]
     some += ["backbone.patch=3,4", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.n_trials=4"]
     assert lab(*some)[0] == 1
-    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
-    states = {trial.params["backbone.patch"]: trial.state.name for trial in study.trials}
+    states = {trial.params["backbone.patch"]: trial.state.name for trial in rates().trials}
     assert states == {3: "FAIL", 4: "COMPLETE"}
 
 
@@ -55,8 +58,7 @@ def test_a_search_of_which_nothing_is_left_says_why(lab):
     err = lab.done(*SEARCH, "backbone.patch=3", code=1)
     assert err.count("backbone.patch=3") >= 2
     assert "Traceback" not in err
-    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL"]
+    assert [trial.state.name for trial in rates().trials] == ["FAIL", "FAIL"]
 
 
 @pytest.mark.slow
@@ -72,26 +74,26 @@ def test_a_search_by_fid_compares_with_validation_images(lab, tmp_path):
     measured = [each for each in SEARCH if each != "callbacks.evaluation=null"]
     lab.done(*measured, "optimized_metric=fid", "hydra.sweeper.n_trials=1")
     (path,) = tmp_path.glob("outputs/rates/*/summary.json")
-    fid = json.loads(path.read_text())["metrics"]["fid/efficientnet_lite0-96/val20-16"]
-    study = optuna.load_study(study_name="rates", storage="sqlite:///outputs/rates.db")
-    assert study.best_value == fid
+    fid = summary_of(path.parent)["metrics"]["fid/efficientnet_lite0-96/val20-16"]
+    assert rates().best_value == fid
 
 
 def test_a_metric_is_found_by_its_kind(tmp_path):
-    metrics = {"fid/a/b": 3.0, "fid_real/a/b": 1.0, "val/loss": 0.5}
+    metrics = {"fid/a/b": 3.0, "fid_real/a/b": 1.0, "val/loss": 0.5, "test/loss": math.nan}
     (tmp_path / "summary.json").write_text(json.dumps({"metrics": metrics}))
     assert final_metric(tmp_path, "fid") == final_metric(tmp_path, "fid/a/b") == 3.0
     assert final_metric(tmp_path, "val/loss") == 0.5
+    with refused("test/loss", "nan"):
+        final_metric(tmp_path, "test/loss")
 
 
 @pytest.mark.long
 def test_a_metric_may_have_its_full_name(lab, tmp_path):
     metric = "fid/efficientnet_lite0-96/train64-16"
-    measured = [each for each in QUICK if each != "callbacks.evaluation=null"]
-    line = ["train", "-m", *measured, "trainer.max_steps=1", "study_name=x", "seed=0"]
+    line = ["train", "-m", *EVALUATED, "trainer.max_steps=1", "study_name=x", "seed=0"]
     lab.done(*line, f"optimized_metric={metric}")
     (path,) = tmp_path.glob("outputs/x/*/summary.json")
-    assert metric in json.loads(path.read_text())["metrics"]
+    assert metric in summary_of(path.parent)["metrics"]
 
 
 def write_rows(folder, losses, metric="val/loss"):
@@ -103,26 +105,33 @@ def write_rows(folder, losses, metric="val/loss"):
     return folder
 
 
-def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(tmp_path):
-    for name, losses in {"a": {1: 5, 2: 3}, "b": {1: 4, 2: 2}, "c": {1: 3}}.items():
-        write_rows(tmp_path / name, losses)
-    own = write_rows(tmp_path / "own", {1: 4.5, 2: 4.2})
-    assert MedianPruning(startup_runs=3).hopeless(own, 1)  # 4.5 > 4
-    assert not MedianPruning(startup_runs=4).hopeless(own, 1)
-    assert MedianPruning(startup_runs=2).hopeless(own, 2)  # 4.2 > 2.5
-    assert not MedianPruning(startup_runs=3).hopeless(own, 2)  # c has not seen 2 images
-    good = write_rows(tmp_path / "good", {1: 2, 2: 9})
-    assert not MedianPruning(startup_runs=3).hopeless(good, 2)  # its best value, 2, counts
+SOME = [{1: 5, 2: 3}, {1: 4, 2: 2}, {1: 3}]  # the losses of runs, by images
+DIVERGED = [{1: 5}, {1: 3}, {1: math.nan}]
+OTHER_BATCH = [{48: 3.0, 96: 1.0}]
 
 
-def test_a_loss_that_is_no_number_is_worse_than_any(tmp_path):
-    for name, loss in {"a": 5, "b": 3, "diverged": math.nan}.items():
-        write_rows(tmp_path / name, {1: loss})
-    assert not MedianPruning(startup_runs=3).hopeless(write_rows(tmp_path / "own", {1: 4}), 1)
-    assert MedianPruning(startup_runs=3).hopeless(write_rows(tmp_path / "bad", {1: math.nan}), 1)
-    (tmp_path / "summary.json").write_text(json.dumps({"metrics": {"val/loss": math.nan}}))
-    with refused("val/loss", "nan"):
-        final_metric(tmp_path, "val/loss")
+@pytest.mark.parametrize(
+    ("others", "own", "startup_runs", "images", "hopeless"),
+    [
+        (SOME, {1: 4.5, 2: 4.2}, 3, 1, True),  # 4.5 > 4
+        (SOME, {1: 4.5, 2: 4.2}, 4, 1, False),
+        (SOME, {1: 4.5, 2: 4.2}, 2, 2, True),  # 4.2 > 2.5
+        (SOME, {1: 4.5, 2: 4.2}, 3, 2, False),  # the last has not seen 2 images
+        ([*SOME, {1: 4.5, 2: 4.2}], {1: 2, 2: 9}, 3, 2, False),  # its best value, 2, counts
+        (DIVERGED, {1: 4}, 3, 1, False),  # what is no number is worse than any
+        ([*DIVERGED, {1: 4}], {1: math.nan}, 3, 1, True),
+        (OTHER_BATCH, {32: 4.0, 64: 3.5}, 1, 32, False),  # which has no value yet
+        (OTHER_BATCH, {32: 4.0, 64: 3.5}, 1, 64, True),  # 3.5 > 3
+        ([*OTHER_BATCH, {32: 4.0, 64: 3.5}], {64: 2.0}, 2, 64, False),  # 2 < 3.25
+    ],
+)
+def test_a_run_is_hopeless_above_the_median_of_others_at_as_many_images(
+    tmp_path, others, own, startup_runs, images, hopeless
+):
+    for number, losses in enumerate(others):
+        write_rows(tmp_path / str(number), losses)
+    folder = write_rows(tmp_path / "own", own)
+    assert MedianPruning(startup_runs=startup_runs).hopeless(folder, images) == hopeless
 
 
 def test_a_run_is_hopeless_below_the_median_where_higher_is_better(tmp_path, capsys):
@@ -136,21 +145,12 @@ def test_a_run_is_hopeless_below_the_median_where_higher_is_better(tmp_path, cap
     assert "17 " in capsys.readouterr().err
 
 
-def test_runs_of_other_batch_sizes_are_pruned_by_images(tmp_path):
-    own = write_rows(tmp_path / "own", {32: 4.0, 64: 3.5})
-    write_rows(tmp_path / "large", {48: 3.0, 96: 1.0})
-    assert not MedianPruning(startup_runs=1).hopeless(own, 32)  # `large` has no value yet
-    assert MedianPruning(startup_runs=1).hopeless(own, 64)  # 3.5 > 3
-    better = write_rows(tmp_path / "better", {64: 2.0})
-    assert not MedianPruning(startup_runs=2).hopeless(better, 64)  # 2 < 3.25, from 3.5 and 3
-
-
 @pytest.mark.slow
 def test_a_hopeless_run_ends_early_with_its_metrics(lab, tmp_path):
     for seed in range(2):
         write_rows(tmp_path / f"outputs/rates/{seed}", {16: 0.0})
     lab.done(*SEARCH, "callbacks.pruning.startup_runs=2", "hydra.sweeper.n_trials=1")
     (path,) = tmp_path.glob("outputs/rates/*/summary.json")
-    summary = json.loads(path.read_text())
+    summary = summary_of(path.parent)
     assert (summary["finished"], summary["pruned"], summary["steps"]) == (True, True, 2)
     assert summary["metrics"]["val/loss"] > 0

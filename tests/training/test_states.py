@@ -9,16 +9,20 @@ from helpers.ranks import on_two_ranks
 from helpers.tiny_runs import (
     ADVERSARIAL,
     ALONE,
+    EDM2,
     FAMILIES,
+    FAST,
+    FEW_CALLS,
     PLAIN,
     QUICK,
     TINY,
     TINY_AUTOENCODER,
     checkpoint_of,
+    curve,
     killed_after_two_steps,
     require_equal_training,
-    rows,
     same,
+    steps_of,
     summary_of,
     tiny_first_stage,
 )
@@ -34,10 +38,8 @@ LEARNED = [
 AUTOENCODER = ["train-autoencoder", *TINY_AUTOENCODER, *ALONE[:2]]
 PLANE = ["experiment=toy/score_matching", "trainer.accelerator=cpu", "batch_size=32", *ALONE]
 PLANE += ["backbone.width=16", "trainer.max_steps=4", "trainer.log_every_n_steps=1"]
-EDM2 = ["backbone=edm2", "backbone.channels=8", "backbone.multipliers=[1,2]", "optimizer=adam"]
-EDM2 += ["backbone.attention=[1]", "backbone.head_channels=8", "objective.label_dropout=0.3"]
-EDM2 += ["callbacks.posthoc_ema.snapshots=2"]
 MUON = ["optimizer=muon", "optimizer.weight_decay=0.1", "lr_schedule=inverse_sqrt"]
+ADAM = ["optimizer=adam", "callbacks.posthoc_ema.snapshots=2"]
 HISTORY, TARGET = "objective.time_sampler.history", "denoiser.target.last.weight"
 STATES = {  # a run with each kind of state, and a weight that it must have learned
     "micro-batches": (["train", *QUICK, "micro_batch_size=4"], None),
@@ -46,23 +48,11 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
         ["train", *QUICK, "alignment=efficientnet_lite0", "alignment.width=16"],
         "alignment.projector.0.weight",
     ),
-    "mean_flow": (
-        ["train", *QUICK, "objective=mean_flow", "objective.loss.guidance=1.5"],
-        TARGET,
-    ),
-    "improved_mean_flow": (
-        ["train", *QUICK, "objective=improved_mean_flow", "objective.loss.guidance=8"],
-        TARGET,
-    ),
-    "alpha_flow": (
-        ["train", *QUICK, "objective=alpha_flow", "objective.loss.end_images=24"],
-        TARGET,
-    ),
-    "lagrangian": (["train", *QUICK, "objective=lagrangian"], TARGET),
-    "scm": (
-        ["train", *QUICK, "objective=scm", "schedule=cosine"],
-        "objective.loss.uncertainty.weight",
-    ),
+    "mean_flow": (["train", *QUICK, *FEW_CALLS["mean_flow"]], TARGET),
+    "improved_mean_flow": (["train", *QUICK, *FEW_CALLS["improved_mean_flow"]], TARGET),
+    "alpha_flow": (["train", *QUICK, *FEW_CALLS["alpha_flow"]], TARGET),
+    "lagrangian": (["train", *QUICK, *FEW_CALLS["lagrangian"]], TARGET),
+    "scm": (["train", *QUICK, *FEW_CALLS["scm"]], "objective.loss.uncertainty.weight"),
     "gan": (["train", *PLAIN, *FAMILIES["gan"], *ALONE], None),
     "codes": (["train", *PLAIN, *FAMILIES["autoregressive"], *ALONE], None),
     "adversary": (
@@ -71,14 +61,11 @@ STATES = {  # a run with each kind of state, and a weight that it must have lear
     ),
     "vq": ([*AUTOENCODER, "autoencoder=vq", "autoencoder.codes=8"], None),
     "learned": (["train", *QUICK, *LEARNED], HISTORY),
-    "variance": (
-        ["train", *QUICK, "objective=improved_ddpm", "schedule=ddpm_linear"],
-        None,
-    ),
-    "shortcut": (["train", *QUICK, "objective=shortcut"], TARGET),
-    "ect": (["train", *QUICK, "objective=ect", "schedule=edm"], None),
+    "variance": (["train", *QUICK, "objective=improved_ddpm", "schedule=ddpm_linear"], None),
+    "shortcut": (["train", *QUICK, *FEW_CALLS["shortcut"]], TARGET),
+    "ect": (["train", *QUICK, *FEW_CALLS["ect"]], None),
     "score matching": (["train", *PLANE], None),
-    "edm2": (["train", *PLAIN, *ALONE, *EDM2], None),
+    "edm2": (["train", *PLAIN, *ALONE, *EDM2, *ADAM], None),
 }
 
 
@@ -88,8 +75,8 @@ def test_a_run_that_goes_on_from_its_middle_ends_as_the_whole(lab, tmp_path, nam
     arguments, learned = STATES[name]
     autoencoder = arguments[0] == "train-autoencoder"
     tiny_first_stage(tmp_path / "stage", "vq")
-    kept = ["callbacks.checkpoint.keep_every_n_steps=2", "optimizer.lr=0.01"]
-    lab.done(*arguments, *kept, "lr_schedule.warmup_images=0", "run_dir=run")
+    kept = "callbacks.checkpoint.keep_every_n_steps=2"
+    lab.done(*arguments, *FAST, kept, "run_dir=run")
     whole, parts = tmp_path / "run", killed_after_two_steps(tmp_path / "run")
     weights = "state_dict" if autoencoder else "current_model_state"
     state = checkpoint_of(whole)[weights]
@@ -100,8 +87,7 @@ def test_a_run_that_goes_on_from_its_middle_ends_as_the_whole(lab, tmp_path, nam
     assert not same(checkpoint_of(parts)[weights], state)
     lab.done(arguments[0], f"resume={parts.name}")
     require_equal_training(whole, parts)
-    steps = [row["step"] for row in rows(parts) if "train/loss" in row]
-    assert steps == [1, 2, 3, 4]
+    assert steps_of(parts) == [1, 2, 3, 4]
     if autoencoder:
         assert made.read_bytes() == (whole / saving.FIRST_STAGE_FILE).read_bytes()
 
@@ -115,10 +101,9 @@ def test_a_run_of_more_steps_goes_on_after_its_end(lab, tmp_path):
     require_equal_training(tmp_path / "whole", tmp_path / "parts")
 
 
+EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 RANKED = ["alignment", "mean_flow", "shortcut", "ect", "gan", "codes", "edm2", "edm2 muon"]
 RANKED += ["improved_mean_flow", "alpha_flow", "lagrangian", "scm"]
-
-
 SHARDED = [name for name in RANKED if name != "gan"]  # which is refused
 
 
@@ -129,17 +114,13 @@ SHARDED = [name for name in RANKED if name != "gan"]  # which is refused
 def test_two_ranks_train_the_model_of_one(lab, tmp_path, name, strategy):
     tiny_first_stage(tmp_path / "stage", "vq")
     arguments = [*STATES[name.split()[0]][0], *(MUON[:1] if "muon" in name else [])]
-    exact = ["trainer.accelerator=cpu", "trainer.precision=32-true", "micro_batch_size=2"]
-    exact += ["optimizer.lr=0.01", "lr_schedule.warmup_images=0", "data.flip=false"]
+    exact = [*EXACT, *FAST, "micro_batch_size=2", "data.flip=false"]
     lab.done(*arguments, *exact, "run_dir=one")
     several = [*arguments, f"trainer={strategy}", *exact, "trainer.devices=2", "run_dir=two"]
     for ended in on_two_ranks({"x": several}, tmp_path):
         assert ended["x"].code == 0, ended["x"].err
     assert summary_of(tmp_path / "two")["ranks"] == 2
-    losses = [
-        [row["train/loss"] for row in rows(tmp_path / run) if "train/loss" in row]
-        for run in ("one", "two")
-    ]
+    losses = [curve(tmp_path / run, "train/loss") for run in ("one", "two")]
     assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     one, two = (checkpoint_of(tmp_path / run)["current_model_state"] for run in ("one", "two"))
@@ -148,15 +129,10 @@ def test_two_ranks_train_the_model_of_one(lab, tmp_path, name, strategy):
     torch.testing.assert_close(two, one, rtol=1e-3, atol=atol)
 
 
-EXACT = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 BATCH = ["batch_size=16", "micro_batch_size=2", "trainer.max_steps=5", "validate_every_n_steps=3"]
 PARTS = [*TINY, *BATCH, "backbone.depth=2", "name=x", "callbacks.weight_averaging.also=[40]"]
 PARTS.append("callbacks.posthoc_ema.snapshots=2")
-PLAIN = [*PARTS, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
-
-
-def curve(folder, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
+LAYOUT = [*PARTS, "callbacks.evaluation=null", "callbacks.sample_grid=null"]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -182,17 +158,17 @@ def assert_alike(one, other) -> None:
     [
         ("ddp", []),
         ("fsdp", []),
-        ("ddp", ["optimizer=muon", "optimizer.weight_decay=0.1"]),
-        ("fsdp", ["optimizer=muon", "optimizer.weight_decay=0.1"]),
+        ("ddp", MUON[:2]),
+        ("fsdp", MUON[:2]),
         ("fsdp", ["optimizer.weight_decay=0.1", "parameter_groups=[{pattern:'*bias',lr:1e-4}]"]),
     ],
 )
 def test_the_loss_curve_does_not_depend_on_the_layout(lab, tmp_path, strategy, optimizer):
-    lab.done("train", *PLAIN, *EXACT, *optimizer, "run_dir=1x8")
+    lab.done("train", *LAYOUT, *EXACT, *optimizer, "run_dir=1x8")
     for ranks, accumulated in ((2, 4), (4, 2)):
         name = f"{ranks}x{accumulated}"
         layout = [f"trainer={strategy}", *EXACT, f"trainer.devices={ranks}", f"run_dir={name}"]
-        lab.done("train", *PLAIN, *optimizer, *layout)
+        lab.done("train", *LAYOUT, *optimizer, *layout)
         summary = summary_of(tmp_path / name)
         assert (summary["ranks"], summary["images_seen"]) == (ranks, 5 * 16)
         for metric in ("train/loss", "val/loss"):
@@ -225,22 +201,18 @@ def test_fsdp_samples_and_measures_with_averaged_weights_as_one_process_does(lab
     ("optimizer", "shards"), [("adamw", "false"), ("muon", "false"), ("adamw", "true")]
 )
 def test_a_sharded_run_is_resumed_by_one_process_and_back(lab, tmp_path, optimizer, shards):
-    common = [*PLAIN, f"optimizer={optimizer}"]
+    common = [*LAYOUT, f"optimizer={optimizer}"]
     lab.done("train", *common, *EXACT, "run_dir=whole", "trainer.max_steps=6")
     common += [f"callbacks.checkpoint.{key}={shards}" for key in ("sharded", "background")]
-    sharded = [
-        "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}",
-        "trainer.devices=2",
-    ]
+    fsdp = "trainer.strategy={_target_:diffusion_lab.compute.sharding.FSDP}"
     start = [*common, "trainer=fsdp", *EXACT, "trainer.devices=2", "run_dir=parts"]
     lab.done("train", *start, "trainer.max_steps=2")
     alone = ["trainer.strategy=auto", "trainer.devices=1"]
-    for steps, where in ((4, alone), (6, sharded)):
+    for steps, where in ((4, alone), (6, [fsdp, "trainer.devices=2"])):
         lab.done("train", "resume=parts", f"trainer.max_steps={steps}", *where)
     assert_alike(tmp_path / "whole", tmp_path / "parts")
-    assert curve(tmp_path / "parts", "train/loss") == pytest.approx(
-        curve(tmp_path / "whole", "train/loss"), rel=1e-5
-    )
+    whole, parts = (curve(tmp_path / run, "train/loss") for run in ("whole", "parts"))
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -250,7 +222,7 @@ def test_bf16_and_activation_checkpointing_go_with_several_processes(lab, tmp_pa
     options = ["trainer.precision=bf16-mixed", "activation_checkpointing=true"]
     if strategy == "fsdp":
         options.append("trainer.strategy.gather_bf16=true")
-    lab.done("train", *PLAIN, *several, *options, "run_dir=two")
-    lab.done("train", *PLAIN, *EXACT, "run_dir=one")
+    lab.done("train", *LAYOUT, *several, *options, "run_dir=two")
+    lab.done("train", *LAYOUT, *EXACT, "run_dir=one")
     expected = curve(tmp_path / "one", "train/loss")
     assert curve(tmp_path / "two", "train/loss") == pytest.approx(expected, rel=0.02)

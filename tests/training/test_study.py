@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import run_alone
 from helpers.refusals import assert_names
 from helpers.tiny_runs import TINY, checkpoint_of, same, summary_of
 from hydra import compose, initialize_config_dir
@@ -35,11 +34,10 @@ SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
 WHOLE = [*SWEEP, "backbone.patch=4"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The outputs of the whole sweep, trained once; no test writes into them."""
-    run_alone(folder := tmp_path_factory.mktemp("sweep"), *WHOLE)
-    return folder / "outputs"
+@pytest.fixture
+def trained(trained_once) -> Path:
+    """The outputs of the whole sweep."""
+    return trained_once(*WHOLE) / "outputs"
 
 
 @pytest.fixture
@@ -406,15 +404,10 @@ def test_of_what_is_asked_for_again_a_run_takes_where_and_how_it_is_watched(tmp_
     saved |= {"micro_batch_size": None, "callbacks": {"sample_grid": None}}
     saved["logger"] = {"wandb": {"mode": "auto", "tags": ["mine", "budget-images"]}}
     save_config(tmp_path, OmegaConf.create(saved))
-    places = [
-        *("data.source.root=/b", "trainer.devices=2", "micro_batch_size=4"),
-        "logger.wandb.mode=offline",
-    ]
-    others = [
-        *("experiment=quickstart", "backbone=dit", "logger=none", "trainer.max_steps=9"),
-        "seed=1",
-    ]
-    others += ["logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
+    places = ["data.source.root=/b", "trainer.devices=2", "micro_batch_size=4"]
+    places.append("logger.wandb.mode=offline")
+    others = ["experiment=quickstart", "backbone=dit", "logger=none", "trainer.max_steps=9"]
+    others += ["seed=1", "logger.wandb.tags=[a]", "callbacks.sample_grid.every_n_steps=5"]
     assert study.overrides_to_resume(tmp_path, [*others, *places]) == places
     strategy = "trainer.strategy={_target_:diffusion_lab.compute.sharding.DDP}"
     assert study.overrides_to_resume(tmp_path, ["trainer=ddp"]) == [strategy]

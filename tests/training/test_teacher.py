@@ -59,11 +59,14 @@ def test_a_student_trains_on_its_teacher_s_pairs_and_reopens_without_it(
     lab.done("train", *STUDENT[:-1], "run_dir=again", "seed=1")
     assert path.stat().st_mtime_ns == written, "the pairs are drawn once"
 
+    lab.done("train", f"resume={teacher}", "trainer.max_steps=5")
+    longer = ["resume=student", "trainer.max_steps=6"]
+    assert_names(refusal("train", *longer), "objective.teacher.run=teacher", "sha256")
+
     shutil.rmtree(teacher)
     for command in (["sample", "num_samples=4"], ["evaluate"], ["export", "output=shared"]):
         lab.done(command[0], "run=student", *command[1:])
     lab.done("sample", "run=shared", "num_samples=4", "output=drawn")
-    longer = ["resume=student", "trainer.max_steps=6"]
     assert_names(refusal("train", *longer), "objective.teacher.run=teacher")
 
 
@@ -76,14 +79,6 @@ def test_a_student_resumes_exactly(lab, teacher, tmp_path, student):
     whole, parts = (checkpoint_of(tmp_path / name)["state_dict"] for name in ("whole", "student"))
     assert same(whole, parts)
     assert not [name for name in whole if "teacher" in name]
-
-
-@pytest.mark.slow
-def test_a_changed_teacher_is_refused(lab, refusal, teacher):
-    lab.done("train", *STUDENT)
-    lab.done("train", f"resume={teacher}", "trainer.max_steps=5")
-    longer = refusal("train", "resume=student", "trainer.max_steps=6")
-    assert_names(longer, "objective.teacher.run=teacher", "sha256")
 
 
 @pytest.mark.parametrize(

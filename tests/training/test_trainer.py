@@ -21,6 +21,12 @@ from diffusion_lab.training.module import VOTES
 from diffusion_lab.training.trainer import STEP_HOOKS, TRAINER, TimeLimit, build_trainer
 
 
+def trainer_of(*overrides: str, callbacks=()) -> lightning.Trainer:
+    """The trainer of one process on the CPU."""
+    cfg = composed("train", "trainer.accelerator=cpu", *overrides)
+    return build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [*callbacks])
+
+
 class Counting:
     """A strategy that counts its broadcasts."""
 
@@ -50,9 +56,8 @@ def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
             called.append("backward")
 
     called: list[str] = []
-    cfg = composed("train", "trainer.accelerator=cpu")
     own = Own()
-    trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [own])
+    trainer = trainer_of(callbacks=[own])
     assert own.on_before_zero_grad is own.on_after_backward is None
     assert own.on_train_batch_end.__func__ is Throughput.on_train_batch_end
     for hook in STEP_HOOKS[2:]:
@@ -71,9 +76,8 @@ def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
 )
 def test_kernels_are_tried_unless_a_run_is_deterministic(monkeypatch, overrides, tries):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not tries)
-    cfg = composed("train", "trainer.accelerator=cpu", *overrides)
-    check_keys(cfg, TRAINER)
-    build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
+    check_keys(composed("train", "trainer.accelerator=cpu", *overrides), TRAINER)
+    trainer_of(*overrides)
     assert torch.backends.cudnn.benchmark == tries
     torch.use_deterministic_algorithms(False)
 
@@ -83,8 +87,7 @@ def test_ranks_do_not_ask_for_a_signal_at_each_micro_batch(monkeypatch):
         raise KeyboardInterrupt  # Lightning passes over an Exception
 
     monkeypatch.setattr(torch.distributed, "broadcast", asks)
-    cfg = composed("train", "trainer.accelerator=cpu", "trainer.max_time=00:00:10:00")
-    trainer = build_trainer(cfg, solve_batch(4, 1, None), torch.device("cpu"), [])
+    trainer = trainer_of("trainer.max_time=00:00:10:00")
     assert isinstance(trainer, lightning.Trainer)
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
     given = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), "images", 3)

@@ -4,10 +4,9 @@ from zlib import crc32
 
 import pytest
 import torch
-import yaml
-from helpers.seen_images import seen
+from helpers.seen_images import SEEN, seen
 from helpers.tiny_data import tiny_data
-from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, same, summary_of
+from helpers.tiny_runs import QUICK, TINY, checkpoint_of, rows, same, steps_of, summary_of
 from PIL import Image
 
 from diffusion_lab import runs
@@ -18,13 +17,13 @@ def test_a_run_leaves_everything_it_promises(finished_run):
     assert (summary["finished"], summary["steps"], summary["images_seen"]) == (True, 4, 32)
     assert torch.__version__.startswith(summary["versions"]["torch"])
     name = "efficientnet_lite0-96/train64-16"
-    for metric in (f"fid/{name}", f"fid_real/{name}", f"kid/{name}", f"kid_real/{name}"):
-        assert isinstance(summary["metrics"][metric], float)
+    for metric in ("fid", "fid_real", "kid", "kid_real"):
+        assert isinstance(summary["metrics"][f"{metric}/{name}"], float)
     assert 0 < summary["metrics"]["val/loss"] < 10
 
-    config = yaml.safe_load((finished_run / "config.yaml").read_text())
-    assert config["backbone"]["width"] == 32
-    assert config["logger"]["wandb"]["run_id"]
+    config = runs.load_config(finished_run)
+    assert config.backbone.width == 32
+    assert config.logger.wandb.run_id
 
     with Image.open(finished_run / "samples/step_0000004.png") as picture:
         # 4 classes x 2 columns of 8 px, gaps of 2, doubled: one row per class
@@ -39,7 +38,7 @@ def test_rows_carry_their_axes_and_the_fixed_names(finished_run):
     for row in found:
         assert row["images"] == row["step"] * 8
         assert row["seconds"] >= 0
-    losses = [row["step"] for row in found if "train/loss" in row]
+    losses = steps_of(finished_run)
     assert losses == sorted(set(losses))
 
 
@@ -76,9 +75,6 @@ def test_a_run_killed_in_its_last_evaluation_gets_its_metrics_when_resumed(lab, 
     assert again["metrics"] == pytest.approx(whole["metrics"])
     assert again["wall_seconds"] >= whole["wall_seconds"] / 2
     assert names_and_steps(run_folder) == logged, "metrics that are measured again have one row"
-
-
-SEEN = ["+callbacks.seen._target_=helpers.seen_images.SeenImages", "+callbacks.seen.folder=seen"]
 
 
 def hashes(images) -> set[int]:
@@ -124,4 +120,4 @@ def test_a_run_that_is_resumed_is_tested_again(lab, run_folder):
     quiet = ["callbacks.evaluation=null", "callbacks.sample_grid=null"]
     lab.done("train", "resume=run", "trainer.max_steps=6", *quiet)
     assert summary_of(run_folder)["metrics"]["test/loss"] != before["test/loss"]
-    assert [row["step"] for row in rows(run_folder) if "test/loss" in row][-1] == 6
+    assert steps_of(run_folder, "test/loss")[-1] == 6

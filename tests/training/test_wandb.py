@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from helpers import wandb_record
-from helpers.logged import KINDS, SCALARS, is_known
+from helpers.logged import KINDS, SCALARS, assert_same_picture, is_known
 from helpers.paths import ROOT
-from helpers.tiny_runs import TINY, TINY_AUTOENCODER
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, rows
 from omegaconf import OmegaConf
-from PIL import Image
 
 from diffusion_lab import runs
 from diffusion_lab.runs import log_names
@@ -24,18 +23,17 @@ PAGE = (ROOT / "docs/pages/wandb.md").read_text()
 
 def assert_same_scalars(record: wandb_record.Record, folder: Path) -> None:
     """Checks that names, steps and values equal metrics.jsonl's; times are of steps' first rows."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps, clock = {}, []
-    for row in lines:
+    steps, clock = {}, {}
+    for row in rows(folder):
         step, seconds = row.pop("step"), row.pop("seconds")
-        if step not in steps:
-            clock.append(seconds)
+        clock.setdefault(step, seconds)
         shown = {log_names.on_dashboards(name): value for name, value in row.items()}
         steps[step] = steps.get(step, {}) | shown
     logged = {step: dict(row) for step, row in record.scalars.items()}
     times = [row.pop("seconds") for row in logged.values()]
     assert logged == steps
     # W&B's rows are written just after the file's, and before the next step's
+    clock = list(clock.values())
     assert all(ours <= theirs for ours, theirs in zip(clock, times, strict=True))
     assert all(theirs < ours for ours, theirs in zip(clock[1:], times[:-1], strict=True))
 
@@ -91,27 +89,23 @@ def test_a_training_run(finished_run):
     assert list(grids) == [2, 4]
     assert grids[2]["caption"] == "step 2, 16 images seen: samples of seed 0, one row per class"
     for step, facts in grids.items():
-        with (
-            Image.open(record.folder / "files" / facts["path"]) as logged,
-            Image.open(finished_run / f"samples/step_{step:07d}.png") as kept,
-        ):
-            assert logged.tobytes() == kept.tobytes()
+        ours = record.folder / "files" / facts["path"]
+        assert_same_picture(ours, finished_run / f"samples/step_{step:07d}.png")
     assert list(record.media("grids/denoising", wandb_record.PICTURE)) == [4]
-    rows = table_rows(record, 4)
-    assert [row["class"] for row in rows] == [
-        name for name in ("first", "second", "third", "fourth") for _ in range(2)
+    table = table_rows(record, 4)
+    assert [row["class"] for row in table] == [
+        name for name in TinyData.class_names for _ in range(2)
     ]
-    assert [row["sample"] for row in rows] == list(range(8))
-    assert {(row["seed"], row["step"], row["images_seen"]) for row in rows} == {(0, 4, 32)}
+    assert [row["sample"] for row in table] == list(range(8))
+    assert {(row["seed"], row["step"], row["images_seen"]) for row in table} == {(0, 4, 32)}
     # pictures stay in the run's folder until their upload
     assert len(list((finished_run / "wandb/artifacts/staging").glob("*"))) > 8
 
 
 @pytest.mark.slow
 def test_an_unconditional_run_has_samples_without_a_class(lab, tmp_path):
-    record = trained(
-        lab, tmp_path, "train", *TINY, "conditioning=none", "callbacks.evaluation=null"
-    )
+    unlabelled = ["conditioning=none", "callbacks.evaluation=null"]
+    record = trained(lab, tmp_path, "train", *TINY, *unlabelled)
     assert [row["class"] for row in table_rows(record, 4)] == [None] * 4
     caption = record.media("grids/samples", wandb_record.PICTURE)[4]["caption"]
     assert caption == "step 4, 32 images seen: samples of seed 0, without classes"
@@ -141,10 +135,8 @@ def test_checkpoints_become_an_artifact_that_opens_as_a_run(lab, tmp_path):
     asked = [*keeping, "logger.wandb.checkpoints=true", "callbacks.evaluation=null"]
     record = trained(lab, tmp_path, "train", *TINY, *asked)
     files = record.artifacts[f"checkpoints-{run_id(tmp_path)}"]
-    kept = [f"checkpoints/step_000000{step}.ckpt" for step in (2, 4)]
-    assert files.keys() == {
-        *("config.yaml", "summary.json", "metrics.jsonl", "checkpoints/last.ckpt", *kept)
-    }
+    kept = {f"checkpoints/{name}.ckpt" for name in ("step_0000002", "step_0000004", "last")}
+    assert files.keys() == kept | {"config.yaml", "summary.json", "metrics.jsonl"}
     for name, file in files.items():
         (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "again" / name)
@@ -160,7 +152,7 @@ def test_what_a_run_prints_is_logged_if_it_is_asked_for(tmp_path):
 
 
 def run_id(tmp_path: Path) -> str:
-    return yaml.safe_load((tmp_path / "run/config.yaml").read_text())["logger"]["wandb"]["run_id"]
+    return runs.load_config(tmp_path / "run").logger.wandb.run_id
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.faults import spoil_loss
+from helpers.faults import nan, spoil_loss
 from helpers.pairs import first_fast
-from helpers.tiny_runs import QUICK, TINY, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
+from helpers.tiny_runs import FAST, QUICK, TINY, TINY_AUTOENCODER, checkpoint_of, rows, summary_of
 from torch import nn
 
 from diffusion_lab.compute.device import OWN_MEMORY, PeakMemory
@@ -18,8 +18,7 @@ from diffusion_lab.training.callbacks.statistics import GradientNoise, Look
 from diffusion_lab.training.callbacks.throughput import bins_of
 from diffusion_lab.training.logger import Clock, WandB
 
-RUN = [*QUICK, "trainer.precision=32-true", "optimizer.lr=1e-2"]
-RUN += ["lr_schedule.warmup_images=0", "callbacks.checkpoint.every_n_steps=1"]
+RUN = [*QUICK, *FAST, "trainer.precision=32-true", "callbacks.checkpoint.every_n_steps=1"]
 LOOKS = ["callbacks.statistics.every_n_steps=1", "micro_batch_size=2"]
 LOOKS.append("callbacks.statistics.noise_scale=true")
 GROUPS = "parameter_groups=[{pattern:'*bias',lr:5e-3},{pattern:'*.embeddings.*',lr:0}]"
@@ -115,7 +114,7 @@ def test_a_resumed_run_has_the_same_statistics(lab, tmp_path, killed_at_step, tr
 
 @pytest.mark.long
 def test_skipped_steps_leave_no_statistics(lab, tmp_path, monkeypatch):
-    spoil_loss(monkeypatch, [2], lambda loss: loss * torch.nan)
+    spoil_loss(monkeypatch, [2], nan)
     lab.done("train", *RUN, *LOOKS, "run_dir=run")
     for start in ("train_grad_norm/", "train_by_level/", "train/grad_norm", "train/noise_scale"):
         found = values(tmp_path / "run", start)

@@ -17,7 +17,8 @@ from helpers.reference_networks import FOLDER, drawn, images
 from safetensors.torch import save_file
 
 EDM = {"img_resolution": 16, "img_channels": 3, "sigma_data": 0.5}
-SONG = {"model_type": "SongUNet", "model_channels": 16, "num_blocks": 1, "attn_resolutions": [8]}
+EDM |= {"num_blocks": 1, "attn_resolutions": [8]}
+SONG = {"model_type": "SongUNet", "model_channels": 16}
 NCSNPP = {
     "embedding_type": "fourier",
     "channel_mult_noise": 2,
@@ -27,59 +28,42 @@ NCSNPP = {
 TRANSFORMER = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 ADM = {"image_size": 16, "in_channels": 3, "attention_resolutions": [2]}
 UPDOWN = {"resblock_updown": True, "use_scale_shift_norm": True}
+EDM_CODE = ("edm", "008a4e5", "training.networks", "EDMPrecond")
+ADM_CODE = ("guided-diffusion", "22e0df8", "guided_diffusion.unet", "UNetModel")
 NETWORKS = {  # repository, commit, module, class, arguments
     "dit": ("DiT", "ed81ce2", "models", "DiT", TRANSFORMER),
     "sit": ("SiT", "947f95b", "models", "SiT", TRANSFORMER),
     "edm_ddpmpp": (
-        "edm",
-        "008a4e5",
-        "training.networks",
-        "EDMPrecond",
+        *EDM_CODE,
         {**EDM, **SONG, "channel_mult": [1, 2], "label_dim": 5, "augment_dim": 9},
     ),
     "edm_ncsnpp": (
-        "edm",
-        "008a4e5",
-        "training.networks",
-        "EDMPrecond",
+        *EDM_CODE,
         {**EDM, **SONG, **NCSNPP, "channel_mult": [1, 2, 3]},
     ),
     "edm_adm": (
-        "edm",
-        "008a4e5",
-        "training.networks",
-        "EDMPrecond",
+        *EDM_CODE,
         {
             **EDM,
             "model_type": "DhariwalUNet",
             "model_channels": 64,
             "channel_mult": [1, 2],
-            "num_blocks": 1,
-            "attn_resolutions": [8],
             "label_dim": 5,
         },
     ),
     "edm2": (
-        "edm2",
-        "4bf8162",
-        "training.networks_edm2",
-        "Precond",
+        *("edm2", "4bf8162", "training.networks_edm2", "Precond"),
         {
             **EDM,
             "model_channels": 16,
             "channel_mult": [1, 2, 3],
-            "num_blocks": 1,
-            "attn_resolutions": [8],
             "channels_per_head": 16,
             "label_dim": 5,
             "use_fp16": False,
         },
     ),
     "adm": (
-        "guided-diffusion",
-        "22e0df8",
-        "guided_diffusion.unet",
-        "UNetModel",
+        *ADM_CODE,
         {
             **ADM,
             **UPDOWN,
@@ -92,10 +76,7 @@ NETWORKS = {  # repository, commit, module, class, arguments
         },
     ),
     "adm_convolutions": (
-        "guided-diffusion",
-        "22e0df8",
-        "guided_diffusion.unet",
-        "UNetModel",
+        *ADM_CODE,
         {
             **ADM,
             "model_channels": 32,
@@ -107,10 +88,7 @@ NETWORKS = {  # repository, commit, module, class, arguments
         },
     ),
     "adm_half": (
-        "guided-diffusion",
-        "22e0df8",
-        "guided_diffusion.unet",
-        "UNetModel",
+        *ADM_CODE,
         {
             **ADM,
             **UPDOWN,

@@ -1,14 +1,12 @@
 """The command `import`: its folder opens like a run, and wrong requests are refused."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from helpers.commands import run_alone
 from helpers.reference_networks import Reference
 from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import ALONE, TINY
 from helpers.tiny_vae import save_vae
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,7 +20,8 @@ from diffusion_lab.runs.importing.command import read
 from diffusion_lab.runs.importing.kind import ADMFiles, DiTFiles
 from diffusion_lab.runs.importing.kind.base import LABELS
 
-TRAINED = [*TINY, "callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
+SOURCE = "_target_:helpers.coloured_data.Coloured"
+DATA = ["data=images", f"data.source={{{SOURCE}}}"]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +39,6 @@ def edm(lab, tmp_path):
     """The file of a network of EDM in 5 classes, in the folder of `lab`."""
     save_file(Reference.stored("edm_ddpmpp").state, tmp_path / "edm.safetensors")
     return "edm.safetensors"
-
-
-def result(answer: tuple[int, str, str]) -> dict:
-    """The JSON object that a command has printed."""
-    code, out, err = answer
-    assert code == 0, err
-    return json.loads(out.splitlines()[-1])
 
 
 def test_a_folder_has_weights_configuration_and_where_they_are_from(adm):
@@ -67,21 +59,19 @@ def test_a_folder_has_weights_configuration_and_where_they_are_from(adm):
 def test_samples_of_the_class_are_drawn_with_its_own_sampler(lab, adm):
     drawn = {}
     for label in (0, 3):
-        arguments = ["num_samples=2", f"labels={label}", "save=npz", f"output={label}"]
-        array = result(lab("sample", f"run={adm}", *arguments, "json=true"))["array"]
-        with np.load(array) as arrays:
-            drawn[label] = arrays["images"]
+        arguments = ["num_samples=2", f"labels={label}", f"output={label}"]
+        drawn[label] = lab.drawn(f"run={adm}", *arguments)["images"]
     assert drawn[0].shape == (2, 16, 16, 3)
     assert not np.array_equal(drawn[0], drawn[3])
 
 
 @pytest.mark.slow
 def test_it_is_profiled_and_exported_like_a_run(lab, tmp_path, adm):
-    counts = result(lab("profile", f"run={adm}", "speed=false", "json=true"))
+    counts = lab.result("profile", f"run={adm}", "speed=false")
     tensors = load_file(adm / "model.safetensors")
     assert counts["params"] == sum(tensor.numel() for tensor in tensors.values())
     assert counts["image_shape"] == [3, 16, 16]
-    exported = result(lab("export", f"run={adm}", "output=mine", "json=true"))
+    exported = lab.result("export", f"run={adm}", "output=mine")
     assert exported["imported"] == "adm"
     same = load_file(tmp_path / "mine/model.safetensors")
     assert all(torch.equal(same[name], tensor) for name, tensor in tensors.items())
@@ -90,31 +80,21 @@ def test_it_is_profiled_and_exported_like_a_run(lab, tmp_path, adm):
 @pytest.mark.long
 def test_without_data_a_model_is_not_measured_and_with_data_it_is(lab, refusal, adm, edm):
     assert_names(refusal("evaluate", f"run={adm}"), "data.source", "data=...")
-    data = ["data=images", "data.source={_target_:helpers.coloured_data.Coloured}"]
-    result(lab("import", edm, "kind=edm", *data, "output=net", "json=true"))
+    lab.done("import", edm, "kind=edm", *DATA, "output=net")
     arguments = ["metrics.num_samples=8", "metrics.reference_size=16", "sampler.steps=2"]
-    found = result(lab("evaluate", "run=net", *arguments, "batch_size=8", "json=true"))
+    found = lab.result("evaluate", "run=net", *arguments, "batch_size=8")
     assert any(name.startswith("fid/") for name in found)
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_its_weights(lab, tmp_path, adm):
-    composition = [
-        f"backbone.{key}={json.dumps(value)}"
-        for key, value in {
-            "channels": 32,
-            "multipliers": [1, 3],
-            "blocks": 2,
-            "attention": [1],
-            "stage.head_channels": 16,
-        }.items()
-    ]
+    sizes = ["channels=32", "multipliers=[1,3]", "blocks=2", "attention=[1]"]
+    sizes.append("stage.head_channels=16")
     shared = ["backbone=unet", "backbone/stage=adm", "backbone/norm=adm", "backbone/resample=block"]
-    source = "data.source={_target_:helpers.coloured_data.Coloured}"
     lab.done(
         "train",
-        *[each for each in TRAINED if not each.startswith(("backbone", "data.source"))],
-        *["data=images", source, "data.validation_size=20", *shared, *composition],
+        *[each for each in TINY if not each.startswith(("backbone", "data.source"))],
+        *[*ALONE, *DATA, *shared, *(f"backbone.{size}" for size in sizes)],
         *["schedule=ddpm_linear", "objective=improved_ddpm", "trainer.max_steps=1"],
         *[f"init_from={adm}", "run_dir=run", "optimizer.lr=1e-30"],
     )
@@ -141,16 +121,15 @@ def test_latents_of_the_class_are_drawn_and_decoded(lab, dit):
     drawn = {}
     for label in (0, 3):
         guided = [f"labels={label}", "guidance=classifier_free", "sampler.steps=2"]
-        arguments = [*guided, "num_samples=2", "save=npz", f"output={label}", "json=true"]
-        with np.load(result(lab("sample", f"run={dit}", *arguments))["array"]) as arrays:
-            drawn[label] = arrays["images"]
+        arguments = [*guided, "num_samples=2", f"output={label}"]
+        drawn[label] = lab.drawn(f"run={dit}", *arguments)["images"]
     assert drawn[0].shape == (2, 64, 64, 3)
     assert not np.array_equal(drawn[0], drawn[3])
 
 
 def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):
     chosen = ["sampler=euler", "sampler.steps=7", "schedule=ve", "guidance.clip=1"]
-    result(lab("import", edm, "kind=edm", *chosen, "output=net", "json=true"))
+    lab.done("import", edm, "kind=edm", *chosen, "output=net")
     saved = runs.load_config(tmp_path / "net")
     assert saved.sampler._target_.endswith("Euler")
     assert saved.sampler.steps == 7
@@ -164,14 +143,7 @@ def test_what_is_overridden_replaces_the_recipe(lab, tmp_path, edm):
     [
         (["kind=diffusers"], ["edm.safetensors"]),
         (["kind=edm", "data=cifar10"], ["(3, 32, 32)"]),
-        (
-            [
-                "kind=edm",
-                "data=images",
-                "data.source={_target_:helpers.coloured_data.Coloured,classes:6}",
-            ],
-            ["6"],
-        ),
+        (["kind=edm", "data=images", f"data.source={{{SOURCE},classes:6}}"], ["6"]),
         (["kind=edm", "backbone.blocks=2"], ["missing"]),
         (["kind=edm", "backbone.multipliers=[1,4]"], ["backbone"]),
         (["kind=edm", "second.pt"], ["FILE"]),

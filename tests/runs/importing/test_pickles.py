@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from helpers.reduced import Reduced
 from helpers.reference_networks import Reference
 from helpers.refusals import assert_names, refused
 from torch import nn
@@ -20,16 +21,6 @@ from diffusion_lab.runs.importing.kind import EDM2Files, EDMFiles
 from diffusion_lab.runs.importing.reading import read
 
 SOURCE = "raise SystemExit('the source code in a pickle was executed')"
-
-
-class Reduced:
-    """An object that a pickle makes by calling a function."""
-
-    def __init__(self, function, *arguments):
-        self.reduced = (function, arguments)
-
-    def __reduce__(self):
-        return self.reduced
 
 
 @pytest.fixture
@@ -57,7 +48,11 @@ def nvidia(monkeypatch):
 
 
 def written(path: Path, content: object) -> Path:
-    path.write_bytes(pickle.dumps(content))
+    """Writes a pickle, or a file of torch where that is the path's suffix; returns the path."""
+    if path.suffix == ".pt":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
     return path
 
 
@@ -140,11 +135,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, nvidia, function, insid
     content: object = Reduced(function, argument, *more)
     if inside:
         content = nvidia("EDMPrecond", _parameters={}, _modules={}, _buffers={}, x=content)
-    path = tmp_path / f"net.{suffix}"
-    if suffix == "pkl":
-        written(path, {"ema": content})
-    else:
-        torch.save({"ema": content, "w": torch.zeros(2)}, path)
+    path = written(tmp_path / f"net.{suffix}", {"ema": content, "w": torch.zeros(2)})
     with refused(path):
         read(path)
     assert not (tmp_path / "executed").exists()
@@ -178,8 +169,8 @@ def test_an_object_outside_of_the_file_is_refused(tmp_path):
 def test_averaged_weights_of_a_training_script_are_taken(tmp_path, capfd):
     weights = {"w": torch.ones(2, dtype=torch.float16), "steps": torch.tensor(3)}
     checkpoint = {"model": {"w": torch.zeros(2)}, "ema": OrderedDict(weights), "opt": {"lr": 1.0}}
-    path = tmp_path / "0400000.pt"
-    torch.save(checkpoint | {"args": Namespace(model="DiT-S/2", seed=0)}, path)
+    arguments = Namespace(model="DiT-S/2", seed=0)
+    path = written(tmp_path / "0400000.pt", checkpoint | {"args": arguments})
     found, _ = read(path)
     assert_names(capfd.readouterr().err, "ema", path)
     assert found["w"].dtype == torch.float32
@@ -191,8 +182,7 @@ def test_averaged_weights_of_a_training_script_are_taken(tmp_path, capfd):
 def test_a_checkpoint_that_is_in_itself_is_refused(tmp_path, suffix):
     content: dict = {}
     content["ema"] = content
-    path = tmp_path / f"net.{suffix}"
-    torch.save(content, path) if suffix == "pt" else written(path, content)
+    path = written(tmp_path / f"net.{suffix}", content)
     with refused(path):
         read(path)
 
@@ -218,7 +208,11 @@ def test_an_object_without_parts_has_no_weights(tmp_path, nvidia, missing):
         read(path)
 
 
-HOSTILE = {
+WHOLE = pickle.dumps({"w": torch.zeros(100)}, protocol=2)  # torch warns of another one
+DAMAGED = {
+    "empty": b"",
+    "text": b"no weights",
+    "half": WHOLE[: len(WHOLE) // 2],
     "cut inside a number": b"\x80\x02\x58\x00",
     "a tensor of nothing": pickle.dumps(
         {"w": Reduced(torch._utils._rebuild_tensor_v2, None, 0, (1,), (1,), False, OrderedDict())},
@@ -227,42 +221,28 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("name", ["net.pkl", "net.pt"])
-def test_a_hostile_file_is_named(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with refused(tmp_path / name):
-        read(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["net.pkl", "net.pt", "net.safetensors"])
-def test_a_damaged_file_is_named(tmp_path, name):
-    whole = pickle.dumps({"w": torch.zeros(100)}, protocol=2)  # torch warns of another one
-    for content in (b"", b"no weights", whole[: len(whole) // 2]):
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_or_hostile_file_is_named(tmp_path, content):
+    for name in ("net.pkl", "net.pt", "net.safetensors"):
         (tmp_path / name).write_bytes(content)
         with refused(tmp_path / name):
             read(tmp_path / name)
 
 
-WITHOUT_NUMBERS = {
-    "sparse": {"w": torch.eye(2).to_sparse()},
-    "empty": {"w": torch.eye(2, device="meta")},
-    "without a name": {1: torch.eye(2)},
-}
-
-
-@pytest.mark.parametrize("content", WITHOUT_NUMBERS.values(), ids=WITHOUT_NUMBERS)
-def test_a_tensor_without_a_name_or_numbers_is_refused(tmp_path, content):
-    path = tmp_path / "net.pt"
-    torch.save(content, path)
-    with refused(path):
-        read(path)
-
-
-@pytest.mark.parametrize("content", [{}, [1, 2], {"w": "text"}, {"w": torch.zeros(1), "n": 3}])
-def test_a_file_without_weights_alone_is_refused(tmp_path, content):
-    path = tmp_path / "net.pt"
-    torch.save(content, path)
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [1, 2],
+        {"w": "text"},
+        {"w": torch.zeros(1), "n": 3},
+        {"w": torch.eye(2).to_sparse()},
+        {"w": torch.eye(2, device="meta")},
+        {1: torch.eye(2)},
+    ],
+)
+def test_a_file_of_other_things_than_named_weights_is_refused(tmp_path, content):
+    path = written(tmp_path / "net.pt", content)
     with refused(path):
         read(path)
 
