@@ -22,7 +22,7 @@ import pytest
 import torch
 from helpers.processes import exit_codes_of_three
 from helpers.reduced import Reduced
-from helpers.refusals import refused
+from helpers.refusals import assert_names, refused
 from torchvision import datasets
 
 from diffusion_lab.data import DataError
@@ -192,8 +192,14 @@ def test_a_failure_names_files_and_reasons_and_leaves_nothing(root, monkeypatch)
         raise SourceUnavailable("the line went dead")
 
     monkeypatch.setattr(acquire, "_from_mirror", half)
-    with refused(*FILES, "the line went dead", "no network", root, by=DataError):
+    with pytest.raises(DataError) as caught:
         acquire.fashion_mnist(root)
+    sentence = str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in sentence
+    assert not sentence.endswith(".")
+    assert len(sentence) < 700
+    assert_names(sentence, *FILES, "the line went dead", "no network", root)
     assert not root.exists()  # no root existed before, so none may be left
 
 
