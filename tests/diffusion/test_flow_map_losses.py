@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.compositions import composed
-from helpers.refusals import refused
-from test_jumps import (
+from helpers.exact_map import (
     MIXTURE,
     PATHS,
     STRAIGHT,
@@ -20,6 +19,7 @@ from test_jumps import (
     points,
     updates,
 )
+from helpers.refusals import refused
 from torch import Tensor
 
 from diffusion_lab.assembly.objects import build_model

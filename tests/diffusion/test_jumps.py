@@ -6,20 +6,32 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.exact_denoiser import GaussianMixture
-from helpers.pairs import first_fast
+from helpers.exact_denoiser import CLEAN
+from helpers.exact_map import (
+    MIXTURE,
+    PATHS,
+    STRAIGHT,
+    ExactMap,
+    Labelled,
+    ToClean,
+    assert_order,
+    deviation,
+    every_path,
+    first_path,
+    points,
+    spread,
+    updates,
+)
 from torch import Tensor
 
-from diffusion_lab.common.labels import Classes
 from diffusion_lab.diffusion.estimate import NOTHING, Estimate, Given
-from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, jump, noise_of
+from diffusion_lab.diffusion.noise import add_noise, jump, noise_of
 from diffusion_lab.diffusion.objective import (
     BatchShare,
     Flow,
     Objective,
     TeacherModel,
     UniformTime,
-    V,
 )
 from diffusion_lab.diffusion.objective.loss import (
     Consistency,
@@ -34,53 +46,7 @@ from diffusion_lab.diffusion.objective.loss.consistency import heun
 from diffusion_lab.diffusion.objective.loss.mean_flow import flow_target
 from diffusion_lab.diffusion.sampler import Euler, FewStep, FlowMap, UniformGrid
 from diffusion_lab.diffusion.sampler.time_grid import Explicit
-from diffusion_lab.diffusion.schedule import Cosine, Linear, Rectified
-
-MIXTURE = GaussianMixture([0.3, 0.7], [-1.0, 0.8], 0.4)
-PATHS = {
-    "rectified": Parts(Rectified(), Flow(), UniformTime()),
-    "cosine": Parts(Cosine(), V(), UniformTime()),
-    "linear": Parts(Linear(), V(), UniformTime()),
-}
-STRAIGHT = PATHS["rectified"]
-every_path = pytest.mark.parametrize("parts", PATHS.values(), ids=PATHS)
-first_path = pytest.mark.parametrize("parts", first_fast(PATHS.values()), ids=PATHS)
-
-
-class ExactMap:
-    """The denoiser of the mixture that jumps exactly, plus `error` times a function of its input.
-
-    x (B, 1) is float64 and differentiable once.
-    """
-
-    conditioning = None
-    self_conditioning = False
-    clip = None
-
-    def __init__(self, prediction, error=0.0):
-        self.prediction = prediction
-        self.error = error
-
-    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
-        there = level.there or level
-        ratio = there.sigma / level.sigma
-        share = (there.alpha - ratio * level.alpha)[:, None]
-        stays = share.abs() < 1e-9
-        jumped = MIXTURE.transport(x, level, there) - ratio[:, None] * x
-        jumped = jumped / torch.where(stays, 1.0, share)
-        x0 = torch.where(stays, MIXTURE.denoise(x, level).x0, jumped)
-        x0 = x0 + self.error * (3 * x).sin()
-        return Estimate(x0, None, self.prediction.target(x0, noise_of(x, x0, level), level))
-
-
-def points(schedule, count=512):
-    """States x (count, 1) of the mixture, with a start and an end of a jump for each."""
-    generator = torch.Generator().manual_seed(1)  # not of the samples, which would depend on t
-    draw = torch.rand(2, count, generator=generator, dtype=torch.float64) * 0.96 + 0.02
-    here, there = schedule(draw.amax(0)), schedule(draw.amin(0))
-    torch.manual_seed(0)
-    x0, eps = MIXTURE.sample(count), torch.randn(count, 1, dtype=torch.float64)
-    return x0, eps, here, there
+from diffusion_lab.diffusion.schedule import Rectified
 
 
 @every_path
@@ -109,19 +75,6 @@ def test_the_target_of_mean_flow_is_the_exact_jump_on_average_over_samples(parts
     assert error.std() > 0.1
 
 
-def deviation(values: Tensor) -> Tensor:
-    """The mean in units of its standard deviation."""
-    return values.mean() / values.std() * len(values) ** 0.5
-
-
-def updates(loss, exact: ExactMap, parts: Parts, count: int) -> Tensor:
-    """The gradient of each sample's loss to its own error of the exact map, (B,)."""
-    x0, eps, level, _ = points(parts.schedule, count)
-    exact.error = torch.zeros(count, 1, dtype=torch.float64, requires_grad=True)
-    losses = loss(parts, exact, x0, eps, level, NOTHING, torch.Generator().manual_seed(7))
-    return torch.autograd.grad(losses.minimised.sum(), exact.error)[0][:, 0]
-
-
 @first_path
 def test_the_update_of_mean_flow_is_exact_on_average_over_samples_without_weights(parts):
     found = updates(MeanFlow(power=0.0), ExactMap(parts.prediction), parts, 40_000)
@@ -132,17 +85,6 @@ def test_the_update_of_mean_flow_is_exact_on_average_over_samples_without_weight
 def test_the_default_weights_of_mean_flow_favour_samples_near_the_mean():
     found = updates(MeanFlow(), ExactMap(STRAIGHT.prediction), STRAIGHT, 40_000)
     assert abs(deviation(found)) > 6
-
-
-class Labelled(ExactMap):
-    """The exact map, less 1 where it has no label; class 3 means no label."""
-
-    class conditioning:
-        labels = Classes.numbered(3)
-
-    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
-        estimate = super().__call__(x, level, given)
-        return estimate if given.labels is not None else estimate._replace(x0=estimate.x0 - 1)
 
 
 def test_the_guided_path_of_mean_flow_goes_beyond_the_estimate_without_labels():
@@ -212,12 +154,6 @@ def test_a_shortcut_model_knows_the_jumps_that_it_draws_and_no_others(finest):
     assert len(known) == finest - 1  # 1 + 2 + 4 + ... + finest / 2
 
 
-def assert_order(errors: list[Tensor], low: float, high: float) -> None:
-    """Asserts the power of its size by which an error falls where each size is half the last."""
-    orders = torch.stack(errors).log2().diff().neg()
-    assert ((orders > low) & (orders < high)).all()
-
-
 def test_the_error_of_two_euler_halves_falls_with_the_square_of_their_length():
     schedule = STRAIGHT.schedule
     x0, eps, _, _ = points(schedule)
@@ -278,16 +214,6 @@ def test_a_shortcut_s_share_jumps_however_the_batch_is_divided(size, share):
     assert max(counts["jumps"]) - min(counts["jumps"]) <= 1
     # of sharded weights every rank must ask for equally many
     assert set(counts["calls"]) == {3 if share else 1}
-
-
-CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
-
-
-class ToClean(ExactMap):
-    """A consistency model: its estimate is the exact end of the path on clean data."""
-
-    def __call__(self, x: Tensor, level: NoiseLevel, given=NOTHING) -> Estimate:
-        return super().__call__(x, level.towards(spread(CLEAN, len(x))), given)
 
 
 def test_the_loss_of_exact_consistency_models_falls_with_the_square_of_the_gap():
@@ -372,13 +298,6 @@ def test_exact_jumps_reach_the_exact_sample_in_any_number_of_calls(steps, parts)
     expected = MIXTURE.transport(start.sigma * noise, start, CLEAN)
     torch.testing.assert_close(samples, expected, rtol=1e-6, atol=1e-6)
     assert len(calls) == steps
-
-
-def spread(level: NoiseLevel, count: int) -> NoiseLevel:
-    """A scalar level and the one it goes to, for each of `count` samples."""
-    there = None if level.there is None else spread(level.there, count)
-    values = (value.expand(count) for value in (level.t, level.alpha, level.sigma))
-    return NoiseLevel(*values, there)
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(0.0), Explicit([1.0, 0.6, 0.3])])

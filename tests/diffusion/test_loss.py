@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.exact_map import MIXTURE, deviation, every_path, points
 from helpers.measured import loss_at
-from test_jumps import MIXTURE, deviation, every_path, points
 from torch import nn
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional

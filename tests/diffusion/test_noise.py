@@ -210,6 +210,15 @@ def test_edm_of_unit_data_is_minus_v_on_the_circle():
         torch.testing.assert_close(edm, -v)
 
 
+@pytest.mark.parametrize(("sigma_by_alpha", "does"), [(990.0, False), (1010.0, True)])
+def test_a_prediction_of_the_noise_amplifies_where_there_is_1000_times_as_much_of_it(
+    sigma_by_alpha, does
+):
+    level = NoiseLevel(*torch.tensor([1.0, 1 / sigma_by_alpha, 1.0], dtype=torch.float64))
+    assert Eps().amplifies(level) is does
+    assert not V().amplifies(level)
+
+
 @every_schedule
 @by_type("prediction", PREDICTIONS)
 def test_to_x0_inverts_target_and_x0_gain_is_its_derivative(prediction, schedule):

@@ -5,12 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.exact_denoiser import GaussianMixture, through
+from helpers.exact_denoiser import CLEAN, GaussianMixture, through
 from helpers.pairs import each_once
 from helpers.walks import SCHEDULES, every_schedule, replayed
 
 from diffusion_lab.diffusion.estimate import Estimate
-from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.objective import EDM, X0, Eps, Flow, V
 from diffusion_lab.diffusion.sampler import (
     DEIS,
@@ -61,7 +60,6 @@ every_sampler_on_a_schedule = pytest.mark.parametrize(
 MIXTURE = GaussianMixture([0.5, 0.2, 0.3], [-1.5, 0.3, 2.0], 0.4)
 # in one dimension pc_langevin divides by an eps near 0, which amplifies rounding
 WIDE = GaussianMixture([0.7, 0.3], [[0.5] * 8, [-1.0] * 8], 0.4)
-CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
 
 
 def unit_noise(*shape):

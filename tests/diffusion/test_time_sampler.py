@@ -111,6 +111,13 @@ def test_every_point_of_a_table_is_equally_likely():
     assert (counts / N - 0.1).abs().max() < 0.01
 
 
+def test_quantiles_without_a_closed_form_are_exact():
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    t = LogitNormal(**MIXED).quantile(u, Rectified())
+    share = 0.25 * t + 0.75 * normal_cdf(t.logit(), 0.3, 1.5)
+    torch.testing.assert_close(share, u, rtol=0, atol=1e-14)
+
+
 def test_draws_beyond_the_schedule_are_put_on_its_ends():
     level, _ = LogNormal(mean=0.0, std=10.0)(N, VarianceExploding(), seeded())
     assert level.sigma.min().item() == pytest.approx(0.002)

@@ -11,6 +11,8 @@ from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, noise_of
 from diffusion_lab.diffusion.objective import Prediction
 
+CLEAN = NoiseLevel(*torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))  # t, alpha, sigma
+
 
 def like(x: Tensor, level: NoiseLevel) -> NoiseLevel:
     """The level, ready to multiply x (B, ...) in its dtype."""
