@@ -17,6 +17,7 @@ of keys.
 """
 
 import csv
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -110,7 +111,9 @@ def facts_of(source: Path, metric: str, names: list[str], test: str | None) -> t
         if unknown := [each for each in names if each not in arms]:
             raise UserError(f"row={unknown[0]} is not in {source.name}; use {', '.join(arms)}")
         data, names = arms[names[0]].data, [arms[each].line for each in names]
-        panel = next(each for each in panels_of(source, metric, test) if each.data == data)
+        known = {each.data: each for each in panels_of(source, metric, test)}
+        if (panel := known.get(data)) is None:
+            raise UserError(f"{metric} of {names[0]} is not in {source.name}")
     if len(names) == 1:
         return panel, panel.means.loc[names[0]]
     for _, pair in panel.tested.iterrows():
@@ -128,11 +131,13 @@ def stated(page: Path, words: str) -> float:
     options = dict(each.partition("=")[::2] for each in given)
     if unknown := sorted(options.keys() - set(OPTIONS)):
         raise UserError(f"{unknown[0]} is not known in this mark; use {', '.join(OPTIONS)}")
+    if (by := options.get("by", tests.PAIRED)) not in (tests.JOINT, tests.WELCH, tests.PAIRED):
+        raise UserError(f"by={by} is no test; use {tests.JOINT}, {tests.WELCH} or {tests.PAIRED}")
     names = [options[key] for key in ("row", "less") if key in options] or [""]
     source = Path(normpath(page.parent / name))  # pages share what was collected
     if names == ["real images"]:
         panel = panels_of(source, metric, None)[0]
-        return panel.real * panel.metric.scale
+        return math.nan if panel.real is None else panel.real * panel.metric.scale
     panel, facts = facts_of(source, metric, names, options.get("by"))
     say = options.get("say", "mean" if len(names) == 1 else "gap")
     if say not in facts:
@@ -154,7 +159,9 @@ def written(page: Path, text: str) -> str:
     def made(mark: re.Match[str]) -> str:
         decimals = len(mark[1].partition(".")[2])
         try:
-            number = f"{stated(page, mark[2]):{',' * (',' in mark[1])}.{decimals}f}"
+            if not math.isfinite(found := stated(page, mark[2])):
+                raise UserError("it is not known")
+            number = f"{found:{',' * (',' in mark[1])}.{decimals}f}"
         except UserError as error:
             raise UserError(f"{page}, number {mark[2]}: {error}") from error
         return f"{number}{OPENS}{mark[2]} -->"

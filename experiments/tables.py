@@ -202,8 +202,11 @@ def differences(
         base = tuple(named.get(name, value) for name, value in zip(by, key, strict=True))
         if base not in groups:
             raise UserError(f"against={against}: there is no row {', '.join(base)}")
-        theirs = {row["seed"]: float(row[kind]) for row in groups[base]}
-        own = [scale * (float(r[kind]) - theirs[r["seed"]]) for r in rows if r["seed"] in theirs]
+        theirs = {row["seed"]: float(row[kind]) for row in groups[base] if row[kind]}
+        pairs = [
+            (float(r[kind]), theirs[r["seed"]]) for r in rows if r[kind] and r["seed"] in theirs
+        ]
+        own = [scale * (ours - others) for ours, others in pairs]
         if key != base and len(set(own)) > 1:
             gaps.setdefault(base, {})[key] = own
     cells = {}

@@ -70,7 +70,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
 
 def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Encodes test images to noise and back; returns PSNR and a picture of all three."""
-    check_keys(cfg, {"columns": whole(1)})
+    check_keys(cfg, {"columns": whole(1), "steps": whole(2)})
     opened = open_pixels(cfg, "encode shows noise as a picture")
     model = opened.model
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)

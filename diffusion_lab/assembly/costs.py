@@ -7,11 +7,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.config_keys import CLASS
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
 from diffusion_lab.backbone import macs
-from diffusion_lab.backbone.conditioning import Condition
+from diffusion_lab.backbone.conditioning import Condition, RawLabels
 from diffusion_lab.backbone.macs import Cost
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.labels import Classes, Labels
@@ -136,9 +137,12 @@ class CountingBackbone(nn.Module):
 
     condition_width = 4
 
-    def __init__(self, in_channels: int, out_channels: int, image_size: tuple[int, int]):
+    def __init__(
+        self, in_channels: int, out_channels: int, image_size: tuple[int, int], embeds_labels: bool
+    ):
         super().__init__()
         self.out_channels = out_channels
+        self.embeds_labels = embeds_labels  # as the network does in whose place this is
         self.asked = 0
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition) -> Tensor:
@@ -162,6 +166,8 @@ def sampling_calls(cfg: DictConfig, facts: ImageFacts) -> int | None:
             )
     cfg = cfg.copy()
     counting = {"_target_": f"{__name__}.{CountingBackbone.__name__}", "_partial_": True}
+    conditioning = OmegaConf.select(cfg, f"conditioning.{CLASS}")
+    counting |= {"embeds_labels": str(conditioning).endswith(f".{RawLabels.__name__}")}
     OmegaConf.update(cfg, "backbone", counting, merge=False)
     cfg.activation_checkpointing = False  # of layers, which this one lacks
     model = build_model(cfg, *facts)

@@ -84,6 +84,7 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
     if not (embeds or trains):
         return
     device = next(denoiser.parameters()).device
+    objective.to(device)  # its loss may have weights
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics

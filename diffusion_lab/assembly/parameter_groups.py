@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from diffusion_lab.assembly.instantiate import Factory, check_keys, instantiate
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import Range, at_least, optional, settings
+from diffusion_lab.common.ranges import BETAS, Range, at_least, optional, settings
 
 GROUPS = "parameter_groups"  # the key of settings by name
 RATE = at_least(0)
@@ -55,7 +55,10 @@ class OptimizerFactory:
         Raises UserError for an override that matches none of them, and for rates by width that
         are not this optimiser's.
         """
-        optimizer = self.make(trained)
+        try:
+            optimizer = self.make(trained)
+        except RuntimeError as error:  # of settings that exclude each other
+            raise UserError(f"the values of optimizer do not fit: {error}") from error
         if len(optimizer.param_groups) != 1:  # it already has several groups
             return optimizer
         (base,) = optimizer.param_groups
@@ -135,6 +138,8 @@ def build_optimizer(cfg: DictConfig) -> OptimizerFactory:
     """The optimiser that a configuration describes; raises UserError for a wrong setting."""
     known = [key for key in ("lr", "eps", "weight_decay") if key in cfg.optimizer]
     check_keys(cfg, {f"optimizer.{key}": RATE for key in known})
+    if "betas" in cfg.optimizer and str(cfg.optimizer._target_).startswith("torch."):
+        check_keys(cfg, {"optimizer.betas": BETAS})
     check_keys(cfg, {GROUPS: LIST})
     overrides = []
     for place, node in enumerate(cfg[GROUPS] or []):

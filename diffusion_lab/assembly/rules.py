@@ -158,6 +158,9 @@ TABLE: Rules = {
     ),
 }
 WARNINGS: Rules = {  # of what can be trained, but may disappoint
+    "data.flip=true mirrors nothing, since the teacher draws the images; write data.flip=false": (
+        lambda teacher, flipped: flipped and teacher and not teacher.asked
+    ),
     "data.flip=true mirrors images without telling the network, so half of the samples will be "
     "mirrored; write data.flip=false, because augmentation.flip_x=true does tell it": (
         lambda augmentation, flipped: (

@@ -6,9 +6,10 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.common.ranges import Flag, Positive, optional, ranges, whole
+from diffusion_lab.common.ranges import Flag, Positive, Range, optional, ranges, whole
 
 MAX_PERIOD = 10000
+EVEN = Range("an even number above 2", lambda n: whole(4).allows(n) and n % 2 == 0, 256)
 ROTARY_PERIOD = 100.0  # a grid has tens of rows, not thousands of words
 
 
@@ -84,7 +85,7 @@ class UNetEmbedding(NoiseEmbedding):
     def __init__(
         self,
         channels: int,
-        frequencies: Annotated[int | None, optional(whole(4))] = None,
+        frequencies: Annotated[int | None, optional(EVEN)] = None,
         width: Annotated[int | None, optional(whole(1))] = None,
         closed: Flag = False,
         condition_first: Flag = False,
@@ -110,7 +111,7 @@ class FourierEmbedding(UNetEmbedding):
     def __init__(
         self,
         channels: int,
-        frequencies: Annotated[int | None, optional(whole(4))] = None,
+        frequencies: Annotated[int | None, optional(EVEN)] = None,
         width: Annotated[int | None, optional(whole(1))] = None,
         std: Positive = 16.0,
         condition_first: Flag = False,

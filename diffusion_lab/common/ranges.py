@@ -182,6 +182,10 @@ MULTIPLE_OF_4 = Range(
     "a multiple of 4 above 0", lambda value: whole(4).allows(value) and value % 4 == 0, 32
 )
 AUTO = Range("auto, true or false", lambda value: isinstance(value, bool) or value == "auto")
+BETAS = numbers(
+    "a list of two numbers from 0 to below 1",
+    lambda value: len(value) == 2 and all(0 <= each < 1 for each in value),
+).as_in([0.9, 0.999])
 IMAGE_SHAPE = numbers(
     "[channels,height,width]", lambda value: len(value) == 3 and whole_list(1).allows(value)
 )

@@ -165,12 +165,16 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
         )
     macs, passes = macs or cost.macs, cost.passes
     left, teacher = flops, model.objective.teacher
-    if teacher is not None and teacher.asked:
-        passes += HEUN_CALLS * (1 if teacher.scale in (None, 1) else 2)
-    elif teacher is not None:
+    if teacher is not None:
         theirs = load_diffusion_config(teacher.run)
-        theirs.sampler.steps = teacher.steps or theirs.sampler.steps
-        left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
+        if teacher.scale is not None:
+            OmegaConf.update(theirs, "guidance.scale", teacher.scale, force_add=True)
+        if teacher.asked:
+            guidance = instantiate(theirs, "guidance")
+            passes += HEUN_CALLS * (2 if guidance.uses_strong and guidance.uses_weak else 1)
+        else:
+            theirs.sampler.steps = teacher.steps or theirs.sampler.steps
+            left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
     images = round(left / (2 * macs * passes))
     if images < 1:
         raise UserError(f"budget.flops={flops:.3g} are not enough for one image; give more")

@@ -129,14 +129,15 @@ def tokens(cfg: DictConfig, task: DiffusionTask) -> Iterator[Remark]:
 
 def labels(task: DiffusionTask) -> Iterator[Remark]:
     """Checks that labels carry information, and that dropping them serves guidance."""
-    guidance, dropped = task.pipeline.guidance, task.module.objective.label_dropout
+    guidance, objective = task.pipeline.guidance, task.module.objective
+    dropped, guided = objective.label_dropout, getattr(objective.loss, "guidance", 1) != 1
     if not task.module.denoiser.conditioning.conditional:
         return
     if task.datamodule.num_classes == 1:
         yield advice(
             "all images have the same label, which carries no information; write conditioning=none"
         )
-    elif dropped > 0 and not guidance.uses_weak and guidance.weak_run is None:
+    elif dropped > 0 and not (guidance.uses_weak or guidance.weak_run or guided):
         yield advice(
             f"objective.label_dropout={dropped} trains an unconditional model for "
             "guidance, but this run is evaluated without guidance; write guidance=classifier_free, "

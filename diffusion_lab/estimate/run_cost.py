@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from diffusion_lab.assembly.costs import ImageFacts, Memory, RunCost
+from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import LATER, Model
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone import Energy
@@ -186,7 +187,8 @@ def activations(cfg: DictConfig, facts: ImageFacts, precision: str) -> Activatio
             model = build_model(changed, *facts, "cpu")
             return [kept_bytes(model, images, precision) for images in IMAGES]
 
-    few, more = kept(cfg.activation_checkpointing)
+    with errors_at(cfg, "backbone"):
+        few, more = kept(cfg.activation_checkpointing)
     whole = line(few.all, more.all)
     if not cfg.activation_checkpointing:
         return Activations(whole, line(0, 0), 0, few.forward, few.both)

@@ -1,13 +1,14 @@
 """A report on a collection of runs: answers, sentences, tables and figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, product
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import TEST_LOSS, VALIDATION_LOSS
 from diffusion_lab.report import facts, figures, tests, verdicts, words
-from diffusion_lab.report.arms import trained
+from diffusion_lab.report.arms import BETWEEN, trained
 from diffusion_lab.report.figures import Drawing
 from diffusion_lab.report.frame import Collection
 from diffusion_lab.report.scaling import ScaledMetric, scaling
@@ -23,14 +24,24 @@ def judge(found: Collection, metric: str, way: str | None = None) -> list[Panel]
     """The panels of a metric by a sampling, by the test and the pairs of the protocol."""
     quantity, study = found.metrics[metric], found.study
     pairs = study.get("contrasts", "all")
-    asked = None if pairs in (None, "all") else [(str(a), str(b)) for a, b in pairs]
     values = found.judged_values(metric, way)
+    asked = None if pairs in (None, "all") else asked_about(pairs, values.arm.unique())
     test = study.get("test") or tests.JOINT
     panels = tests.panels(values, quantity, test, asked, found.real(metric))
     by_data = dict([*values.groupby("data")])
     return [
         replace(panel, pairs=tests.beside(panel.pairs, by_data[panel.data])) for panel in panels
     ]
+
+
+def asked_about(pairs: Iterable[Sequence[str]], arms: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs of arms that contrasts name; with more axes, those of equal values on each."""
+    rests: dict[str, list[tuple[str, list[str]]]] = {}  # the arms with a name, without the name
+    for arm in arms:
+        for name in (parts := arm.split(BETWEEN)):
+            rests.setdefault(name, []).append((arm, [part for part in parts if part != name]))
+    both = chain(*(product(rests.get(str(a), []), rests.get(str(b), [])) for a, b in pairs))
+    return [(one, other) for (one, own), (other, rest) in both if own == rest and one != other]
 
 
 @dataclass(frozen=True)
@@ -137,9 +148,12 @@ class Report:
         if panel.floor and "kid" in self.found.metrics and panel.floor > BIASED * best:
             yield Fact("bias", metric=metric.title, real=panel.floor, value=best)
         ends = self.found.ends()
-        if split := tests.variance_split(ends[ends.metric == metric.name]):
-            total = sum(split) or 1.0
-            yield Fact("variance", training=split[0] / total, sampling=split[1] / total)
+        own = ends[ends.metric == metric.name]
+        if split := tests.variance_split(own):
+            training = split[0]
+            sampling = split[1] / own.groupby(["arm", "seed"]).size().mean()  # runs have means
+            total = training + sampling or 1.0
+            yield Fact("variance", training=training / total, sampling=sampling / total)
         known = panel.means[panel.means["count"] >= tests.ENOUGH]
         gap = words.GAP_SHARE * abs(best)
         if len(known) > 1 and gap:

@@ -152,9 +152,8 @@ def _rows(
             if panel.data:
                 axes.set_title(f"{panel.data} training images")
 
-    longest = max(len(_short(arm)) for panel in panels for arm in panel.arms)
     height = 0.95 + ROW * sum(counts) + 0.75 * (len(panels) - 1)
-    left = 0.2 + LETTER * longest
+    left = 0.2 + LETTER * max(len(_short(arm)) for panel in panels for arm in panel.arms)
     return draw(name, title, "", paint_all, size=(2.9 + left, height), left=left)
 
 
@@ -296,7 +295,9 @@ def paint_tuning(axes: Axes, key: str, tuned: Sequence[tuple[int, dict[str, Any]
 
     The other keys have their chosen values. Values at which a run diverged are left out.
     """
-    axes.set(xlabel=key, ylabel=tuned_by(tuned[0][1]["metric"]), xscale="log")
+    grid = sorted({each["values"][key] for _, part in tuned for each in part["tried"]})
+    scale = "log" if grid[0] > 0 else "linear"
+    axes.set(xlabel=key, ylabel=tuned_by(tuned[0][1]["metric"]), xscale=scale)
     for place, part in tuned:
         chosen, points, tint = part["chosen"], {}, colour(place)
         for each in part["tried"]:
@@ -306,7 +307,7 @@ def paint_tuning(axes: Axes, key: str, tuned: Sequence[tuple[int, dict[str, Any]
                 axes.plot([value] * len(results), results, "_", color=tint, alpha=0.6)
         axes.plot(*zip(*sorted(points.items()), strict=True), **look_of(place))
         axes.plot([chosen[key]], [points[chosen[key]]], "o", ms=11, mfc="none", color=tint)
-    axes.set_xticks(sorted({e["values"][key] for _, part in tuned for e in part["tried"]}))
+    axes.set_xticks(grid)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter("")
 
@@ -317,11 +318,10 @@ def tuning(key: str, tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:
     def paint(figure: Figure) -> None:
         paint_tuning(figure.add_subplot(), key, [(arm.colour, part) for arm, part in tuned])
 
-    metric = tuned_by(tuned[0][1]["metric"])
     said = "; ".join(f"{arm.name} {part['chosen'][key]:g}" for arm, part in tuned)
-    words, title = f"The chosen values, circled: {said}.", f"{metric} against {key}"
-    legend = {arm.name: arm.colour for arm, _ in tuned}
-    return draw(f"tuning_{key.replace('.', '_')}", title, words, paint, legend)
+    words = f"The chosen values, circled: {said}."
+    name, title = key.replace(".", "_"), f"{tuned_by(tuned[0][1]['metric'])} against {key}"
+    return draw(f"tuning_{name}", title, words, paint, {arm.name: arm.colour for arm, _ in tuned})
 
 
 def searched(tuned: Sequence[tuple[Arm, dict[str, Any]]]) -> Drawing:

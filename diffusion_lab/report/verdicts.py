@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics.quantity import Quantity
-from diffusion_lab.report.tests import LEVEL, Panel
+from diffusion_lab.report.tests import ENOUGH, LEVEL, Panel
 from diffusion_lab.report.words import NAMED, SHORT, TESTS, digits, few, p_in, percent
 
 
@@ -86,7 +86,9 @@ def verdict(panel: Panel) -> str:
         if panel.best is None:
             open_ = [arm for arm in rest if arm not in set(won.behind)]
             return f"{best} has {said}; no lead over {few(open_)} is shown"
-        every = won.better.sum() == won.pairs.sum()
+        own, others = panel.means.iloc[0], panel.means.iloc[1:]
+        lower, higher = others["min"].min() > own["max"], others["max"].max() < own["min"]
+        every = higher if metric.higher_is_better else lower
         said += f"; every run of {best} is better than every other run" if every else ""
         return f"{best} is best: {said}"
     if count := tested.significant.sum():
@@ -119,6 +121,11 @@ def untested(panel: Panel) -> str:
     """The answer where no pair is tested, for few runs or for values that do not vary."""
     named = [f"{number} of {arm}" for arm, number in numbers(panel).items()]
     shown = joined(named) if len(named) <= NAMED else f"{named[0]} to {named[-1]}"
+    if panel.asked and panel.means["count"].min() >= ENOUGH and panel.pairs.empty:
+        return (
+            f"Nothing is tested, since these arms are no pair of the protocol's contrasts: "
+            f"{panel.metric.title} {shown}"
+        )
     if panel.pairs.empty:
         return (
             f"Nothing is tested, since a test needs two runs of each arm: {panel.metric.title} "

@@ -318,13 +318,14 @@ def ranked(run: str | Path, metric: str | None = None) -> dict[int, float]:
 def rank(run: Path, metric: str, values: dict[int, float], lasting: Callable[[int], bool]) -> None:
     """Records the best checkpoints, the best one first, and deletes those that are so no longer.
 
-    Steps that are `lasting` are kept in any case.
+    Steps that are `lasting`, or were so when they were ranked, are kept in any case.
     """
-    before = ranked(run)
-    write_json(run / RANKED, {"metric": metric, "values": values})
-    for step in before.keys() - values.keys():
-        if not lasting(step):
-            file_of(run, step).unlink(missing_ok=True)
+    known = {*ranked(run), *values}
+    milestones = {*filter(lasting, known), *read_json(run / RANKED).get("milestones", [])}
+    own = {"milestones": sorted(milestones & known)}
+    write_json(run / RANKED, {"metric": metric, "values": values, **own})
+    for step in known - values.keys() - milestones:
+        file_of(run, step).unlink(missing_ok=True)
 
 
 def kept(run: str | Path) -> list[int]:

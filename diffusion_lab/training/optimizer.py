@@ -10,16 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from diffusion_lab.common.ranges import Flag, at_least, inside, numbers, one_of, ranges, whole
+from diffusion_lab.common.ranges import BETAS, Flag, at_least, inside, one_of, ranges, whole
 from diffusion_lab.compute.sharding import laid_out_as, local, shared_as, unsharded
 from diffusion_lab.training.bad_steps import fused_sgd, move_towards
 
 NotNegative = Annotated[float, at_least(0)]
-BETAS = numbers(
-    "a list of two numbers from 0 to below 1",
-    lambda value: len(value) == 2 and all(0 <= each < 1 for each in value),
-).as_in([0.9, 0.999])
-
 STACKED = 2**22  # numbers of the matrices that are moved at once, as their copies take memory
 COEFFICIENTS = [(3.4445, -4.7750, 2.0315)]  # of the iteration; timm calls them original
 

@@ -26,11 +26,22 @@ from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resu
 from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
 from diffusion_lab.training.module import VOTES
 
+
+def is_time(value: object) -> bool:
+    """Whether a value is a time limit above 0."""
+    if not isinstance(value, DictConfig) and not LIMIT.fullmatch(str(value)):
+        return False
+    try:
+        return seconds_in(value) > 0  # type: ignore[arg-type]
+    except TypeError:  # an unknown unit, or no number
+        return False
+
+
 TRAINER = {
     "trainer.max_steps": whole(1),
     "trainer.max_time": Range(
         "a time such as 5min or 2h, DD:HH:MM:SS in quotes, numbers such as {minutes: 5}, or null",
-        lambda value: isinstance(value, DictConfig | None) or bool(LIMIT.fullmatch(str(value))),
+        lambda value: value is None or is_time(value),
     ),
     "trainer.log_every_n_steps": whole(1),
     "trainer.benchmark": optional(flag()),  # earlier runs lack it
@@ -46,6 +57,7 @@ OWN = {
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), "data.validate_on"),
     **dict.fromkeys(("num_sanity_val_steps", "enable_model_summary", "enable_progress_bar"), ""),
     "enable_checkpointing": "callbacks.checkpoint",
+    **{"overfit_batches": "+debug=overfit", "fast_dev_run": "+debug=fast"},
     "gradient_clip_algorithm": "trainer.gradient_clip_val, which limits the norm",
     **{"plugins": "", "logger": "logger", "callbacks": "callbacks"},
 }

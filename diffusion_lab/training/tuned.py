@@ -27,7 +27,7 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
         )
     found = read_json(Path(str(tuning.file))).get(str(tuning.of), {})
     if not found.get("chosen"):
-        why = "every trial diverged" if found else "it has not been tuned yet"
+        why = "no trial has a finite metric" if found else "it has not been tuned yet"
         raise UserError(f"{tuning.file} chooses nothing for {tuning.of}: {why}")
     cfg = cfg.copy()
     for key, value in found["chosen"].items():

@@ -367,6 +367,9 @@ UNKNOWN = {  # numbers, likewise
     "published fid row=UNet say=worst": "say=worst",
     "published fid row=UNet colour=red": "colour",
     "published fid row=DiT less=UNet": "DiT is below UNet",
+    "published fid row=UNet less=DiT by=wlech": "by=wlech",
+    "published fid row=UNet say=detectable": "say=detectable",
+    "published recall row=UNet less=DiT say=relative": "recall",
     "rows.csv fid row=network=UNet": "row=network=UNet",  # two rows of a seed
     "nowhere.csv fid row=steps=10": "nowhere.csv",
     "rows.csv fod row=steps=10": "fod",

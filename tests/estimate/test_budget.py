@@ -10,7 +10,7 @@ from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import PLAIN, rows, summary_of
 from hydra import compose, initialize_config_dir
 
-from diffusion_lab.assembly.costs import counted, image_facts
+from diffusion_lab.assembly.costs import counted, image_facts, sampling_calls
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.estimate.budget import ENDLESS, Budget, images_for, with_budget
 from diffusion_lab.runs.files import load_record
@@ -42,6 +42,33 @@ def test_lengths():
 def test_flops_that_are_not_all_counted_are_refused(options):
     with refused("budget.flops", "budget.images="):
         images_for(1e12, composed("train", "name=x", *options), None)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scale", "calls"),
+    [
+        ("classifier_free", None, 4),  # Heun's two calls, with labels and without
+        ("classifier_free", 1, 2),
+        ("classifier_free", 0, 2),
+        ("none", None, 2),
+    ],
+)
+def test_a_teacher_is_counted_as_its_own_guidance_asks_it(monkeypatch, guidance, scale, calls):
+    theirs = composed("train", "name=x", "data=cifar10", f"guidance={guidance}").copy()
+    monkeypatch.setattr("diffusion_lab.estimate.budget.load_diffusion_config", lambda _: theirs)
+    student = ["objective=consistency_distillation", "schedule=edm", "objective.teacher.run=t"]
+    given = "null" if scale is None else scale
+    cfg = composed("train", "name=x", "backbone=dit", *student, f"objective.teacher.scale={given}")
+    cost = 2 * 1000 * (images_for(1e12, cfg, 1000))
+    alone = counted(cfg, image_facts(cfg)).passes
+    assert 1e12 / cost == pytest.approx(alone + calls, rel=1e-3)
+
+
+def test_a_network_that_embeds_labels_is_sampled_as_others():
+    cfg = composed("train", "conditioning=raw_labels", "guidance=classifier_free", "sampler=euler")
+    cfg = cfg.copy()
+    cfg.sampler.steps = 10
+    assert sampling_calls(cfg, image_facts(composed("train", "name=x"))) == 20
 
 
 @pytest.mark.slow

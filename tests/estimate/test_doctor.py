@@ -333,6 +333,18 @@ def test_all_rules_that_are_broken_are_listed_once(examine):
     assert facts["training_images"] == 2700
 
 
+def test_labels_are_dropped_for_a_loss_that_is_guided(examine):
+    guided = ["objective=mean_flow", "objective.loss.guidance=2", "guidance=none"]
+    assert "labels" not in examine(*QUICK, *guided)[0]["advice"]
+    assert "guidance" in examine(*QUICK, "guidance=none")[0]["advice"]["labels"]
+
+
+def test_a_loss_with_weights_of_its_own_can_be_examined(examine):
+    said, facts = examine(*QUICK, "objective=scm", "schedule=cosine")
+    assert not said["error"]
+    assert facts["parameters"] > 0
+
+
 @pytest.mark.parametrize("refused", ["batch_size=abc", "objective/prediction=eps", "seed=-1"])
 def test_what_cannot_be_built_hides_no_look_at_the_data(examine, refused):
     said, facts = examine(*QUICK, data("copies"), refused)

@@ -301,6 +301,13 @@ def test_latents_of_a_first_stage_that_is_not_here(planned):
 
 
 @pytest.mark.slow
+def test_a_grid_of_many_classes_has_the_rows_that_are_drawn(planned):
+    once = ["callbacks.evaluation=null", "callbacks.denoising=null", "trainer.max_steps=100"]
+    grid = [*once, "callbacks.sample_grid.every_n_steps=100", "callbacks.sample_grid.columns=10"]
+    few, many = (planned(*SMALL[:-1], *grid, f"num_classes={n}") for n in (100, 1000))
+    assert many["duration"]["sampling"] == pytest.approx(few["duration"]["sampling"], rel=0.05)
+
+
 def test_what_does_not_fit_is_said_with_what_to_write(lab):
     run = [*SMALL, "devices=2", "trainer.precision=32-true"]
     memory = lab.result("plan", *run)["memory"]

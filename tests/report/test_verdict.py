@@ -50,6 +50,12 @@ def test_the_best_is_named_if_it_is_shown_to_be_ahead_of_each_of_the_others(tmp_
     assert answer.startswith("DiT is best: FID 100")
     assert "every run of DiT is better than every other run" in answer
     assert "better in 9 of 9 pairs of runs; p < 0.001" in text
+    # in every seed, but not in every pair of runs
+    seeds = [100.0, 120.0, 140.0], [103.0, 123.5, 144.0], [110.0, 131.0, 150.5]
+    three(tmp_path / "paired", *seeds, asked(test="paired"))
+    answer, _ = said(tmp_path / "paired")
+    assert answer.startswith("DiT is best: FID 120")
+    assert "every run" not in answer
     # none is, where one is not tested
     fake_run(tmp_path / "w4", 20.0, config={"backbone": {"width": 4}})
     panel = panel_of(tmp_path)
@@ -112,6 +118,29 @@ def test_the_pairs_and_seeds_are_those_of_the_protocol(tmp_path):
     assert (pair.ahead, pair.behind, pair.seeds, pair.tests) == ("DiT", "U-Net", "0 1 2", 1)
     assert panel.arms == ["DiT", "U-Net", "Mamba-2"]
     assert said(tmp_path)[0].startswith("DiT is better than U-Net")
+
+
+def test_contrasts_are_of_arms_with_equal_values_on_the_other_axes(tmp_path):
+    own = asked(contrasts=[["MeanFlow", "Teacher"]], test="welch")
+    for arm, kind in (("Teacher", {}), ("MeanFlow", {"objective": {"_target_": "m.MeanFlow"}})):
+        for network, more, shift in (("DiT", {}, 0.0), ("U-Net", UNET, 9.0)):
+            fids = [each + shift for each in (BETTER if arm == "Teacher" else WORSE)]
+            named = {"arm": f"{arm} \N{MIDDLE DOT} {network}"} | own
+            fake_group(tmp_path, f"{arm}-{network}", fids, config=kind | more | named)
+    pairs = panel_of(tmp_path).pairs
+    assert {(pair.ahead, pair.behind) for pair in pairs.itertuples()} == {
+        (f"Teacher \N{MIDDLE DOT} {network}", f"MeanFlow \N{MIDDLE DOT} {network}")
+        for network in ("DiT", "U-Net")
+    }
+
+
+def test_runs_without_an_arm_that_contrasts_name_are_not_said_to_be_too_few(tmp_path):
+    for name, config, fids in (("DiT", {}, BETTER), ("U-Net", UNET, WORSE)):
+        own = config | {"arm": name} | asked(contrasts=[["U-Net", "Mamba-2"]], test="welch")
+        fake_group(tmp_path, name, fids, config=own)
+    answer, _ = said(tmp_path)
+    assert "contrasts" in answer
+    assert "two runs" not in answer
 
 
 def test_all_seeds_count_if_no_run_has_one_of_the_protocol(tmp_path):
@@ -228,7 +257,7 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
     drawn = along(found, found.metrics["fid"], "fid", "images")
     assert "At the end: DiT 209; UNet 259" in drawn.words
     text = said(tmp_path)[1]
-    assert "97 % is due to training" in text
+    assert "98 % is due to training" in text  # of the means of two samplings
     assert re.search(r"To find a gap of 5 % .* takes \d+ runs", text)
 
 

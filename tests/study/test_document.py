@@ -46,6 +46,11 @@ def stages(**changes):
     return {"stages": PLAIN["stages"] | changes}
 
 
+AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
+DRAWN = {"choose": "fid", "trials": 3}
+OTHER = {"stage": "train", "other": "seed"}
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "named"),
     [
@@ -67,6 +72,18 @@ def stages(**changes):
         (stages(tune={"train": {"lr": [2, 1]}, "choose": "fid"}), "stages.tune.train.lr", "rising"),
         (stages(tune={"train": {"lr": {"log": [1, 2]}}, "choose": "fid"}), "train.lr", "trials"),
         (stages(train={"train": {}, "grow": 1}), "stages.train.grow", "choose"),
+        (stages(tune={"train": {"lr": [None, 1]}, "choose": "fid"}), "train.lr", "rising"),
+        (stages(tune={"train": {"clip": [False, True]}, "choose": "fid"}), "train.clip", "numbers"),
+        (stages(tune=DRAWN | {"train": {"lr": {"log": [0, 1]}}}), "stages.tune.train.lr", "log"),
+        (stages(tune={"train": {"lr": [1, 2]}, "choose": "FID"}), "tune.choose", "FID"),
+        (stages(tune={"train": {"lr": [1, 2]}, "choose": "fid", "grow": "no"}), "grow", "'no'"),
+        (stages(train={"train": {}, "share": "half"}), "stages.train.share", "half"),
+        (stages(page={"compare": {}, "needs": "train", "of": {"arm": ["DiT"]}}), "page.of", "arms"),
+        (
+            stages(copies=AGAIN | {"needs": {"run": "train", "control": OTHER}}),
+            "stages.copies.needs.control.other",
+            "seeds",
+        ),
         (stages(page={"compare": {}}), "stages.page.needs", "train"),
         (stages(copies={"memorization": {}}), "stages.copies.needs", "run"),
         (stages(tune=PLAIN["stages"]["tune"] | {"needs": ["train"]}), "stages", "circle"),
@@ -96,7 +113,6 @@ def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, l
 
 FEW = {"train": {}, "over": {"arms": ["U-Net"]}, "needs": {"init_from": "train"}}
 TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
-AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
 
 
 @pytest.mark.parametrize(

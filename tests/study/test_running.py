@@ -143,6 +143,7 @@ def test_a_grid_grows_beyond_the_end_that_wins():
     assert beyond(tried(r1=3.0, r2=2.0, r4=1.0), "fid") == [{"optimizer.lr": 8e-3}]
     assert beyond(tried(r1=2.0, r2=1.0, r4=2.0), "fid") == []
     assert beyond(tried(r1=None, r2=None), "fid") == []
+    assert beyond(tried(r0=2.0, r1=1.0), "fid") == []  # by which factor?
     sizes = [{"values": {"batch_size": v}, "results": {"1": r}} for v, r in ((64, 2.0), (128, 1.0))]
     (grown,) = beyond(sizes, "fid")
     assert grown == {"batch_size": 256}
@@ -195,6 +196,34 @@ def test_random_values_that_come_again_are_tried_once(tmp_path):
     (chooser,) = jobs.of("tune")
     titles = [trial.title for trial in jobs.first_of(chooser)]
     assert len(set(titles)) == len(titles) <= 2
+
+
+def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    measured = {"stages.tune.measure": {"metrics.reference": "validation"}}
+    records = Records(Jobs(document.load("tiny", measured, str(tmp_path)), {}))
+    (chooser,) = records.jobs.of("tune")
+
+    def chosen(runs: int) -> dict:
+        """What is chosen where so many jobs of each step end well."""
+        runner = running.Runner(records, StubbornProcesses(), [chooser])
+        for jobs in runner.tuning(chooser):
+            for job in [each for each in jobs if each.command == "train"] or jobs[:runs]:
+                job.made.mkdir(parents=True, exist_ok=True)
+                if job.command == "train":
+                    (job.made / "summary.json").write_text('{"finished": true}')
+                else:
+                    (job.made / "evaluations").mkdir(exist_ok=True)
+                    (job.made / "evaluations/a.json").write_text('{"metrics": {"val/loss": 1.0}}')
+                    records.note(job, 1.0, None)
+        return dict(runner.failed)
+
+    assert [*chosen(1)] == [chooser.title]
+    assert not chooser.made.exists()
+    assert chosen(2) == {}
+    assert len(json.loads(chooser.made.read_text())[chooser.label]["tried"]) == 2
 
 
 def test_a_measurement_waits_for_earlier_comparisons_which_would_read_it():

@@ -66,6 +66,13 @@ def test_a_step_that_is_best_no_longer_stays_if_it_is_a_milestone(tmp_path):
     assert steps_in(tmp_path) == [2, 4]
 
 
+def test_a_milestone_stays_if_a_resumed_run_has_others(tmp_path):
+    keep(tmp_path, 2, 4, 6)
+    checkpoints.rank(tmp_path, "val/loss", {4: 0.2}, lambda step: step % 2 == 0)
+    checkpoints.rank(tmp_path, "val/loss", {6: 0.1}, lambda step: step % 15 == 0)
+    assert steps_in(tmp_path) == [2, 4, 6]
+
+
 def test_one_takes_no_space_while_it_is_the_last_and_a_damaged_one_is_named(tmp_path):
     keep(tmp_path, 1, 2)
     assert checkpoints.file_of(tmp_path, 2).samefile(tmp_path / checkpoints.LAST)

@@ -132,11 +132,26 @@ def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, {4, 5, 8, 9, 12, 13}, infinite)
     arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
     arguments += ["callbacks.non_finite.max_rollbacks=2", "trainer.max_steps=20", "run_dir=run"]
-    assert "step 13" in refusal("train", *QUICK, *arguments)
+    sentence = refusal("train", *QUICK, *arguments)
+    assert_names(sentence, "step 13", "callbacks.non_finite.max_rollbacks=3")
     assert set(steps_of(tmp_path / "run")) == {1, 2, 3, 6, 7, 10, 11}
     state = checkpoint_of(tmp_path / "run")
     assert state["callbacks"]["NonFinite"]["rollbacks"] == 2
     assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
+    assert "step 13" in refusal("train", "resume=run", "callbacks.non_finite.max_rollbacks=1")
+
+
+def test_an_average_that_a_resumed_run_adds_outlives_a_roll_back(lab, tmp_path, monkeypatch):
+    saving = ["callbacks.checkpoint.every_n_steps=2", "validate_every_n_steps=100"]
+    lab.done("train", *QUICK, *saving, "trainer.max_steps=2", "run_dir=run")
+    spoil_loss(monkeypatch, {4, 5}, infinite)
+    more = ["callbacks.non_finite.patience=2", "callbacks.non_finite.max_rollbacks=1"]
+    more += ["callbacks.weight_averaging.also=[100]", "trainer.max_steps=5"]
+    lab.done("train", "resume=run", *more)
+    state = checkpoint_of(tmp_path / "run")
+    assert state["averages"].keys() == {"100", "500000"}
+    # it begins with the weights that the run is taken back to
+    assert same(state["averages"]["100"], state["current_model_state"])
 
 
 def test_a_roll_back_restores_weights_averages_and_optimiser(lab, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ Settings are overrides by key, as in {optimizer.lr: 4e-3}. A stage is one comman
 combination of values on its axes: arms, seeds, axes of the study, or any key with its values.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from diffusion_lab.assembly.sentences import conf_dir, instead, require
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.metrics.quantity import higher_is_better
 
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
 TRAINS = ("train", "train-autoencoder")
@@ -220,10 +223,14 @@ class _Reader:
         given = {unit: values[unit] for unit in LENGTHS if values.get(unit) is not None}
         if len(given) > 1:
             raise self.refuse(key, f"{' and '.join(given)} cannot both be given; choose one")
-        for unit, amount in given.items():
-            if type(amount) not in (int, float) or amount <= 0:
-                raise self.refuse(f"{key}.{unit}", f"must be a number above 0, got {amount!r}")
-        return given
+        return {unit: self.number(f"{key}.{unit}", amount) for unit, amount in given.items()}
+
+    def number(self, key: str, value: Any, zero: bool = False) -> Any:
+        """The value, a number above 0, or 0 where that is meant."""
+        if type(value) not in (int, float) or value < 0 or (value == 0 and not zero):
+            least = "of 0 or more" if zero else "above 0"
+            raise self.refuse(key, f"must be a number {least}, got {value!r}")
+        return value
 
     def in_order(self, stages: Mapping[str, Settings]) -> list[str]:
         """The names of the stages, each after those that it needs, else as they are written."""
@@ -270,10 +277,12 @@ class _Reader:
         if command == "sample-sweep" and (drawn := self.protocol.get(SAMPLING_SEEDS)):
             settings = {"seed": drawn} | settings  # each run is measured with all of them
         choice = self.choice(key, plain, command, settings)
-        of = self.mapping(f"{key}.of", plain.get("of"))
-        for axis, values in of.items():
-            for value in values:
-                self.require(f"{key}.of.{axis}", "value of this axis", value, self.axes[axis])
+        given = self.mapping(f"{key}.of", plain.get("of"), [*self.axes])
+        of = {a: [*self.values(f"{key}.of.{a}", a, v, self.axes[a])] for a, v in given.items()}
+        for name_of_need, need in needs.items():
+            if need.other is not None:
+                where, known = f"{key}.needs.{name_of_need}.other", self.stages[need.stage].axes
+                self.require(where, "axis of that stage", need.other, known)
         return StudyStage(
             name,
             command,
@@ -282,7 +291,7 @@ class _Reader:
             needs,
             after,
             self.length(key, plain),
-            float(plain.get("share", 1)),
+            self.number(f"{key}.share", plain.get("share", 1)),
             of,
             choice,
             None if choice else self.protocol_of(key, plain),
@@ -304,13 +313,14 @@ class _Reader:
             return None
         if command not in TRAINS:
             raise self.refuse(f"{key}.choose", f"only a stage of {' or '.join(TRAINS)} can tune")
+        if higher_is_better(metric := str(plain["choose"])) is None:
+            raise self.refuse(f"{key}.choose", f"{metric!r} is no metric; write fid or val/loss")
         trials, measure = plain.get("trials"), plain.get("measure")
         for name, each in settings.items():
-            grid = isinstance(each, list) and (trials or each == sorted(each)) and len(each) > 1
-            drawn = trials and isinstance(each, dict) and set(each) <= {"log", "uniform"}
-            if isinstance(each, list | dict) and not (grid or drawn):
+            drawn = isinstance(each, dict) and trials and _is_range(each)
+            if isinstance(each, list | dict) and not (drawn or _is_rising(each)):
                 why = (
-                    "must be two or more values in rising order, or, with trials: N, a range: "
+                    "must be two or more numbers in rising order, or, with trials: N, a range: "
                     "{log: [1e-3, 1e-1]} or {uniform: [0, 1]}"
                 )
                 raise self.refuse(f"{key}.{command}.{name}", why)
@@ -318,9 +328,11 @@ class _Reader:
             raise self.refuse(f"{key}.{command}", "has no key with several values to choose from")
         if command == "train-autoencoder" and measure is None:
             raise self.refuse(f"{key}.measure", "is missing: the settings of evaluate")
-        grow, samples = plain.get("grow", 0 if trials else 4), plain.get("num_samples", 1000)
+        trials = trials and int(self.number(f"{key}.trials", trials))
+        grow = self.number(f"{key}.grow", plain.get("grow", 0 if trials else 4), zero=True)
+        samples = self.number(f"{key}.num_samples", plain.get("num_samples", 1000))
         by = None if measure is None else self.mapping(f"{key}.measure", measure)
-        return Choice(str(plain["choose"]), int(grow), trials, by, int(samples))
+        return Choice(metric, int(grow), trials, by, int(samples))
 
     def axes_of(
         self,
@@ -370,6 +382,17 @@ class _Reader:
         if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
             raise self.refuse(f"{key}.{SEEDS}", f"must be a list of whole numbers, got {seeds!r}")
         return {str(seed): {"seed": seed} for seed in seeds}
+
+
+def _is_rising(values: Any) -> bool:
+    numbers = isinstance(values, list) and all(type(each) in (int, float) for each in values)
+    return numbers and len(values) > 1 and all(low < high for low, high in pairwise(values))
+
+
+def _is_range(values: Settings) -> bool:
+    ((kind, ends),) = values.items() if len(values) == 1 else [("", [])]
+    least = {"uniform": -math.inf, "log": 0.0}.get(kind, math.inf)
+    return _is_rising(ends) and len(ends) == 2 and ends[0] > least
 
 
 def slug(name: str) -> str:

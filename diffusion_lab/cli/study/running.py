@@ -240,9 +240,12 @@ class Runner:
             by_values = [jobs.trials(job, values) for values in new]
             trials = [trial for each in by_values for trial in each]
             yield [each for each in trials if records.is_open(each) and self.possible(each)]
-            measured = filter(None, map(jobs.measurement, filter(records.done, trials)))
+            trained = filter(records.done, trials)
+            measured = [each for trial in trained if (each := jobs.measurement(trial))]
             yield [each for each in measured if not records.done(each)]
-            if unfinished := [each.title for each in trials if records.is_open(each)]:
+            unfinished = [each.title for each in trials if records.is_open(each)]
+            unfinished += [each.title for each in measured if not records.done(each)]
+            if unfinished:
                 self.failed[job.title] = f"it needs {unfinished[-1]}, which is not done"
                 return
             for values, own in zip(new, by_values, strict=True):
@@ -273,7 +276,7 @@ class Runner:
         job.made.parent.mkdir(parents=True, exist_ok=True)
         add_to_json(job.made, {job.label: record})
         if found is None:
-            self.failed[job.title] = "every trial diverged"
+            self.failed[job.title] = f"no trial has a finite {choice.metric}"
             return
         say(f"{job.title}: {written(found['values'])}, {choice.metric} {average(found):.4g}")
         if beyond(tried, choice.metric):
@@ -349,7 +352,7 @@ def beyond(tried: Sequence[Tried], metric: str) -> list[Settings]:
         grid = sorted({each["values"][key] for each in tried if not isinstance(value, str)})
         if len(grid) < 2 or value not in (grid[0], grid[-1]):
             continue
-        further = short(value * value / (grid[1] if value == grid[0] else grid[-2]))
+        further = short(value * value / ((grid[1] if value == grid[0] else grid[-2]) or math.inf))
         if all(isinstance(each, int) for each in grid):
             further = round(further)
         if further > 0 and further not in grid:

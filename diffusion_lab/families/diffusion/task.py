@@ -57,6 +57,7 @@ class DiffusionTask(Task):
             schedule=schedule,
             prediction=objective.prediction,
             coupling=objective.coupling,
+            teacher=objective.teacher,
             augmentation=self.module.augmentation,
             noise_label=next(k for k, of in NOISE_LABELS.items() if of is denoiser.noise_label),
             clipped=(self.pipeline.guidance.clip, denoiser.clip) != (None, None),
@@ -121,8 +122,8 @@ class DiffusionTask(Task):
         """The number of images in all grids of a run of `steps` steps."""
         images = 0
         for grid in (each for each in self.callbacks if isinstance(each, Grid)):
-            by_class = self.pipeline.conditional and self.datamodule.num_classes
-            rows = self.datamodule.num_classes if by_class else grid.columns
+            labels = self.pipeline.row_labels(grid.columns) if self.datamodule.num_classes else None
+            rows = grid.columns if labels is None else len(labels)
             each = grid.samples if isinstance(grid, DenoisingGrid) else grid.columns * rows
             images += times(steps, grid.every_n_steps) * each
         return images

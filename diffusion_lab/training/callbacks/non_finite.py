@@ -132,10 +132,10 @@ class NonFinite(Callback):
             f"step {step}: the first such value {found}; the batch and what is known of it {kept}"
         )
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
-        if self.counts.rollbacks == self.max_rollbacks or not saved:
+        if self.counts.rollbacks >= self.max_rollbacks or not saved:
             raise TrainingStopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
-                "callbacks.non_finite.max_rollbacks=1"
+                f"callbacks.non_finite.max_rollbacks={self.counts.rollbacks + 1}"
             )
         self.counts.rollbacks += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights are reset to the last checkpoint.")
@@ -147,10 +147,13 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
     strategy = trainer.strategy
     checkpoint = strategy.load_checkpoint(path, weights_only=True)
     strategy.load_model_state_dict(checkpoint)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EMA | PosthocEMA):
-            callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [each for each in callbacks if isinstance(each, EMA | PosthocEMA)]
+    for each in averages:
+        each.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     restore_trained(trainer, checkpoint)
+    for each in averages:
+        each.begin(trainer.lightning_module)
     strategy.load_optimizer_state_dict(checkpoint)
     module_of(trainer).lay_out_state()
     precision = trainer.precision_plugin

@@ -122,9 +122,13 @@ class EMA(Callback):
         self._latest_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        self.begin(pl_module)
+
+    def begin(self, module: nn.Module) -> None:
+        """Begins the averages that no checkpoint had, with the weights as they are."""
         for name in self.lengths:
             if name not in self._averages:
-                self._averages[name] = WeightAverage(pl_module)
+                self._averages[name] = WeightAverage(module)
             self._averages[name].follow()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
@@ -176,6 +180,7 @@ class EMA(Callback):
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages.get(self.evaluated, {})
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        self._averages = {}
         if TRAINED not in checkpoint:  # the run had no average before
             return
         kept = checkpoint[AVERAGES]
@@ -239,16 +244,20 @@ class PosthocEMA(Callback):
             drop_snapshots_after(pl_module.context.folder, trainer.global_step)
         if not self.snapshots:
             return
-        for length in self.lengths:
-            if length not in self._averages:
-                self._averages[length] = WeightAverage(pl_module.network)
-            self._averages[length].follow()
+        self.begin(pl_module)
         self._passed = self._due(pl_module)
         size = self.bytes_of(sum(p.numel() for p in pl_module.network.parameters()))
         say(
             f"Snapshots: {self.snapshots} of {len(LENGTHS)} averages in {self.dtype}, about "
             f"{amount(size)}B in all, go to {pl_module.context.folder / SNAPSHOTS}"
         )
+
+    def begin(self, module) -> None:
+        """Begins the averages that no checkpoint had, with the weights as they are."""
+        for length in self.lengths:
+            if length not in self._averages:
+                self._averages[length] = WeightAverage(module.network)
+            self._averages[length].follow()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not self.snapshots or not stepped(trainer, batch_idx):
@@ -272,8 +281,8 @@ class PosthocEMA(Callback):
         step, found = checkpoint["global_step"], checkpoint.get(SNAPSHOT)
         if trainer.is_global_zero:
             drop_snapshots_after(pl_module.context.folder, step)
-        if self.snapshots and found:
-            self._step = step
+        self._step, self._averages = (step if found else 0), {}
+        if found:
             for length in self.lengths:
                 names = (f"{length}/{name}" for name, _ in pl_module.network.named_parameters())
                 state = {name.partition("/")[2]: found[name] for name in names}
