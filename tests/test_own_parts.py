@@ -211,6 +211,33 @@ def test_a_wrong_name_is_one_sentence(refusal, write):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("self.condition_width = width", "self.width = width", "condition_width"),
+        ("(self, x, noise, condition)", "(self, x, noise)", "(x, noise, condition)"),
+        ("        return ", "        return x[..., 1:]  # ", "(1, 8, 8, 7)"),
+        ("        return ", "        return x, ", "tuple"),
+    ],
+)
+def test_a_network_that_cannot_be_asked_is_refused_before_anything_is_written(
+    refusal, write, tmp_path, old, new, named
+):
+    arguments = write("network")
+    code = PYTHON["my_networks.py"]
+    assert old in code
+    (tmp_path / "my_networks.py").write_text(code.replace(old, new))
+    assert_names(refusal("train", *arguments), "Convolutions", named)
+    assert not Path("run").exists()
+
+
+def test_an_option_that_is_no_yaml_is_named_with_its_line(refusal, write):
+    arguments = write("network")
+    file = Path("my_conf/backbone/convolutions.yaml")
+    file.write_text("_target_: my_networks.Convolutions\n_partial_: true\n  width: 8\n")
+    assert_names(refusal("train", *arguments), str(file), "line 3")
+
+
 @pytest.mark.slow
 def test_a_network_that_reads_its_tensors_is_counted_all_the_same(lab, write, tmp_path):
     write("network")

@@ -81,13 +81,16 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
     embeds = getattr(denoiser.backbone, "embeds_labels", False)
     energy = isinstance(denoiser.backbone, Energy)
     trains = objective.loss.forward_mode or objective.loss.two_levels or energy
-    if not (embeds or trains):
+    own = not type(denoiser.backbone).__module__.startswith("diffusion_lab.")
+    if not (embeds or trains or own):
         return
     device = next(denoiser.parameters()).device
     objective.to(device)  # its loss may have weights
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics
+    if own and device.type != "meta":  # where it may need numbers
+        check_answer(denoiser, x, level)
     if embeds:
         check_embedded_labels(denoiser, x, level, dropped=objective.label_dropout > 0)
     if trains:
@@ -99,6 +102,23 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
                 differentiate_twice(losses.minimised.sum())
                 denoiser.zero_grad()
     denoiser.train()
+
+
+def check_answer(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> None:
+    """Raises ValueError unless a network answers with as many images as it is asked."""
+    channels = x.shape[1] * (1 + denoiser.learned_variance)
+
+    def look(network: torch.nn.Module, inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor) or output.shape != (1, channels, *x.shape[2:]):
+            shape = tuple(getattr(output, "shape", ())) or f"a {type(output).__name__}"
+            raise ValueError(
+                f"{type(network).__name__}.forward must return a tensor (B, {channels}, "
+                f"{x.shape[2]}, {x.shape[3]}) for B images, got {shape} for one"
+            )
+
+    hook = denoiser.backbone.register_forward_hook(look)
+    denoiser(x, level, Given(denoiser.conditioning.labels.blank(1, x.device)))
+    hook.remove()
 
 
 def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, dropped: bool) -> None:

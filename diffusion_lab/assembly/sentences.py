@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import leave_out
@@ -24,7 +25,8 @@ from diffusion_lab.common.messages import UserError
 HYDRA_VERSION: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
 PLAIN = re.compile(r"[\w./@%+-]+|\$\{[^'\"]*\}")  # text that Hydra reads without quotes
 WORDS = ("null", "true", "false", "nan", "inf")  # without quotes they are no text
-MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # users' errors, shown without trace
+# users' errors, shown without trace
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, MarkedYAMLError)
 MOVED = {  # keys of earlier versions, and what took their place
     "objective.weighting": "objective.loss.weighting",
     "objective.variance_loss": "objective.loss.variance",
@@ -70,6 +72,9 @@ def sentence(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, UserError):
         return text
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}; mend that line"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing(error.missing_cfg_file, list(error.options or []))
     if isinstance(error, MissingMandatoryValue) and error.full_key:

@@ -148,7 +148,8 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
             )
         if flags_in(arguments) <= set(PLACES):
             arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here
-    return arguments
+    flags, overrides = apart(arguments)
+    return [*flags, *overrides]  # Hydra's parser takes no override behind a flag
 
 
 def flags_in(arguments: list[str]) -> set[str]:

@@ -30,6 +30,8 @@ from diffusion_lab.runs.sweep_record import DONE, FAILED, SKIPPED, Job
 from diffusion_lab.training import study, tuned
 
 SHOWN = 5  # arms with the lowest FID
+# what differs between the folders of an arm: the seed, and the checksum of a name that is cut
+CHANGES = re.compile("(?<=seed-)\\d+|(?<=\N{HORIZONTAL ELLIPSIS}_)[0-9a-f]{8}$")
 
 
 def first_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
@@ -217,17 +219,21 @@ def report(sweep: Path, command: list[str]) -> None:
 
 def say_best(outcomes: Sequence[dict]) -> None:
     """Prints a study's arms with the lowest mean FID over seeds, and how to compare its runs."""
-    given = (each.partition("run_dir=")[2] for o in outcomes for each in o["overrides"])
-    known = {Path(place): load_summary(place) for place in given if place}
-    finished = {folder: summary.metrics for folder, summary in known.items() if summary.finished}
-    arms: dict[Path, list[float]] = defaultdict(list)
-    for folder, values in finished.items():
-        arm = folder.with_name(re.sub(r"seed-\d+", "seed-*", folder.name))
-        fids = [value for name, value in values.items() if name.startswith("fid/")]
-        arms[arm] += fids[:1]  # those of a second extractor are other quantities
-    found = sorted((fmean(values), len(values), arm) for arm, values in arms.items() if values)
-    for value, runs, arm in found[:SHOWN]:
+    finished: list[Path] = []
+    arms: dict[tuple[str, ...], dict[Path, float]] = defaultdict(dict)  # by all but the seed
+    for overrides in (outcome["overrides"] for outcome in outcomes):
+        keys = [each.partition("=")[::2] for each in overrides]
+        folder = next((Path(value) for key, value in keys if key == "run_dir"), None)
+        if folder is None or not (summary := load_summary(folder)).finished:
+            continue
+        finished.append(folder)
+        arm = tuple(f"{key}={value}" for key, value in keys if key not in ("seed", "run_dir"))
+        fids = [value for name, value in summary.metrics.items() if name.startswith("fid/")]
+        if fids:
+            arms[arm][folder] = fids[0]  # those of a second extractor are other quantities
+    found = sorted((fmean(runs.values()), len(runs), min(runs)) for runs in arms.values())
+    for value, runs, folder in found[:SHOWN]:
         mean = f", mean of {runs} seeds" if runs > 1 else ""
-        say(f"  FID {value:.4g}{mean}  {arm}")
+        say(f"  FID {value:.4g}{mean}  {re.sub(CHANGES, '*', str(folder)) if runs > 1 else folder}")
     if len(finished) > 1:
         say(f"Next: diffusion-lab compare {next(iter(finished)).parent}")

@@ -3,6 +3,7 @@
 A checkpoint needs to contain nothing else.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
@@ -25,6 +26,20 @@ NOISE_LABELS: dict[str, Callable[[NoiseLevel], Tensor]] = {
 }
 
 FEATURES = 64  # Fourier features of each level of a jump, and of a scale of guidance
+
+
+def check_interface(network: Any) -> None:
+    """Raises ValueError for a network that cannot be asked as all networks are."""
+    name = type(network).__name__
+    if not isinstance(getattr(network, "condition_width", None), int):
+        raise ValueError(
+            f"backbone={name} has no condition_width; set it to the width of the vectors that its "
+            "forward gets in `condition`"
+        )
+    try:
+        inspect.signature(network.forward).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(f"backbone={name}.forward must take (x, noise, condition)") from error
 
 
 class TargetEmbedding(nn.Module):
@@ -117,11 +132,14 @@ class Denoiser(nn.Module):
         self.self_conditioning = self_conditioning
         self.learned_variance = learned_variance
         self.clip = clip
+        if not callable(backbone):
+            raise ValueError("backbone must be a class with its settings: it lacks _target_")
         network: Any = backbone(
             in_channels=channels * (1 + self_conditioning),
             out_channels=channels * (1 + learned_variance),
             image_size=(height, width),
         )
+        check_interface(network)
         self.backbone: nn.Module = network
         self.conditioning: Any = conditioning(labels=labels, width=network.condition_width)
         if adapt := getattr(network, "adapt", None):

@@ -105,7 +105,7 @@ def load_record(folder: str | Path) -> DictConfig:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         inside = [*folder.glob(f"*/{CONFIG}")] or OUTPUTS.glob(f"*/*/{CONFIG}")
-        known = sorted(str(path.parent) for path in inside)
+        known = sorted(str(path.parent) for path in inside if "pretrained" not in path.parts)
         hint = f", such as {known[-1]}" if known else ""
         raise UserError(
             f"{folder} is not a run folder, as it has no {CONFIG}; give the folder of a run{hint}"

@@ -9,7 +9,7 @@ from helpers.paths import CONF
 from helpers.refusals import assert_names
 
 import diffusion_lab
-from diffusion_lab.cli.commands import COMMANDS
+from diffusion_lab.cli.commands import COMMANDS, prepare
 
 
 def test_the_program_lists_its_commands_and_its_version(lab):
@@ -64,3 +64,9 @@ def test_help_waits_for_neither_torch_nor_lightning():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_flags_may_stand_between_overrides():
+    given = ["experiment=quickstart", "--config-dir", "my_conf", "backbone=dit", "--cfg", "job"]
+    flags = ["--config-dir", "my_conf", "--cfg", "job"]
+    assert prepare(COMMANDS["train"], given) == [*flags, "experiment=quickstart", "backbone=dit"]

@@ -287,8 +287,8 @@ class TestFolderRefusals:
     @pytest.mark.parametrize(
         ("contents", "named"),
         [
-            ({}, "set path"),
-            ({".a.png": 0}, "set path"),
+            ({}, "set data.source.path"),
+            ({".a.png": 0}, "set data.source.path"),
             ({"a.txt": b"", "b.csv": b"", "c": b""}, ".txt"),
             (TWO | {"z.png": 1}, "(z.png)"),
             (TWO | {"cat/x/0.png": 1}, "(cat/x/0.png)"),
@@ -429,7 +429,7 @@ class TestZip:
         path.write_bytes(path.read_bytes()[:-50])
         with refused("x.zip", by=DataError):
             data_of(ImageZip, str(path)).prepare_data()
-        for contents, named in (({}, "set path"), ({"a.txt": b""}, ".txt")):
+        for contents, named in (({}, "set data.source.path"), ({"a.txt": b""}, ".txt")):
             for labels in (..., None):
                 path = archive(tmp_path / "y.zip", contents, labels)
                 with refused("y.zip", named, by=DataError):

@@ -207,7 +207,7 @@ def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path,
     (chooser,) = records.jobs.of("tune")
 
     def chosen(runs: int) -> dict:
-        """What is chosen where so many jobs of each step end well."""
+        """Names the choosers that fail where so many measurements end well."""
         runner = running.Runner(records, StubbornProcesses(), [chooser])
         for jobs in runner.tuning(chooser):
             for job in [each for each in jobs if each.command == "train"] or jobs[:runs]:

@@ -448,12 +448,30 @@ def test_a_sweep_ends_with_its_best_arms_and_how_to_compare_them(tmp_path, capsy
         metrics = {"fid/x/train1k-1k": fid, "fid/y/train1k-1k": 1.0, "kid/x/1k": 0.1}
         (tmp_path / name).mkdir()
         write_summary(tmp_path / name, Summary(finished=name != "c_seed-0", metrics=metrics))
-    say_best([{"overrides": ["seed=0", f"run_dir={tmp_path / name}"]} for name in fids])
+    say_best(
+        [
+            {"overrides": [f"backbone={name[0]}", f"seed={name[-1]}", f"run_dir={tmp_path / name}"]}
+            for name in fids
+        ]
+    )
     *best, following = capsys.readouterr().err.splitlines()
     shown = [line.replace(",", "").split() for line in best]
     assert [(line[1], line[-1]) for line in shown] == [
-        ("24", str(tmp_path / "b_seed-*")),
+        ("24", str(tmp_path / "b_seed-0")),
         ("25", str(tmp_path / "a_seed-*")),
     ]
     assert "2" in shown[1]  # seeds
     assert following.endswith(f"diffusion-lab compare {tmp_path}")
+
+
+def test_arms_are_told_apart_though_the_names_of_their_folders_are_cut(tmp_path, capsys):
+    cut = "backbone-dit_\N{HORIZONTAL ELLIPSIS}_"
+    outcomes = []
+    for seed, checksum in enumerate(("4bebd8f4", "0769292c")):
+        (folder := tmp_path / f"seed-{seed}_{cut}{checksum}").mkdir()
+        write_summary(folder, Summary(finished=True, metrics={"fid/x/train1k-1k": 10.0 + seed}))
+        outcomes.append({"overrides": ["backbone=dit", f"seed={seed}", f"run_dir={folder}"]})
+    say_best(outcomes)
+    (best, _) = capsys.readouterr().err.splitlines()
+    assert best.split()[1].strip(",") == "10.5"
+    assert best.endswith(f"/seed-*_{cut}*")

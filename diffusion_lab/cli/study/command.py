@@ -220,7 +220,7 @@ def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
             check_options(job.arguments)
             check_protocol(first_job(job.command, flags, job.arguments))
         except MISTAKES as error:
-            raise UserError(f"{job.title}: {sentence(error)}") from error
+            raise UserError(f"{jobs.study.file}: {job.title}: {sentence(error)}") from error
 
 
 def run(records: Records, wanted: Sequence[StudyJob], processes: Processes, again: str) -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from diffusion_lab.assembly.sentences import conf_dir, instead, require
+from diffusion_lab.assembly.sentences import conf_dir, instead, require, sentence
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.metrics.quantity import higher_is_better
 
@@ -107,8 +107,7 @@ def _plain(path: Path, files: Mapping[str, Path], overrides: Mapping[str, Any]) 
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except MarkedYAMLError as error:
-        where = f"{path}, line {error.problem_mark.line + 1}"
-        raise UserError(f"{where}: {error.problem}; mend that line") from error
+        raise UserError(sentence(error)) from error
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
@@ -205,8 +204,7 @@ class _Reader:
         for name in self.in_order(stages):
             self.stages[name] = self.stage(name, stages[name])
         facts = (str(plain["name"]), self.file, str(plain["question"]))
-        common = self.mapping("common", plain.get("common"))
-        return Study(*facts, common, arms, budget, self.stages)
+        return Study(*facts, self.mapping("common", plain.get("common")), arms, budget, self.stages)
 
     def axis(self, key: str, values: object) -> Axis:
         """Values by name, each with settings; no two may have one folder."""
@@ -380,7 +378,8 @@ class _Reader:
 
     def seeds(self, key: str, seeds: object) -> Axis:
         if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
-            raise self.refuse(f"{key}.{SEEDS}", f"must be a list of whole numbers, got {seeds!r}")
+            key = "protocol" if seeds is self.protocol.get(SEEDS) else key
+            raise self.refuse(f"{key}.{SEEDS}", f"must be whole numbers: [0, 1], got {seeds!r}")
         return {str(seed): {"seed": seed} for seed in seeds}
 
 

@@ -45,7 +45,7 @@ def _refuse(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     width, height = size
     raise BadImage(
         f"{image.height}x{image.width} pixels instead of {height}x{width}; write "
-        f"image_size={_size_text(height, width)} resize=crop to crop it"
+        f"data.source.image_size={_size_text(height, width)} data.source.resize=crop to crop it"
     )
 
 

@@ -194,7 +194,7 @@ class FileSource(DataSource):
         if bad and self.on_bad == "refuse":
             raise DataError(
                 f"{_counted(files, bad)} cannot be used: {_named(files, bad)}; fix or remove them, "
-                "or write on_bad=skip"
+                "or write data.source.on_bad=skip"
             )
         good = [index for index in range(len(files)) if index not in bad]
         if bad:

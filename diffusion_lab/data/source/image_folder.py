@@ -63,8 +63,8 @@ class FilesAtPaths(FileSource):
             names, classes, labels = self.by_file(content, f"{file} of {path}", place, classes)
         elif self.label_file or self.label_size:
             raise DataError(
-                f"{where} has no {file} with labels; set label_file to a CSV there, or write "
-                "label_file=null label_size=null"
+                f"{where} has no {file} with labels; set data.source.label_file to a "
+                "CSV there, or write data.source.label_file=null data.source.label_size=null"
             )
         else:
             names = place.names

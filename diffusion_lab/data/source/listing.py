@@ -89,7 +89,7 @@ def images_among(names: Iterable[str], where: str) -> list[str]:
     visible = [name for name in names if not hidden(name)]
     images = sorted(name for name in visible if name.lower().endswith(EXTENSIONS))
     if not visible:
-        raise DataError(f"{where} is empty; set path to where the images are")
+        raise DataError(f"{where} is empty; set data.source.path to where the images are")
     if not images:
         found = sorted({PurePosixPath(name).suffix or "no extension" for name in visible})
         raise DataError(
@@ -114,12 +114,14 @@ def by_folder(
     if flat and len(flat) < len(names):
         raise DataError(
             f"{where} has images ({some(flat)}) next to folders of images; move them into the "
-            "folder of their class, or write classes=[] to use all images without classes"
+            "folder of their class, or write data.source.classes=[] conditioning=none to use all "
+            "images without classes"
         )
     if deep:
         raise DataError(
-            f"{where} has folders inside of folders ({deep}); set path to a folder with one folder "
-            "of images per class, or write classes=[] to use all images without classes"
+            f"{where} has folders inside of folders ({deep}); set data.source.path to a folder "
+            "with one folder of images per class, or write data.source.classes=[] "
+            "conditioning=none to use all images without classes"
         )
     folders = [] if flat else [name.partition("/")[0] for name in names]
     found = sorted(set(folders))
