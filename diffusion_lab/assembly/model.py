@@ -1,5 +1,6 @@
 """The parts of a model, and trials of its network before training."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,20 +106,26 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
 
 
 def check_answer(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> None:
-    """Raises ValueError unless a network answers with as many images as it is asked."""
-    channels = x.shape[1] * (1 + denoiser.learned_variance)
+    """Raises ValueError if a network answers with something else than as many images.
+
+    What the network itself raises is left to training, which may have another device.
+    """
+    channels, wrong = x.shape[1] * (1 + denoiser.learned_variance), list[str]()
 
     def look(network: torch.nn.Module, inputs: object, output: object) -> None:
         if not isinstance(output, Tensor) or output.shape != (1, channels, *x.shape[2:]):
             shape = tuple(getattr(output, "shape", ())) or f"a {type(output).__name__}"
-            raise ValueError(
+            wrong.append(
                 f"{type(network).__name__}.forward must return a tensor (B, {channels}, "
                 f"{x.shape[2]}, {x.shape[3]}) for B images, got {shape} for one"
             )
 
     hook = denoiser.backbone.register_forward_hook(look)
-    denoiser(x, level, Given(denoiser.conditioning.labels.blank(1, x.device)))
+    with suppress(Exception):
+        denoiser(x, level, Given(denoiser.conditioning.labels.blank(1, x.device)))
     hook.remove()
+    if wrong:
+        raise ValueError(wrong[0])
 
 
 def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, dropped: bool) -> None:

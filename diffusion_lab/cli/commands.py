@@ -148,8 +148,7 @@ def prepare(command: Command, arguments: list[str]) -> list[str]:
             )
         if flags_in(arguments) <= set(PLACES):
             arguments = [*arguments, "-m"]  # else Hydra silently runs a single job here
-    flags, overrides = apart(arguments)
-    return [*flags, *overrides]  # Hydra's parser takes no override behind a flag
+    return in_a_row(arguments)
 
 
 def flags_in(arguments: list[str]) -> set[str]:
@@ -210,6 +209,14 @@ def flagged(arguments: list[str]) -> Iterator[tuple[str, bool]]:
     for argument in arguments:
         yield argument, is_value or argument.startswith("-")
         is_value = argument in WITH_A_VALUE
+
+
+def in_a_row(arguments: list[str]) -> list[str]:
+    """Moves overrides that stand behind later flags to the first ones: Hydra takes one row."""
+    marked = [*flagged(arguments)]
+    first = next((place for place, (_, of_flag) in enumerate(marked) if not of_flag), 0)
+    later = sorted(marked[first:], key=lambda each: each[1])
+    return [argument for argument, _ in (*marked[:first], *later)]
 
 
 def config_dir(flags: list[str]) -> str | None:

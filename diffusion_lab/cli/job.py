@@ -56,7 +56,7 @@ def run(name: str, arguments: list[str]) -> None:
             if not isinstance(error, MISTAKES):
                 raise
             if HydraConfig.get().mode == RunMode.RUN:
-                fail(sentence(error))
+                fail(sentence(error), getattr(error, "diverged", False))
             if slurm.started_by_srun():
                 say(f"diffusion-lab: {sentence(error)}")  # into the job's log
             raise  # Hydra raises it at the sweep's end, after the other jobs
@@ -185,9 +185,9 @@ def reply(**content: object) -> bool:
     return bool(path)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, diverged: bool = False) -> NoReturn:
     """Prints one sentence, of several processes the first, and exits with code 2."""
-    if is_first() and not reply(error=message):
+    if is_first() and not reply(error=message, diverged=diverged):
         say(f"diffusion-lab: {message}")
     sys.exit(2)
 

@@ -22,6 +22,8 @@ MOST_ROWS, MOST_IMAGES = 100, 1000
 class NotFinite(UserError):
     """The error for samples that are infinite or not a number, which as pixels would be black."""
 
+    diverged = True
+
 
 def require_finite(samples: Tensor) -> Tensor:
     """Returns samples (B, ...) as they are; raises NotFinite unless all their values are finite."""

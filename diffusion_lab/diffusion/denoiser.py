@@ -6,6 +6,7 @@ A checkpoint needs to contain nothing else.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import Annotated, Any
 
 import torch
@@ -31,10 +32,10 @@ FEATURES = 64  # Fourier features of each level of a jump, and of a scale of gui
 def check_interface(network: Any) -> None:
     """Raises ValueError for a network that cannot be asked as all networks are."""
     name = type(network).__name__
-    if not isinstance(getattr(network, "condition_width", None), int):
+    if not isinstance(getattr(network, "condition_width", None), Integral):
         raise ValueError(
-            f"backbone={name} has no condition_width; set it to the width of the vectors that its "
-            "forward gets in `condition`"
+            f"backbone={name} needs a whole number `condition_width`, the width of the vectors "
+            "that its forward gets in `condition`"
         )
     try:
         inspect.signature(network.forward).bind(None, None, None)

@@ -38,8 +38,9 @@ def asked_about(pairs: Iterable[Sequence[str]], arms: Iterable[str]) -> list[tup
     """The pairs of arms that contrasts name; with more axes, those of equal values on each."""
     rests: dict[str, list[tuple[str, list[str]]]] = {}  # the arms with a name, without the name
     for arm in arms:
-        for name in (parts := arm.split(BETWEEN)):
-            rests.setdefault(name, []).append((arm, [part for part in parts if part != name]))
+        for name in {arm, *(parts := arm.split(BETWEEN))}:
+            rest = [part for part in parts if name not in (part, arm)]
+            rests.setdefault(name, []).append((arm, rest))
     both = chain(*(product(rests.get(str(a), []), rests.get(str(b), [])) for a, b in pairs))
     return [(one, other) for (one, own), (other, rest) in both if own == rest and one != other]
 

@@ -123,7 +123,7 @@ def untested(panel: Panel) -> str:
     shown = joined(named) if len(named) <= NAMED else f"{named[0]} to {named[-1]}"
     if panel.asked and panel.means["count"].min() >= ENOUGH and panel.pairs.empty:
         return (
-            f"Nothing is tested, since these arms are no pair of the protocol's contrasts: "
+            f"Nothing is tested, since no pair of the protocol's contrasts can be: "
             f"{panel.metric.title} {shown}"
         )
     if panel.pairs.empty:

@@ -69,4 +69,6 @@ def test_help_waits_for_neither_torch_nor_lightning():
 def test_flags_may_stand_between_overrides():
     given = ["experiment=quickstart", "--config-dir", "my_conf", "backbone=dit", "--cfg", "job"]
     flags = ["--config-dir", "my_conf", "--cfg", "job"]
-    assert prepare(COMMANDS["train"], given) == [*flags, "experiment=quickstart", "backbone=dit"]
+    assert prepare(COMMANDS["train"], given) == ["experiment=quickstart", "backbone=dit", *flags]
+    for kept in (["--cfg", "job", "seed=1"], ["seed=1", "--info"], ["seed=1", "-cd", "a=b"]):
+        assert prepare(COMMANDS["train"], kept) == kept

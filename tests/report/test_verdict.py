@@ -7,7 +7,7 @@ import pytest
 from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, said
 
 from diffusion_lab.metrics.quantity import Quantity
-from diffusion_lab.report.comparison import Report, judge
+from diffusion_lab.report.comparison import Report, asked_about, judge
 from diffusion_lab.report.figures import along
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
@@ -132,6 +132,11 @@ def test_contrasts_are_of_arms_with_equal_values_on_the_other_axes(tmp_path):
         (f"Teacher \N{MIDDLE DOT} {network}", f"MeanFlow \N{MIDDLE DOT} {network}")
         for network in ("DiT", "U-Net")
     }
+
+
+def test_a_name_with_the_dot_of_two_axes_is_found_as_a_whole():
+    whole = "A \N{MIDDLE DOT} B"
+    assert asked_about([[whole, "C"]], [whole, "C", "B"]) == [(whole, "C")]
 
 
 def test_runs_without_an_arm_that_contrasts_name_are_not_said_to_be_too_few(tmp_path):

@@ -77,6 +77,7 @@ OTHER = {"stage": "train", "other": "seed"}
         (stages(tune=DRAWN | {"train": {"lr": {"log": [0, 1]}}}), "stages.tune.train.lr", "log"),
         (stages(tune={"train": {"lr": [1, 2]}, "choose": "FID"}), "tune.choose", "FID"),
         (stages(tune={"train": {"lr": [1, 2]}, "choose": "fid", "grow": "no"}), "grow", "'no'"),
+        (stages(tune=DRAWN | {"train": {"lr": [1, 2]}, "trials": 0.5}), "tune.trials", "0.5"),
         (stages(train={"train": {}, "share": "half"}), "stages.train.share", "half"),
         (stages(page={"compare": {}, "needs": "train", "of": {"arm": ["DiT"]}}), "page.of", "arms"),
         (
@@ -109,6 +110,12 @@ def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, l
         assert text.count("DiT") < 2 or "line 3" in str(error.value)
     with pytest.raises(UserError, match="unet_vs_dit"):
         document.load("unet_vs_dti", {}, None)
+
+
+def test_drawn_numbers_stand_in_any_order_and_an_own_metric_may_choose(load):
+    drawn = {"train": {"batch_size": [64, 32]}, "choose": "mean_gap", "trials": 4}
+    choice = load(**stages(tune=PLAIN["stages"]["tune"] | drawn)).stages["tune"].choice
+    assert (choice.metric, choice.trials) == ("mean_gap", 4)
 
 
 FEW = {"train": {}, "over": {"arms": ["U-Net"]}, "needs": {"init_from": "train"}}

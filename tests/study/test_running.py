@@ -226,6 +226,20 @@ def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path,
     assert len(json.loads(chooser.made.read_text())[chooser.label]["tried"]) == 2
 
 
+def test_a_measurement_that_met_no_finite_samples_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    measured = {"stages.tune.measure": {"metrics.reference": "validation"}}
+    records = Records(Jobs(document.load("tiny", measured, str(tmp_path)), {}))
+    trial = records.jobs.trials(records.jobs.of("tune")[0], {"optimizer.lr": 1e-3})[0]
+    evaluation = records.jobs.measurement(trial)
+    runner = running.Runner(records, StubbornProcesses(), [])
+    for diverged in (False, True):
+        runner.note(Ended(evaluation, 2, "samples are not finite", None, 1.0, diverged))
+        assert records.done(evaluation) is diverged
+
+
 def test_a_measurement_waits_for_earlier_comparisons_which_would_read_it():
     run = job("train", "1")
     page = replace(job("page", "", run), command="compare", paths=(Path("train"),))

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from yaml import MarkedYAMLError, YAMLError
 
 from diffusion_lab.assembly.sentences import conf_dir, instead, require, sentence
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.metrics.quantity import higher_is_better
+from diffusion_lab.common.ranges import Range, above, numbers, optional, whole
+from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION, higher_is_better
 
+SEVERAL = numbers("several numbers", lambda values: len(values) > 1)
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
 TRAINS = ("train", "train-autoencoder")
 ON_RUNS = ("sample-sweep", "evaluate", "memorization")  # of one trained run each
@@ -221,13 +224,12 @@ class _Reader:
         given = {unit: values[unit] for unit in LENGTHS if values.get(unit) is not None}
         if len(given) > 1:
             raise self.refuse(key, f"{' and '.join(given)} cannot both be given; choose one")
-        return {unit: self.number(f"{key}.{unit}", amount) for unit, amount in given.items()}
+        return {unit: self.within(f"{key}.{unit}", each, above(0)) for unit, each in given.items()}
 
-    def number(self, key: str, value: Any, zero: bool = False) -> Any:
-        """The value, a number above 0, or 0 where that is meant."""
-        if type(value) not in (int, float) or value < 0 or (value == 0 and not zero):
-            least = "of 0 or more" if zero else "above 0"
-            raise self.refuse(key, f"must be a number {least}, got {value!r}")
+    def within(self, key: str, value: Any, allowed: Range) -> Any:
+        """The value; refuses one that is not in a range."""
+        if not allowed.allows(value):
+            raise self.refuse(key, f"must be {allowed.wanted}, got {value!r}")
         return value
 
     def in_order(self, stages: Mapping[str, Settings]) -> list[str]:
@@ -289,7 +291,7 @@ class _Reader:
             needs,
             after,
             self.length(key, plain),
-            self.number(f"{key}.share", plain.get("share", 1)),
+            self.within(f"{key}.share", plain.get("share", 1), above(0)),
             of,
             choice,
             None if choice else self.protocol_of(key, plain),
@@ -311,26 +313,24 @@ class _Reader:
             return None
         if command not in TRAINS:
             raise self.refuse(f"{key}.choose", f"only a stage of {' or '.join(TRAINS)} can tune")
-        if higher_is_better(metric := str(plain["choose"])) is None:
-            raise self.refuse(f"{key}.choose", f"{metric!r} is no metric; write fid or val/loss")
+        metric, known = str(plain["choose"]), [*VALIDATION, *(each.name for each in QUANTITIES)]
+        if higher_is_better(metric) is None and get_close_matches(metric.lower(), known):
+            self.require(f"{key}.choose", "metric", metric, known)  # another may be one's own
         trials, measure = plain.get("trials"), plain.get("measure")
         for name, each in settings.items():
-            drawn = isinstance(each, dict) and trials and _is_range(each)
-            if isinstance(each, list | dict) and not (drawn or _is_rising(each)):
-                why = (
-                    "must be two or more numbers in rising order, or, with trials: N, a range: "
-                    "{log: [1e-3, 1e-1]} or {uniform: [0, 1]}"
-                )
+            if isinstance(each, list | dict) and not _varies(each, drawn=bool(trials)):
+                why = "must be two or more numbers in rising order, or, with trials: N, numbers or "
+                why += "a range: {log: [1e-3, 1e-1]} or {uniform: [0, 1]}"
                 raise self.refuse(f"{key}.{command}.{name}", why)
         if not any(isinstance(each, list | dict) for each in settings.values()):
             raise self.refuse(f"{key}.{command}", "has no key with several values to choose from")
         if command == "train-autoencoder" and measure is None:
             raise self.refuse(f"{key}.measure", "is missing: the settings of evaluate")
-        trials = trials and int(self.number(f"{key}.trials", trials))
-        grow = self.number(f"{key}.grow", plain.get("grow", 0 if trials else 4), zero=True)
-        samples = self.number(f"{key}.num_samples", plain.get("num_samples", 1000))
+        self.within(f"{key}.trials", trials, optional(whole(1)))
+        grow = self.within(f"{key}.grow", plain.get("grow", 0 if trials else 4), whole(0))
+        samples = self.within(f"{key}.num_samples", plain.get("num_samples", 1000), whole(1))
         by = None if measure is None else self.mapping(f"{key}.measure", measure)
-        return Choice(metric, int(grow), trials, by, int(samples))
+        return Choice(metric, grow, trials, by, samples)
 
     def axes_of(
         self,
@@ -383,15 +383,15 @@ class _Reader:
         return {str(seed): {"seed": seed} for seed in seeds}
 
 
-def _is_rising(values: Any) -> bool:
-    numbers = isinstance(values, list) and all(type(each) in (int, float) for each in values)
-    return numbers and len(values) > 1 and all(low < high for low, high in pairwise(values))
-
-
-def _is_range(values: Settings) -> bool:
+def _varies(values: Any, drawn: bool) -> bool:
+    """Whether a key's values are numbers in rising order, or what numbers can be `drawn` from."""
+    if not isinstance(values, dict):
+        return SEVERAL.allows(values) and (
+            drawn or all(low < high for low, high in pairwise(values))
+        )
     ((kind, ends),) = values.items() if len(values) == 1 else [("", [])]
     least = {"uniform": -math.inf, "log": 0.0}.get(kind, math.inf)
-    return _is_rising(ends) and len(ends) == 2 and ends[0] > least
+    return drawn and SEVERAL.allows(ends) and len(ends) == 2 and least < ends[0] < ends[1]
 
 
 def slug(name: str) -> str:

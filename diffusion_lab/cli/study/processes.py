@@ -24,13 +24,17 @@ LOADED = ("diffusion_lab.cli.training_job", "timm")  # what trainings import, on
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, its sentence if it failed, and its time in seconds."""
+    """How a command ended: its exit code, its sentence if it failed, and its time in seconds.
+
+    It `diverged` if it failed because samples were not finite.
+    """
 
     job: StudyJob
     code: int
     error: str
     result: object
     seconds: float
+    diverged: bool = False
 
 
 class Processes:
@@ -86,7 +90,8 @@ class Processes:
             elif code and not error:
                 error = f"it ended with exit code {code}"
             seen = f"; log: {log}" if code and self.count > 1 else ""
-            yield Ended(job, code, error + seen, reply.get("result"), time.monotonic() - begun)
+            result, diverged = reply.get("result"), bool(code and reply.get("diverged"))
+            yield Ended(job, code, error + seen, result, time.monotonic() - begun, diverged)
 
     def stop(self) -> None:
         """Lets all processes save what they have and stop."""

@@ -313,6 +313,8 @@ class Runner:
     def note(self, ended: Ended) -> None:
         """Takes note of how a job ended, and says how far the study has come."""
         job = ended.job
+        if ended.diverged and job.command == "evaluate":
+            self.records.note(job, ended.seconds, None)  # it would fail again
         if ended.code:
             self.failed[job.title] = ended.error
             say(f"Failed: {job.title}: {ended.error}")
