@@ -1,6 +1,7 @@
 """Checks of a model before training: the refusals and the advice."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +108,9 @@ def test_mirroring_twice_is_advised_against():
         assert [line for line in lines if "write data.flip=false" in line] == lines
         assert bool(lines) == (flip_x and flipped)
     assert list(rules.warned(augmentation=None, flipped=True)) == []
+    for asked, flipped in ((True, True), (False, False), (False, True)):
+        teacher = SimpleNamespace(asked=asked)  # one that draws the images has no flips
+        assert bool([*rules.warned(teacher=teacher, flipped=flipped)]) == (flipped and not asked)
 
 
 ENERGY = partial(Energy, network=partial(MLP, width=8, depth=1))
