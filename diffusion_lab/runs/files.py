@@ -50,6 +50,8 @@ def is_record(found: object) -> bool:
 
 
 CONFIG, SUMMARY, METRICS, SAMPLES = "config.yaml", "summary.json", "metrics.jsonl", "samples"
+NON_FINITE = "non_finite"  # a folder on the steps that ended a run, or took it back
+COLLAPSED = "collapse.json"  # why a run ended whose samples became alike
 LAST, PREVIOUS = Path("checkpoints/last.ckpt"), Path("checkpoints/previous.ckpt")
 FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys

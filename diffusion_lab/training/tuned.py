@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.runs.files import COLLAPSED, NON_FINITE
 
 FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
 FOLDER = "tuning"  # the folder with such files in a published one
@@ -38,6 +39,4 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a run ended because its loss was not finite, or because its samples became alike."""
-    from diffusion_lab.training.callbacks import non_finite, stopping  # late: they wait for torch
-
-    return any((folder / name).exists() for name in (non_finite.FOLDER, stopping.FILE))
+    return any((folder / name).exists() for name in (NON_FINITE, COLLAPSED))

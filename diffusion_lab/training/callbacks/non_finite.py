@@ -17,11 +17,10 @@ from diffusion_lab.common.ranges import settings, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
+from diffusion_lab.runs.files import NON_FINITE
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.callbacks.weight_averaging import EMA, PosthocEMA, restore_trained
 from diffusion_lab.training.module import module_of
-
-FOLDER = "non_finite"  # inside the run folder
 
 
 @dataclass
@@ -118,7 +117,7 @@ class NonFinite(Callback):
         """Saves what `watch` found, then rolls the run back or raises TrainingStopped."""
         row, self.counts.row = self.counts.row, 0
         step, folder = trainer.global_step, module_of(trainer).context.folder
-        path = folder / FOLDER / f"step_{step:07d}_rank{trainer.global_rank}.pt"
+        path = folder / NON_FINITE / f"step_{step:07d}_rank{trainer.global_rank}.pt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:

@@ -23,7 +23,7 @@ from diffusion_lab.compute import launch, slurm
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.metrics.quantity import higher_is_better
-from diffusion_lab.runs.files import METRICS
+from diffusion_lab.runs.files import COLLAPSED, METRICS
 from diffusion_lab.training.callbacks.periodic import Checked, stepped, validates
 from diffusion_lab.training.module import VOTES, TrainedModule, module_of
 
@@ -192,7 +192,6 @@ class MedianPruning(Callback):
         }
 
 
-FILE = "collapse.json"  # in the run folder
 DIVERSITY = "train/diversity"  # how much samples of a label vary, relative to its images
 
 
@@ -232,7 +231,7 @@ class Collapse(Callback, Checked):
         self.row = self.row + 1 if mean < self.least else 0
         if self.row >= self.patience:
             record = json.dumps({"step": trainer.global_step, DIVERSITY: mean})
-            path = module_of(trainer).context.folder / FILE
+            path = module_of(trainer).context.folder / COLLAPSED
             on_rank_zero(lambda: write_atomically(path, record))
             raise TrainingStopped(
                 f"the generator's samples of a label are alike: up to step {trainer.global_step} "
