@@ -17,6 +17,7 @@ SITE = {
     r"\.\./\.\./diffusion_lab\)": "api/index.md)",
     r"\.\./\.\./diffusion_lab/(\w+)\)": r"api/\1.md)",
     r"\.\./\.\./diffusion_lab/runs/": "diffusion_lab/runs/",
+    r"\.\./\.\./diffusion_lab/(\w+)/[\w/]+\.py\)": r"api/\1.md)",
     r"\.\./tutorial\.ipynb\)": "tutorial/tutorial.md)",
 }
 NESTED = re.compile(r"\]\(\.\./\.\./conf/(\w+)/([\w/]+)\)")  # a group inside of a group
