@@ -236,4 +236,4 @@ def say_best(outcomes: Sequence[dict]) -> None:
         mean = f", mean of {runs} seeds" if runs > 1 else ""
         say(f"  FID {value:.4g}{mean}  {re.sub(CHANGES, '*', str(folder)) if runs > 1 else folder}")
     if len(finished) > 1:
-        say(f"Next: diffusion-lab compare {next(iter(finished)).parent}")
+        say(f"Next: diffusion-lab compare {finished[0].parent}")

@@ -26,10 +26,10 @@ from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence, values_o
 from diffusion_lab.common.formats import amount
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, settings, whole
+from diffusion_lab.families.diffusion.teacher import heun_calls, set_as_asked
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
 
-HEUN_CALLS = 2  # of a teacher that is asked in each step; twice as many if it is guided
 ENDLESS = 1_000_000_000  # steps; the clock ends the run
 # a folder 2024 is a number to Hydra
 REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | int | float))
@@ -167,13 +167,10 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
     left, teacher = flops, model.objective.teacher
     if teacher is not None:
         theirs = load_diffusion_config(teacher.run)
-        if teacher.scale is not None:
-            OmegaConf.update(theirs, "guidance.scale", teacher.scale, force_add=True)
+        set_as_asked(theirs, teacher)
         if teacher.asked:
-            guidance = instantiate(theirs, "guidance")
-            passes += HEUN_CALLS * (2 if guidance.uses_strong and guidance.uses_weak else 1)
+            passes += heun_calls(instantiate(theirs, "guidance"))
         else:
-            theirs.sampler.steps = teacher.steps or theirs.sampler.steps
             left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
     images = round(left / (2 * macs * passes))
     if images < 1:

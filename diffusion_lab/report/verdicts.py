@@ -87,8 +87,10 @@ def verdict(panel: Panel) -> str:
             open_ = [arm for arm in rest if arm not in set(won.behind)]
             return f"{best} has {said}; no lead over {few(open_)} is shown"
         own, others = panel.means.iloc[0], panel.means.iloc[1:]
-        lower, higher = others["min"].min() > own["max"], others["max"].max() < own["min"]
-        every = higher if metric.higher_is_better else lower
+        if metric.higher_is_better:
+            every = others["max"].max() < own["min"]
+        else:
+            every = others["min"].min() > own["max"]
         said += f"; every run of {best} is better than every other run" if every else ""
         return f"{best} is best: {said}"
     if count := tested.significant.sum():

@@ -320,8 +320,9 @@ def rank(run: Path, metric: str, values: dict[int, float], lasting: Callable[[in
 
     Steps that are `lasting`, or were so when they were ranked, are kept in any case.
     """
-    known = {*ranked(run), *values}
-    milestones = {*filter(lasting, known), *read_json(run / RANKED).get("milestones", [])}
+    found = read_json(run / RANKED)
+    known = {*map(int, found.get("values", {})), *values}
+    milestones = {*filter(lasting, known), *found.get("milestones", [])}
     own = {"milestones": sorted(milestones & known)}
     write_json(run / RANKED, {"metric": metric, "values": values, **own})
     for step in known - values.keys() - milestones:

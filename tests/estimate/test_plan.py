@@ -308,6 +308,7 @@ def test_a_grid_of_many_classes_has_the_rows_that_are_drawn(planned):
     assert many["duration"]["sampling"] == pytest.approx(few["duration"]["sampling"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_to_write(lab):
     run = [*SMALL, "devices=2", "trainer.precision=32-true"]
     memory = lab.result("plan", *run)["memory"]

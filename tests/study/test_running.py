@@ -7,11 +7,13 @@ import pickle
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -188,11 +190,19 @@ def test_trials_wait_for_the_ones_before_and_what_needs_the_best_for_all():
     assert [*schedule.ready()] == [after]
 
 
+MEASURED = {"stages.tune.measure": {"metrics.reference": "validation"}}
+
+
+def jobs_of_tiny(folder: Path, changes: Mapping[str, object] = MappingProxyType({})) -> Jobs:
+    """The jobs of the tiny study with changed keys, whose file this writes into a folder."""
+    (folder / "study").mkdir()
+    (folder / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    return Jobs(document.load("tiny", changes, str(folder)), {})
+
+
 def test_random_values_that_come_again_are_tried_once(tmp_path):
     changes = {"stages.tune.trials": 8, "stages.tune.grow": 0, "name": str(tmp_path)}
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    jobs = Jobs(document.load("tiny", changes, str(tmp_path)), {})
+    jobs = jobs_of_tiny(tmp_path, changes)
     (chooser,) = jobs.of("tune")
     titles = [trial.title for trial in jobs.first_of(chooser)]
     assert len(set(titles)) == len(titles) <= 2
@@ -200,10 +210,7 @@ def test_random_values_that_come_again_are_tried_once(tmp_path):
 
 def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    measured = {"stages.tune.measure": {"metrics.reference": "validation"}}
-    records = Records(Jobs(document.load("tiny", measured, str(tmp_path)), {}))
+    records = Records(jobs_of_tiny(tmp_path, MEASURED))
     (chooser,) = records.jobs.of("tune")
 
     def chosen(runs: int) -> dict:
@@ -228,10 +235,7 @@ def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path,
 
 def test_a_measurement_that_met_no_finite_samples_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    measured = {"stages.tune.measure": {"metrics.reference": "validation"}}
-    records = Records(Jobs(document.load("tiny", measured, str(tmp_path)), {}))
+    records = Records(jobs_of_tiny(tmp_path, MEASURED))
     trial = records.jobs.trials(records.jobs.of("tune")[0], {"optimizer.lr": 1e-3})[0]
     evaluation = records.jobs.measurement(trial)
     runner = running.Runner(records, StubbornProcesses(), [])
@@ -286,13 +290,11 @@ class StubbornProcesses:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_line_says_how_far_a_study_is_while_its_jobs_run(tmp_path, monkeypatch, terminal):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study/tiny.yaml").write_text(yaml.safe_dump(STUDY))
     shown = Console(file=StringIO(), force_terminal=terminal, width=200)
     monkeypatch.setattr(running, "console", shown)
     monkeypatch.setattr(running, "say", shown.print)
     monkeypatch.setattr(running, "BETWEEN_LINES", 0)
-    records = Records(Jobs(document.load("tiny", {}, str(tmp_path)), {}))
+    records = Records(jobs_of_tiny(tmp_path))
     jobs = [replace(job, needs=()) for job in records.jobs.of("train")]
     whole = running.Runner(records, StubbornProcesses(), records.jobs.all)
     assert whole.progress() == "0 done, 0 running, 7 left"  # two trials and the page are counted

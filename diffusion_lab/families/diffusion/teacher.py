@@ -15,6 +15,7 @@ from diffusion_lab.assembly.pipeline.diffusion import PAIRS
 from diffusion_lab.common.messages import UserError, progress_bar, say
 from diffusion_lab.compute.distributed import cached, gather_shards, own_batches
 from diffusion_lab.data import EncodedImages, ImageData, PairBatch
+from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.families.diffusion.initial_weights import starts_anew
 from diffusion_lab.families.diffusion.run import load, load_weak
@@ -64,11 +65,7 @@ class Teacher:
         check_same(name, (own, data), (model, student))
         same_levels = theirs.schedule == cfg.schedule
         rules.check(teacher=settings, its_loss=model.loss, same_levels=same_levels)
-        with open_dict(theirs):
-            if not settings.asked and settings.steps is not None:
-                theirs.sampler.steps = settings.steps
-            if settings.scale is not None:
-                theirs.guidance.scale = settings.scale
+        set_as_asked(theirs, settings)
         weak = load_weak(theirs.guidance.get("weak_run"), theirs, model)
         pipeline = build_pipeline(theirs, model, own.labels, weak)
         rules.check(teacher=settings, its_guidance=pipeline.guidance)
@@ -120,9 +117,7 @@ class Teacher:
         try:
             macs = counted(self.cfg, facts).macs
             if self.settings.asked:
-                # Heun's two calls, each perhaps with labels and without
-                guidance = self.pipeline.guidance
-                calls = images_seen * (4 if guidance.uses_strong and guidance.uses_weak else 2)
+                calls = images_seen * heun_calls(self.pipeline.guidance)
             elif each := sampling_calls(self.cfg, facts):
                 calls = each * self.settings.count
         except Exception as error:  # a custom network's, or two networks: the run is not lost
@@ -132,6 +127,20 @@ class Teacher:
             "teacher_calls": calls,
             "teacher_macs": macs,
         }
+
+
+def set_as_asked(theirs: DictConfig, settings: TeacherPairs | TeacherModel) -> None:
+    """Puts the steps and the scale that a student asks for into its teacher's configuration."""
+    with open_dict(theirs):
+        if not settings.asked and settings.steps is not None:
+            theirs.sampler.steps = settings.steps
+        if settings.scale is not None:
+            theirs.guidance.scale = settings.scale
+
+
+def heun_calls(guidance: Guidance) -> int:
+    """The calls of a teacher for an image: Heun's two, each perhaps with labels and without."""
+    return 4 if guidance.uses_strong and guidance.uses_weak else 2
 
 
 def check_same(

@@ -1,8 +1,8 @@
 """Averages of the weights during training, kept next to them and sharded in the same way."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning
 import torch
@@ -91,6 +91,14 @@ class WeightAverage:
         return [local(parameter) for parameter in self._parameters.values()]
 
 
+def follow(averages: dict[Any, WeightAverage], names: Iterable[Any], module: nn.Module) -> None:
+    """Begins the averages that are missing, and moves all to the device of the parameters."""
+    for name in names:
+        if name not in averages:
+            averages[name] = WeightAverage(module)
+        averages[name].follow()
+
+
 @settings
 class EMA(Callback):
     """Exponential moving averages of the weights; the batch size does not change a half-life.
@@ -126,10 +134,7 @@ class EMA(Callback):
 
     def begin(self, module: nn.Module) -> None:
         """Begins the averages that no checkpoint had, with the weights as they are."""
-        for name in self.lengths:
-            if name not in self._averages:
-                self._averages[name] = WeightAverage(module)
-            self._averages[name].follow()
+        follow(self._averages, self.lengths, module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not stepped(trainer, batch_idx):
@@ -254,10 +259,7 @@ class PosthocEMA(Callback):
 
     def begin(self, module) -> None:
         """Begins the averages that no checkpoint had, with the weights as they are."""
-        for length in self.lengths:
-            if length not in self._averages:
-                self._averages[length] = WeightAverage(module.network)
-            self._averages[length].follow()
+        follow(self._averages, self.lengths, module.network)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not self.snapshots or not stepped(trainer, batch_idx):
