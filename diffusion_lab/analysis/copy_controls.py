@@ -99,12 +99,16 @@ class ControlRun:
     pipeline: Pipeline
     unseen: Tensor
     other_settings: list[str]  # keys in which its composition differs, besides the subset's seed
+    step: int | None = None  # of both runs' checkpoints; None for the newest of each
 
     @classmethod
-    def open(cls, cfg: DictConfig, measured: DiffusionRun) -> "ControlRun":
-        """Opens `cfg.control`; raises UserError if it can be no control of the measured run."""
+    def open(cls, cfg: DictConfig, measured: DiffusionRun, step: int | None) -> "ControlRun":
+        """Opens `cfg.control`, at a step or as it ended, beside the measured run.
+
+        Raises UserError if it can be no control of that run.
+        """
         beside = cfg.copy()
-        beside.run = cfg.control
+        beside.run, beside.step = cfg.control, step
         opened = open_diffusion_run(beside)
         read_data(opened.saved, opened.datamodule)
         unseen = images_unseen(measured.datamodule, opened.datamodule, cfg.control)
@@ -114,7 +118,7 @@ class ControlRun:
                 f"control={cfg.control} differs from this run in {', '.join(differing)}, so its "
                 "samples may have other grain and blur"
             )
-        return cls(opened, opened.pipeline(cfg), unseen, differing)
+        return cls(opened, opened.pipeline(cfg), unseen, differing, step)
 
     def counted(
         self, cfg: DictConfig, spaces: CopySpaces, drawn: Views, test: Views
@@ -130,17 +134,24 @@ class ControlRun:
                 for each in (drawn[name], test[name], views)
             )
             found[name] = against_control(ours, beside[:, 0], theirs)
-        summaries = map(load_summary, (cfg.run, cfg.control))
         return {
             "run": str(cfg.control),
             "weights": self.opened.weights,
             "other_settings": self.other_settings,
             # by the run and by the control, null if unknown; another number means other grain
-            "images_seen": [each.images_seen for each in summaries],
+            "images_seen": [images_seen(each, self.step) for each in (cfg.run, cfg.control)],
             "training_images": int(self.unseen.sum()),
             "shared_images": int((~self.unseen).sum()),
             "neighbours": found,
         }
+
+
+def images_seen(run: str, step: int | None) -> int | None:
+    """The training images behind a step of a run, by default the last; None if unknown."""
+    summary = load_summary(run)
+    if step is None:
+        return summary.images_seen
+    return summary.images_seen * step // summary.steps if summary.images_seen else None
 
 
 def against_control(ours: Tensor, test: Tensor, theirs: Tensor) -> dict[str, float]:

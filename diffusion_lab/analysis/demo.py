@@ -51,7 +51,7 @@ from diffusion_lab.metrics.neighbours import RELATIVE, nearest_view
 from diffusion_lab.metrics.quantity import REAL
 from diffusion_lab.report.page import PARTS
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights
-from diffusion_lab.runs.opened import inherited
+from diffusion_lab.runs.opened import inherited, weights_choice
 from diffusion_lab.runs.results import Record, Sampling, differing, evaluations_of, sampling_of
 from diffusion_lab.runs.search import run_at
 
@@ -82,6 +82,7 @@ class ShownRun:
 
     path: Path
     opened: DiffusionRun
+    step: int | None  # of a checkpoint other than the newest
     command: list[str]  # the command line of `sample` without what the page asks
     evaluations: list[Record]
     turn: threading.Lock  # held by the run that takes a step, so that two share the processor
@@ -93,17 +94,19 @@ class ShownRun:
         given = {key: cfg[key] for key in OPENING if cfg[key] not in (None, "auto")}
         given = {"run": path, **given, "num_samples": cfg.num_samples}
         command = [f"{key}={text_of(str(value))}" for key, value in given.items()]
-        opened = open_diffusion_run(compose("sample", command))
+        asked = compose("sample", command)
+        opened = open_diffusion_run(asked)  # which finds the number of step=best
         if max(opened.datamodule.native_shape[1:]) == 1:
             raise UserError(f"{path} draws points in the plane; give a run that draws images")
-        found = evaluations_of(path, opened.saved.seed, CurrentWeights(path))
+        weights = CurrentWeights(path, weights_choice(asked).checkpoint)
+        found = evaluations_of(path, opened.saved.seed, weights)
         for sweep in sorted((path / SWEEPS).glob(f"*/{ROWS}")):
             for row in read_rows(sweep):
                 if row.get(CHECKPOINT) == opened.weights[CHECKPOINT]:  # none in older rows
                     names = ("fid", f"fid{REAL}")
                     metrics = {f"{name}/{row['protocol']}": row[name] for name in names}
                     found.append({"sampling": row["sampling"], "metrics": metrics})
-        return cls(path, opened, command, found, turn)
+        return cls(path, opened, asked.step, command, found, turn)
 
     @property
     def facts(self) -> dict[str, object]:
@@ -137,6 +140,7 @@ class ShownRun:
         overrides = self.overrides(asked)
         with self.turn:  # Hydra has one state for all threads
             cfg = compose("sample", overrides)
+        cfg.step = self.step  # as opening the run would write it
         cfg = inherited(cfg, self.opened.saved, ("sampler", "guidance"), overrides)
         check_keys(cfg, {"seed": whole(0)})
         pipeline = self.opened.pipeline(cfg)

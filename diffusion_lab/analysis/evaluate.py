@@ -291,9 +291,11 @@ def written(
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
     others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]
     beside = [f"{name}{REAL}" for name in [*head, *others] if f"{name}{REAL}" in rows[0]]
-    columns = [*head, *others, *beside, "protocol", "classifier"]
+    columns = [*head, *others, *beside, "protocol", "classifier", CHECKPOINT]
     results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
     write_atomically(folder / "results.csv", results)
+    for picture in PLOTTED.values():
+        (folder / picture).unlink(missing_ok=True)  # of a sweep over other keys
     plots.fid_against_calls(ordered, [key for key in keys if key != "steps"], folder / "fid.png")
     for key in PLOTTED.keys() & keys:
         if all(re.fullmatch(r"[\d.]+", str(row[key])) for row in rows):

@@ -24,7 +24,7 @@ from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours, equal_sides
 from diffusion_lab.metrics.quantity import Protocol, with_fingerprint
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.opened import inherited
+from diffusion_lab.runs.opened import inherited, require_steps
 from diffusion_lab.runs.results import sampling_of
 from diffusion_lab.training.callbacks import sampling_seed
 
@@ -47,6 +47,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     check_keys(cfg, KEYS)
     if cfg.step == "all":
         return along_training(cfg, overrides)
+    chosen = cfg.step is not None
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance", "metrics"), overrides)
     if cfg.seed is None:
@@ -57,7 +58,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if len(sides[0]) < 2:
         raise UserError("memorisation needs 2 training and 2 test images of the same classes")
     levels = copy_controls.levels_at(pipeline.schedule, cfg.positive_at or ())
-    control = copy_controls.ControlRun.open(cfg, opened) if cfg.control else None
+    step = (cfg.step or checkpoints.step_of(cfg.run)) if chosen else None
+    control = copy_controls.ControlRun.open(cfg, opened, step) if cfg.control else None
     folder = folder_of(cfg)
     on_rank_zero(lambda: make(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
@@ -84,7 +86,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         "loss_by_level": loss_gap(opened, cfg.batch_size),
         "controls": controls,
     }
-    on_rank_zero(lambda: write_json(folder / "report.json", result))
+    on_rank_zero(lambda: write_report(folder, result))
     pictured = samples, training, neighbours, cfg.pairs
     on_rank_zero(lambda: plots.pairs(*pictured, folder / "pairs.png"))
     on_rank_zero(lambda: plots.losses_by_level(result["loss_by_level"], folder / "losses.png"))
@@ -98,6 +100,7 @@ def folder_of(cfg: DictConfig) -> Path:
 
 def along_training(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Measures every checkpoint of a run; the result is the newest one's, with `steps` of all."""
+    require_steps(cfg)
     folder = folder_of(cfg)
     steps: dict[int, Any] = {}
     result: dict[str, object] = {}
@@ -107,10 +110,17 @@ def along_training(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
         result = memorization(cast(DictConfig, own), overrides)
         steps[step] = result["neighbours"]
     result["steps"] = steps
-    on_rank_zero(lambda: write_json(folder / "report.json", result))
+    on_rank_zero(lambda: write_report(folder, result))
     on_rank_zero(lambda: plots.copies_along_training(steps, folder / "copies.png"))
     say(f"Copies along training: {folder / 'copies.png'}")
     return result
+
+
+def write_report(folder: Path, result: dict[str, Any]) -> None:
+    """Writes the report, and deletes the pictures of the one before."""
+    for name in ("pairs.png", "losses.png", "copies.png"):
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "report.json", result)
 
 
 def protocol_of(

@@ -1,5 +1,6 @@
 """The command `publish`: from run folders to a small folder that checks their comparison."""
 
+import csv
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import diffusion_lab
 from diffusion_lab.assembly.config_keys import as_list, flat
 from diffusion_lab.common import files, hashing
-from diffusion_lab.common.formats import literal, literal_table
+from diffusion_lab.common.formats import csv_text, literal, literal_table
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.metrics.extractor.classifier import halved, name_of
 from diffusion_lab.report.frame import Collection, collect
@@ -24,7 +25,7 @@ from diffusion_lab.report.records import Run, facts_in
 from diffusion_lab.report.tables import ArmTable
 from diffusion_lab.report.words import ended
 from diffusion_lab.runs import published
-from diffusion_lab.runs.current import CurrentWeights
+from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY, read_config
 from diffusion_lab.runs.published import CARD, has_card
 from diffusion_lab.runs.results import EVALUATIONS
@@ -169,7 +170,8 @@ def tunings_of(runs: Iterable[Run]) -> dict[Path, str]:
 def copy_records(run: Path, target: Path) -> Facts | None:
     """Copies the records of a run; returns how many rows were left out of its metrics, or None.
 
-    Evaluations of other weights than the run's current ones are not copied.
+    Evaluations of other weights than the run's current ones are not copied, but for rows of sweeps
+    whose step says so.
     """
     if published.is_published(run):
         shutil.copytree(run, target, ignore=shutil.ignore_patterns(".*"))
@@ -178,7 +180,9 @@ def copy_records(run: Path, target: Path) -> Facts | None:
     evaluations = [
         p for p in run.glob(f"{EVALUATIONS}/*.json") if weights.match(files.read_json(p))
     ]
-    for path in (*(run / name for name in RECORDS), *evaluations, *run.glob(SWEEPS)):
+    for path in run.glob(SWEEPS):
+        copy_sweep(path, target / path.relative_to(run), weights)
+    for path in (*(run / name for name in RECORDS), *evaluations):
         if path.is_file():
             copy = target / path.relative_to(run)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +190,19 @@ def copy_records(run: Path, target: Path) -> Facts | None:
     thinned = thin(target / METRICS)
     published.mark(target, weights.sha256, thinned)
     return thinned
+
+
+def copy_sweep(path: Path, copy: Path, weights: CurrentWeights) -> None:
+    """Copies the results of a sweep; a row of an older table does not say whose weights it has."""
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        columns, found = list(rows.fieldnames or ()), list(rows)
+    if CHECKPOINT in columns:
+        own = [row for row in found if not row[CHECKPOINT] or weights.match(row)]
+        found = [row for row in found if row in own or row.get("step", "null") != "null"]
+    if found:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(copy, csv_text(columns, [[*row.values()] for row in found]))
 
 
 def thin(path: Path) -> Facts | None:

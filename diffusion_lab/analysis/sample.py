@@ -34,6 +34,13 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     check_keys(cfg, counts | {"save": one_of("grid", "png", "npz")})
     opened = open_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance"), overrides)
+    output = output_of(cfg, overrides)
+    extra = output / f"{cfg.num_samples:06d}.png"
+    if cfg.save == "png" and extra.exists():
+        raise UserError(
+            f"{output} has images of more samples, as {extra.name}, which would stay among these; "
+            "delete it, or write another output="
+        )
     datamodule, pipeline = opened.datamodule, opened.pipeline(cfg)
     labels = wanted_labels(cfg, pipeline, datamodule.labels)
     images = opened.draw_all(pipeline, cfg, labels)
@@ -41,7 +48,7 @@ def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     picture = datamodule.source.picture(shown, cfg.columns)
     if len(shown) < len(images):
         say(f"The grid shows the first {len(shown):,} of {len(images):,} samples")
-    return on_rank_zero(lambda: write(cfg, overrides, images, labels, picture))
+    return on_rank_zero(lambda: write(cfg, output, images, labels, picture))
 
 
 def wanted_labels(cfg: DictConfig, pipeline: Generator, kind: Labels) -> Tensor | None:
@@ -85,15 +92,19 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else hashing.of_text(text)[:8]
 
 
-def write(
-    cfg: DictConfig, overrides: list[str], images: Tensor, labels: Tensor | None, picture: Tensor
-) -> dict[str, object]:
-    """Writes the grid, and on request every image or one array; returns their paths."""
+def output_of(cfg: DictConfig, overrides: list[str]) -> Path:
+    """The folder of the images, whose name the grid and an array of them have, too."""
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
     step = "" if cfg.step is None else f"_step{cfg.step}"
     name = f"{way(cfg)}{also_asked(overrides)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
     output = Path(cfg.output or Path(cfg.run) / SAMPLES / name)
-    output = output.with_name(output.name.removesuffix(".png"))  # of a picture that was named
+    return output.with_name(output.name.removesuffix(".png"))  # of a picture that was named
+
+
+def write(
+    cfg: DictConfig, output: Path, images: Tensor, labels: Tensor | None, picture: Tensor
+) -> dict[str, object]:
+    """Writes the grid, and on request every image or one array; returns their paths."""
     grid = output.with_name(f"{output.name}.png")
     save_png(picture, grid)
     result = {"grid": str(grid), "num_samples": len(images)}

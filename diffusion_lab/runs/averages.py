@@ -47,5 +47,5 @@ def find(run: str | Path, average: str, step: int, kept: Iterable[str] = ()) -> 
     choice = f"write one of {', '.join(known)}, or " if known else ""
     raise UserError(
         f"average={average} is not an average of {run}; {choice}make one by "
-        f"`diffusion-lab average run={run} length=...`"
+        f"`diffusion-lab average run={run} length=... step={step}`"
     )

@@ -73,11 +73,13 @@ class CurrentWeights:
     """
 
     folder: str | Path
+    checkpoint: Path | None = None  # one of the run's in place of the newest
 
     @cached_property
     def file_stamp(self) -> dict[str, object] | None:
         """The stamp of the weights' file; None if it is gone."""
-        return file_stamp(self.folder) if _there(self.folder) else None
+        there = self.checkpoint or _there(self.folder)
+        return file_stamp(self.folder, self.checkpoint) if there else None
 
     def match(self, record: Mapping[str, object]) -> bool:
         """Whether `record` is of these weights, by file stamp or else sha256; False if unknown."""
@@ -96,4 +98,4 @@ class CurrentWeights:
         """The sha256 of the weights' file; that of a published run's, which has none; or None."""
         if self.file_stamp is None:
             return published.facts_of(self.folder).get(published.WEIGHTS)
-        return sha256_of(self.folder)
+        return hashing.of_file(self.checkpoint or file_of(self.folder))

@@ -262,13 +262,26 @@ def weights_choice(cfg: DictConfig) -> WeightsChoice:
     choice = WeightsChoice(Path(cfg.run), None if average is None else name_of(average))
     if cfg.get("step") is None:
         return choice
+    require_steps(cfg)
+    asked = cfg.step
+    cfg.step, path = checkpoints.chosen(cfg.run, asked) or (None, None)
+    step = checkpoints.step_of(cfg.run) if cfg.step is None else cfg.step
+    length, _, made_at = (choice.average or "").partition("_step")
+    if made_at not in ("", str(step)):
+        raise UserError(
+            f"average={choice.average} is one of step {made_at}, but step={asked} chooses step "
+            f"{step}; leave step out, or write average={length}"
+        )
+    return replace(choice, checkpoint=path)
+
+
+def require_steps(cfg: DictConfig) -> None:
+    """Raises UserError if `cfg.step` chooses a checkpoint of an export, which has none."""
     if (Path(cfg.run) / EXPORTED).is_file():
         raise UserError(
             f"step={cfg.step} cannot be chosen in {cfg.run}, an export, which has one set of "
             "weights; leave step out"
         )
-    cfg.step, path = checkpoints.chosen(cfg.run, cfg.step) or (None, None)
-    return replace(choice, checkpoint=path)
 
 
 def move_data(source: DictConfig, folder: str) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from diffusion_lab.analysis import demo
 from diffusion_lab.analysis.demo import HERE, ShownRun, listen
 from diffusion_lab.assembly.sentences import HYDRA_VERSION
 from diffusion_lab.common.files import read_rows
+from diffusion_lab.runs import checkpoints
 
 
 @pytest.fixture
@@ -114,6 +116,21 @@ def test_the_fid_of_a_setting_is_the_one_that_was_measured(lab, run_folder, requ
     [fid] = [value for name, value in summary.items() if name.startswith("fid/")]
     [said] = drawn(client)[-1][1]["measured"]  # from the end of training
     assert said.startswith(f"FID {fid:.4g}, ")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("chosen", [1, "best"])
+def test_the_fid_of_a_step_is_the_one_that_was_measured_on_it(lab, run_folder, chosen):
+    earlier = checkpoints.file_of(run_folder, 1)
+    shutil.copy(run_folder / "checkpoints/last.ckpt", earlier)
+    (run_folder / checkpoints.RANKED).write_text(json.dumps({"metric": "x", "values": {"1": 0}}))
+    found = lab.result("evaluate", "run=run", "step=1", "device=cpu", "metrics.num_samples=8")
+    cfg = composed("demo", "num_samples=1", "device=cpu", f"step={chosen}")
+    with initialize_config_dir(str(CONF), **HYDRA_VERSION):
+        shown = ShownRun.open(run_folder, cfg, threading.Lock())
+        said = shown.draw({}, lambda *_: None)["measured"]
+    fid = next(value for name, value in found.items() if name.startswith("fid/"))
+    assert [line.split(",")[0] for line in said] == [f"FID {fid:.4g}"]
 
 
 def test_the_nearest_training_image_is_found_by_pixels(client, shown, monkeypatch):

@@ -154,7 +154,7 @@ def test_the_command_writes_a_report_and_pictures(lab, run_folder):
 
 
 @pytest.mark.long
-def test_copies_of_all_checkpoints_are_counted(lab, run_folder):
+def test_copies_of_all_checkpoints_are_counted(lab, tmp_path, run_folder):
     last = run_folder / "checkpoints/last.ckpt"
     tree, tensors = checkpoints.take_apart(checkpoints.read(last))
     other = {key: each + 0.1 if each.is_floating_point() else each for key, each in tensors.items()}
@@ -162,11 +162,14 @@ def test_copies_of_all_checkpoints_are_counted(lab, run_folder):
     few = ["num_samples=4", "positive_at=null", "precision=32-true", "json=true"]
     result = lab.result("memorization", "run=run", *few, "step=all")
     assert result == json.loads((run_folder / "memorization/report.json").read_text())
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/copies.png").touch()
     first, newest = result["steps"].values()
     assert [*result["steps"]] == ["1", str(checkpoints.step_of(run_folder))]
     for step, found in (("step=1", first), ("step=null", newest)):
         alone = lab.result("memorization", "run=run", *few, step, "output=alone")
         assert alone["neighbours"] == found
     assert first != newest == result["neighbours"]
+    assert not (tmp_path / "alone/copies.png").exists()  # of another measurement
     with Image.open(run_folder / "memorization/copies.png") as picture:
         assert picture.width > 1000

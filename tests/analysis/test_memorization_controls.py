@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import TinyData, tiny_data
-from helpers.tiny_runs import TINY
+from helpers.tiny_runs import TINY, summary_of
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -24,6 +24,7 @@ from diffusion_lab.analysis.copy_controls import (
     other_settings,
 )
 from diffusion_lab.assembly.pipeline import Generator, Pipeline
+from diffusion_lab.common.hashing import of_file
 from diffusion_lab.common.images import to_float
 from diffusion_lab.data import ImageDataModule
 from diffusion_lab.diffusion.estimate import Estimate
@@ -36,6 +37,7 @@ from diffusion_lab.first_stage.base import Pixels
 from diffusion_lab.metrics.extractor.base import FeatureExtractor
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.report.records import copies_in
+from diffusion_lab.runs.checkpoints import LAST, file_of
 from diffusion_lab.runs.opened import OpenRun
 
 SHAPE = TinyData.native_shape
@@ -318,6 +320,24 @@ def test_the_command_reports_all_controls(lab, pair, tmp_path):
     assert counts["pixel_copy_ratio_by_control"] == ratio
     found = controls["positive"]["sigma_over_alpha"]["0.3"]["efficientnet_lite0-96"]
     assert counts["copies_found_at_0.3"] == found["copies"]
+
+
+@pytest.mark.slow
+def test_a_step_is_that_of_both_runs(lab, trained_once):
+    parts = [["data.fraction=0.5", f"data.subset_seed={seed}"] for seed in (0, 1)]
+    kept = ["trainer.max_steps=8", "callbacks.checkpoint.keep_every_n_steps=4"]
+    run = trained_once("train", *TINY, "run_dir=run", *parts[0]) / "run"
+    control = trained_once("train", *TINY, "run_dir=run", *parts[1], *kept) / "run"
+    few = ["num_samples=4", "positive_at=null", "output=report"]
+    images, step = (summary_of(run)[name] for name in ("images_seen", "steps"))
+    assert step == 4
+    for chosen, seen in (("null", 2 * images), (step, images)):
+        asked = ["memorization", f"run={run}", f"control={control}", f"step={chosen}", *few]
+        negative = lab.result(*asked)["controls"]["negative"]
+        assert negative["images_seen"] == [images, seen]
+        last, earlier = control / LAST, file_of(control, step)
+        used = of_file(last if chosen == "null" else earlier)
+        assert negative["weights"]["checkpoint"] == used != of_file(run / LAST)
 
 
 @pytest.mark.slow

@@ -117,7 +117,16 @@ def test_the_published_folder_gives_the_same_comparison_without_the_original(
 def test_the_folder_has_the_records_of_these_weights_and_nothing_large(study):
     sweep = study / "dit_0/sweeps/steps"
     sweep.mkdir(parents=True)
-    (sweep / "results.csv").write_text("steps,fid\n10,120.0\n")
+    old = "steps,fid\n10,120.0\n"  # of a program that did not note the weights
+    (sweep / "results.csv").write_text(old)
+    mixed = study / "dit_0/sweeps/mixed"
+    mixed.mkdir()
+    own = identify(study / "dit_0")[CHECKPOINT]
+    rows = [f"null,1,{own}", "null,2,other", "50,3,other"]
+    (mixed / "results.csv").write_text("\n".join(["step,fid,checkpoint", *rows, ""]))
+    stale = study / "dit_0/sweeps/stale"
+    stale.mkdir()
+    (stale / "results.csv").write_text("fid,checkpoint\n4,other\n")
     (evaluation,) = (study / "dit_0/evaluations").iterdir()
     other = json.loads(evaluation.read_text()) | {CHECKPOINT: "other", "weights_file": None}
     (evaluation.parent / "stale.json").write_text(json.dumps(other))
@@ -127,8 +136,10 @@ def test_the_folder_has_the_records_of_these_weights_and_nothing_large(study):
     assert files == {
         *("config.yaml", "metrics.jsonl", "summary.json", "published.json"),
         *(f"evaluations/{evaluation.name}", "memorization/report.json"),
-        "sweeps/steps/results.csv",
+        *("sweeps/steps/results.csv", "sweeps/mixed/results.csv"),
     }
+    assert (run / "sweeps/steps/results.csv").read_text() == old
+    assert [row["fid"] for row in rows_of(run, "sweeps/mixed/results.csv")] == ["1", "3"]
     rows = rows_of(Path("published"), "runs.csv")
     assert [row["folder"] for row in rows] == [
         f"runs/{n}_{s}" for n in ("dit", "unet") for s in (0, 1)

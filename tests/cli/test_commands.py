@@ -40,7 +40,7 @@ def test_ctrl_c_does_not_disturb_the_end_of_the_program(monkeypatch, capsys):
         signal.signal(signal.SIGINT, before)
 
 
-def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
+def test_sample_writes_a_grid_files_and_an_array(lab, refusal, run_folder):
     arrays = lab.drawn("run=run", "num_samples=6", "labels=[2,0]", *FAST)
     assert arrays["images"].shape == (6, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
@@ -53,6 +53,8 @@ def test_sample_writes_a_grid_files_and_an_array(lab, run_folder):
     for index in range(6):
         with Image.open(f"{folder}/{index:06d}.png") as picture:
             assert np.array_equal(np.asarray(picture), first[index])
+    fewer = refusal("sample", "run=run", "num_samples=4", *named)
+    assert_names(fewer, "mine", "000004.png", "output=")
 
 
 @pytest.mark.long

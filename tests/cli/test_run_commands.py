@@ -135,6 +135,8 @@ def test_a_sweep_over_the_scale_has_accuracy_and_a_plot_of_it(lab, run_folder):
     assert "| guidance.scale | calls | fid | kid | accuracy |  |" in text
     with Image.open(folder / "scale.png") as picture:
         assert picture.size[0] > 1000  # two panels
+    lab.done("sample-sweep", "run=run", "steps=2,3", "batch_size=16", asked[-1])
+    assert not (folder / "scale.png").exists()  # table.md has no scales any more
 
 
 LOSS = "diffusion_lab.diffusion.objective.loss."

@@ -54,6 +54,14 @@ def test_an_export_has_the_averaged_weights_and_samples_like_its_run(lab, tmp_pa
     assert all(torch.equal(v, averaged[name]) for name, v in model.denoiser.state_dict().items())
 
 
+def test_the_steps_of_an_export_are_not_waited_for(refusal, tmp_path, finished_run):
+    shutil.copy(finished_run / "config.yaml", tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for line in ("memorization step=all", "sample step=2"):
+        sentence = refusal(*line.split(), f"run={tmp_path}")
+        assert_names(sentence, line.split()[1], "an export", "leave step out")
+
+
 def test_trained_weights_are_an_option(lab, tmp_path, trained):
     lab.done("export", "run=run", "output=raw", "average=trained")
     exported = safetensors.torch.load_file(tmp_path / "raw/model.safetensors")

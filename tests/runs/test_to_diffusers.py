@@ -253,6 +253,11 @@ def test_a_trained_run_is_exported_with_a_card(lab, tmp_path, trained_once):
     lab.done(*export, "output=raw", "average=trained")
     raw = (tmp_path / "raw/README.md").read_text()
     assert f"{fid:.4g}" not in raw.split()  # its digits may be those of a checksum
+    lab.done("export", f"run={run}", "average=trained", "output=shared")
+    own = lab.result("evaluate", "run=shared", "device=cpu")
+    lab.done("export", "run=shared", "format=diffusers", "output=again")
+    fid = next(value for name, value in own.items() if name.startswith("fid/"))
+    assert f"{fid:.4g}" in (tmp_path / "again/README.md").read_text()
 
 
 @pytest.mark.slow

@@ -292,7 +292,8 @@ def test_an_average_can_be_chosen_by_commands(lab, refusal, tmp_path, averaged):
         images.append(lab.drawn(*arguments, *draw)["images"])
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
-    assert_names(refusal("sample", "run=run", "average=0.03"), "0.03", "0.02", "0.05", "500000")
+    sentence = refusal("sample", "run=run", "average=0.03")
+    assert_names(sentence, "0.03", "0.02", "0.05", "500000", "step=64")
 
 
 @pytest.mark.slow
@@ -314,6 +315,8 @@ def test_an_earlier_step_has_its_own_average(lab, refusal, tmp_path, averaged):
     result = lab.result("export", "run=run", "average=0.1_step32", "output=mine")
     assert result["step"] == "32"
     assert_names(refusal("average", "run=run", "step=31"), "step=31", "step=30", "step=32")
+    other = refusal("sample", "run=run", "average=0.1_step32", "step=64")
+    assert_names(other, "average=0.1_step32", "step=64", "average=0.1")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from diffusion_lab.common.files import write_atomically
 from diffusion_lab.common.formats import amount, literal, literal_table, plain
 from diffusion_lab.first_stage import FirstStage, HubVAE, Pixels
 from diffusion_lab.metrics.quantity import REAL
-from diffusion_lab.runs.current import CurrentWeights
+from diffusion_lab.runs.current import EXPORTED, CurrentWeights
 from diffusion_lab.runs.results import Record, evaluations_of
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.to_diffusers.network import network_of
@@ -215,6 +215,8 @@ scheduler = {scheduler}.from_pretrained(FOLDER, subfolder="scheduler")
     yield literal_table(["", ""], data_rows(run, cfg))
     yield "## Figures"
     last, average = load_summary(run).steps or facts.get("step"), facts.get("average", "evaluated")
+    if (run / EXPORTED).is_file():  # its records name no average, as it has no others
+        average = "evaluated"
     newest = str(last) == str(facts.get("step"))
     found = evaluations_of(run, cfg.seed, CurrentWeights(run)) if newest else []
     found = [each for each in found if each["sampling"].get("average", "evaluated") == average]
