@@ -88,7 +88,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
     lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
     path = Path(cfg.output or Path(cfg.run) / SAMPLES / "encode.png")
-    picture = opened.datamodule.source.picture(lines, cfg.columns)
+    picture = opened.datamodule.source.picture(opened.datamodule.to_native(lines), cfg.columns)
     on_rank_zero(lambda: save_png(picture, path))
     mean_error = gather_shards(errors).mean().item()
     # 4 is the squared range of images in [-1, 1]
@@ -104,9 +104,12 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
-    shapes = opened.datamodule.image_shape, opened.model.denoiser.image_shape
-    # masks of the known part, in pixels for the picture and in the space that is diffused
-    shown, known = (~missing(cfg.region, *shape[1:]).to(opened.device) for shape in shapes)
+    data = opened.datamodule
+    # masks of the known part, and padding, in pixels for the picture and in the diffused space
+    gap = data.padded(missing(cfg.region, *data.native_shape[1:])[None, None].float())
+    sides = data.image_shape[1:], opened.model.denoiser.image_shape[1:]
+    scaled = (functional.interpolate(gap, side, mode="nearest-exact")[0, 0] for side in sides)
+    shown, known = ((each == 0).to(opened.device) for each in scaled)
     pictures = []
     for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
@@ -116,9 +119,9 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
                 seed = mix_seed(cfg.seed, variant)
                 columns.append(filling(ids, seed, labels))
         pictures.append(torch.stack(columns, 1))
-    tiles = gather_shards(pictures).flatten(0, 1)
+    tiles = data.to_native(gather_shards(pictures).flatten(0, 1))
     path = Path(cfg.output or Path(cfg.run) / SAMPLES / f"inpaint_{cfg.region}.png")
-    picture = opened.datamodule.source.picture(tiles, 2 + cfg.variants)
+    picture = data.source.picture(tiles, 2 + cfg.variants)
     on_rank_zero(lambda: save_png(picture, path))
     say(f"image, known part, and {cfg.variants} variants: {path}")
     return {"picture": str(path)}

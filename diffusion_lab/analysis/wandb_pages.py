@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.config_keys import Settings, as_list, flat
 from diffusion_lab.assembly.instantiate import check_keys
-from diffusion_lab.assembly.sentences import did_you_mean
+from diffusion_lab.assembly.sentences import conf_dir, did_you_mean
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.formats import literal
 from diffusion_lab.common.messages import UserError, say
@@ -25,7 +25,6 @@ from diffusion_lab.report.frame import collect
 from diffusion_lab.report.page import in_markdown
 from diffusion_lab.report.records import run_folders
 from diffusion_lab.runs import log_names
-from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.logger.run_logger import first_line, why_unreachable
@@ -42,9 +41,10 @@ def logged_runs(
     paths: Sequence[str], project: str, group: str | None
 ) -> Iterator[tuple[Path, Settings]]:
     """Yields the runs that a W&B project, or group, has, at or below the paths, or in outputs/."""
-    if not paths and not any(OUTPUTS.glob(f"*/*/{CONFIG}")):
-        return
-    for folder in run_folders(paths or [OUTPUTS]):
+    found = list[Path]()
+    with nullcontext() if paths else suppress(UserError):  # outputs/ may be empty, or missing
+        found = run_folders(paths or [OUTPUTS])
+    for folder in found:
         with suppress(UserError):  # of another version, for example
             config = load_config(folder)
             place = (config.get("logger") or {}).get("wandb")
@@ -73,7 +73,7 @@ def key_of(name: str, runs: Mapping[Path, Settings]) -> str:
     """The key in a run's configuration of an option or a value, such as backbone or seed."""
     key, option = name, f"choices.{name.replace('/', '_')}"
     found = {each for settings in runs.values() for each in settings}
-    if option in found or (not runs and name in GROUPS):
+    if option in found or (not runs and (conf_dir() / name).is_dir()):
         return option
     if runs and key not in found:
         near = did_you_mean(name, sorted(found))

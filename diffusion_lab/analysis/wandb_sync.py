@@ -12,6 +12,7 @@ from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.runs.folder import ABANDONED
 from diffusion_lab.runs.progress import is_locked
+from diffusion_lab.runs.search import walk
 from diffusion_lab.training.logger.run_logger import why_unreachable
 
 
@@ -65,7 +66,10 @@ def find(paths: Iterable[Path]) -> list[Path]:
 def _to_be_kept(path: Path) -> Iterator[Path]:
     """Yields the files of offline runs below the path, and says what it leaves out and why."""
     left_out = {}
-    for file in sorted(path.glob("**/offline-run-*/*.wandb")):
+    inside = {*path.glob("**/offline-run-*/*.wandb")}  # also of a path inside a run
+    for folder, *_ in walk(path):  # which follows links
+        inside |= {*folder.glob("wandb/offline-run-*/*.wandb")}
+    for file in sorted(inside):
         run = file.parents[2]  # run/wandb/offline-run-<time>-<id>/run-<id>.wandb
         if ABANDONED in file.relative_to(path).parts:
             left_out[run] = "it was abandoned"

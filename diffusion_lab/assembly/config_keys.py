@@ -15,7 +15,16 @@ FRACTION, PER_CLASS, SUBSET_SEED = "data.fraction", "data.per_class", "data.subs
 # groups whose option none is null
 CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger")
 DATA_SIZE = (FRACTION, PER_CLASS)
-WORDS = ("name", "study_name", "data_sha256", "init_sha256")  # other keys whose values are texts
+WORDS = {  # other keys whose values are texts
+    *("name", "study_name", "data_sha256", "init_sha256"),
+    *(
+        f"logger.{each}.{key}"
+        for each in ("wandb", "trackio")
+        for key in ("project", "name", "group")
+    ),
+    *(f"logger.mlflow.{key}" for key in ("experiment", "name", "group")),
+    *(f"logger.{each}.run_id" for each in ("wandb", "mlflow", "trackio")),
+}
 Settings = dict[str, object]  # dotted key -> plain value
 
 

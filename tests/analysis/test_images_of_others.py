@@ -154,6 +154,9 @@ def test_without_labels_metrics_of_classes_are_left_out(lab, drawn, tmp_path):
 def test_figures_of_the_same_images_gather_in_one_folder(lab, refusal, drawn, tmp_path):
     images, labels = drawn
     np.savez(tmp_path / "drawn.npz", images, labels)
+    write_folder(tmp_path / "scale-1.5", images, ["."] * 20)
+    results(lab, *MEASURE, "images=scale-1.5")
+    assert (tmp_path / "outputs/scale-1.5/seed0").is_dir()  # a folder has no suffix
     first, err = results(lab, *MEASURE, "images=drawn.npz", "seed=2")
     assert "16 of 20" in err
     folder = tmp_path / "outputs/drawn/seed2"  # named by the file

@@ -89,6 +89,10 @@ def test_runs_that_are_abandoned_or_being_trained_are_left_out(planned, tmp_path
         (folder / f"run-{run.name}.wandb").write_bytes(b"")
     with locked(runs[1]):
         assert planned() == {"net_a": False}
+    (tmp_path / "disk").symlink_to(tmp_path / "outputs/net", target_is_directory=True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/net").symlink_to(tmp_path / "disk", target_is_directory=True)
+    assert planned("linked") == {"net_a": False, "net_b": False}
     # a run that is named explicitly is uploaded in any case
     chosen = planned("outputs/net/b", "outputs/net/.abandoned/a")
     assert chosen == {"net_b": False, ".abandoned_a": False}

@@ -1,6 +1,7 @@
 """The workspace and the report are built offline; their panels show names that runs log."""
 
 import re
+import shutil
 import sys
 from itertools import product
 
@@ -16,7 +17,7 @@ from helpers.refusals import assert_names
 from wandb_workspaces import workspaces as ws
 
 from diffusion_lab.analysis import wandb_pages
-from diffusion_lab.analysis.wandb_pages import GROUPS, Dashboard
+from diffusion_lab.analysis.wandb_pages import GROUPS, Dashboard, key_of
 from diffusion_lab.runs import log_names
 
 PROTOCOL = "efficientnet_lite0-96/train64-16"  # the protocol of tiny runs
@@ -215,6 +216,21 @@ def test_keys_of_the_runs_group_them(titled, outputs):
         "group_by=[backbone,data.fraction,seed]"
     )
     assert "by objective/prediction" in titled("group_by=objective/prediction")
+
+
+def test_runs_are_found_however_deep_they_are(titled, outputs):
+    shutil.rmtree(outputs)
+    config = {"logger": {"wandb": LOGGER}, "choices": {"backbone": "dit"}}
+    fake_run(outputs / "small", 20.0, 0, config)
+    assert titled().endswith(f"FID by {NAME}")
+    shutil.move(outputs / "small", outputs / "deep/er/still/small")
+    assert titled().endswith(f"FID by {NAME}")
+
+
+def test_without_runs_options_are_grouped_by_their_names():
+    for group in ("objective/prediction", "optimizer", "lr_schedule"):
+        assert key_of(group, {}) == f"choices.{group.replace('/', '_')}"
+    assert key_of("seed", {}) == "seed"
 
 
 def test_the_runs_decide_what_can_be_shown(refusal, outputs):

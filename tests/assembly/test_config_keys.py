@@ -82,6 +82,7 @@ def test_texts_of_others_are_kept(text):
 def test_a_folder_of_digits_is_a_path():
     assert as_path("data.source.root", 2024) == "2024"
     assert as_path("seed", 2024) == 2024
+    assert as_path("logger.wandb.project", 2024) == "2024"
     with refused("run_dir=true", by=UserError):
         as_path("run_dir", True)
     assert as_path("objective.time_sampler.stratified", True) is True

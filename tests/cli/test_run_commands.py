@@ -220,6 +220,23 @@ def test_inpaint_keeps_what_is_known(lab, run_folder):
         assert not np.array_equal(variants[0], variants[1])
 
 
+def test_padding_is_known_and_is_cut_from_pictures(lab, trained_once):
+    run = trained_once("train", *QUICK, "run_dir=run", "data.pad=12") / "run"
+    few = [f"run={run}", "num_images=1"]
+    result = lab.result("inpaint", *few, "variants=1", "region=center", "output=inpainted.png")
+    with Image.open(result["picture"]) as picture:
+        pixels = np.asarray(picture)[::2, ::2]
+    image, known, variant = (pixels[2:10, start : start + 8] for start in (2, 12, 22))
+    redrawn = missing("center", 8, 8).numpy()
+    assert redrawn.sum() == 16  # a quarter of the image, without its border
+    assert (known[redrawn] == 127).all()
+    assert np.array_equal(known[~redrawn], image[~redrawn])
+    assert np.array_equal(variant[~redrawn], image[~redrawn])
+    result = lab.result("encode", *few, "columns=1", "output=encoded.png", "tolerance=0.1")
+    with Image.open(result["picture"]) as picture:
+        assert picture.size == (2 * (10 + 2), 2 * (3 * 10 + 2))
+
+
 def test_regions_cover_what_their_names_say():
     for name, other in (("left", "right"), ("top", "bottom"), ("center", "outside")):
         assert {name, other} <= set(REGIONS)

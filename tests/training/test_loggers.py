@@ -66,7 +66,9 @@ class Events:
 def logged(trained_once) -> Path:
     """A run with two loggers at once."""
     pytest.importorskip("tensorboard")
-    return trained_once("train", *DRAWING, "run_dir=run", "logger=[wandb,tensorboard]") / "run"
+    numbers = [f"logger.wandb.{key}=2024" for key in ("project", "name", "group", "tags")]
+    both = "logger=[wandb,tensorboard]"
+    return trained_once("train", *DRAWING, "run_dir=run", both, *numbers) / "run"
 
 
 @pytest.mark.long

@@ -184,9 +184,10 @@ def open_images(cfg: DictConfig) -> ImagesRun:
             f"images={cfg.images} need data to be measured against; write data=..., as in "
             "data=cifar10"
         )
+    place = Path(str(cfg.images))
     saved = OmegaConf.create(
         {
-            "name": str(cfg.name or Path(str(cfg.images)).stem),
+            "name": str(cfg.name or (place.name if place.is_dir() else place.stem)),
             "seed": cfg.seed or 0,
             IMAGES: str(cfg.images),
             "data": cfg.data,

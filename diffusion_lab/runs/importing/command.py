@@ -6,6 +6,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.instantiate import instantiate
 from diffusion_lab.assembly.objects import build_images, build_model
 from diffusion_lab.assembly.sentences import conf_dir, parse
@@ -27,7 +28,7 @@ def import_network(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 
     The composition is the recipe of `cfg.kind`, then what the file says, then `overrides`.
     """
-    output, files = Path(cfg.output), list(cfg.paths)
+    output, files = Path(cfg.output), as_list(cfg.paths)
     require_new(output)
     if len(files) != 1:
         raise UserError("give one file: diffusion-lab import FILE kind=... output=...")

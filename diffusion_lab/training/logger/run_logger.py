@@ -207,6 +207,9 @@ class GroupedLogger(RunLogger):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.name = self.name or f"{self.config['name']}/{self.run_dir.name}"
+        # one tag may stand alone, and Hydra reads 2024 as a number
+        tags = self.tags if isinstance(self.tags, list) else [self.tags] * (self.tags is not None)
+        self.tags = [str(tag) for tag in tags]
 
 
 def first_line(error: BaseException) -> str:

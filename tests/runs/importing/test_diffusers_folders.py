@@ -125,6 +125,17 @@ def test_a_dit_of_a_pipeline_comes_with_its_autoencoder(lab, tmp_path):
 
 
 @pytest.mark.long
+def test_a_pipeline_whose_autoencoder_would_be_left_out_is_refused(refusal, tmp_path):
+    diffusers.LDMPipeline(
+        diffusers.VQModel(norm_num_groups=8, block_out_channels=(8,)),
+        unet(),
+        diffusers.DDIMScheduler(),
+    ).save_pretrained("pipeline")
+    sentence = refusal("import", "pipeline", "kind=diffusers", "output=net")
+    assert_names(sentence, "pipeline", "vqvae")
+    assert not (tmp_path / "net").exists()
+
+
 def test_a_network_alone_is_taken_as_ddpm(lab, tmp_path):
     unet().save_pretrained("network")
     model = imported(lab, "network", "sampler=ddim")

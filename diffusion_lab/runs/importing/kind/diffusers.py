@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.backbone.diffusers_networks import PUBLISHED, network_class, settings_of
+from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import settings
 from diffusion_lab.runs.importing.kind.base import BACKBONE, Imported, Kind, assigned, with_null_row
@@ -20,6 +21,7 @@ CLASSES = {  # the setting of their number, and whether the network knows a null
 }
 TABLE = "class_embedding.weight"  # of a U-Net
 VAE = "vae"  # the folder of the autoencoder in a pipeline
+TAKEN = ("unet", "transformer", "scheduler", VAE)  # parts of a pipeline that can be imported
 LEARNED = (
     "objective/loss/variance=hybrid",
     "sampler=ddpm",
@@ -38,6 +40,14 @@ class DiffusersFolders(Kind):
     recipe = ("backbone=diffusers_model", "conditioning=raw_labels", "objective=ddpm")
 
     def read(self, path: Path) -> Imported:
+        parts = read_json(path / "model_index.json").items()  # {} if there is none
+        # each part has its library and class; null, null if a pipeline goes without
+        others = [name for name, part in parts if isinstance(part, list) and any(part)]
+        if left := ", ".join(name for name in others if name not in TAKEN):
+            raise UserError(
+                f"{path} is a pipeline with {left}, without which it does not draw its images; "
+                f"only one of {', '.join(TAKEN)} can be imported"
+            )
         folder, name, given = network_of(path)
         check_plain(folder, {key: given[key] for key in settings_of(name) if key in given})
         file = next((folder / each for each in WEIGHTS if (folder / each).is_file()), None)
