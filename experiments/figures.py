@@ -101,9 +101,10 @@ def nearer(run: str) -> float:
 
 def changes() -> Iterator[Change]:
     """Yields what changes FID less real, and by how much, by the test of each study."""
-    networks, seconds = ("UNet", "DiT"), ("UNet", "DiT · overlap=false")
+    networks = ("UNet", "DiT")
     yield change(f"{UNET} instead of {DIT}", runs("unet_vs_dit/published"), networks)
-    yield change("... in equal time", runs("unet_vs_dit/published_seconds"), seconds)
+    in_time = runs("unet_vs_dit/published_equal_time")
+    yield change("... in equal time", in_time, ("U-Net", "DiT"), test=tests.WELCH)
     yield change("... on CIFAR-10", runs("cifar10_small/published"), networks)
     yield change("... as DDPMs", runs("write_up/published"), networks)
     muon = runs("optimizers/published")

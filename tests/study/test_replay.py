@@ -18,6 +18,7 @@ from diffusion_lab.runs.files import load_record
 PUBLISHED = {  # the stages of a study behind each published folder
     "unet_vs_dit/published": ("unet_vs_dit", "train"),
     "unet_vs_dit/published_seconds": ("unet_vs_dit", "seconds"),
+    "unet_vs_dit/published_equal_time": ("equal_time", "train"),
     "unet_vs_dit/published_patches": ("unet_vs_dit", "patches"),
     "unet_vs_dit/published_rate": ("unet_vs_dit", "half rates"),
     "crossing/published": ("crossing", "1M"),
