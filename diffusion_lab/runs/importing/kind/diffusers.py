@@ -42,12 +42,15 @@ class DiffusersFolders(Kind):
     def read(self, path: Path) -> Imported:
         parts = read_json(path / "model_index.json").items()  # {} if there is none
         # each part has its library and class; null, null if a pipeline goes without
-        others = [name for name, part in parts if isinstance(part, list) and any(part)]
-        if left := ", ".join(name for name in others if name not in TAKEN):
+        named = [name for name, part in parts if isinstance(part, list) and any(part)]
+        if left := ", ".join(name for name in named if name not in TAKEN):
             raise UserError(
                 f"{path} is a pipeline with {left}, without which it does not draw its images; "
-                f"only one of {', '.join(TAKEN)} can be imported"
+                f"only pipelines of {', '.join(TAKEN)} can be imported"
             )
+        in_latents = (path / VAE).is_dir()
+        if VAE in named and not in_latents:
+            raise UserError(f"{path / VAE} is missing; get the folder again")
         folder, name, given = network_of(path)
         check_plain(folder, {key: given[key] for key in settings_of(name) if key in given})
         file = next((folder / each for each in WEIGHTS if (folder / each).is_file()), None)
@@ -62,7 +65,6 @@ class DiffusersFolders(Kind):
                 f"{folder} has class_embed_type={kind}, so its labels are no classes; only a "
                 "network with a table of classes, or without labels, can be imported"
             )
-        in_latents = (path / VAE).is_dir()
         overrides = scheduler_overrides(path, in_latents)
         key, has_null = CLASSES[name]
         classes = own[key] or 0
