@@ -15,15 +15,10 @@ FRACTION, PER_CLASS, SUBSET_SEED = "data.fraction", "data.per_class", "data.subs
 # groups whose option none is null
 CAN_BE_NONE = ("alignment", "augmentation", "budget", "coupling", "logger")
 DATA_SIZE = (FRACTION, PER_CLASS)
+OF_LOGGERS = ("project", "experiment", "name", "group", "run_id")
 WORDS = {  # other keys whose values are texts
     *("name", "study_name", "data_sha256", "init_sha256"),
-    *(
-        f"logger.{each}.{key}"
-        for each in ("wandb", "trackio")
-        for key in ("project", "name", "group")
-    ),
-    *(f"logger.mlflow.{key}" for key in ("experiment", "name", "group")),
-    *(f"logger.{each}.run_id" for each in ("wandb", "mlflow", "trackio")),
+    *(f"logger.{each}.{key}" for each in ("wandb", "mlflow", "trackio") for key in OF_LOGGERS),
 }
 Settings = dict[str, object]  # dotted key -> plain value
 
@@ -140,7 +135,7 @@ def as_list(value: object) -> list[Any]:
     """A value, or each of a list of them, in a list; null is none."""
     if value is None:
         return []
-    return list(value) if isinstance(value, ListConfig) else [value]
+    return list(value) if isinstance(value, list | ListConfig) else [value]
 
 
 def as_path(key: str, value: object) -> object:

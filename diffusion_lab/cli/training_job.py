@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.sentences import MISTAKES
 from diffusion_lab.cli.job import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
@@ -123,7 +124,7 @@ def joined(
             place[f"logger.{key}.group"] = logger.group or cfg.study_name
             place[f"logger.{key}.name"] = logger.name or (folder.name if folder else cfg.name)
             budgets = [f"budget-{unit}" for unit in budget.units(cfg)]
-            tags = [*logger.tags, cfg.study_name, *budgets]
+            tags = [*as_list(logger.tags), cfg.study_name, *budgets]
             # each device's process repeats this
             place[f"logger.{key}.tags"] = list(dict.fromkeys(tags))
         elif job.mode == RunMode.MULTIRUN and not logger.group:

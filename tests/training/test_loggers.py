@@ -218,5 +218,9 @@ def test_runs_of_a_study_share_a_group_in_every_logger_that_has_groups():
     assert cfg.logger.wandb == {"group": "mine", "name": "run", "tags": ["own", "mine"]}
     assert cfg.logger.mlflow == {"group": "mine", "name": "chosen", "tags": ["own", "mine"]}
     assert cfg.logger.mine == {}
+    for tags, known in ((2024, [2024, "mine"]), ("own", ["own", "mine"]), (None, ["mine"])):
+        alone = OmegaConf.merge(cfg, {"logger": None})
+        alone.logger = {"wandb": place | {"tags": tags}}
+        assert joined(alone, [], OmegaConf.create({}), None)[0].logger.wandb.tags == known
     assert overrides[0] == "own=1"
     assert len(overrides) == 7

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.assembly.config_keys import as_list
 from diffusion_lab.assembly.instantiate import Factory, check_keys, errors_at, instantiate
 from diffusion_lab.common.files import read_rows, write_atomically
 from diffusion_lab.common.messages import UserError, say
@@ -207,9 +208,7 @@ class GroupedLogger(RunLogger):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.name = self.name or f"{self.config['name']}/{self.run_dir.name}"
-        # one tag may stand alone, and Hydra reads 2024 as a number
-        tags = self.tags if isinstance(self.tags, list) else [self.tags] * (self.tags is not None)
-        self.tags = [str(tag) for tag in tags]
+        self.tags = [str(tag) for tag in as_list(self.tags)]  # Hydra reads 2024 as a number
 
 
 def first_line(error: BaseException) -> str:
