@@ -50,8 +50,9 @@ from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_ru
 from diffusion_lab.metrics.neighbours import RELATIVE, nearest_view
 from diffusion_lab.metrics.quantity import REAL
 from diffusion_lab.report.page import PARTS
+from diffusion_lab.runs.checkpoints import file_of
 from diffusion_lab.runs.current import CHECKPOINT, CurrentWeights
-from diffusion_lab.runs.opened import inherited, weights_choice
+from diffusion_lab.runs.opened import inherited
 from diffusion_lab.runs.results import Record, Sampling, differing, evaluations_of, sampling_of
 from diffusion_lab.runs.search import run_at
 
@@ -98,8 +99,8 @@ class ShownRun:
         opened = open_diffusion_run(asked)  # which finds the number of step=best
         if max(opened.datamodule.native_shape[1:]) == 1:
             raise UserError(f"{path} draws points in the plane; give a run that draws images")
-        weights = CurrentWeights(path, weights_choice(asked).checkpoint)
-        found = evaluations_of(path, opened.saved.seed, weights)
+        earlier = None if asked.step is None else file_of(path, asked.step)
+        found = evaluations_of(path, opened.saved.seed, CurrentWeights(path, earlier))
         for sweep in sorted((path / SWEEPS).glob(f"*/{ROWS}")):
             for row in read_rows(sweep):
                 if row.get(CHECKPOINT) == opened.weights[CHECKPOINT]:  # none in older rows

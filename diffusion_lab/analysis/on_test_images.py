@@ -107,9 +107,10 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     data = opened.datamodule
     # masks of the known part, and padding, in pixels for the picture and in the diffused space
     gap = data.padded(missing(cfg.region, *data.native_shape[1:])[None, None].float())
-    sides = data.image_shape[1:], opened.model.denoiser.image_shape[1:]
-    scaled = (functional.interpolate(gap, side, mode="nearest-exact")[0, 0] for side in sides)
-    shown, known = ((each == 0).to(opened.device) for each in scaled)
+    diffused = functional.interpolate(
+        gap, opened.model.denoiser.image_shape[1:], mode="nearest-exact"
+    )
+    shown, known = ((each[0, 0] == 0).to(opened.device) for each in (gap, diffused))
     pictures = []
     for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]

@@ -198,8 +198,11 @@ def copy_sweep(path: Path, copy: Path, weights: CurrentWeights) -> None:
         rows = csv.DictReader(file)
         columns, found = list(rows.fieldnames or ()), list(rows)
     if CHECKPOINT in columns:
-        own = [row for row in found if not row[CHECKPOINT] or weights.match(row)]
-        found = [row for row in found if row in own or row.get("step", "null") != "null"]
+        found = [
+            row
+            for row in found
+            if not row[CHECKPOINT] or row.get("step", "null") != "null" or weights.match(row)
+        ]
     if found:
         copy.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(copy, csv_text(columns, [[*row.values()] for row in found]))

@@ -265,12 +265,11 @@ def weights_choice(cfg: DictConfig) -> WeightsChoice:
     require_steps(cfg)
     asked = cfg.step
     cfg.step, path = checkpoints.chosen(cfg.run, asked) or (None, None)
-    step = checkpoints.step_of(cfg.run) if cfg.step is None else cfg.step
     length, _, made_at = (choice.average or "").partition("_step")
-    if made_at not in ("", str(step)):
+    if made_at and made_at != str(cfg.step or checkpoints.step_of(cfg.run)):
         raise UserError(
-            f"average={choice.average} is one of step {made_at}, but step={asked} chooses step "
-            f"{step}; leave step out, or write average={length}"
+            f"average={choice.average} is one of step {made_at}, but step={asked} chooses another; "
+            f"leave step out, or write average={length}"
         )
     return replace(choice, checkpoint=path)
 
