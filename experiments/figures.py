@@ -104,7 +104,7 @@ def changes() -> Iterator[Change]:
     networks = ("UNet", "DiT")
     yield change(f"{UNET} instead of {DIT}", runs("unet_vs_dit/published"), networks)
     in_time = runs("unet_vs_dit/published_equal_time")
-    yield change("... in equal time", in_time, ("U-Net", "DiT"), test=tests.WELCH)
+    yield change("... in equal time, half rates", in_time, ("U-Net", "DiT"), test=tests.WELCH)
     yield change("... on CIFAR-10", runs("cifar10_small/published"), networks)
     yield change("... as DDPMs", runs("write_up/published"), networks)
     muon = runs("optimizers/published")
