@@ -134,12 +134,14 @@ class ControlRun:
                 for each in (drawn[name], test[name], views)
             )
             found[name] = against_control(ours, beside[:, 0], theirs)
+        made_at = str(cfg.get("average") or "").partition("_step")[2]
+        step = int(made_at) if made_at else self.step
         return {
             "run": str(cfg.control),
             "weights": self.opened.weights,
             "other_settings": self.other_settings,
             # by the run and by the control, null if unknown; another number means other grain
-            "images_seen": [images_seen(each, self.step) for each in (cfg.run, cfg.control)],
+            "images_seen": [images_seen(each, step) for each in (cfg.run, cfg.control)],
             "training_images": int(self.unseen.sum()),
             "shared_images": int((~self.unseen).sum()),
             "neighbours": found,

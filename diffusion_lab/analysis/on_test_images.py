@@ -1,7 +1,7 @@
 """The commands on test images: their likelihood, their encoding as noise, and inpainting."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,10 +107,8 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     data = opened.datamodule
     # masks of the known part, and padding, in pixels for the picture and in the diffused space
     gap = data.padded(missing(cfg.region, *data.native_shape[1:])[None, None].float())
-    diffused = functional.interpolate(
-        gap, opened.model.denoiser.image_shape[1:], mode="nearest-exact"
-    )
-    shown, known = ((each[0, 0] == 0).to(opened.device) for each in (gap, diffused))
+    sizes = (gap.shape[2:], opened.model.denoiser.image_shape[1:])
+    shown, known = (known_in(gap, size).to(opened.device) for size in sizes)
     pictures = []
     for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
@@ -152,6 +150,14 @@ def missing(region: str, height: int, width: int) -> Tensor:
     row = (torch.arange(height) + 0.5) / height
     column = (torch.arange(width) + 0.5) / width
     return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))
+
+
+def known_in(gap: Tensor, size: Sequence[int]) -> Tensor:
+    """The mask (height, width) of what a gap (1, 1, H, W) leaves known, in pixels or in latents.
+
+    A latent that stands for any missing pixel is missing.
+    """
+    return functional.adaptive_max_pool2d(gap, tuple(size))[0, 0] == 0
 
 
 def image_batches(

@@ -147,6 +147,8 @@ def as_path(key: str, value: object) -> object:
         return value
     if isinstance(value, bool):
         word = str(value).lower()
+        if key in WORDS:
+            raise UserError(f"{key}={word} is no name; write {key}=\"'{word}'\"")
         raise UserError(f"{key}={word} is no path; write {key}=./{word}")
     if not isinstance(value, int | float):
         if key.startswith("data.source."):  # of a source of the user's, maybe
@@ -195,6 +197,10 @@ def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Seq
     place.
     """
     given = any(override.lstrip("+").startswith("sampler.steps=") for override in overrides)
+    for override in overrides:
+        group, _, options = override.partition("=[")
+        if group in CAN_BE_NONE and "none" in map(str.strip, options.rstrip("]").split(",")):
+            raise UserError(f"{override}: leave none out, or write {group}=none")
     with open_dict(cfg):
         for group, option in choices.items():
             if group not in cfg or CLASS in (cfg[group] or {}):

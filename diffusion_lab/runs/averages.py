@@ -45,7 +45,8 @@ def find(run: str | Path, average: str, step: int, kept: Iterable[str] = ()) -> 
     made = [path.name.removesuffix(f"_step{step}") for path in sorted(folder.glob("*_step*"))]
     known = [*kept, *made]
     choice = f"write one of {', '.join(known)}, or " if known else ""
+    length, _, at = average.partition("_step")
     raise UserError(
         f"average={average} is not an average of {run}; {choice}make one by "
-        f"`diffusion-lab average run={run} length=... step={step}`"
+        f"`diffusion-lab average run={run} length={length if at else '...'} step={at or step}`"
     )

@@ -13,6 +13,7 @@ from helpers.tiny_runs import TINY, summary_of
 from omegaconf import OmegaConf
 from torch import nn
 
+from diffusion_lab.analysis import copy_controls
 from diffusion_lab.analysis.copy_controls import (
     ControlRun,
     CopySpaces,
@@ -214,7 +215,7 @@ def halves(**settings: object) -> tuple[ImageDataModule, ImageDataModule]:
     return tuple(tiny_data(subset_seed=seed, **{"fraction": 0.5} | settings) for seed in (0, 1))
 
 
-def test_images_that_both_runs_saw_are_left_out(tmp_path):
+def test_images_that_both_runs_saw_are_left_out(tmp_path, monkeypatch):
     ours, theirs = halves()
     spaces = spaces_of(ours, tmp_path)
     unseen = images_unseen(ours, theirs, "other")
@@ -241,6 +242,12 @@ def test_images_that_both_runs_saw_are_left_out(tmp_path):
     found = control.counted(cfg, spaces, drawn, test)
     assert found["shared_images"] == len(shared)
     assert found["images_seen"] == [None, None]  # these runs have no summary
+    summary = SimpleNamespace(images_seen=640, steps=10)
+    monkeypatch.setattr(copy_controls, "load_summary", lambda run: summary)
+    for average, seen in ((None, 640), ("0.1", 640), ("0.1_step5", 320)):
+        cfg.average = average
+        again = control.counted(cfg, spaces, drawn, test)
+        assert again["images_seen"] == [seen, seen]
     assert found["training_images"] == len(unseen) - len(shared)
     left = to_float(spaces.training[unseen]).flatten(1)
     nearest = torch.cdist(to_float(shared).flatten(1), left).min(1).values

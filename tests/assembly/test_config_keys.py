@@ -85,10 +85,19 @@ def test_a_folder_of_digits_is_a_path():
     assert as_path("logger.wandb.project", 2024) == "2024"
     with refused("run_dir=true", by=UserError):
         as_path("run_dir", True)
+    with refused("name=\"'true'\"", by=UserError):
+        as_path("name", True)
     assert as_path("objective.time_sampler.stratified", True) is True
     cfg = OmegaConf.create({"run": 2024, "seed": 1, "first_stage": {"path": 7, CLASS: "x"}})
     paths_as_text(cfg)
     assert cfg == {"run": "2024", "seed": 1, "first_stage": {"path": "7", CLASS: "x"}}
+
+
+def test_no_logger_beside_another_is_refused():
+    for options in ("[tensorboard,none]", "[none, tensorboard]"):
+        asked = f"logger={options}"
+        with refused(asked, "logger=none", by=UserError):
+            leave_out(copy.deepcopy(composed("train", asked)), {}, [asked])
 
 
 def test_values_for_a_callback_that_an_experiment_leaves_out_are_left_out():

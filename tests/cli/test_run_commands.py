@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.analysis import on_test_images
-from diffusion_lab.analysis.on_test_images import REGIONS, missing
+from diffusion_lab.analysis.on_test_images import REGIONS, known_in, missing
 from diffusion_lab.cli.commands import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
@@ -235,6 +235,13 @@ def test_padding_is_known_and_is_cut_from_pictures(lab, trained_once):
     result = lab.result("encode", *few, "columns=1", "output=encoded.png", "tolerance=0.1")
     with Image.open(result["picture"]) as picture:
         assert picture.size == (2 * (10 + 2), 2 * (3 * 10 + 2))
+
+
+def test_a_latent_is_known_if_all_of_its_pixels_are():
+    gap = torch.zeros(1, 1, 10, 10)
+    gap[..., 1:5] = 1  # the left half of 8 columns in a border of one
+    assert torch.equal(known_in(gap, (10, 10)), gap[0, 0] == 0)
+    assert known_in(gap, (5, 5)).tolist() == [[False] * 3 + [True] * 2] * 5
 
 
 def test_regions_cover_what_their_names_say():

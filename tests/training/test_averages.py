@@ -294,6 +294,8 @@ def test_an_average_can_be_chosen_by_commands(lab, refusal, tmp_path, averaged):
     assert not np.array_equal(images[0], images[2])
     sentence = refusal("sample", "run=run", "average=0.03")
     assert_names(sentence, "0.03", "0.02", "0.05", "500000", "step=64")
+    sentence = refusal("sample", "run=run", "average=0.03_step32")
+    assert_names(sentence, "0.02", "length=0.03", "step=32")
 
 
 @pytest.mark.slow
