@@ -27,16 +27,8 @@ from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
 from diffusion_lab.families.images.run import open_images
+from diffusion_lab.metrics import quantity
 from diffusion_lab.metrics.generative import GenerativeMetrics, PreparedMetrics
-from diffusion_lab.metrics.quantity import (
-    ON_REQUEST,
-    REAL,
-    Quantity,
-    ceiling,
-    quantity_of,
-    report,
-    side_by_side,
-)
 from diffusion_lab.report.scaling import front
 from diffusion_lab.runs.averages import name_of
 from diffusion_lab.runs.current import CHECKPOINT, sha256_of
@@ -54,7 +46,7 @@ VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 SWEEPS, ROWS = "sweeps", "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
-ADDING = (*ON_REQUEST, "per_class")  # options of metrics
+ADDING = (*quantity.ON_REQUEST, "per_class")  # options of metrics
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
@@ -92,14 +84,14 @@ def evaluate_run(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     with opened.autocast:
         results, seconds = evaluate(pipeline, prepared, opened.datamodule, cfg.batch_size, cfg.seed)
-    results = results | ceiling(results, opened.reconstruction_metrics)
-    for line in report(results, opened.datamodule.class_names, metrics.extra_quantities):
+    results = results | quantity.ceiling(results, opened.reconstruction_metrics)
+    for line in quantity.report(results, opened.datamodule.class_names, metrics.extra_quantities):
         say(line)
     path = on_rank_zero(lambda: opened.record(cfg, results, protocol, metrics.extra_facts, seconds))
     say(f"Saved in {path}")
     say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
     if compared:
-        console.print(side_by_side({cfg.run: results} | compared))
+        console.print(quantity.side_by_side({cfg.run: results} | compared))
     return results
 
 
@@ -177,7 +169,7 @@ def measured_by(
     measured: dict[str, object] = {
         "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
         "classifier": classifier.fingerprint if classifier else None,
-        "extra": [quantity.name for quantity in metrics.extra_quantities],
+        "extra": [each.name for each in metrics.extra_quantities],
     }
     if asked := {key: chosen[key] for key in ADDING if chosen.get(key)}:
         measured["asked"] = asked
@@ -267,30 +259,32 @@ def figures(row: dict) -> str:
 
 
 def written(
-    folder: Path, rows: list[dict], keys: list[str], extra: Sequence[Quantity]
+    folder: Path, rows: list[dict], keys: list[str], extra: Sequence[quantity.Quantity]
 ) -> dict[str, object]:
     """Writes table.md, results.csv and plots; prints the table and the best for each budget.
 
     results.csv has all results, without rounding, the table's columns first. `keys` are the varied
     keys, in the order of the command line.
     """
-    known = filter(None, (quantity_of(name) for name in SHOWN))
-    shown = [quantity for quantity in (*known, *extra) if quantity.name in rows[0]]
+    known = filter(None, (quantity.quantity_of(name) for name in SHOWN))
+    shown = [each for each in (*known, *extra) if each.name in rows[0]]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
     # the Pareto front of network calls and FID
     places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
     best = [ordered[place] for place in places]
-    real = (f"{q.title} {q.text(rows[0][f'{q.name}{REAL}'])}" for q in shown)
+    real = (f"{q.title} {q.text(rows[0][f'{q.name}{quantity.REAL}'])}" for q in shown)
     header = f"Protocol {rows[0]['protocol']}; real test images: {', '.join(real)}"
-    head = [*keys, "calls", *(quantity.name for quantity in shown)]
+    head = [*keys, "calls", *(each.name for each in shown)]
     lines = []
     for row in ordered:
-        values = [quantity.text(row[quantity.name]) for quantity in shown]
+        values = [each.text(row[each.name]) for each in shown]
         mark = "best for its budget" if row in best else ""
         lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
-    others = [name for name in rows[0] if f"{name}{REAL}" in rows[0] and name not in head]
-    beside = [f"{name}{REAL}" for name in [*head, *others] if f"{name}{REAL}" in rows[0]]
+    others = [name for name in rows[0] if f"{name}{quantity.REAL}" in rows[0] and name not in head]
+    beside = [
+        f"{name}{quantity.REAL}" for name in [*head, *others] if f"{name}{quantity.REAL}" in rows[0]
+    ]
     columns = [*head, *others, *beside, "protocol", "classifier", CHECKPOINT]
     results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
     write_atomically(folder / "results.csv", results)

@@ -28,14 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.utils._pytree import keystr, tree_map_with_path
 
-from diffusion_lab.common.files import (
-    UNFINISHED,
-    read_json,
-    remove_unfinished,
-    replacing,
-    to_disk,
-    write_json,
-)
+from diffusion_lab.common import files
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.compute.distributed import writers_group
 from diffusion_lab.runs.files import LAST, PREVIOUS
@@ -47,7 +40,7 @@ DAMAGED = FOLDER / "damaged.ckpt"
 TRAINED, AVERAGES = "current_model_state", "averages"
 SHARDS = "shards"  # the folder of a checkpoint's tensors and its files' sizes, and its name's begin
 SNAPSHOT = "snapshot"  # and the snapshot of its step (runs/weights.py)
-LINK = f".{PREVIOUS.name}{UNFINISHED}"  # a temporary hard link, to be renamed
+LINK = f".{PREVIOUS.name}{files.UNFINISHED}"  # a temporary hard link, to be renamed
 
 
 def save(checkpoint: dict, path: Path) -> None:
@@ -56,9 +49,9 @@ def save(checkpoint: dict, path: Path) -> None:
     Raises OSError, for example if the disk is full, and then leaves both files unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with files.replacing(path) as file:
         torch.save(checkpoint, file)
-        to_disk(file)
+        files.to_disk(file)
         if path.exists():
             previous, link = (path.with_name(name) for name in (PREVIOUS.name, LINK))
             link.unlink(missing_ok=True)
@@ -202,9 +195,9 @@ def resume_from(run: Path) -> Path:
     if intact != last and last.exists():
         os.replace(last, run / DAMAGED)  # else the next save would replace the intact one with it
     for folder in (run, run / FOLDER):
-        remove_unfinished(folder)
+        files.remove_unfinished(folder)
     for folder in run.glob("*/"):
-        remove_unfinished(folder, "step_*")  # training's; other commands may be writing
+        files.remove_unfinished(folder, "step_*")  # training's; other commands may be writing
     return intact
 
 
@@ -295,7 +288,7 @@ def keep(run: Path, step: int) -> None:
     path, last = file_of(run, step), run / LAST
     if path.exists() and path.samefile(last):
         return
-    link = path.with_name(f".{path.name}{UNFINISHED}")
+    link = path.with_name(f".{path.name}{files.UNFINISHED}")
     link.unlink(missing_ok=True)
     try:
         os.link(last, link)
@@ -309,7 +302,7 @@ def ranked(run: str | Path, metric: str | None = None) -> dict[int, float]:
 
     None are left if the metric is another one than `metric`.
     """
-    found = read_json(Path(run) / RANKED)
+    found = files.read_json(Path(run) / RANKED)
     if metric not in (None, found.get("metric")):
         return {}
     return {int(step): value for step, value in found.get("values", {}).items()}
@@ -320,11 +313,11 @@ def rank(run: Path, metric: str, values: dict[int, float], lasting: Callable[[in
 
     Steps that are `lasting`, or were so when they were ranked, are kept in any case.
     """
-    found = read_json(run / RANKED)
+    found = files.read_json(run / RANKED)
     known = {*map(int, found.get("values", {})), *values}
     milestones = {*filter(lasting, known), *found.get("milestones", [])}
     own = {"milestones": sorted(milestones & known)}
-    write_json(run / RANKED, {"metric": metric, "values": values, **own})
+    files.write_json(run / RANKED, {"metric": metric, "values": values, **own})
     for step in known - values.keys() - milestones:
         file_of(run, step).unlink(missing_ok=True)
 

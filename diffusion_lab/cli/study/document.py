@@ -283,18 +283,12 @@ class _Reader:
             if need.other is not None:
                 where, known = f"{key}.needs.{name_of_need}.other", self.stages[need.stage].axes
                 self.require(where, "axis of that stage", need.other, known)
+        axes = self.axes_of(key, plain, command, needs, choice)
+        length = self.length(key, plain)
+        share = self.within(f"{key}.share", plain.get("share", 1), above(0))
+        protocol = None if choice else self.protocol_of(key, plain)
         return StudyStage(
-            name,
-            command,
-            settings,
-            self.axes_of(key, plain, command, needs, choice),
-            needs,
-            after,
-            self.length(key, plain),
-            self.within(f"{key}.share", plain.get("share", 1), above(0)),
-            of,
-            choice,
-            None if choice else self.protocol_of(key, plain),
+            name, command, settings, axes, needs, after, length, share, of, choice, protocol
         )
 
     def protocol_of(self, key: str, plain: Settings) -> Settings | None:
@@ -333,12 +327,7 @@ class _Reader:
         return Choice(metric, grow, trials, by, samples)
 
     def axes_of(
-        self,
-        key: str,
-        plain: Settings,
-        command: str,
-        needs: Mapping[str, Need],
-        choice: Choice | None,
+        self, key: str, plain: Settings, command: str, needs: dict[str, Need], choice: Choice | None
     ) -> dict[str, Axis]:
         """The axes of a stage with their values: those it goes over, or those of its command."""
         seeds = plain.get(SEEDS, TUNING_SEEDS if choice else self.protocol.get(SEEDS))

@@ -11,15 +11,7 @@ from statistics import mean
 from typing import Any
 
 from diffusion_lab.analysis.status import PLAN
-from diffusion_lab.cli.study.document import (
-    ARMS,
-    ON_RUNS,
-    SEEDS,
-    TRAINS,
-    Choice,
-    Settings,
-    slug,
-)
+from diffusion_lab.cli.study.document import ARMS, ON_RUNS, SEEDS, TRAINS, Choice, Settings, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob, first_values, several, short
 from diffusion_lab.cli.study.processes import Ended, Processes
 from diffusion_lab.common.files import add_to_json, read_json, write_json

@@ -6,20 +6,8 @@ from typing import Annotated
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, Flag, optional, settings, whole
-from diffusion_lab.runs.importing.kind.base import (
-    BACKBONE,
-    FIXED_VARIANCE,
-    LABELS,
-    Imported,
-    Kind,
-    assigned,
-    count,
-    joined,
-    overrides_of,
-    renamed,
-    reorder_attention,
-    with_null_row,
-)
+from diffusion_lab.runs.importing.kind import base
+from diffusion_lab.runs.importing.kind.base import BACKBONE, LABELS, Imported, Kind
 from diffusion_lab.runs.importing.reading import State, read
 
 NAMES = {
@@ -55,12 +43,8 @@ class ADMFiles(Kind):
         "backbone=unet",
         "backbone/stage=adm",
         "backbone/norm=adm",
-        "schedule=ddpm_linear",
-        "objective=improved_ddpm",
+        *base.IMPROVED_DDPM,
         "objective.label_dropout=0.0",
-        "sampler=ddpm",
-        "sampler/time_grid=linspace",
-        "sampler.variance=learned",
         "denoiser.clip=1.0",  # as their code does while sampling
     )
 
@@ -74,12 +58,12 @@ class ADMFiles(Kind):
         if not {"input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight"} <= {*tensors}:
             raise UserError(f"{path} has no U-Net of ADM; write another kind")
         labels = tensors.pop(LABEL, None)
-        ours = renamed(tensors, NAMES | modules_of(tensors))
+        ours = base.renamed(tensors, NAMES | modules_of(tensors))
         if labels is not None:
-            ours[LABELS] = with_null_row(labels)
+            ours[LABELS] = base.with_null_row(labels)
         head_channels = None if self.heads else self.head_channels
         order = "3hd" if self.new_attention_order else "h3d"
-        reorder_attention(ours, order, head_channels, self.heads or 1)
+        base.reorder_attention(ours, order, head_channels, self.heads or 1)
         channels = ours[f"{BACKBONE}entry.weight"].shape[1]
         outputs = len(ours[f"{BACKBONE}out.weight"])
         if outputs not in (channels, 2 * channels):
@@ -88,11 +72,11 @@ class ADMFiles(Kind):
                 "diffusion model, so it cannot be imported"
             )
         heads = {"stage.head_channels": head_channels, "stage.heads": self.heads or 1}
-        overrides = [*overrides_of(ours), *assigned("backbone", heads)]
+        overrides = [*base.overrides_of(ours), *base.assigned("backbone", heads)]
         convolves = any(name.startswith(f"{BACKBONE}up.0.upsample.module.") for name in ours)
         overrides.append(f"backbone/resample={'conv' if convolves else 'block'}")
-        overrides += [] if outputs > channels else FIXED_VARIANCE
-        levels = count(ours, rf"{BACKBONE}up\.(\d+)\.")
+        overrides += [] if outputs > channels else base.FIXED_VARIANCE
+        levels = base.count(ours, rf"{BACKBONE}up\.(\d+)\.")
         side = self.image_size or COARSEST * 2 ** (levels - 1)
         classes = 0 if labels is None else len(labels)
         shape = (channels, side, side)
@@ -101,8 +85,8 @@ class ADMFiles(Kind):
 
 def modules_of(tensors: State) -> dict[str, str]:
     """The table of all modules of a U-Net, except its first and last ones and its embedding."""
-    entries = count(tensors, r"input_blocks\.(\d+)\.")
-    exits = count(tensors, r"output_blocks\.(\d+)\.")
+    entries = base.count(tensors, r"input_blocks\.(\d+)\.")
+    exits = base.count(tensors, r"output_blocks\.(\d+)\.")
     is_up = re.compile(r"output_blocks\.\d+\.[12]\.(in_layers\.0|conv)\.weight").fullmatch
     stages = exits // (1 + sum(is_up(name) is not None for name in tensors))  # of a decoder level
     residual = {"middle_block.0": "middle.0.residual", "middle_block.2": "middle.1.residual"}
@@ -119,4 +103,4 @@ def modules_of(tensors: State) -> dict[str, str]:
         for last in (1, 2):  # after attention, where there is any
             residual[f"output_blocks.{i}.{last}"] = f"{up}.upsample.residual"
             others[f"output_blocks.{i}.{last}.conv"] = f"{up}.upsample.module"
-    return joined(residual, IN_A_RESIDUAL) | joined(attention, IN_AN_ATTENTION) | others
+    return base.joined(residual, IN_A_RESIDUAL) | base.joined(attention, IN_AN_ATTENTION) | others

@@ -16,6 +16,8 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.importing.reading import State
 
 Shape = tuple[int, int, int]
+LEARNED_VARIANCE = ("sampler=ddpm", "sampler/time_grid=linspace", "sampler.variance=learned")
+IMPROVED_DDPM = ("schedule=ddpm_linear", "objective=improved_ddpm", *LEARNED_VARIANCE)
 FIXED_VARIANCE = ("objective/loss/variance=none", "sampler.variance=fixed_small")
 
 

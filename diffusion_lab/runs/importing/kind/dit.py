@@ -9,18 +9,8 @@ from torch import Tensor
 from diffusion_lab.backbone.embedding import grid_positions
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Flag, optional, settings, whole
-from diffusion_lab.runs.importing.kind.base import (
-    BACKBONE,
-    FIXED_VARIANCE,
-    LABELS,
-    Imported,
-    Kind,
-    assigned,
-    count,
-    joined,
-    renamed,
-    with_null_row,
-)
+from diffusion_lab.runs.importing.kind import base
+from diffusion_lab.runs.importing.kind.base import BACKBONE, LABELS, Imported, Kind
 from diffusion_lab.runs.importing.reading import read
 
 NAMES = {
@@ -58,15 +48,8 @@ class DiTFiles(Kind):
     class_dropout_prob=0, which a file does not say.
     """
 
-    recipe: ClassVar[Sequence[str]] = (
-        *NETWORK,
-        "schedule=ddpm_linear",
-        "objective=improved_ddpm",
-        "sampler=ddpm",
-        "sampler/time_grid=linspace",
-        "sampler.variance=learned",
-    )
-    unlearned: ClassVar[Sequence[str]] = FIXED_VARIANCE  # overrides without a learned variance
+    recipe: ClassVar[Sequence[str]] = (*NETWORK, *base.IMPROVED_DDPM)
+    unlearned: ClassVar[Sequence[str]] = base.FIXED_VARIANCE  # overrides without a learned variance
 
     heads: Annotated[int | None, optional(whole(1))] = None
     null_label: Flag = True
@@ -84,10 +67,10 @@ class DiTFiles(Kind):
                 f"{path} has a {POSITIONS} that is not the fixed one of DiT for square images, so "
                 "it cannot be imported"
             )
-        depth = count(tensors, r"blocks\.(\d+)\.")
-        blocks = joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
-        ours = renamed(tensors, NAMES | blocks)
-        ours[LABELS] = table if self.null_label else with_null_row(table)
+        depth = base.count(tensors, r"blocks\.(\d+)\.")
+        blocks = base.joined({f"blocks.{i}": f"blocks.{i}" for i in range(depth)}, IN_A_BLOCK)
+        ours = base.renamed(tensors, NAMES | blocks)
+        ours[LABELS] = table if self.null_label else base.with_null_row(table)
         ours[f"{BACKBONE}embed.weight"] = ours[f"{BACKBONE}embed.weight"].flatten(1)
         for name in (f"{BACKBONE}out.weight", f"{BACKBONE}out.bias"):
             outputs = ours[name].unflatten(0, (patch, patch, -1)).movedim(2, 0)  # (c, p, p, ...)
@@ -96,18 +79,10 @@ class DiTFiles(Kind):
         side = rows * patch
         heads = self.heads or HEADS.get(width, max(1, width // 64))
         sizes = {"patch": patch, "width": width, "depth": depth, "heads": heads}
-        return Imported(
-            path,
-            ours,
-            (channels, side, side),
-            (3, SIDE * side, SIDE * side),
-            len(ours[LABELS]) - 1,
-            [
-                *assigned("backbone", sizes),
-                *([] if learned else self.unlearned),
-                *([] if self.null_label else ["objective.label_dropout=0.0"]),
-            ],
-        )
+        overrides = [*base.assigned("backbone", sizes), *([] if learned else self.unlearned)]
+        overrides += [] if self.null_label else ["objective.label_dropout=0.0"]
+        shape, image_shape = (channels, side, side), (3, SIDE * side, SIDE * side)
+        return Imported(path, ours, shape, image_shape, len(ours[LABELS]) - 1, overrides)
 
     def used(self, outputs: Tensor, channels: int) -> Tensor:
         """The last layer's outputs (c, p, p, ...) that our network has, for so many channels."""

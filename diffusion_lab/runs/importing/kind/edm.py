@@ -7,20 +7,8 @@ from torch import Tensor
 
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import Count, settings
-from diffusion_lab.runs.importing.kind.base import (
-    BACKBONE,
-    LABELS,
-    Imported,
-    Kind,
-    assigned,
-    count,
-    joined,
-    numbers,
-    overrides_of,
-    renamed,
-    reorder_attention,
-    with_null_row,
-)
+from diffusion_lab.runs.importing.kind import base
+from diffusion_lab.runs.importing.kind.base import BACKBONE, LABELS, Imported, Kind
 from diffusion_lab.runs.importing.kind.dit import SIDE
 from diffusion_lab.runs.importing.reading import State, read
 
@@ -44,6 +32,8 @@ IN_A_STAGE = {
 FILTERS = {2: "block", 4: "fir"}  # the option of backbone/resample by the filter's length
 FREQUENCIES, LABEL_WEIGHT, LABEL_BIAS = "map_noise.freqs", "map_label.weight", "map_label.bias"
 ADM_HEAD = 64  # channels
+TRAINED = ("schedule=edm", "objective=edm", "objective.label_dropout=0.0")
+SAMPLED = ("sampler=heun", "sampler/time_grid=karras")
 
 
 @settings
@@ -53,15 +43,7 @@ class EDMFiles(Kind):
     Weights of augmentation labels are left out: they add nothing to images that are not augmented.
     """
 
-    recipe = (
-        "backbone=unet",
-        "backbone.norm.groups=32",
-        "schedule=edm",
-        "objective=edm",
-        "objective.label_dropout=0.0",
-        "sampler=heun",
-        "sampler/time_grid=karras",
-    )
+    recipe = ("backbone=unet", "backbone.norm.groups=32", *TRAINED, *SAMPLED)
 
     def read(self, path: Path) -> Imported:
         tensors, side, deviation = read_wrapped(path, "EDMPrecond", "model.")
@@ -74,17 +56,17 @@ class EDMFiles(Kind):
         overrides += [f"backbone/resample={FILTERS[length]}" for length in filters]
         classes = len(ours[LABELS]) - 1 if LABELS in ours else 0
         shape = (ours[f"{BACKBONE}entry.weight"].shape[1], side, side)
-        return Imported(path, ours, shape, shape, classes, [*overrides_of(ours), *overrides])
+        return Imported(path, ours, shape, shape, classes, [*base.overrides_of(ours), *overrides])
 
 
 def of_adm(tensors: State, side: int) -> tuple[State, list[str]]:
     """The weights and overrides of EDM's version of ADM."""
     extra = {}
     if LABEL_WEIGHT in tensors:
-        extra[LABELS] = with_null_row(tensors.pop(LABEL_WEIGHT).T)
-    ours = renamed(tensors, NAMES | modules_of(tensors, side)) | extra
-    reorder_attention(ours, "hd3", ADM_HEAD)
-    return ours, assigned("backbone", {"stage.head_channels": ADM_HEAD, "norm.eps": 1e-5})
+        extra[LABELS] = base.with_null_row(tensors.pop(LABEL_WEIGHT).T)
+    ours = base.renamed(tensors, NAMES | modules_of(tensors, side)) | extra
+    base.reorder_attention(ours, "hd3", ADM_HEAD)
+    return ours, base.assigned("backbone", {"stage.head_channels": ADM_HEAD, "norm.eps": 1e-5})
 
 
 def of_song(tensors: State, side: int) -> tuple[State, list[str]]:
@@ -92,12 +74,14 @@ def of_song(tensors: State, side: int) -> tuple[State, list[str]]:
     extra, embedding = {}, "ddpmpp"
     if LABEL_WEIGHT in tensors:
         weight, null = tensors.pop(LABEL_WEIGHT), tensors.pop(LABEL_BIAS)  # (D, K), (D,)
-        extra[LABELS] = sines_last(with_null_row(weight.T * weight.shape[1] ** 0.5 + null, null))
+        extra[LABELS] = sines_last(
+            base.with_null_row(weight.T * weight.shape[1] ** 0.5 + null, null)
+        )
     if FREQUENCIES in tensors:
         extra[f"{BACKBONE}noise.cycles"], embedding = tensors.pop(FREQUENCIES), "fourier"
-    ours = renamed(tensors, NAMES | modules_of(tensors, side)) | extra
+    ours = base.renamed(tensors, NAMES | modules_of(tensors, side)) | extra
     ours[f"{BACKBONE}noise.0.weight"] = sines_last(ours[f"{BACKBONE}noise.0.weight"])
-    reorder_attention(ours, "hd3", None)
+    base.reorder_attention(ours, "hd3", None)
     pyramid = any(name.startswith(f"{BACKBONE}pyramid.") for name in ours)
     values = {
         "pyramid": pyramid,
@@ -105,7 +89,7 @@ def of_song(tensors: State, side: int) -> tuple[State, list[str]]:
         "stage.skip_scale": 0.5**0.5,
         "resample.projection": True,
     }
-    return ours, [f"backbone/embedding={embedding}", *assigned("backbone", values)]
+    return ours, [f"backbone/embedding={embedding}", *base.assigned("backbone", values)]
 
 
 def sines_last(rows: Tensor) -> Tensor:
@@ -116,7 +100,7 @@ def sines_last(rows: Tensor) -> Tensor:
 def modules_of(tensors: State, side: int) -> dict[str, str]:
     """The table of all modules of a U-Net for images of this side, except its embedding."""
     levels = sum(f"dec.{side >> i}x{side >> i}_block0.conv0.weight" in tensors for i in range(16))
-    blocks = count(tensors, rf"enc\.{side}x{side}_block(\d+)\.")
+    blocks = base.count(tensors, rf"enc\.{side}x{side}_block(\d+)\.")
 
     def up(level: int, i: int) -> str:
         return f"up.{level}." + (f"stages.{i}" if i <= blocks else "upsample")
@@ -126,7 +110,7 @@ def modules_of(tensors: State, side: int) -> dict[str, str]:
     for level in range(1, levels):
         residual = f"enc.{side >> level}x{side >> level}_aux_residual"
         others[residual] = f"pyramid.{level * (blocks + 1) - 1}.0"
-    return joined(stages_of(side, levels, blocks, up), IN_A_STAGE) | others
+    return base.joined(stages_of(side, levels, blocks, up), IN_A_STAGE) | others
 
 
 def stages_of(side: int, levels: int, blocks: int, up: Callable[[int, int], str]) -> dict[str, str]:
@@ -158,7 +142,7 @@ def read_wrapped(path: Path, wrapper: str, prefix: str) -> tuple[State, int, lis
             f"{path} has a network in {owner.name}; only networks in {wrapper} can be imported"
         )
     tensors = {name.removeprefix(prefix): each for name, each in found.items()}
-    side = max(numbers(tensors, r"enc\.(\d+)x\d+_conv\."), default=0)
+    side = max(base.numbers(tensors, r"enc\.(\d+)x\d+_conv\."), default=0)
     std = float(owner.state.get("sigma_data", 0.5)) if owner else 0.5
     return tensors, side, [f"denoiser.input_std={std}", f"objective.prediction.data_std={std}"]
 
@@ -187,15 +171,7 @@ class EDM2Files(Kind):
     uncertainty are left out: sampling does not need them.
     """
 
-    recipe = (
-        "backbone=edm2",
-        "schedule=edm",
-        "objective=edm",
-        "objective.label_dropout=0.0",
-        "sampler=heun",
-        "sampler.steps=32",
-        "sampler/time_grid=karras",
-    )
+    recipe = ("backbone=edm2", *TRAINED, *SAMPLED, "sampler.steps=32")
 
     head_channels: Count = 64
 
@@ -205,28 +181,28 @@ class EDM2Files(Kind):
         if side < 1 or OUT_GAIN not in tensors:
             raise UserError(f"{path} has no network of EDM2; write another kind")
         ours, sizes = self.network(tensors, side)
-        overrides = [*assigned("backbone", sizes), *deviation]
+        overrides = [*base.assigned("backbone", sizes), *deviation]
         classes = len(ours[LABELS]) - 1 if LABELS in ours else 0
         shape = image_shape = (len(ours[f"{BACKBONE}out.weight"]), side, side)
         if shape[0] == LATENT_CHANNELS:
             image_shape = (3, SIDE * side, SIDE * side)
             scale = {"shift": [*RAW_MEAN], "scale": [LATENT_STD / each for each in RAW_STD]}
-            overrides += ["first_stage=hub_vae", *assigned("first_stage", scale)]
+            overrides += ["first_stage=hub_vae", *base.assigned("first_stage", scale)]
         return Imported(path, ours, shape, image_shape, classes, overrides)
 
     def network(self, tensors: State, side: int) -> tuple[State, dict[str, object]]:
         """The weights under our names, and the sizes that they say."""
         extra = {f"{BACKBONE}gain": tensors.pop(OUT_GAIN)[None]}
         if EDM2_LABEL_WEIGHT in tensors:
-            extra[LABELS] = with_null_row(tensors.pop(EDM2_LABEL_WEIGHT).T)
+            extra[LABELS] = base.with_null_row(tensors.pop(EDM2_LABEL_WEIGHT).T)
         levels = sum(f"dec.{side >> i}x{side >> i}_block0.emb_gain" in tensors for i in range(16))
-        blocks = count(tensors, rf"enc\.{side}x{side}_block(\d+)\.")
+        blocks = base.count(tensors, rf"enc\.{side}x{side}_block(\d+)\.")
         stages = stages_of(side, levels, blocks, lambda up, i: f"up.{(blocks + 2) * up + i}")
         first = f"enc.{side}x{side}_conv"
-        ours = renamed(
-            tensors, EDM2_NAMES | {first: "entry"} | stages | joined(stages, IN_AN_EDM2_STAGE)
+        ours = base.renamed(
+            tensors, EDM2_NAMES | {first: "entry"} | stages | base.joined(stages, IN_AN_EDM2_STAGE)
         )
-        reorder_attention(ours, "hd3", self.head_channels)
+        base.reorder_attention(ours, "hd3", self.head_channels)
         for name in [*ours]:
             module, _, leaf = name.rpartition(".")
             if leaf in LEAVES:
