@@ -77,8 +77,9 @@ def run(
         return sweep_record.DONE, None
     study.check_protocol(cfg)
     folder, metric = study.folder_of(cfg, job), cfg.optimized_metric
+    place = folder or (Path(cfg.run_dir) if cfg.run_dir else None)
     cfg = tuned.with_tuned(cfg)
-    study.check_metric(cfg, folder)
+    study.check_metric(cfg, place)
     begun = None if folder else slurm.own_run(cfg.name, cfg.run_dir, command, overrides)
     if begun and (begun / CONFIG).is_file():
         if load_summary(begun).finished:
@@ -99,7 +100,7 @@ def run(
     else:
         cfg = budget.with_budget(cfg, overrides)
         train_or_exit(*joined(cfg, overrides, job, folder))
-    value = study.final_metric(folder, metric) if folder and metric else None
+    value = study.final_metric(place, metric) if place and metric else None
     return sweep_record.SKIPPED if state == study.FINISHED else sweep_record.DONE, value
 
 

@@ -36,6 +36,7 @@ from diffusion_lab.estimate.profile import Bench, median_seconds
 from diffusion_lab.families.diffusion.task import DiffusionTask, build_task
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.training.logger.run_logger import why_offline
+from diffusion_lab.training.study import check_protocol
 from diffusion_lab.training.train import check_settings
 from diffusion_lab.training.trainer import check_trainer
 
@@ -128,6 +129,7 @@ def taken(step: Callable[..., Any], made: dict[str, Any]) -> dict[str, Any]:
 def settings_of(cfg: DictConfig) -> DictConfig:
     """The configuration, once its numbers are checked."""
     check_settings(cfg)
+    check_protocol(cfg)
     return cfg
 
 
@@ -153,6 +155,12 @@ def built(cfg: DictConfig, trainable: BatchLayout, facts: ImageFacts) -> Diffusi
     """Everything that is built for images of these facts, with the network on device "meta"."""
     task = build_task(cfg, device="meta")
     task.check_callbacks(trainable, cfg.trainer)
+    return task
+
+
+def selecting(cfg: DictConfig, task: DiffusionTask, data: ImageData) -> DiffusionTask:
+    """The task, once it has what the run selects by."""
+    task.check_validation(cfg, len(data.validation_labels()))
     return task
 
 
@@ -255,6 +263,7 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("sample", "data", lambda data: data.trained_on(SAMPLE).images),
     ("trainable", "trainer", trainable),
     ("task", "composition", built),
+    ("selected", "validation", selecting),
     ("clean", "composition", lambda task, sample: task.module.first_stage.encode(sample)),
     ("metrics", "extractor", loaded_metrics),
     (

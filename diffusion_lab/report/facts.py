@@ -168,14 +168,12 @@ def machine(run: Run) -> str:
 
 def time_limit(run: Run) -> int | None:
     """The seconds of a run's time budget, or of the `trainer.max_time` that ended it; else None."""
-    if (seconds := OmegaConf.select(run.config, "budget.seconds")) is not None:
-        return seconds
+    seconds = OmegaConf.select(run.config, "budget.seconds")
     most, steps = (
         OmegaConf.select(run.config, f"trainer.max_{unit}") for unit in ("time", "steps")
     )
-    if not most or steps is None or run.summary.steps >= steps:
-        return None
-    return round(seconds_in(most))
+    ended = seconds is not None or (steps is not None and run.summary.steps < steps)
+    return round(seconds_in(most)) if most and ended else seconds
 
 
 def tunings(arms: Sequence[Arm]) -> list[tuple[Arm, dict[str, Any]]]:

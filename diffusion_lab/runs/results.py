@@ -245,8 +245,14 @@ def common_metrics(
     }
     if not having:
         raise never_evaluated(next(iter(records)), len(records) - 1)
+
+    def fitness(way: str) -> tuple[int, int, bool]:
+        measured = json.loads(way)[0]
+        by_training = measured.get("reference") != "validation"
+        return len(having[way]), measured["num_samples"], by_training
+
     # the most common pair, so that the error names the odd run out; of those, most samples
-    best = max(having, key=lambda way: (len(having[way]), json.loads(way)[0]["num_samples"]))
+    best = max(having, key=fitness)
     protocol, sampling = json.loads(best)
     metrics, refused = {}, []
     for folder, found in records.items():

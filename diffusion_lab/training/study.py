@@ -81,7 +81,7 @@ def check_protocol(cfg: DictConfig) -> None:
     if metric in of_samples and configured(cfg, SampleEvaluation) is None:
         raise UserError(
             f"protocol.metric={metric} is not measured without callbacks.evaluation; keep that "
-            "callback, or write protocol.metric=test_loss"
+            "callback"
         )
 
 
@@ -168,13 +168,18 @@ def _state(folder: Path, cfg: DictConfig) -> str:
             f"{folder} has no checkpoint yet, and its file system has no locks that show whether "
             "it is being trained; wait for a checkpoint, or delete the folder if it is not"
         )
+    require_same(folder, cfg, "study_name")
+    return FINISHED if finished else UNFINISHED
+
+
+def require_same(folder: Path, cfg: DictConfig, naming: str) -> None:
+    """Raises UserError if a run is another than the one asked for; `naming` is a study's key."""
     for key, *values in differences(load_config(folder), cfg):
         old, new = (each if isinstance(each, str) else json.dumps(each) for each in values)
         raise UserError(
             f"{folder} was trained with {key}={old}, but this command has {key}={new}; write "
-            f"study_name={cfg.study_name}_2 for a separate study, or move {folder} away"
+            f"{naming}={cfg.study_name}_2 for a separate study, or move {folder} away"
         )
-    return FINISHED if finished else UNFINISHED
 
 
 def move_aside(folder: Path) -> None:

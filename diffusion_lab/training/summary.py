@@ -19,7 +19,7 @@ import diffusion_lab
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.device import cpu_info, float32_precision
 from diffusion_lab.metrics.quantity import report
-from diffusion_lab.runs import averages
+from diffusion_lab.runs import averages, checkpoints
 from diffusion_lab.runs.files import DIRTY, SUMMARY
 from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.runs.summary import Summary, load_summary
@@ -120,7 +120,7 @@ def say_result(task: Task) -> None:
     if context.latest_grid:
         say(f"Samples: {context.latest_grid}")
     say(f"Summary: {context.folder / SUMMARY}")
-    if task.pipeline is not None:
+    if task.pipeline is not None and checkpoints.exists(context.folder):
         folder = shlex.quote(str(context.folder))
         say(f"Next: diffusion-lab sample run={folder}")
         say(f"      diffusion-lab compare {folder} OTHER_RUN")

@@ -61,8 +61,8 @@ class Task(ABC):
     def compile(self, mode: str | None) -> None:
         """Compiles the costly modules in place, so that keys stay; as `compile_network` does."""
 
-    def check_validation(self, cfg: DictConfig) -> None:
-        """Raises UserError if the run selects by metrics or images that it does not have."""
+    def check_validation(self, cfg: DictConfig, images: int) -> None:
+        """Raises UserError if the run selects by metrics or validation images that it lacks."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
         pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
@@ -72,7 +72,7 @@ class Task(ABC):
             if each and not self.measures(each):
                 known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
                 raise UserError(f"{key} is not measured by this run; use one of {known}")
-        if len(self.datamodule.validation_labels()):
+        if images:
             return
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
         selecting += ["callbacks.pruning"] * len(pruning)

@@ -246,7 +246,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) ->
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
     task.check_callbacks(layout, cfg.trainer)
     read_data(cfg, data)
-    task.check_validation(cfg)
+    task.check_validation(cfg, len(data.validation_labels()))
     trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
     data.fingerprint = on_rank_zero(lambda: data.fingerprint)  # reads all images
@@ -284,15 +284,18 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         if not interruption.requested:
             say_result(task)
             return Outcome.FINISHED
-        say(f"Stopped at step {prepared.trainer.global_step}; everything is saved.")
+        # a run may have no such callback
+        kept = "everything" if checkpoints.exists(folder) else "nothing"
+        say(f"Stopped at step {prepared.trainer.global_step}; {kept} is saved.")
         if interruption.requeue:
             # without waiting for other ranks: they may have stopped at different collective calls
             if not (refusal := slurm.requeue() if rank_and_world()[0] == 0 else ""):
                 say("The job was requeued and will resume from here.")
                 return Outcome.REQUEUED
             say(f"The job could not be requeued: {refusal}")
-        say("Resume with:")
-        say(f"  {resume_command(task.command, folder)}")
+        if checkpoints.exists(folder):
+            say("Resume with:")
+            say(f"  {resume_command(task.command, folder)}")
         return Outcome.STOPPED
 
 

@@ -8,6 +8,7 @@ from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.files import COLLAPSED, NON_FINITE
+from diffusion_lab.runs.progress import ERROR
 
 FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
 FOLDER = "tuning"  # the folder with such files in a published one
@@ -38,5 +39,7 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
 
 
 def has_diverged(folder: Path) -> bool:
-    """Whether a run ended because its loss was not finite, or because its samples became alike."""
-    return any((folder / name).exists() for name in (NON_FINITE, COLLAPSED))
+    """Whether a run failed because its loss was not finite, or because its samples became alike."""
+    # a run that went back to a checkpoint has the steps, too
+    not_finite = (folder / NON_FINITE).exists() and (folder / ERROR).exists()
+    return not_finite or (folder / COLLAPSED).exists()

@@ -35,6 +35,12 @@ def test_a_run_is_measured_and_compared(run_folder):
 
 
 @pytest.mark.long
+def test_a_run_returns_its_metric(workplace):
+    value = command("train", *TINY, "run_dir=run", "optimized_metric=val/loss")
+    assert value == runs.load_summary("run").metrics["val/loss"]
+
+
+@pytest.mark.long
 def test_a_run_is_trained_within_its_budget_and_named_by_its_options(workplace):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     budget = ["budget=images", "budget.images=9", "batch_size=8", "trainer.max_steps=2"]

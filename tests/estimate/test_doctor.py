@@ -256,6 +256,13 @@ SPOILT = {
         ("combination", "warning", "4% of", *UNTRAINED),
         ("tokens", "warning", "64 patches at width 8", "write backbone.patch=2"),
     ],
+    "callbacks.checkpoint.best=fid callbacks.evaluation=null": [
+        ("validation", "error", "callbacks.checkpoint.best=fid"),
+    ],
+    "data.validation_size=0 callbacks.checkpoint.best=val/loss": [
+        ("validation", "error", "callbacks.checkpoint.best=val/loss", "data.validation_size"),
+    ],
+    "protocol={question:why}": [("settings", "error", "protocol", "seeds")],
     "sampler/time_grid=karras data.flip=true augmentation=non_leaky": [
         ("combination", "warning", *UNTRAINED, "data.flip=false"),
     ],

@@ -45,6 +45,7 @@ def two(root, ours=None, theirs=None, config=None, other=None) -> dict[str, list
         (seconds(300), seconds(600), [300, 600]),
         (seconds(400), {}, [400, None]),
         (seconds(400), BY_CLOCK, [400, 600]),
+        (seconds(400), seconds(400) | BY_CLOCK, [400, 600]),  # it was resumed with another limit
     ],
 )
 def test_unequal_time_limits_are_named(tmp_path, ours, theirs, limits):

@@ -207,7 +207,7 @@ def test_what_a_tuning_would_refuse_is_refused_at_once():
     own = {"stages.tune.train.optimizer.lrs": [1, 2]}
     jobs = Jobs(document.load("unet_vs_dit", own, None), {})
     with pytest.raises(UserError, match=r"optimizer\.lrs"):
-        check(jobs, jobs.of("tune")[:1], None)
+        check(jobs, jobs.of("tune")[:1], [], None)
 
 
 def test_names_with_dots_and_blanks_are_parts_of_keys(load):
@@ -289,13 +289,13 @@ def test_measurements_have_each_sampling_seed_and_the_given_metrics(load):
 def test_the_measurement_of_a_trial_has_the_given_metrics_but_its_own_reference(load):
     measured = {"measure": {"metrics.reference": "validation"}, "num_samples": 7}
     study = load(**stages(tune=PLAIN["stages"]["tune"] | measured))
-    given = {"metrics.reference_size": 9, "metrics.reference": "test", "optimizer.lr": 1}
+    given = {"metrics.reference_size": 9, "metrics.reference": "test", "batch_size": 1}
     jobs = Jobs(study, given)
     settings = jobs.measurement(jobs.first_of(jobs.of("tune")[0])[0]).settings
     assert settings["metrics.reference_size"] == 9
     assert settings["metrics.reference"] == "validation"
     assert settings["metrics.num_samples"] == 7
-    assert "optimizer.lr" not in settings
+    assert "batch_size" not in settings
 
 
 @pytest.mark.parametrize(
@@ -308,4 +308,19 @@ def test_the_measurement_of_a_trial_has_the_given_metrics_but_its_own_reference(
 def test_what_is_wrong_is_refused_before_anything_is_trained(load, own, given, named):
     jobs = Jobs(load(own), given)
     with pytest.raises(UserError, match=named):
-        check(jobs, jobs.of("train"), None)
+        check(jobs, jobs.of("train"), [], None)
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("seed", "protocol.seeds"),
+        ("backbone", "arms"),
+        ("data.fraction", "axes.data"),
+        ("optimizer.lr", "stages.tune.train"),
+    ],
+)
+def test_a_setting_that_would_make_runs_alike_is_refused(load, key, place):
+    with pytest.raises(UserError, match=f"{key}=1.*{place}"):
+        Jobs(load(), {key: 1})
+    Jobs(load(arms={"DiT": {"backbone": "dit"}}), {"backbone": "unet", "data": "cifar10"})

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import pytest
 import yaml
 from helpers.commands import prepare_for_commands
+from helpers.refusals import assert_names
 from helpers.started_study import ends, started, summaries, waits_for
 from helpers.tiny_study import STUDY
 from rich.console import Console
@@ -72,6 +73,9 @@ def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page
     code, said = ends(study())
     assert (code, page.stat().st_mtime) == (0, before), said
     assert summaries("tiny") == runs, "nothing is done again"
+    code, said = ends(study("lr_schedule=cosine"))
+    assert code == 2, said
+    assert_names(said, "lr_schedule", "tiny/train/Narrow_seed-0", "name=tiny_2")
 
 
 @pytest.fixture
@@ -231,6 +235,49 @@ def test_nothing_is_chosen_while_the_measurement_of_a_trial_is_missing(tmp_path,
     assert not chooser.made.exists()
     assert chosen(2) == {}
     assert len(json.loads(chooser.made.read_text())[chooser.label]["tried"]) == 2
+
+
+def test_a_choice_by_other_seeds_or_samples_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = Records(jobs_of_tiny(tmp_path, MEASURED))
+    (chooser,) = records.jobs.of("tune")
+    found = {"chosen": {"optimizer.lr": 1e-3}, **records.asked(chooser)}
+    for changes in ({}, {"seeds": [7]}, {"num_samples": 9}, {"images": 8}, {"metric": "kid"}):
+        chooser.made.parent.mkdir(parents=True, exist_ok=True)
+        chooser.made.write_text(json.dumps({chooser.label: found | changes}))
+        assert records.done(chooser) is not bool(changes)
+
+
+def test_a_grid_ends_where_a_value_beyond_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = Records(jobs_of_tiny(tmp_path, {"stages.tune.grow": 4}))
+    (chooser,) = records.jobs.of("tune")
+    runner, rates = running.Runner(records, StubbornProcesses(), [chooser]), []
+    for trials in runner.tuning(chooser):
+        for trial in trials:
+            rates.append(trial.settings["optimizer.lr"])
+            if rates[-1] > 4e-3:
+                runner.note(Ended(trial, 2, "must be at most 0.004", None, 1.0))
+                continue
+            trial.made.mkdir(parents=True)
+            record = {"finished": True, "metrics": {"val/loss": 1 - rates[-1]}}
+            (trial.made / "summary.json").write_text(json.dumps(record))
+    assert rates == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert runner.failed == {}
+    chosen = json.loads(chooser.made.read_text())[chooser.label]["chosen"]
+    assert chosen == {"optimizer.lr": 4e-3}
+
+
+def test_a_trial_that_was_not_finished_has_no_result(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of_tiny(tmp_path)
+    (chooser,) = jobs.of("tune")
+    trial, choice = jobs.first_of(chooser)[0], jobs.study.stages["tune"].choice
+    trial.made.mkdir(parents=True)
+    for finished in (False, True):
+        record = {"finished": finished, "metrics": {"val/loss": 0.5}}
+        (trial.made / "summary.json").write_text(json.dumps(record))
+        assert running.result(trial, choice) == (0.5 if finished else None)
 
 
 def test_a_measurement_that_met_no_finite_samples_is_not_repeated(tmp_path, monkeypatch):

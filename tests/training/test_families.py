@@ -205,3 +205,10 @@ def test_a_collapsed_gan_is_ended_with_a_sentence(tmp_path):
     with pytest.raises(TrainingStopped, match=r"objective\.gamma"):
         step(0.0)
     assert has_diverged(tmp_path)  # so that tuning takes another value
+
+
+def test_a_run_that_went_back_to_a_checkpoint_has_not_diverged(tmp_path):
+    (tmp_path / "non_finite").mkdir()
+    assert not has_diverged(tmp_path)
+    (tmp_path / "error.txt").write_text("the loss is not finite")
+    assert has_diverged(tmp_path)

@@ -249,6 +249,11 @@ def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
     assert (summary.finished, summary.steps) == (True, 8)
 
 
+def test_a_killed_run_is_not_made_shorter_than_it_is(refusal, run_folder):
+    (run_folder / "summary.json").unlink()
+    assert_names(refusal("train", "resume=run", "trainer.max_steps=2"), "step 4", "max_steps=2")
+
+
 @pytest.mark.parametrize("content", [b'{"finished": tr', b"\xff\xfe", b"[1]", b""])
 def test_a_damaged_summary_is_none(tmp_path, content):
     (tmp_path / "summary.json").write_bytes(content)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from rich.markup import escape
 from rich.table import Table
 
@@ -78,8 +79,10 @@ def study(arguments: list[str]) -> None:
         return
     again = shlex.join(["diffusion-lab", "study", *arguments])
     processes = Processes(request.jobs, jobs.root / "logs", flags)
-    if left := [job for job in wanted if not records.done(job)]:
-        processes.call(check, jobs, left, request.config_dir)
+    left = [job for job in wanted if not records.done(job)]
+    edited = [job for job in wanted if records.is_edited(job)]
+    if left or edited:
+        processes.call(check, jobs, left, edited, request.config_dir)
     records.write_plan()
     if not request.launcher:
         run(records, wanted, processes, again)
@@ -206,19 +209,30 @@ def print_commands(jobs: Jobs, wanted: Sequence[StudyJob], flags: Sequence[str])
             print(shlex.join(["diffusion-lab", "evaluate", *flags, *measurement.arguments]))
 
 
-def check(jobs: Jobs, left: Sequence[StudyJob], config_dir: str | None) -> None:
-    """Composes a training of each arm in each stage; raises UserError for what cannot be."""
+def check(
+    jobs: Jobs, left: Sequence[StudyJob], edited: Sequence[StudyJob], config_dir: str | None
+) -> None:
+    """Composes a training of each arm in each stage; raises UserError for what cannot be.
+
+    It raises it for a training of `edited`, too, if it is done and is now another one.
+    """
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweeps import first_job
-    from diffusion_lab.training.study import check_protocol
+    from diffusion_lab.training.study import check_protocol, require_same
+    from diffusion_lab.training.tuned import with_tuned
 
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
-    for job in trainings.values():
-        flags = [] if config_dir is None else ["--config-dir", config_dir]
+    flags = [] if config_dir is None else ["--config-dir", config_dir]
+    for job in (*trainings.values(), *edited):
         try:
             check_options(job.arguments)
-            check_protocol(first_job(job.command, flags, job.arguments))
+            cfg = first_job(job.command, flags, job.arguments)
+            check_protocol(cfg)
+            if job in edited:
+                HydraConfig.instance().set_config(cfg)  # names are made of its choices
+                del cfg.hydra
+                require_same(job.made, with_tuned(cfg), "name")
         except MISTAKES as error:
             raise UserError(f"{jobs.study.file}: {job.title}: {sentence(error)}") from error
 

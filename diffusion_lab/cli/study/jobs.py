@@ -156,6 +156,7 @@ class Jobs:
         self.study, self.given, self.root = study, given, OUTPUTS / study.name
         self._made: dict[str, list[StudyJob]] = {}
         for name, stage in study.stages.items():  # each after those that it needs
+            self._require_free(stage)
             units = {axis: each for axis, each in stage.axes.items() if axis != SEEDS}
             self._made[name] = (
                 [self._chooser(stage, point) for point in points(units)]
@@ -250,6 +251,21 @@ class Jobs:
         """The given settings that a command takes."""
         takes = TAKES.get(command)
         return {k: v for k, v in self.given.items() if takes is None or k.split(".")[0] in takes}
+
+    def _require_free(self, stage: StudyStage) -> None:
+        """Raises UserError if a given setting would replace values in which trainings differ."""
+        places = {ARMS: ARMS, SEEDS: "protocol.seeds"}
+        for key, value in self._given(stage.command).items():
+            tuned = stage.choice and key in several(stage)
+            where = [f"stages.{stage.name}.{stage.command}"] if tuned else []
+            for axis, each in stage.axes.items() if stage.command in TRAINS else ():
+                if len({str(settings.get(key)) for settings in each.values()}) > 1:
+                    where.append(places.get(axis, f"axes.{axis}"))
+            if where:
+                raise UserError(
+                    f"{key}={text_of(value)}: runs of the study {self.study.name} differ in "
+                    f"{key}; change the values in its {where[0]} instead"
+                )
 
     def _match(self, need: Need, point: Point, where: str) -> StudyJob | None:
         """The needed job with this point's values; None if another is wanted and there is none."""

@@ -47,12 +47,30 @@ class Records:
             return job.made.is_file()
         if job.command == CHOOSE:
             found = read_json(job.made).get(job.label) or {}
-            grids = several(self.jobs.study.stages[job.stage])
-            return bool(found.get("chosen")) and found.get("values") == grids
+            asked = self.asked(job).items()
+            return bool(found.get("chosen")) and all(found.get(k, v) == v for k, v in asked)
         record = read_json(self.path(job))
         return record.get("arguments") == job.arguments and self.time(job) >= max(
             map(self.time, job.needs), default=0.0
         )
+
+    def asked(self, job: StudyJob) -> dict[str, Any]:
+        """What a choice is made of: its metric, grid, seeds, and numbers of samples and images."""
+        stage = self.jobs.study.stages[job.stage]
+        assert stage.choice is not None
+        return {
+            "metric": stage.choice.metric,
+            "values": several(stage),
+            "seeds": [int(seed) for seed in stage.axes[SEEDS]],
+            "num_samples": stage.choice.num_samples,
+            "images": self.jobs.trials(job, {})[0].settings.get("budget.images"),
+        }
+
+    def is_edited(self, job: StudyJob) -> bool:
+        """Whether a training is done that was begun with other words."""
+        if job.command not in TRAINS or not self.done(job) or not all(map(self.done, job.needs)):
+            return False
+        return read_json(job.made / SUMMARY).get("overrides") != job.arguments
 
     def is_open(self, trial: StudyJob) -> bool:
         """Whether a trial has neither finished nor diverged."""
@@ -188,6 +206,7 @@ class Runner:
     wanted: Sequence[StudyJob]
     failed: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)  # what failed before it had a run folder
     elsewhere: list[str] = field(default_factory=list)
     said: float = field(default_factory=time.monotonic)  # when the last line was said
 
@@ -228,10 +247,18 @@ class Runner:
         stage = jobs.study.stages[job.stage]
         assert stage.choice is not None
         new, grown, tried = first_values(stage, job.name), 0, list[Tried]()
+        ends: list[Settings] = []  # values out of their keys' ranges
         while new:
-            by_values = [jobs.trials(job, values) for values in new]
-            trials = [trial for each in by_values for trial in each]
+            by_values = [(values, jobs.trials(job, values)) for values in new]
+            trials = [trial for _, each in by_values for trial in each]
             yield [each for each in trials if records.is_open(each) and self.possible(each)]
+            if grown:  # else it is a mistake in the study
+                for values, own in by_values:
+                    if any(trial.title in self.refused for trial in own):
+                        ends.append(values)
+                        self.end_grid(job, values, own)
+                by_values = [each for each in by_values if each[0] not in ends]
+                trials = [trial for _, each in by_values for trial in each]
             trained = filter(records.done, trials)
             measured = [each for trial in trained if (each := jobs.measurement(trial))]
             yield [each for each in measured if not records.done(each)]
@@ -240,14 +267,21 @@ class Runner:
             if unfinished:
                 self.failed[job.title] = f"it needs {unfinished[-1]}, which is not done"
                 return
-            for values, own in zip(new, by_values, strict=True):
+            for values, own in by_values:
                 results = {trial.point[SEEDS]: result(trial, stage.choice) for trial in own}
                 tried.append({"values": values, "results": results})
             new = beyond(tried, stage.choice.metric) if grown < stage.choice.grow else []
+            new = [values for values in new if values not in ends]
             grown += 1
             for values in new:
                 say(f"{job.title}: the best value is at an end, trying {written(values)}")
         self.choose(job, stage.choice, tried)
+
+    def end_grid(self, job: StudyJob, values: Settings, own: Sequence[StudyJob]) -> None:
+        """Takes the refusal of values beyond a grid as its end."""
+        for trial in own:
+            self.failed.pop(trial.title, None)
+        say(f"{job.title}: {written(values)} is refused, so its grid ends here")
 
     def choose(self, job: StudyJob, choice: Choice, tried: list[Tried]) -> None:
         """Writes what was tried and what is best, for the trainings that need it."""
@@ -257,11 +291,7 @@ class Runner:
         record = {
             "chosen": found and found["values"],
             "tried": tried,
-            "metric": choice.metric,
-            "values": several(stage),
-            "seeds": [int(seed) for seed in stage.axes[SEEDS]],
-            "num_samples": choice.num_samples,
-            "images": trial.get("budget.images"),
+            **self.records.asked(job),
             "overrides": [f"budget.seconds={seconds}"] if seconds else [],
             "of": [key for axis, name in job.point.items() for key in stage.axes[axis][name]],
         }
@@ -309,6 +339,8 @@ class Runner:
             self.records.note(job, ended.seconds, None)  # it would fail again
         if ended.code:
             self.failed[job.title] = ended.error
+            if ended.code == 2 and not job.made.exists():
+                self.refused.add(job.title)
             say(f"Failed: {job.title}: {ended.error}")
             return
         if job.command not in (*TRAINS, "train-extractor"):
@@ -322,7 +354,10 @@ def written(values: Settings) -> str:
 
 def result(trial: StudyJob, choice: Choice) -> float | None:
     """The metric of a trial, from its training or its evaluation; None if it is not finite."""
-    records = [read_json(trial.made / SUMMARY)]
+    summary = read_json(trial.made / SUMMARY)
+    if not summary.get("finished"):  # it diverged, maybe after it was stopped
+        return None
+    records = [summary]
     if choice.measure is not None:
         records = list(map(read_json, (trial.made / "evaluations").glob("*.json")))
     for name, value in ((n, v) for each in records for n, v in each.get("metrics", {}).items()):
