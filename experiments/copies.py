@@ -7,6 +7,9 @@ many images seen the copies of a run begin; and laws.csv, the exponent p of c * 
 to these numbers over n training images, for each subset of them by itself. copies.png shows all
 three. Copies begin at the first checkpoint at which a tenth of the samples are near copies by
 pixels. A number of images at which a run of a network has none is left out of its laws.
+
+As checkpoints are apart, begins.csv has the one `before`, too, and where a line between the shares
+of the two crosses a tenth; laws.csv has the exponent over these `between`.
 """
 
 import argparse
@@ -43,7 +46,12 @@ def copies_of(run: Path) -> pd.DataFrame:
 
 def begins_of(copies: pd.DataFrame) -> pd.DataFrame:
     """A row for each run whose copies begin, with the images seen until then."""
-    return copies[copies["copies"] >= BEGIN].drop_duplicates(RUN)
+    earlier = copies.groupby(RUN)[["images_seen", "copies"]].shift(fill_value=0)
+    before, share = earlier["images_seen"], earlier["copies"]
+    part = (BEGIN - share) / (copies["copies"] - share)
+    between = before + part * (copies["images_seen"] - before)
+    found = copies.assign(before=before, between=between)
+    return found[found["copies"] >= BEGIN].drop_duplicates(RUN)
 
 
 def laws_of(begins: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
@@ -55,8 +63,10 @@ def laws_of(begins: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     for (network, seed), own in found.groupby(["network", "seed"], sort=False):
         if len(own) > 1:
             exponent, factor = np.polyfit(np.log(own.images), np.log(own.images_seen), 1)
-            rows.append((network, seed, len(own), exponent, np.exp(factor)))
-    return pd.DataFrame(rows, columns=["network", "seed", "sizes", "exponent", "factor"])
+            between, _ = np.polyfit(np.log(own.images), np.log(own.between), 1)
+            rows.append((network, seed, len(own), exponent, np.exp(factor), between))
+    names = ["network", "seed", "sizes", "exponent", "factor", "between"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def paint(copies: pd.DataFrame, begins: pd.DataFrame, laws: pd.DataFrame) -> Figure:
@@ -80,6 +90,7 @@ def paint(copies: pd.DataFrame, begins: pd.DataFrame, laws: pd.DataFrame) -> Fig
         look = look_of(COLOUR_OF[network])
         aside = own.images * (0.95 + 0.05 * place)  # equal numbers would hide one another
         last.plot(aside, own.images_seen / 1000, linestyle="", label=network, **look)
+        last.vlines(aside, own.before / 1000, own.images_seen / 1000, color=look["color"])
         if len(law):
             known = np.array([own.images.min(), own.images.max()])
             mean = np.exp(np.log(law.factor).mean()) * known ** law.exponent.mean()

@@ -158,12 +158,6 @@ def built(cfg: DictConfig, trainable: BatchLayout, facts: ImageFacts) -> Diffusi
     return task
 
 
-def selecting(cfg: DictConfig, task: DiffusionTask, data: ImageData) -> DiffusionTask:
-    """The task, once it has what the run selects by."""
-    task.check_validation(cfg, len(data.validation_labels()))
-    return task
-
-
 def loaded_metrics(
     cfg: DictConfig, task: DiffusionTask, device: torch.device
 ) -> GenerativeMetrics | None:
@@ -263,7 +257,7 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("sample", "data", lambda data: data.trained_on(SAMPLE).images),
     ("trainable", "trainer", trainable),
     ("task", "composition", built),
-    ("selected", "validation", selecting),
+    ("selected", "validation", lambda cfg, task, data: task.check_validation(cfg, data)),
     ("clean", "composition", lambda task, sample: task.module.first_stage.encode(sample)),
     ("metrics", "extractor", loaded_metrics),
     (

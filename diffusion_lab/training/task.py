@@ -17,6 +17,7 @@ from diffusion_lab.assembly.objects import build_images
 from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
+from diffusion_lab.data import ImageData
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.generative import GenerativeMetrics
@@ -61,8 +62,8 @@ class Task(ABC):
     def compile(self, mode: str | None) -> None:
         """Compiles the costly modules in place, so that keys stay; as `compile_network` does."""
 
-    def check_validation(self, cfg: DictConfig, images: int) -> None:
-        """Raises UserError if the run selects by metrics or validation images that it lacks."""
+    def check_validation(self, cfg: DictConfig, data: ImageData) -> None:
+        """Raises UserError if the run selects by metrics or images that it does not have."""
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
         pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
@@ -72,7 +73,7 @@ class Task(ABC):
             if each and not self.measures(each):
                 known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
                 raise UserError(f"{key} is not measured by this run; use one of {known}")
-        if images:
+        if len(data.validation_labels()):
             return
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
         selecting += ["callbacks.pruning"] * len(pruning)

@@ -246,7 +246,7 @@ def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) ->
     trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
     task.check_callbacks(layout, cfg.trainer)
     read_data(cfg, data)
-    task.check_validation(cfg, len(data.validation_labels()))
+    task.check_validation(cfg, data)
     trainer.limit_val_batches = float(len(data.validated_on().labels) >= layout.world)
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
     data.fingerprint = on_rank_zero(lambda: data.fingerprint)  # reads all images

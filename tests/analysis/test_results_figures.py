@@ -160,11 +160,26 @@ def test_copies_begin_at_a_tenth_and_their_law_needs_every_subset(tmp_path, monk
     assert found == {key: 8 * step for key, step in asked.items() if step}
     exponents = laws.set_index(["network", "seed"]).exponent.to_dict()
     assert [exponents["DiT", seed] for seed in (0, 1)] == pytest.approx([1, 1])  # of two sizes
+    assert (begins.before == (begins.images_seen - 32).clip(lower=0)).all()
+    later = begins[begins.before > 0]
+    assert later.between.tolist() == pytest.approx(later.images_seen.tolist())
+    first = begins[begins.before == 0]  # a line from none to a tenth
+    assert first.between.tolist() == pytest.approx(first.images_seen.tolist())
     x = [math.log(images) for images in (60, 180, 550)]
     slope = statistics.linear_regression(x, [math.log(each) for each in (4, 4, 36)]).slope
     assert exponents["U-Net", 1] == pytest.approx(slope)
     with Image.open(tmp_path / "copies.png") as picture:
         assert picture.width > 700
+
+
+def test_the_numbers_of_the_page_on_copies_are_made_of_its_records(tmp_path, monkeypatch):
+    folder = ROOT / "experiments/copies"
+    shutil.copytree(folder / "published", tmp_path / "published")
+    monkeypatch.setattr("sys.argv", ["copies.py", str(tmp_path)])
+    copies["main"]()
+    for name in ("copies.csv", "begins.csv", "laws.csv"):
+        made, kept = (pd.read_csv(each / name) for each in (tmp_path, folder))
+        pd.testing.assert_frame_equal(made, kept)
 
 
 def test_the_table_of_the_page_is_made_of_its_results():

@@ -75,4 +75,4 @@ def check_study(arguments: list[str]) -> None:
     jobs = Jobs(document.load(asked.name, asked.own, asked.config_dir), asked.given)
     wanted = narrowed(jobs, asked.only)
     assert wanted
-    check(jobs, [job for job in wanted if job.command in document.TRAINS][:1], asked.config_dir)
+    check(jobs, [job for job in wanted if job.command in document.TRAINS][:1], [], asked.config_dir)

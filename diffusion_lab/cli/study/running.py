@@ -55,7 +55,7 @@ class Records:
         )
 
     def asked(self, job: StudyJob) -> dict[str, Any]:
-        """What a choice is made of: its metric, grid, seeds, and numbers of samples and images."""
+        """The metric, grid, seeds, samples and images that a choice is made of."""
         stage = self.jobs.study.stages[job.stage]
         assert stage.choice is not None
         return {
