@@ -88,7 +88,8 @@ def paint(copies: pd.DataFrame, begins: pd.DataFrame, laws: pd.DataFrame) -> Fig
     for place, network in enumerate(networks):
         own, law = (each[each.network == network] for each in (begins, laws))
         look = look_of(COLOUR_OF[network])
-        aside = own.images * (0.95 + 0.05 * place)  # equal numbers would hide one another
+        # equal numbers would hide one another
+        aside = own.images * (1 + 0.05 * (place - (len(networks) - 1) / 2))
         last.plot(aside, own.images_seen / 1000, linestyle="", label=network, **look)
         last.vlines(aside, own.before / 1000, own.images_seen / 1000, color=look["color"])
         if len(law):

@@ -198,7 +198,7 @@ def leave_out(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Seq
     """
     given = any(override.lstrip("+").startswith("sampler.steps=") for override in overrides)
     for override in overrides:
-        group, _, options = override.partition("=[")
+        group, _, options = override.lstrip("+").partition("=[")
         if group in CAN_BE_NONE and "none" in map(str.strip, options.rstrip("]").split(",")):
             raise UserError(f"{override}: leave none out, or write {group}=none")
     with open_dict(cfg):

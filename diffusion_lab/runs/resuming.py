@@ -81,8 +81,7 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
-    # a run that was killed has no summary of its newest step
-    at = max(summary.steps, checkpoints.step_of(folder)) if longer else 0
+    at = max(summary.steps, checkpoints.step_of(folder)) if longer else 0  # one may be killed
     if type(asked := cfg.trainer.max_steps) is int and asked < at:
         raise UserError(
             f"{folder} is at step {at}, beyond trainer.max_steps={asked}; write a larger number"

@@ -8,7 +8,7 @@ from diffusion_lab.assembly.config_keys import verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.files import COLLAPSED, NON_FINITE
-from diffusion_lab.runs.progress import ERROR
+from diffusion_lab.runs.progress import failure_of
 
 FOUND = "tuning.json"  # the file of what was found, in the folder of the trials
 FOLDER = "tuning"  # the folder with such files in a published one
@@ -40,6 +40,6 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a run failed because its loss was not finite, or because its samples became alike."""
-    # a run that went back to a checkpoint has the steps, too
-    not_finite = (folder / NON_FINITE).exists() and (folder / ERROR).exists()
+    # one that went back to a checkpoint has these steps, too, and may have failed otherwise
+    not_finite = (folder / NON_FINITE).exists() and "not finite" in (failure_of(folder) or "")
     return not_finite or (folder / COLLAPSED).exists()

@@ -25,11 +25,12 @@ from rich.console import Console
 
 from diffusion_lab.cli.job import reply
 from diffusion_lab.cli.study import document, running
+from diffusion_lab.cli.study.choosing import best, beyond, result
 from diffusion_lab.cli.study.cluster import JobOnSlurm
 from diffusion_lab.cli.study.document import ARMS
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob, present
 from diffusion_lab.cli.study.processes import Ended, Processes
-from diffusion_lab.cli.study.running import Records, Schedule, best, beyond
+from diffusion_lab.cli.study.running import Records, Schedule
 
 
 @pytest.fixture
@@ -75,7 +76,12 @@ def test_a_study_that_is_stopped_and_killed_ends_with_each_run_once_and_its_page
     assert summaries("tiny") == runs, "nothing is done again"
     code, said = ends(study("lr_schedule=cosine"))
     assert code == 2, said
-    assert_names(said, "lr_schedule", "tiny/train/Narrow_seed-0", "name=tiny_2")
+    assert_names(said, "lr_schedule", "tiny/tune/Wide_seed-100", "name=tiny_2")
+    found = Path("outputs/tiny/tune/tuning.json").read_bytes()
+    code, said = ends(study("budget.images=32"))
+    assert code == 2, said
+    assert_names(said, "images", "tiny/tune/", "name=tiny_2")
+    assert Path("outputs/tiny/tune/tuning.json").read_bytes() == found
 
 
 @pytest.fixture
@@ -268,6 +274,23 @@ def test_a_grid_ends_where_a_value_beyond_it_is_refused(tmp_path, monkeypatch):
     assert chosen == {"optimizer.lr": 4e-3}
 
 
+def test_a_training_with_values_that_are_no_longer_chosen_is_not_called_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = Records(jobs_of_tiny(tmp_path))
+    (chooser,) = records.jobs.of("tune")
+    run = next(job for job in records.jobs.of("train") if chooser in job.needs)
+    run.made.mkdir(parents=True)
+    (run.made / "summary.json").write_text('{"finished": true}')
+    (run.made / "config.yaml").write_text("tuning: {chosen: {optimizer.lr: 0.001}}\n")
+    chooser.made.parent.mkdir(parents=True)
+    for rate in (1e-3, 2e-3):
+        found = {"chosen": {"optimizer.lr": rate}, **records.asked(chooser)}
+        chooser.made.write_text(json.dumps({chooser.label: found}))
+        runner = running.Runner(records, StubbornProcesses(), [run])
+        assert list(runner.steps(run)) == []
+        assert [*runner.failed] == ([run.title] if rate == 2e-3 else [])
+
+
 def test_a_trial_that_was_not_finished_has_no_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of_tiny(tmp_path)
@@ -277,7 +300,7 @@ def test_a_trial_that_was_not_finished_has_no_result(tmp_path, monkeypatch):
     for finished in (False, True):
         record = {"finished": finished, "metrics": {"val/loss": 0.5}}
         (trial.made / "summary.json").write_text(json.dumps(record))
-        assert running.result(trial, choice) == (0.5 if finished else None)
+        assert result(trial, choice) == (0.5 if finished else None)
 
 
 def test_a_measurement_that_met_no_finite_samples_is_not_repeated(tmp_path, monkeypatch):

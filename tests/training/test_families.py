@@ -210,5 +210,7 @@ def test_a_collapsed_gan_is_ended_with_a_sentence(tmp_path):
 def test_a_run_that_went_back_to_a_checkpoint_has_not_diverged(tmp_path):
     (tmp_path / "non_finite").mkdir()
     assert not has_diverged(tmp_path)
+    (tmp_path / "error.txt").write_text("the disk is full")
+    assert not has_diverged(tmp_path)
     (tmp_path / "error.txt").write_text("the loss is not finite")
     assert has_diverged(tmp_path)

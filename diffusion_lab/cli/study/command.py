@@ -80,7 +80,8 @@ def study(arguments: list[str]) -> None:
     again = shlex.join(["diffusion-lab", "study", *arguments])
     processes = Processes(request.jobs, jobs.root / "logs", flags)
     left = [job for job in wanted if not records.done(job)]
-    edited = [job for job in wanted if records.is_edited(job)]
+    trainings = [first for job in wanted for first in jobs.first_of(job)]
+    edited = [job for job in trainings if records.is_edited(job)]
     if left or edited:
         processes.call(check, jobs, left, edited, request.config_dir)
     records.write_plan()

@@ -1,6 +1,5 @@
 """Runs the jobs of a study that its files lack, and tunes what its stages tune."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,23 +9,22 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from diffusion_lab.analysis.status import PLAN
+from diffusion_lab.cli.study.choosing import Tried, average, best, beyond, result, written
 from diffusion_lab.cli.study.document import ARMS, ON_RUNS, SEEDS, TRAINS, Choice, Settings, slug
-from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob, first_values, several, short
+from diffusion_lab.cli.study.jobs import CHOOSE, Jobs, StudyJob, first_values, several
 from diffusion_lab.cli.study.processes import Ended, Processes
 from diffusion_lab.common.files import add_to_json, read_json, write_json
 from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import console, say
-from diffusion_lab.metrics.quantity import higher_is_better
-from diffusion_lab.runs.files import SUMMARY
+from diffusion_lab.runs.files import SUMMARY, read_config
 from diffusion_lab.runs.progress import is_locked
 from diffusion_lab.training.tuned import has_diverged
 
 RECORDS = "jobs"  # folder in that of a study: how jobs ended that leave no run folder
 BETWEEN_LINES = 60.0  # seconds between two lines on how far a study has come
-
-
-Tried = dict[str, Any]  # "values": settings, and "results": the metric by seed, None if it diverged
 
 
 class Records:
@@ -71,6 +69,18 @@ class Records:
         if job.command not in TRAINS or not self.done(job) or not all(map(self.done, job.needs)):
             return False
         return read_json(job.made / SUMMARY).get("overrides") != job.arguments
+
+    def is_outdated(self, job: StudyJob) -> bool:
+        """Whether a training is done with other values than those that its stage now chooses."""
+        if job.command not in TRAINS:
+            return False
+        chosen = [
+            (read_json(need.made).get(need.label) or {}).get("chosen")
+            for need in job.needs
+            if need.command == CHOOSE and self.time(need) > self.time(job)
+        ]
+        used = OmegaConf.select(read_config(job.made), "tuning.chosen") if chosen else None
+        return any(each != used for each in chosen)
 
     def is_open(self, trial: StudyJob) -> bool:
         """Whether a trial has neither finished nor diverged."""
@@ -234,7 +244,14 @@ class Runner:
 
     def steps(self, job: StudyJob) -> Steps:
         """Runs a job unless it is done; of one that tunes, its trials."""
-        if self.records.done(job) or not self.possible(job):
+        if self.records.done(job):
+            if self.records.is_outdated(job):
+                self.failed[job.title] = (
+                    f"{job.made} was trained with other values than are chosen now; move it away, "
+                    f"or write name={self.records.jobs.study.name}_2 for a separate study"
+                )
+            return
+        if not self.possible(job):
             return
         if job.command == CHOOSE:
             yield from self.tuning(job)
@@ -275,15 +292,18 @@ class Runner:
             grown += 1
             for values in new:
                 say(f"{job.title}: the best value is at an end, trying {written(values)}")
-        self.choose(job, stage.choice, tried)
+        self.choose(job, stage.choice, tried, ends)
 
     def end_grid(self, job: StudyJob, values: Settings, own: Sequence[StudyJob]) -> None:
         """Takes the refusal of values beyond a grid as its end."""
         for trial in own:
-            self.failed.pop(trial.title, None)
+            if trial.title in self.refused:
+                self.failed.pop(trial.title, None)
         say(f"{job.title}: {written(values)} is refused, so its grid ends here")
 
-    def choose(self, job: StudyJob, choice: Choice, tried: list[Tried]) -> None:
+    def choose(
+        self, job: StudyJob, choice: Choice, tried: list[Tried], ends: Sequence[Settings]
+    ) -> None:
         """Writes what was tried and what is best, for the trainings that need it."""
         stage, found = self.records.jobs.study.stages[job.stage], best(tried, choice.metric)
         trial = self.records.jobs.trials(job, {})[0].settings
@@ -301,7 +321,7 @@ class Runner:
             self.failed[job.title] = f"no trial has a finite {choice.metric}"
             return
         say(f"{job.title}: {written(found['values'])}, {choice.metric} {average(found):.4g}")
-        if beyond(tried, choice.metric):
+        if any(each not in ends for each in beyond(tried, choice.metric)):
             say(f"{job.title}: this value is at an end of its grid; widen it, or raise grow")
 
     def possible(self, job: StudyJob) -> bool:
@@ -346,49 +366,3 @@ class Runner:
         if job.command not in (*TRAINS, "train-extractor"):
             self.records.note(job, ended.seconds, ended.result)
         say(f"Done: {job.title} in {duration(ended.seconds)}; {self.progress()}")
-
-
-def written(values: Settings) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())
-
-
-def result(trial: StudyJob, choice: Choice) -> float | None:
-    """The metric of a trial, from its training or its evaluation; None if it is not finite."""
-    summary = read_json(trial.made / SUMMARY)
-    if not summary.get("finished"):  # it diverged, maybe after it was stopped
-        return None
-    records = [summary]
-    if choice.measure is not None:
-        records = list(map(read_json, (trial.made / "evaluations").glob("*.json")))
-    for name, value in ((n, v) for each in records for n, v in each.get("metrics", {}).items()):
-        if name == choice.metric or name.startswith(f"{choice.metric}/"):
-            return value if math.isfinite(value) else None
-    return None
-
-
-def best(tried: Sequence[Tried], metric: str) -> Tried | None:
-    """The best of what was tried, by its mean over seeds; None if every run diverged."""
-    known = [each for each in tried if None not in each["results"].values()]
-    sign = -1 if higher_is_better(metric) else 1
-    return min(known, key=lambda each: sign * average(each), default=None)
-
-
-def beyond(tried: Sequence[Tried], metric: str) -> list[Settings]:
-    """The next values where the best is at an end of a grid, which goes on by its last factor."""
-    found, new = best(tried, metric), []
-    values: Settings = found["values"] if found else {}
-    for key, value in values.items():
-        grid = sorted({each["values"][key] for each in tried if not isinstance(value, str)})
-        if len(grid) < 2 or value not in (grid[0], grid[-1]):
-            continue
-        further = short(value * value / ((grid[1] if value == grid[0] else grid[-2]) or math.inf))
-        if all(isinstance(each, int) for each in grid):
-            further = round(further)
-        if further > 0 and further not in grid:
-            new.append(values | {key: further})
-    return new
-
-
-def average(tried: Tried) -> float:
-    """The mean of the metric over seeds of what did not diverge."""
-    return mean(tried["results"].values())
