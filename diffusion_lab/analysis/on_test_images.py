@@ -1,7 +1,7 @@
 """The commands on test images: their likelihood, their encoding as noise, and inpainting."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,8 +107,8 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     data = opened.datamodule
     # masks of the known part, and padding, in pixels for the picture and in the diffused space
     gap = data.padded(missing(cfg.region, *data.native_shape[1:])[None, None].float())
-    sizes = (gap.shape[2:], opened.model.denoiser.image_shape[1:])
-    shown, known = (known_in(gap, size).to(opened.device) for size in sizes)
+    factors = (1, opened.model.first_stage.factor)
+    shown, known = (known_in(gap, factor).to(opened.device) for factor in factors)
     pictures = []
     for ids, images, labels, x0 in image_batches(cfg, opened, "Inpainting"):
         columns = [images, torch.where(shown, images, 127).to(torch.uint8)]
@@ -152,12 +152,12 @@ def missing(region: str, height: int, width: int) -> Tensor:
     return REGIONS[region](row[:, None].expand(height, width), column.expand(height, width))
 
 
-def known_in(gap: Tensor, size: Sequence[int]) -> Tensor:
-    """The mask (height, width) of what a gap (1, 1, H, W) leaves known, in pixels or in latents.
+def known_in(gap: Tensor, factor: int) -> Tensor:
+    """The mask (h, w) of what a gap (1, 1, H, W) leaves known, in latents `factor` pixels wide.
 
-    A latent that stands for any missing pixel is missing.
+    A latent that stands for any missing pixel is missing; the last ones stand for padding, too.
     """
-    return functional.adaptive_max_pool2d(gap, tuple(size))[0, 0] == 0
+    return functional.max_pool2d(gap, factor, ceil_mode=True)[0, 0] == 0
 
 
 def image_batches(

@@ -31,6 +31,7 @@ class FirstStage(ABC):
 
     cache = False  # whether the training images are encoded once, before training
     data_std = 1.0  # std of the diffused tensors, where no other number is configured
+    factor = 1  # how many pixels wide and high a latent is
     of_pixels = False  # whether the images themselves are diffused, in [-1, 1]
 
     def __init__(self, image_shape: Shape, latent_shape: Shape):

@@ -54,6 +54,7 @@ class TrainedAutoencoder(Latents):
                 f"but these have {tuple(image_shape)}; train a first stage on these data"
             )
         super().__init__(image_shape, network.latent_shape, network, cache, cache_dir)
+        self.factor = network.factor
         self.shift, self.scale = (
             torch.tensor(numbers, dtype=torch.float32)[:, None, None]
             for numbers in (self.trained.latent_mean, self.trained.latent_std)

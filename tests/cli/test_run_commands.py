@@ -20,6 +20,7 @@ from diffusion_lab.analysis.on_test_images import REGIONS, known_in, missing
 from diffusion_lab.cli.commands import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
+from diffusion_lab.first_stage.autoencoder.base import pad_to_multiple
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 
@@ -240,8 +241,16 @@ def test_padding_is_known_and_is_cut_from_pictures(lab, trained_once):
 def test_a_latent_is_known_if_all_of_its_pixels_are():
     gap = torch.zeros(1, 1, 10, 10)
     gap[..., 1:5] = 1  # the left half of 8 columns in a border of one
-    assert torch.equal(known_in(gap, (10, 10)), gap[0, 0] == 0)
-    assert known_in(gap, (5, 5)).tolist() == [[False] * 3 + [True] * 2] * 5
+    assert torch.equal(known_in(gap, 1), gap[0, 0] == 0)
+    assert known_in(gap, 2).tolist() == [[False] * 3 + [True] * 2] * 5
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_latents_of_padded_images_are_known_as_they_are_encoded(region):
+    gap = missing(region, 28, 28)[None, None].float()
+    padded = pad_to_multiple(gap, 8)
+    cells = padded.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4).amax(4)[0, 0]
+    assert torch.equal(known_in(gap, 8), cells == 0)
 
 
 def test_regions_cover_what_their_names_say():
