@@ -62,8 +62,8 @@ def laws_of(begins: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (network, seed), own in found.groupby(["network", "seed"], sort=False):
         if len(own) > 1:
-            exponent, factor = np.polyfit(np.log(own.images), np.log(own.images_seen), 1)
-            between, _ = np.polyfit(np.log(own.images), np.log(own.between), 1)
+            seen = np.log(own[["images_seen", "between"]])
+            (exponent, between), (factor, _) = np.polyfit(np.log(own.images), seen, 1)
             rows.append((network, seed, len(own), exponent, np.exp(factor), between))
     names = ["network", "seed", "sizes", "exponent", "factor", "between"]
     return pd.DataFrame(rows, columns=names)

@@ -30,6 +30,7 @@ from diffusion_lab.metrics import neighbours
 from diffusion_lab.metrics.extractor.base import FEATURES
 from diffusion_lab.metrics.generative import GenerativeMetrics
 from diffusion_lab.metrics.observer import Observer
+from diffusion_lab.runs.averages import length_and_step
 from diffusion_lab.runs.summary import load_summary
 
 Views = dict[str, list[Tensor]]  # by space, the views (n, D) of the same images
@@ -134,7 +135,7 @@ class ControlRun:
                 for each in (drawn[name], test[name], views)
             )
             found[name] = against_control(ours, beside[:, 0], theirs)
-        made_at = str(cfg.get("average") or "").partition("_step")[2]
+        _, made_at = length_and_step(str(cfg.get("average")))
         step = int(made_at) if made_at else self.step
         return {
             "run": str(cfg.control),

@@ -28,9 +28,15 @@ def run_of(folder: Path) -> Path:
     return folder.parents[1] if made else folder
 
 
+def length_and_step(average: str) -> tuple[str, str]:
+    """The length in the name of an average, and the step if it names one, else ""."""
+    length, _, step = average.partition("_step")
+    return length, step
+
+
 def step_of(folder: Path) -> int:
     """The step of an average that was made, from the name of its folder."""
-    return int(folder.name.rpartition("_step")[2])
+    return int(length_and_step(folder.name)[1])
 
 
 def find(run: str | Path, average: str, step: int, kept: Iterable[str] = ()) -> Path:
@@ -45,7 +51,7 @@ def find(run: str | Path, average: str, step: int, kept: Iterable[str] = ()) -> 
     made = [path.name.removesuffix(f"_step{step}") for path in sorted(folder.glob("*_step*"))]
     known = [*kept, *made]
     choice = f"write one of {', '.join(known)}, or " if known else ""
-    length, _, at = average.partition("_step")
+    length, at = length_and_step(average)
     raise UserError(
         f"average={average} is not an average of {run}; {choice}make one by "
         f"`diffusion-lab average run={run} length={length if at else '...'} step={at or step}`"

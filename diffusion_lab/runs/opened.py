@@ -26,7 +26,7 @@ from diffusion_lab.data import ImageData
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.quantity import Protocol
 from diffusion_lab.runs import checkpoints
-from diffusion_lab.runs.averages import name_of
+from diffusion_lab.runs.averages import length_and_step, name_of
 from diffusion_lab.runs.current import EXPORTED, identify, require_unchanged
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.results import save_evaluation
@@ -265,7 +265,7 @@ def weights_choice(cfg: DictConfig) -> WeightsChoice:
     require_steps(cfg)
     asked = cfg.step
     cfg.step, path = checkpoints.chosen(cfg.run, asked) or (None, None)
-    length, _, made_at = (choice.average or "").partition("_step")
+    length, made_at = length_and_step(choice.average or "")
     if made_at and made_at != str(cfg.step or checkpoints.step_of(cfg.run)):
         raise UserError(
             f"average={choice.average} is one of step {made_at}, but step={asked} chooses another; "

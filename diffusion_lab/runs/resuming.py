@@ -81,8 +81,8 @@ def resumed(folder: str, overrides: list[str], command: str) -> DictConfig:
                 f"{', '.join(RESUMABLE)} can, as in trainer.max_steps=20000"
             )
         OmegaConf.update(cfg, key, as_path(key, parsed.value()))
-    at = max(summary.steps, checkpoints.step_of(folder)) if longer else 0  # one may be killed
-    if type(asked := cfg.trainer.max_steps) is int and asked < at:
+    newest = checkpoints.step_of(folder) if longer else 0  # a kill leaves an older summary, or none
+    if type(asked := cfg.trainer.max_steps) is int and asked < (at := max(summary.steps, newest)):
         raise UserError(
             f"{folder} is at step {at}, beyond trainer.max_steps={asked}; write a larger number"
         )

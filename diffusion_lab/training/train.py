@@ -284,8 +284,8 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
         if not interruption.requested:
             say_result(task)
             return Outcome.FINISHED
-        # a run may have no such callback
-        kept = "everything" if checkpoints.exists(folder) else "nothing"
+        saved = checkpoints.exists(folder)  # not with callbacks.checkpoint=null
+        kept = "everything" if saved else "nothing"
         say(f"Stopped at step {prepared.trainer.global_step}; {kept} is saved.")
         if interruption.requeue:
             # without waiting for other ranks: they may have stopped at different collective calls
@@ -293,7 +293,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
                 say("The job was requeued and will resume from here.")
                 return Outcome.REQUEUED
             say(f"The job could not be requeued: {refusal}")
-        if checkpoints.exists(folder):
+        if saved:
             say("Resume with:")
             say(f"  {resume_command(task.command, folder)}")
         return Outcome.STOPPED

@@ -225,12 +225,13 @@ def check(
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     flags = [] if config_dir is None else ["--config-dir", config_dir]
-    for job in (*trainings.values(), *edited):
+    changed = {job.title: job for job in edited}
+    for job in ({job.title: job for job in trainings.values()} | changed).values():
         try:
             check_options(job.arguments)
             cfg = first_job(job.command, flags, job.arguments)
             check_protocol(cfg)
-            if job in edited:
+            if job.title in changed:
                 HydraConfig.instance().set_config(cfg)  # names are made of its choices
                 del cfg.hydra
                 require_same(job.made, with_tuned(cfg), "name")

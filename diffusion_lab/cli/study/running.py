@@ -66,9 +66,9 @@ class Records:
 
     def is_edited(self, job: StudyJob) -> bool:
         """Whether a training is done that was begun with other words."""
-        if job.command not in TRAINS or not self.done(job) or not all(map(self.done, job.needs)):
-            return False
-        return read_json(job.made / SUMMARY).get("overrides") != job.arguments
+        summary = read_json(job.made / SUMMARY) if job.command in TRAINS else {}
+        other = summary.get("finished") and summary.get("overrides") != job.arguments
+        return bool(other) and all(map(self.done, job.needs))
 
     def is_outdated(self, job: StudyJob) -> bool:
         """Whether a training is done with other values than those that its stage now chooses."""
