@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -192,6 +193,22 @@ def test_learned_variance_fits_each_table_or_says_why_not(schedule):
         model = model_of(cfg)
         assert losses(model).isfinite().all()
         assert draw(cfg, model).shape == (4, *SHAPE)
+
+
+def test_the_weak_network_that_draws_alone_must_have_learned_the_variance():
+    table = ["schedule=ddpm_linear", "objective=v_prediction"]
+    learned = ["objective/loss/variance=hybrid", "sampler=ddpm", "sampler.variance=learned"]
+    cfg = sampled(*table, *learned)
+    cfg.guidance = composed("train", "name=x", "guidance=autoguidance").guidance
+    model, weak = model_of(cfg), model_of(sampled(*table)).denoiser
+    for scale in (0.0, 2.0):
+        cfg.guidance.scale, cfg.guidance.weak_run = scale, "weak"
+        built = partial(build_pipeline, cfg, model, Classes.numbered(CLASSES), weak)
+        if scale:
+            assert built()(range(2)).shape == (2, *SHAPE)
+        else:
+            with refused("sampler.variance"):
+                built()
 
 
 @pytest.mark.parametrize("objective", options("objective"))

@@ -193,9 +193,7 @@ def images_unseen(ours: ImageData, theirs: ImageData, control: str) -> Tensor:
             f"control={control} was trained on other data; give a run on another part of the same "
             "data"
         )
-    # by their content, since some data contain an image twice
-    seen = {image.numpy().tobytes() for image in theirs.train_images()}
-    unseen = torch.tensor([image.numpy().tobytes() not in seen for image in ours.train_images()])
+    unseen = not_among(theirs.train_images(), ours.train_images())
     if (left := int(unseen.sum())) < 2:
         raise UserError(
             f"control={control} was trained on {len(unseen) - left} of this run's {len(unseen)} "
@@ -203,6 +201,13 @@ def images_unseen(ours: ImageData, theirs: ImageData, control: str) -> Tensor:
             "data.per_class=... data.subset_seed=..."
         )
     return unseen
+
+
+def not_among(known: Tensor, images: Tensor) -> Tensor:
+    """Whether each image (n, C, H, W) differs from all of `known`, (N, C, H, W): (n,) bool."""
+    # by their content, since some data contain an image twice
+    seen = {image.numpy().tobytes() for image in known}
+    return torch.tensor([image.numpy().tobytes() not in seen for image in images], dtype=torch.bool)
 
 
 def other_settings(ours: DictConfig, theirs: DictConfig) -> list[str]:

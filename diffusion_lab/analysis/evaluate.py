@@ -21,7 +21,7 @@ from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common import hashing
 from diffusion_lab.common.files import read_rows, require_writable, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
-from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.images import NotDrawn
 from diffusion_lab.common.messages import UserError, console, say
 from diffusion_lab.common.ranges import optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
@@ -46,7 +46,8 @@ VARIABLE = ("sampler", "steps", "guidance", "seed", "average", "step")
 SWEEPS, ROWS = "sweeps", "results.jsonl"
 # keys with a plot of their own
 PLOTTED = {"guidance.scale": "scale.png", "average": "average.png", "step": "step.png"}
-ADDING = (*quantity.ON_REQUEST, "per_class")  # options of metrics
+# options of metrics that change figures, and not the protocol
+CHANGING = (*quantity.ON_REQUEST, "per_class", "patch", "half_splits")
 SHOWN = ("fid", "kid", "accuracy")  # the metrics in tables; results.csv has all
 Chosen = dict[str, str]  # override key -> value
 
@@ -128,7 +129,7 @@ def sweep(
     opened = models[0]
     cfg = inherited(cfg, opened.saved, ("metrics",), overrides)
     metrics = opened.metrics(cfg)
-    measured = measured_by(metrics, opened, cfg.metrics)
+    measured = measured_by(metrics, opened)
     settings = [
         build_setting(each, model, measured)
         for each, model in zip(combinations, models, strict=True)
@@ -148,7 +149,7 @@ def sweep(
             start = f"{number}/{len(settings)}  {named(setting.chosen)}"
             try:
                 measured_now = measure(setting, opened, prepared, cfg.batch_size)
-            except NotFinite as error:
+            except NotDrawn as error:
                 say(f"{start} is left out: {error}")
                 continue
             on_rank_zero(partial(append, folder, measured_now))
@@ -161,17 +162,16 @@ def sweep(
     return on_rank_zero(lambda: written(folder, rows, varied, metrics.extra_quantities))
 
 
-def measured_by(
-    metrics: GenerativeMetrics, opened: DiffusionRun, chosen: DictConfig
-) -> dict[str, object]:
+def measured_by(metrics: GenerativeMetrics, opened: DiffusionRun) -> dict[str, object]:
     """The facts by which rows with other figures are told apart, as those that lack accuracy."""
     classifier = metrics.observer.classifier
     measured: dict[str, object] = {
         "protocol": metrics.protocol_of(opened.datamodule)["fingerprint"],
         "classifier": classifier.fingerprint if classifier else None,
-        "extra": [each.name for each in metrics.extra_quantities],
+        "extra": [each.identity() for each in metrics.extra_metrics],
     }
-    if asked := {key: chosen[key] for key in ADDING if chosen.get(key)}:
+    values = {key: getattr(metrics, key) for key in CHANGING}
+    if asked := {key: v for key, v in values.items() if v != getattr(type(metrics), key)}:
         measured["asked"] = asked
     return measured
 

@@ -15,7 +15,7 @@ from diffusion_lab.common.files import write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
-from diffusion_lab.data import Split
+from diffusion_lab.data import ImageData, Split
 from diffusion_lab.data.loader import LabelledRows
 from diffusion_lab.families.diffusion.module import LEVELS, losses_by_level
 from diffusion_lab.families.diffusion.run import DiffusionRun, open_diffusion_run
@@ -53,10 +53,8 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
-    training, test = data.train_images(), data.test_images()
-    sides = equal_sides(*map(data.classes_of, (data.train_labels(), data.test_labels())))
-    if len(sides[0]) < 2:
-        raise UserError("memorisation needs 2 training and 2 test images of the same classes")
+    training, (fresh, sides) = data.train_images(), compared(data)
+    test = data.test_images()[fresh]
     levels = copy_controls.levels_at(pipeline.schedule, cfg.positive_at or ())
     step = (cfg.step or checkpoints.step_of(cfg.run)) if chosen else None
     control = copy_controls.ControlRun.open(cfg, opened, step) if cfg.control else None
@@ -77,9 +75,10 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     result: dict[str, Any] = {
         "training_images": len(training),
         "test_images": len(test),
+        "test_images_left_out": len(data.test_images()) - len(test),
         "num_samples": cfg.num_samples,
         "sampling": sampling_of(cfg),
-        "protocol": protocol_of(metrics, cfg.num_samples, test, opened.mirrored),
+        "protocol": protocol_of(metrics, cfg.num_samples, data, opened.mirrored),
         **opened.weights,
         "neighbours": {name: space.results() for name, space in neighbours.items()},
         "fid": fid_gap(features, beside_them[sides[1]], known[sides[0]]),
@@ -92,6 +91,22 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     on_rank_zero(lambda: plots.losses_by_level(result["loss_by_level"], folder / "losses.png"))
     show(result, folder)
     return result
+
+
+def compared(data: ImageData) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The places of the test images that are no training images, and `equal_sides` with those.
+
+    Training images among them would put the limit of a copy at a distance of 0.
+    """
+    fresh = copy_controls.not_among(data.train_images(), data.test_images())
+    if left := int((~fresh).sum()):
+        say(f"{left} of {len(fresh)} test images are training images, too, and are left out")
+    places = fresh.nonzero().flatten()
+    labels = data.train_labels(), data.test_labels()[places]
+    sides = equal_sides(*map(data.classes_of, labels))
+    if len(sides[0]) < 2:
+        raise UserError("memorisation needs 2 training and 2 test images of the same classes")
+    return places, sides
 
 
 def folder_of(cfg: DictConfig) -> Path:
@@ -124,7 +139,7 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
 
 
 def protocol_of(
-    metrics: GenerativeMetrics, num_samples: int, test: Tensor, mirrored: bool
+    metrics: GenerativeMetrics, num_samples: int, data: ImageData, mirrored: bool
 ) -> Protocol:
     """Everything but the training images that decides how copies are counted; not the controls."""
     return with_fingerprint(
@@ -132,7 +147,7 @@ def protocol_of(
             "extractor": metrics.extractor.name,
             "extractor_fingerprint": metrics.extractor.fingerprint,
             "num_samples": num_samples,
-            "test": hashing.of_tensors([test]),
+            "test": hashing.of_tensors([data.test_images()]),
             "mirrored": mirrored,
         }
     )

@@ -222,9 +222,11 @@ def build_pipeline(
     """Builds the sampling call; `weak` and `classifier` are those of `cfg.guidance`."""
     require_diffusion(cfg)
     sampler, guidance = instantiate(cfg, "sampler"), instantiate(cfg, "guidance")
+    asked = model.denoiser if guidance.uses_strong or weak is None else weak
     rules.check(
         sampler=sampler,
         guidance=guidance,
+        asked=asked,
         schedule=model.schedule,
         loss=model.loss,
         first_stage=model.first_stage,

@@ -105,7 +105,9 @@ TABLE: Rules = {
     ),
     "sampler.variance=learned needs a model trained with objective/loss/variance=hybrid; use "
     "sampler.variance=fixed_small with this model": (
-        lambda sampler, loss: getattr(sampler, "variance", None) == "learned" and not loss.variance
+        lambda sampler, asked: (
+            getattr(sampler, "variance", None) == "learned" and not asked.learned_variance
+        )
     ),
     "guidance=cfg_plus_plus takes x0 from one estimate and the noise from another, which only "
     "samplers of one jump per step can; use sampler=ddim, euler, ddpm, euler_ancestral or "

@@ -19,7 +19,11 @@ ENLARGED = 2  # default factor by which a PNG is enlarged
 MOST_ROWS, MOST_IMAGES = 100, 1000
 
 
-class NotFinite(UserError):
+class NotDrawn(UserError):
+    """The error for samples that cannot be drawn, in spite of settings that are allowed."""
+
+
+class NotFinite(NotDrawn):
     """The error for samples that are infinite or not a number, which as pixels would be black."""
 
     diverged = True

@@ -125,9 +125,10 @@ def failing_together(kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kind as error:
-        failure = str(error)
+        failure = type(error), str(error)
     if first := next(filter(None, of_all_ranks(failure)), None):
-        raise kind(first)
+        same, message = first
+        raise same(message)
 
 
 def another_ended(error: BaseException) -> bool:

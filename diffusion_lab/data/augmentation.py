@@ -146,6 +146,16 @@ def augment(augmentation: Augmentation | None, images: Tensor) -> tuple[Tensor, 
     return to_uint8(images), labels  # uint8 as the data, so that any first stage can take them
 
 
+def mirrors(augmentation: object) -> bool:
+    """Whether an augmentation, or one of those that it composes, mirrors images left to right."""
+    flips = type(augmentation).__name__ == "RandomHorizontalFlip"  # torchvision has two of them
+    return (
+        flips
+        or bool(getattr(augmentation, "flip_x", False))
+        or any(map(mirrors, getattr(augmentation, "transforms", ())))
+    )
+
+
 def check_augmentation(augmentation: Augmentation | None, shape: tuple[int, int, int]) -> None:
     """Raises UserError if a module does not map images of `shape` to uint8 images of that shape."""
     if augmentation is None or isinstance(augmentation, NonLeaky):

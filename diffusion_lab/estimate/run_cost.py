@@ -395,5 +395,6 @@ def duration_of(cfg: DictConfig, task: DiffusionTask, cost: RunCost, validated: 
         return Duration(steps, steps * step, validations * validated * call, sampling)
 
     whole = lasting(cfg.trainer.max_steps)
-    counting = whole.training + whole.validation  # metrics and grids stop the clock
+    during = (whole.sampling or 0.0) - (lasting(1).sampling or 0.0)  # all but the last metrics
+    counting = whole.training + whole.validation + during
     return lasting(steps_in_time(cfg.trainer.max_time, whole.steps, counting))

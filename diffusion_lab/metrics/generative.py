@@ -1,6 +1,6 @@
 """Compares generated images with training images, and test images too, as reference values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self
 
@@ -9,6 +9,7 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.randomness import random_places
 from diffusion_lab.common.ranges import PATH, Flag, optional, settings, whole
 from diffusion_lab.compute.distributed import cached, on_rank_zero
@@ -21,7 +22,14 @@ from diffusion_lab.metrics.likelihood_divergence import FLD
 from diffusion_lab.metrics.metric import FromTorchmetrics, Metric, Values
 from diffusion_lab.metrics.neighbours import Coverage
 from diffusion_lab.metrics.observer import ImageSet, Observed, Observer, place_in_class, short_count
-from diffusion_lab.metrics.quantity import ON_REQUEST, REAL, Protocol, Quantity, with_fingerprint
+from diffusion_lab.metrics.quantity import (
+    ON_REQUEST,
+    REAL,
+    Protocol,
+    Quantity,
+    quantity_of,
+    with_fingerprint,
+)
 from diffusion_lab.metrics.reference import REFERENCE, reference_of
 
 REFERENCE_SEED = 0  # the seed in `random_places`
@@ -67,6 +75,7 @@ class GenerativeMetrics:
             each if isinstance(each, Metric) else FromTorchmetrics(name, each)
             for name, each in (self.extra or {}).items()
         ]
+        require_new_names(self.extra_quantities)
         of_images = any(isinstance(each, FromTorchmetrics) for each in self.extra_metrics)
         keep = of_images or self.real_or_drawn
         self.observer = Observer(self.extractor, reader, self.patch, keep)
@@ -224,6 +233,19 @@ class PreparedMetrics:
             self.test.matching(images.required_labels), self.reference, REAL, by_class=True
         )
         return values | results(images, self.reference, by_class=True) | beside
+
+
+def require_new_names(extra: Sequence[Quantity]) -> None:
+    """Raises UserError for a metric of `extra` whose values would take the place of another's."""
+    names = [each.name for each in extra]
+    for name in names:
+        if quantity_of(name) or name.endswith((REAL, "_std")):
+            raise UserError(
+                f"metrics.extra.{name} would take the place of another metric's result; give it "
+                "another name, such as metrics.extra.mine"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"metrics.extra has two metrics named {name}; write one of them")
 
 
 def real_values(

@@ -1,12 +1,14 @@
 """Copies are found, fresh samples are not suspected, and the command reports both."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.refusals import refused
 from PIL import Image
 
-from diffusion_lab.analysis.memorization import fid_gap
+from diffusion_lab.analysis.memorization import compared, fid_gap
 from diffusion_lab.data.images import subset
 from diffusion_lab.metrics.neighbours import Neighbours, equal_sides
 from diffusion_lab.runs import checkpoints
@@ -127,6 +129,23 @@ def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_im
         values = torch.tensor(values, dtype=torch.float64)
         error = values.std() / seeds**0.5
         assert (values.mean() - expected).abs() < 2.5 * error
+
+
+def test_test_images_that_are_training_images_say_nothing_of_chance():
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1)
+    data = SimpleNamespace(
+        train_images=lambda: images[:8],
+        test_images=lambda: images[[3, 9, 11, 0]],
+        train_labels=lambda: torch.zeros(8, dtype=int),
+        test_labels=lambda: torch.zeros(4, dtype=int),
+        classes_of=lambda labels: labels,
+    )
+    places, sides = compared(data)
+    assert places.tolist() == [1, 2]
+    assert len(sides[0]) == len(sides[1]) == 2
+    data.test_images = lambda: images[[3, 9, 0, 0]]
+    with refused("2 training and 2 test images"):
+        compared(data)
 
 
 @pytest.mark.long

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.tiny_runs import ALONE, TINY, summary_of, tiny_classifier, tiny_first_stage
 
+from diffusion_lab import load
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.metrics.extractor.classifier import SmallClassifier, save_classifier
 
@@ -67,6 +69,8 @@ def test_a_run_is_evaluated_with_the_guidance_of_a_classifier_while_it_trains(la
     lab.done("train", *TINY, *CLASSIFIER, *judged, "logger=none", "run_dir=run")
     summary = summary_of(tmp_path / "run")
     assert any(name.startswith("accuracy/") for name in summary["metrics"])
+    images = drawn(lab, "precision=32-true")["images"]
+    assert np.array_equal(load("run").sample(8).permute(0, 2, 3, 1).numpy(), images)
 
 
 def test_a_classifier_of_other_classes_is_refused(refusal, tmp_path):

@@ -97,6 +97,21 @@ def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     rows = lab.result(*asked, "sampler=euler,heun")["rows"]
     assert len(read_rows(next(run_folder.glob("sweeps/*/results.jsonl")))) == 2
     assert {row["sampler"]: row["fid"] for row in rows}["heun"] == row["fid"]
+    # another setting of the metrics does not
+    (other,) = lab.result(*asked, "sampler=heun", "metrics.half_splits=0")["rows"]
+    assert "fid_infinity" not in other
+
+
+@pytest.mark.slow
+def test_a_tolerance_that_is_not_met_ends_neither_a_training_nor_a_sweep(lab, run_folder):
+    few = ["sampler=runge_kutta", "sampler.steps=2", "sampler.tolerance=1e-9"]
+    lab.done("train", *TINY, *few, "run_dir=few")
+    summary = json.loads(Path("few/summary.json").read_text())
+    assert summary["finished"]
+    assert not any(name.startswith("fid") for name in summary)
+    asked = ["sampler=runge_kutta", "sampler.tolerance=0.5", "steps=2,200", "batch_size=16"]
+    (row,) = lab.result("sample-sweep", "run=run", *asked)["rows"]
+    assert row["steps"] == "200"
 
 
 @pytest.mark.slow

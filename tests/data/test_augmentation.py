@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from diffusion_lab.backbone.conditioning import ClassLabel, Unconditional
 from diffusion_lab.common.labels import Classes
-from diffusion_lab.data.augmentation import NonLeaky, augment, check_augmentation
+from diffusion_lab.data.augmentation import NonLeaky, augment, check_augmentation, mirrors
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.diffusion.objective import Flow, LogitNormal, Objective
@@ -368,6 +368,13 @@ def test_a_transform_of_torchvision_changes_each_image_by_itself_and_is_not_told
     mirrored = (flipped == images.flip(3)).all(dim=(1, 2, 3))
     assert ((flipped == images).all(dim=(1, 2, 3)) ^ mirrored).all()
     assert 10 < mirrored.sum() < 40
+
+
+def test_augmentations_that_mirror_are_known():
+    edm = NonLeaky(0.1, flip_x=True, flip_y=False, scale=0, rotation=0, anisotropy=0, translation=0)
+    flip, turn = v2.RandomHorizontalFlip(), v2.RandomRotation(10)
+    assert all(map(mirrors, (edm, flip, v2.Compose([turn, v2.RandomApply([flip])]))))
+    assert not any(map(mirrors, (None, turn, v2.RandomVerticalFlip(), v2.Compose([turn]))))
 
 
 def test_a_transform_that_changes_the_kind_of_image_is_refused():

@@ -97,6 +97,13 @@ def test_parquet_texts_and_numbers(tmp_path):
     with refused("has cat", "classes are dog", by=DataError):
         data_of(HuggingFace, path, test_split="train", classes=["dog"]).prepare_data()
 
+    kind = hub.ClassLabel(names=["cat", "dog"])
+    for place, classes in enumerate((["dog", "cat"], ["cats", "dogs"])):  # in order, or renamed
+        rows = split(6, [1, 0], kind)
+        data = data_in(tmp_path / f"kinds{place}", rows, test_split="train", classes=classes)
+        called = [data.class_names[label] for label in data.train_labels()]
+        assert called == [["dog", "cat"], ["dogs", "cats"]][place] * 3
+
     numbers = split(6, [1, 0], hub.Value("int64"))
     data = data_in(tmp_path / "numbers", numbers, test_split="train", channels=3)
     assert (data.class_names, data.native_shape) == (("0", "1"), (3, 4, 4))
@@ -117,7 +124,8 @@ def test_labels_can_be_left_out(saved):
         ({"image_column": "img"}, ["image_column=img", "image, label"]),
         ({"label_column": "fine"}, ["label_column=fine", "null"]),
         ({"image_column": "label"}, ["image_column=label"]),
-        ({"classes": ["a"]}, ["label 2", "1 classes"]),
+        ({"classes": ["a"]}, ["has b, c", "classes are a"]),
+        ({"classes": ["x"]}, ["label 2", "1 classes"]),
     ],
 )
 def test_what_is_not_in_the_data_is_one_sentence(saved, settings, named):

@@ -14,7 +14,8 @@ from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.estimate import checks_of_resources as checks
 from diffusion_lab.estimate.doctor import diagnose
-from diffusion_lab.estimate.run_cost import Duration, activations
+from diffusion_lab.estimate.run_cost import Duration, activations, duration_of
+from diffusion_lab.training.callbacks.periodic import times
 
 
 def with_blanks(images, labels):
@@ -378,6 +379,20 @@ def test_points_that_fall_together_are_no_copies():
     points = data_of(TwoMoons)
     for check in (checks.blank_images, checks.duplicates, checks.overlap):
         assert list(check(points)) == []
+
+
+def test_what_is_measured_during_training_counts_in_its_time_limit():
+    trainer = SimpleNamespace(max_steps=1000, max_time="100s")
+    cfg = SimpleNamespace(trainer=trainer, validate_every_n_steps=None)
+    cost = SimpleNamespace(step=1.0, call=1.0, calls=1)
+    for every, images in ((None, 10), (10, 10), (10, 0)):
+        task = SimpleNamespace(
+            measured_images=lambda steps, n=images, every=every: n * times(steps, every),
+            grid_images=lambda steps: 0,
+        )
+        lasting = duration_of(cfg, task, cost, 0)
+        # 10 s of samples after each 10 s of training
+        assert lasting.steps == pytest.approx(50 if every and images else 100, abs=1)
 
 
 def test_an_evaluation_longer_than_the_training_is_said():

@@ -11,7 +11,9 @@ import yaml
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import TINY
+from PIL import Image
 
+import diffusion_lab
 from diffusion_lab.first_stage import HubVAE, trained
 
 diffusers = pytest.importorskip("diffusers")
@@ -156,6 +158,21 @@ def test_a_run_keeps_a_copy(lab, refusal, tmp_path):
         ["sample", "run=mine", "num_samples=4"],
     ):
         lab.done(*command)
+    # another run in the same latents may be guided by it, and reopens with its guidance
+    guided = [
+        *TINY,
+        "backbone.patch=2",
+        "first_stage=hub_vae",
+        "first_stage.path=moved/first_stage",
+    ]
+    guided += [*quick[:2], "guidance=autoguidance", "guidance.weak_run=moved", "run_dir=guided"]
+    assert "first_stage.scale" in refusal("train", *guided, "first_stage.scale=measured")
+    lab.done("train", *guided, f"first_stage.scale={kept['scale']}")
+    lab.done("sample", "run=guided", "num_samples=2", "save=png", "precision=32-true")
+    (picture,) = (tmp_path / "guided/samples").glob("*/*0.png")
+    image = diffusion_lab.load("guided").sample(2)[0].permute(1, 2, 0).contiguous().numpy()
+    with Image.open(picture) as saved:
+        assert saved.tobytes() == bytes(image)
 
     copy, named = tmp_path / "moved/first_stage", ["moved/first_stage", kept["sha256"][:12]]
     settings = json.loads((copy / "config.json").read_text())

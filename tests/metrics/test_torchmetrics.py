@@ -264,3 +264,11 @@ def test_batches_that_are_passed_forward_are_all_kept_in_order(tmp_path):
 def test_a_metric_of_pairs_of_images_is_refused(tmp_path):
     with refused("metrics.extra.ssim", "preds", "target", by=UserError):
         prepared(tmp_path, extra={"ssim": StructuralSimilarityIndexMeasure()})
+
+
+@pytest.mark.parametrize("name", ["fid", "kid_std", "rfid", "fid_class3", "mine_real"])
+def test_a_metric_named_as_another_result_is_refused(tmp_path, name):
+    with refused(f"metrics.extra.{name}", by=UserError):
+        prepared(tmp_path, extra={name: Brightness()})
+    with refused("metrics.extra", "fid", by=UserError):  # ours bring their names
+        prepared(tmp_path, extra={"mine": FID()})

@@ -17,7 +17,6 @@ from diffusion_lab.diffusion.estimate import DenoiseFn, Estimate
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.noise import NoiseLevel, add_noise, broadcast
 from diffusion_lab.diffusion.sampler import Sampler
-from diffusion_lab.diffusion.sampler.runge_kutta import ToleranceError
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
@@ -61,9 +60,8 @@ class Pipeline(Generator):
         noise = SampleNoise(seed, ids, self.device)
         denoise = self.bound(labels)
         start = noise(self.denoiser.image_shape)
-        return self._decoded(
-            lambda: self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
-        )
+        x = self.sampler(denoise, start, self.schedule, noise.randn_like, on_step)
+        return self.first_stage.decode(require_finite(x))
 
     @torch.inference_mode()
     def renew(
@@ -78,9 +76,8 @@ class Pipeline(Generator):
         x0 = self.first_stage.encode(images.to(self.device))
         denoise = self.bound(labels if self.conditional else None)
         x = add_noise(x0, noise(x0.shape[1:]), level)
-        return self._decoded(
-            lambda: self.sampler.finish(denoise, x, level, self.schedule, noise.randn_like)
-        )
+        x = self.sampler.finish(denoise, x, level, self.schedule, noise.randn_like)
+        return self.first_stage.decode(require_finite(x))
 
     @torch.inference_mode()
     def pairs(
@@ -133,14 +130,6 @@ class Pipeline(Generator):
         weak = None if self.weak is None else self.weak.to(self.device)
         classify = self.classifier.log_probability if self.classifier else None
         return self.constrain(self.guidance.bind(self.denoiser, labels, weak, classify))
-
-    def _decoded(self, walk: Callable[[], Tensor]) -> Tensor:
-        """The images, uint8 (B, C, H, W), at the end of a sampler's walk."""
-        try:
-            x = walk()
-        except ToleranceError as error:  # known only while sampling
-            raise UserError(str(error)) from error
-        return self.first_stage.decode(require_finite(x))
 
 
 def with_steps(sampler: Sampler, steps: int) -> Sampler:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from diffusion_lab.common.images import NotFinite
+from diffusion_lab.common.images import NotDrawn
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import progress_bar
 from diffusion_lab.compute.distributed import (
@@ -76,11 +76,11 @@ def draw(
 ) -> Iterator[Tensor]:
     """Yields samples `ids` in batches, uint8 (b, C, H, W), with a progress bar over all steps.
 
-    All ranks must call it; raises NotFinite on all of them for samples that are not finite.
+    All ranks must call it; raises NotDrawn on all of them for samples that cannot be drawn.
     """
     starts = range(0, len(ids), batch_size)
     bar = progress_bar(description, len(starts) * pipeline.steps)
-    with failing_together(NotFinite), bar as advance:
+    with failing_together(NotDrawn), bar as advance:
         for start in starts:
             chosen = slice(start, start + batch_size)
             wanted = None if labels is None else labels[chosen]

@@ -72,6 +72,10 @@ class HuggingFace(FileSource):
             return (), [0] * len(rows)
         where = f"the column {self.label_column} of {self.path}"
         labels = list(rows[self.label_column])
+        names = getattr(rows.features[self.label_column], "names", ())  # of a ClassLabel column
+        if names and classes and not set(names).isdisjoint(classes):  # in another order, maybe
+            known = dict(enumerate(names))
+            labels = [known.get(label, str(label)) for label in labels]
         if not self.label_size and all(isinstance(label, str) for label in labels):
             classes = tuple(sorted(set(labels))) if classes is None else classes
             if strange := sorted(set(labels) - set(classes)):
@@ -81,9 +85,8 @@ class HuggingFace(FileSource):
                 )
             places = {name: place for place, name in enumerate(classes)}
             return classes, [places[label] for label in labels]
-        if classes is None:  # a ClassLabel column has its names
-            names = getattr(rows.features[self.label_column], "names", None)
-            classes = None if names is None else tuple(names)
+        if classes is None and names:
+            classes = tuple(names)
         named = {str(index): label for index, label in enumerate(labels)}
         return labelled(named, classes, self.label_size, where)
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from diffusion_lab.common.images import NotDrawn
 from diffusion_lab.common.ranges import Positive, settings, whole
 from diffusion_lab.diffusion.estimate import DenoiseFn
 from diffusion_lab.diffusion.noise import NoiseLevel, broadcast, jump, noise_of
@@ -32,7 +33,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 SMALLEST_RATIO = 1e-3  # sigma / alpha that stands for clean data: a 16th of a grey level
 
 
-class ToleranceError(ValueError):
+class ToleranceError(NotDrawn):
     """A tolerance was not met in the allowed number of steps."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from diffusion_lab.assembly.model import Model
@@ -15,6 +15,7 @@ from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.estimate import Given
+from diffusion_lab.families.diffusion.run import load_classifier, load_weak
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.pretrained import local
 from diffusion_lab.runs.search import run_at
@@ -98,7 +99,11 @@ class DiffusionModel(nn.Module):
         if guidance is not None:
             cfg.guidance = configured("guidance=classifier_free").guidance
             cfg.guidance.scale = guidance
-        pipeline = build_pipeline(cfg, self.parts, self.kind)
+        weak = load_weak(cfg.guidance.get("weak_run"), cfg, self.parts)
+        classifier = (
+            load_classifier(cfg, build_images(cfg)) if "classifier" in cfg.guidance else None
+        )
+        pipeline = build_pipeline(cfg, self.parts, self.kind, weak, classifier)
         chosen = None if labels is None else self.chosen(labels, count)
         training = self.denoiser.training
         self.denoiser.eval()
@@ -126,7 +131,8 @@ def build(
     """Builds the model that `diffusion-lab train` would train with these overrides.
 
     It is for images of `image_shape` (C, H, W), with `num_classes` classes; with none it is
-    unconditional. Raises UserError with the sentence that the command line would print.
+    unconditional. Raises UserError with the sentence that the command line would print, and for
+    what only `diffusion-lab train` sets up, such as a teacher.
 
         build("backbone=dit", "backbone.width=64", image_shape=(1, 28, 28), num_classes=10)
     """
@@ -134,6 +140,13 @@ def build(
         raise UserError(f"image_shape={image_shape} must be (channels, height, width)")
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
     cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
+    for key in ("objective.teacher", "alignment", "init_from"):
+        if OmegaConf.select(cfg, key):
+            raise UserError(
+                f"{key} is set up by `diffusion-lab train`, not by build, which would leave it out"
+            )
+    if cfg.first_stage.get("scale") == "measured":
+        raise UserError("first_stage.scale=measured needs training images; give build a number")
     return DiffusionModel(cfg, build_model(cfg, image_shape, labels), labels)
 
 

@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import Drawable, untrained_jumps
-from diffusion_lab.assembly.objects import build_drawable, build_images, build_pipeline
+from diffusion_lab.assembly.objects import build_drawable, build_pipeline
 from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.common import hashing
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.data import ImageData
+from diffusion_lab.data.augmentation import mirrors
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.first_stage import FirstStage
 from diffusion_lab.metrics.extractor import Classifier
@@ -20,7 +22,6 @@ from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.opened import NetworkRun, load_diffusion_config
 from diffusion_lab.runs.weights import WeightsChoice, load_weights
 
-PLACES = ("run", "path", "cache", "cache_dir")  # settings of a group that only say where files are
 JUDGES = ("metrics.classifier", "metrics.extractor.path")  # keys of classifiers that metrics use
 
 
@@ -43,7 +44,7 @@ class DiffusionRun(NetworkRun):
     @property
     def mirrored(self) -> bool:
         """Whether the model was trained on mirror images of its data, too."""
-        return bool(self.datamodule.flip or getattr(self.model.augmentation, "flip_x", False))
+        return self.datamodule.flip or mirrors(self.model.augmentation)
 
     def pipeline(self, cfg: DictConfig) -> Pipeline:
         folder = cfg.guidance.weak_run
@@ -87,42 +88,53 @@ def load(
 def load_weak(folder: str | None, saved: DictConfig, model: Drawable) -> Denoiser | None:
     """Loads the denoiser of `guidance.weak_run`, if any, for the `model` of the run `saved`.
 
-    Raises UserError if the weak run was trained on other data, labels or noise levels.
+    Raises UserError if the weak run was trained on other images, labels or noise levels.
     """
     if folder is None:
         return None
-    other = load_config(folder)
+    name, other = f"guidance.weak_run={folder}", load_config(folder)
     if other.get("schedule") is None:
         raise UserError(
-            f"guidance.weak_run={folder} is no diffusion model; give the run of one that differs "
-            "only in size or training time"
+            f"{name} is no diffusion model; give the run of one that differs only in size or "
+            "training time"
         )
-    for part in ("schedule", "first_stage", "conditioning"):
-        theirs, ours = (
-            {key: value for key, value in each[part].items() if key not in PLACES}
-            for each in (other, saved)
-        )
-        if theirs != ours:
-            raise UserError(
-                f"guidance.weak_run={folder} was trained with another {part}; give a run that "
-                "differs only in size or training time"
-            )
-    data, weak = load(folder, other)
+    if other.schedule != saved.schedule:
+        raise UserError(f"{name} was trained with another schedule; give a run with the same one")
+    _, weak = load(folder, other)
+    require_same_space(name, weak, model)
     asked = [(each.loss.two_levels, each.loss.of_samples) for each in (weak, model)]
     if asked[0] != asked[1]:
         raise UserError(
-            f"guidance.weak_run={folder} was trained with another objective/loss, so the two "
-            "networks answer different questions; give a run that differs only in size or training "
-            "time"
-        )
-    own = build_images(saved)
-    if (data.image_shape, data.num_classes) != (own.image_shape, own.num_classes):
-        raise UserError(
-            f"guidance.weak_run={folder} was trained on images of shape {data.image_shape} in "
-            f"{data.num_classes} classes, but this run on {own.image_shape} in "
-            f"{own.num_classes}; give a run on the same data"
+            f"{name} was trained with another objective/loss, so the two networks answer "
+            "different questions; give a run that differs only in size or training time"
         )
     return weak.denoiser.requires_grad_(False)
+
+
+def require_same_space(name: str, other: Drawable, model: Drawable) -> None:
+    """Raises UserError, about the run `name`, unless two models draw images in one space."""
+    for part, theirs, ours in zip(SPACE, space_of(other), space_of(model), strict=True):
+        if theirs != ours:
+            raise UserError(
+                f"{name} was trained with another {part} than this run; give a run with the same "
+                "one, or write here what its config.yaml has"
+            )
+
+
+SPACE = ("size of images", "conditioning", "first_stage", "first_stage.scale or shift")
+
+
+def space_of(model: Drawable) -> tuple:
+    """The facts, by SPACE, that a model shares with those that are asked beside it."""
+    heard, stage = model.denoiser.conditioning, model.first_stage
+    labels = (heard.labels.shape, heard.labels.classes, getattr(heard, "sizes", None))
+    scaling = [torch.as_tensor(getattr(stage, name, 0.0)).flatten() for name in ("scale", "shift")]
+    return (
+        stage.image_shape,
+        (type(heard).__name__, *labels),
+        (type(stage).__name__, getattr(stage, "sha256", None)),
+        [each.tolist() for each in scaling],
+    )
 
 
 def load_classifier(cfg: DictConfig, datamodule: ImageData) -> Classifier | None:

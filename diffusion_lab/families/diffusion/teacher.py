@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.costs import ImageFacts, counted, sampling_calls
-from diffusion_lab.assembly.model import Drawable, Model
+from diffusion_lab.assembly.model import Model
 from diffusion_lab.assembly.objects import build_pipeline
 from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.assembly.pipeline.diffusion import PAIRS
@@ -18,7 +18,7 @@ from diffusion_lab.data import EncodedImages, ImageData, PairBatch
 from diffusion_lab.diffusion.guidance import Guidance
 from diffusion_lab.diffusion.objective import TeacherModel, TeacherPairs
 from diffusion_lab.families.diffusion.initial_weights import starts_anew
-from diffusion_lab.families.diffusion.run import load, load_weak
+from diffusion_lab.families.diffusion.run import load, load_weak, require_same_space
 from diffusion_lab.runs.current import sha256_of
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.summary import load_summary
@@ -62,7 +62,7 @@ class Teacher:
                 "samples with another guidance"
             )
         own, model = load(settings.run, theirs)
-        check_same(name, (own, data), (model, student))
+        require_same_space(name, model, student)
         same_levels = theirs.schedule == cfg.schedule
         rules.check(teacher=settings, its_loss=model.loss, same_levels=same_levels)
         set_as_asked(theirs, settings)
@@ -141,23 +141,3 @@ def set_as_asked(theirs: DictConfig, settings: TeacherPairs | TeacherModel) -> N
 def heun_calls(guidance: Guidance) -> int:
     """The calls of a teacher for an image: Heun's two, each perhaps with labels and without."""
     return 4 if guidance.uses_strong and guidance.uses_weak else 2
-
-
-def check_same(
-    name: str, data: tuple[ImageData, ImageData], models: tuple[Drawable, Model]
-) -> None:
-    """Raises UserError unless a teacher and its student, in this order, draw in one space."""
-    shapes, classes = [each.image_shape for each in data], [each.num_classes for each in data]
-    if shapes[0] != shapes[1] or classes[0] != classes[1]:
-        raise UserError(
-            f"{name} was trained on images of shape {shapes[0]} in {classes[0]} classes, but this "
-            f"run has {shapes[1]} in {classes[1]}; give a run on the same data"
-        )
-    heard = [each.denoiser.conditioning for each in models]
-    conditionings = [(type(each), each.labels.shape) for each in heard]
-    spaces = [
-        (type(each), getattr(each, "sha256", None)) for each in (m.first_stage for m in models)
-    ]
-    for part, pair in (("conditioning", conditionings), ("first_stage", spaces)):
-        if pair[0] != pair[1]:
-            raise UserError(f"{name} was trained with another {part}; give a run with the same one")

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion_lab.assembly.pipeline import Generator, Pipeline, draw_rows, with_steps
 from diffusion_lab.assembly.pipeline.evaluation import Evaluated, EvaluationStopped, evaluate
 from diffusion_lab.common.images import (
-    NotFinite,
+    NotDrawn,
     as_pil,
     require_finite,
     save_png,
@@ -43,10 +43,10 @@ KEPT = ("fid", "kid")  # metrics of reconstructions; others, as coverage, are of
 
 @contextmanager
 def going_on_without(what: str) -> Iterator[None]:
-    """Says why there is no such picture or metric, and lets training continue, on NotFinite."""
+    """Says why there is no such picture or metric, and lets training continue, on NotDrawn."""
     try:
         yield
-    except NotFinite as error:
+    except NotDrawn as error:
         say(f"No {what}: {error}")
 
 
@@ -149,7 +149,7 @@ def reconstruction_metrics(
     chosen, observe = prepared.metrics.test_ids(data), prepared.metrics.observer
     ids = shard(len(chosen), *rank_and_world())
     batches = data.padded(data.test_images()[chosen[ids]]).split(batch_size)
-    with failing_together(NotFinite):
+    with failing_together(NotDrawn):
         observed = [
             observe(data.to_native(reconstruct(autoencoder, images)))
             for images in track(batches, "Reconstructing test images")
