@@ -158,7 +158,7 @@ def sweep(
     # saved rows hold results only: another sweep may choose a setting by other overrides
     rows = [setting.chosen | kept[setting.key] for setting in settings if setting.key in kept]
     if not rows:
-        raise UserError("no setting of the sweep draws finite samples, so nothing is measured")
+        raise UserError("no setting of the sweep could be drawn, so nothing is measured")
     return on_rank_zero(lambda: written(folder, rows, varied, metrics.extra_quantities))
 
 
@@ -237,9 +237,9 @@ def measure(
     values = {name.split("/")[0]: value for name, value in results.items()}
     classifier = prepared.metrics.observer.classifier
     return {
+        **values,
         "key": setting.key,
         "calls": round(sum(of_all_ranks(sum(asked))) / prepared.metrics.num_samples, 2),
-        **values,
         "protocol": next(iter(results)).partition("/")[2],
         "classifier": classifier.name if classifier else None,
         "sampling": setting.sampling,

@@ -53,7 +53,7 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     if cfg.seed is None:
         cfg.seed = sampling_seed(opened.saved)
     pipeline, metrics, data = opened.pipeline(cfg), opened.metrics(cfg), opened.datamodule
-    training, (fresh, sides) = data.train_images(), compared(data)
+    training, (fresh, sides) = data.train_images(), compared(data, opened.mirrored)
     test = data.test_images()[fresh]
     levels = copy_controls.levels_at(pipeline.schedule, cfg.positive_at or ())
     step = (cfg.step or checkpoints.step_of(cfg.run)) if chosen else None
@@ -93,14 +93,17 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     return result
 
 
-def compared(data: ImageData) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def compared(data: ImageData, mirrored: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The places of the test images that are no training images, and `equal_sides` with those.
 
     Training images among them would put the limit of a copy at a distance of 0.
     """
-    fresh = copy_controls.not_among(data.train_images(), data.test_images())
+    known, test = data.train_images(), data.test_images()
+    if mirrored:
+        known = torch.cat([known, known.flip(-1)])
+    fresh = copy_controls.not_among(known, test)
     if left := int((~fresh).sum()):
-        say(f"{left} of {len(fresh)} test images are training images, too, and are left out")
+        say(f"{left} of {len(test)} test images are training images, too, and are left out")
     places = fresh.nonzero().flatten()
     labels = data.train_labels(), data.test_labels()[places]
     sides = equal_sides(*map(data.classes_of, labels))

@@ -148,12 +148,11 @@ def augment(augmentation: Augmentation | None, images: Tensor) -> tuple[Tensor, 
 
 def mirrors(augmentation: object) -> bool:
     """Whether an augmentation, or one of those that it composes, mirrors images left to right."""
-    flips = type(augmentation).__name__ == "RandomHorizontalFlip"  # torchvision has two of them
-    return (
-        flips
-        or bool(getattr(augmentation, "flip_x", False))
-        or any(map(mirrors, getattr(augmentation, "transforms", ())))
-    )
+    kinds = {kind.__name__ for kind in type(augmentation).mro()}
+    if "RandomHorizontalFlip" in kinds or getattr(augmentation, "flip_x", False):
+        return True  # torchvision has two of that name
+    parts = augmentation.children() if isinstance(augmentation, nn.Module) else ()
+    return any(map(mirrors, (*getattr(augmentation, "transforms", ()), *parts)))
 
 
 def check_augmentation(augmentation: Augmentation | None, shape: tuple[int, int, int]) -> None:

@@ -241,8 +241,8 @@ def require_new_names(extra: Sequence[Quantity]) -> None:
     for name in names:
         if quantity_of(name) or name.endswith((REAL, "_std")):
             raise UserError(
-                f"metrics.extra.{name} would take the place of another metric's result; give it "
-                "another name, such as metrics.extra.mine"
+                f"metrics.extra: {name} is the name of another metric's result, or is read as one; "
+                "give the metric a name of its own"
             )
         if names.count(name) > 1:
             raise UserError(f"metrics.extra has two metrics named {name}; write one of them")

@@ -140,12 +140,16 @@ def test_test_images_that_are_training_images_say_nothing_of_chance():
         test_labels=lambda: torch.zeros(4, dtype=int),
         classes_of=lambda labels: labels,
     )
-    places, sides = compared(data)
+    places, sides = compared(data, mirrored=False)
     assert places.tolist() == [1, 2]
     assert len(sides[0]) == len(sides[1]) == 2
     data.test_images = lambda: images[[3, 9, 0, 0]]
     with refused("2 training and 2 test images"):
-        compared(data)
+        compared(data, mirrored=False)
+    half = torch.arange(16, dtype=torch.uint8).view(4, 1, 1, 4)
+    data.train_images, data.test_images = lambda: half[:2], lambda: half[[2, 3, 0, 1]].flip(-1)
+    data.train_labels = lambda: torch.zeros(2, dtype=int)
+    assert [len(compared(data, each)[0]) for each in (False, True)] == [4, 2]
 
 
 @pytest.mark.long

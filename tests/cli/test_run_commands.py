@@ -108,7 +108,7 @@ def test_a_tolerance_that_is_not_met_ends_neither_a_training_nor_a_sweep(lab, ru
     lab.done("train", *TINY, *few, "run_dir=few")
     summary = json.loads(Path("few/summary.json").read_text())
     assert summary["finished"]
-    assert not any(name.startswith("fid") for name in summary)
+    assert not any(name.startswith("fid") for name in summary["metrics"])
     asked = ["sampler=runge_kutta", "sampler.tolerance=0.5", "steps=2,200", "batch_size=16"]
     (row,) = lab.result("sample-sweep", "run=run", *asked)["rows"]
     assert row["steps"] == "200"

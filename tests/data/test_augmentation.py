@@ -373,7 +373,9 @@ def test_a_transform_of_torchvision_changes_each_image_by_itself_and_is_not_told
 def test_augmentations_that_mirror_are_known():
     edm = NonLeaky(0.1, flip_x=True, flip_y=False, scale=0, rotation=0, anisotropy=0, translation=0)
     flip, turn = v2.RandomHorizontalFlip(), v2.RandomRotation(10)
-    assert all(map(mirrors, (edm, flip, v2.Compose([turn, v2.RandomApply([flip])]))))
+    assert all(
+        map(mirrors, (edm, flip, v2.Compose([turn, v2.RandomApply([flip])]), nn.Sequential(flip)))
+    )
     assert not any(map(mirrors, (None, turn, v2.RandomVerticalFlip(), v2.Compose([turn]))))
 
 

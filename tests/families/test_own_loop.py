@@ -82,6 +82,7 @@ def test_wrong_calls_are_refused():
         lambda: dl.build("backbone.widht=8", image_shape=SHAPE): "width",
         lambda: dl.build("backbone=dit", image_shape=28): "channels, height, width",
         lambda: small("init_from=run"): "init_from",
+        lambda: small("guidance=classifier", "guidance.classifier=x"): "guidance.classifier",
         lambda: small("alignment=irepa"): "alignment",
         lambda: small("objective=reflow", "objective.teacher.run=x"): "objective.teacher",
         lambda: small("first_stage=hub_vae", "first_stage.scale=measured"): "first_stage.scale",

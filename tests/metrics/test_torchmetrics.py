@@ -268,7 +268,7 @@ def test_a_metric_of_pairs_of_images_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["fid", "kid_std", "rfid", "fid_class3", "mine_real"])
 def test_a_metric_named_as_another_result_is_refused(tmp_path, name):
-    with refused(f"metrics.extra.{name}", by=UserError):
+    with refused("metrics.extra", name, by=UserError):
         prepared(tmp_path, extra={name: Brightness()})
     with refused("metrics.extra", "fid", by=UserError):  # ours bring their names
         prepared(tmp_path, extra={"mine": FID()})

@@ -140,7 +140,7 @@ def build(
         raise UserError(f"image_shape={image_shape} must be (channels, height, width)")
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
     cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
-    for key in ("objective.teacher", "alignment", "init_from"):
+    for key in ("objective.teacher", "alignment", "init_from", "guidance.classifier"):
         if OmegaConf.select(cfg, key):
             raise UserError(
                 f"{key} is set up by `diffusion-lab train`, not by build, which would leave it out"

@@ -113,28 +113,26 @@ def load_weak(folder: str | None, saved: DictConfig, model: Drawable) -> Denoise
 
 def require_same_space(name: str, other: Drawable, model: Drawable) -> None:
     """Raises UserError, about the run `name`, unless two models draw images in one space."""
-    for part, theirs, ours in zip(SPACE, space_of(other), space_of(model), strict=True):
-        if theirs != ours:
+    theirs, ours = space_of(other), space_of(model)
+    for part, value in theirs.items():
+        if value != ours[part]:
             raise UserError(
                 f"{name} was trained with another {part} than this run; give a run with the same "
-                "one, or write here what its config.yaml has"
+                "one, or train with its own"
             )
 
 
-SPACE = ("size of images", "conditioning", "first_stage", "first_stage.scale or shift")
-
-
-def space_of(model: Drawable) -> tuple:
-    """The facts, by SPACE, that a model shares with those that are asked beside it."""
+def space_of(model: Drawable) -> dict[str, object]:
+    """The facts that a model shares with those that are asked beside it, by what they are."""
     heard, stage = model.denoiser.conditioning, model.first_stage
     labels = (heard.labels.shape, heard.labels.classes, getattr(heard, "sizes", None))
     scaling = [torch.as_tensor(getattr(stage, name, 0.0)).flatten() for name in ("scale", "shift")]
-    return (
-        stage.image_shape,
-        (type(heard).__name__, *labels),
-        (type(stage).__name__, getattr(stage, "sha256", None)),
-        [each.tolist() for each in scaling],
-    )
+    return {
+        "size of images": stage.image_shape,
+        "conditioning": (type(heard).__name__, *labels),
+        "first_stage": (type(stage).__name__, stage.latent_shape, getattr(stage, "sha256", None)),
+        "first_stage.scale or shift": [each.tolist() for each in scaling],
+    }
 
 
 def load_classifier(cfg: DictConfig, datamodule: ImageData) -> Classifier | None:
