@@ -162,14 +162,24 @@ def contrasts(
 
 
 def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """The tests of pairs with p_joint, p_welch and p_paired, what each says after correction."""
+    """The tests of pairs with p_joint, p_welch and p_paired, what each says after correction.
+
+    `against` names the tests that have the other arm ahead, as one by pairs of seeds may if they
+    are not all of the runs.
+    """
     pairs = [*zip(found.ahead, found.behind, strict=True)]
+    lower, against = found.ahead.where(found.gap > 0, found.behind), [list[str]() for _ in pairs]
     for test in (JOINT, WELCH, PAIRED):
-        others = found if {*found.test} == {test} else contrasts(values, test, pairs)
-        rows = (row for row in others.itertuples() if row.test == test)
-        p = {frozenset((row.ahead, row.behind)): row.corrected for row in rows}
-        found = found.assign(**{f"p_{test}": [p.get(frozenset(pair), math.nan) for pair in pairs]})
-    return found
+        own = {*found.test} == {test}
+        others = found if own else contrasts(values, test, pairs)
+        rows = {frozenset((row.ahead, row.behind)): row for row in others.itertuples()}
+        rows = {pair: row for pair, row in rows.items() if row.test == test}
+        same = [rows.get(frozenset(pair)) for pair in pairs]
+        found = found.assign(**{f"p_{test}": [getattr(row, "corrected", math.nan) for row in same]})
+        for row, arm, named in zip(same, lower, against, strict=True):
+            if row and not own and row.ahead != arm:
+                named.append(test)
+    return found.assign(against=against)
 
 
 def pooled(by_arm: Values) -> Noise | None:

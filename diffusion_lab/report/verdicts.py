@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusion_lab.common.formats import joined
 from diffusion_lab.metrics.quantity import Quantity
-from diffusion_lab.report.tests import ENOUGH, LEVEL, Panel
+from diffusion_lab.report.tests import ENOUGH, LEVEL, PAIRED, Panel
 from diffusion_lab.report.words import NAMED, SHORT, TESTS, digits, few, p_in, percent
 
 
@@ -74,7 +74,8 @@ def verdict(panel: Panel) -> str:
         return f"{best} is the only arm: {metric.title} {value[best]}{spread}"
     if tested.empty:
         return untested(panel)
-    if panel.asked or len(rest) == 1:
+    some = any(part_of(panel, pair) for pair in tested.itertuples())
+    if panel.asked or len(rest) == 1 or some:
         each = [pair_in(panel, pair, real) for pair in tested.itertuples()]
         more = f"; and {len(each) - NAMED} pairs more" if len(each) > NAMED else ""
         return "; ".join(each[:NAMED]) + more
@@ -106,8 +107,15 @@ def verdict(panel: Panel) -> str:
 
 
 def pair_in(panel: Panel, pair: Any, real: str = "") -> str:
-    """The result of one pair, with both numbers."""
+    """The result of one pair, with both numbers, or with the gap alone if it is of some runs."""
     value, title = numbers(panel), panel.metric.title
+    if part_of(panel, pair):
+        over = f"over the {pair.pairs} seeds that both have: {title} differs by"
+        if pair.significant:
+            said = f"{pair.ahead} is better than {pair.behind}"
+        else:
+            said = f"No difference of {pair.ahead} and {pair.behind} is shown"
+        return f"{said} {over} {interval(panel.metric, pair)}"
     if pair.significant:
         return (
             f"{pair.ahead} is better than {pair.behind}: {title} {value[pair.ahead]}{real}, "
@@ -117,6 +125,13 @@ def pair_in(panel: Panel, pair: Any, real: str = "") -> str:
         f"No difference of {pair.ahead} and {pair.behind} is shown: {title} {value[pair.ahead]} "
         f"and {value[pair.behind]}, a gap of {interval(panel.metric, pair)}"
     )
+
+
+def part_of(panel: Panel, pair: Any) -> bool:
+    """Whether a pair is tested by some of its runs: by the seeds that both arms have."""
+    return pair.test == PAIRED and set(panel.means["count"][[pair.ahead, pair.behind]]) != {
+        pair.pairs
+    }
 
 
 def untested(panel: Panel) -> str:
@@ -164,10 +179,17 @@ def disagreements(panel: Panel) -> list[str]:
     said = []
     for pair in panel.tested.itertuples():
         others = {test: getattr(pair, f"p_{test}") for test in TESTS if test != pair.test}
+        known = {test: p for test, p in others.items() if p == p}  # not nan
+        for test in [each for each in pair.against if known.get(each, 1) < LEVEL]:
+            p = known.pop(test)
+            said.append(
+                f"By {SHORT[test]} ({p_in(p)}) it is {pair.behind} that is ahead of {pair.ahead}, "
+                "since not all of their seeds are the same"
+            )
         against = [
             f"{SHORT[test]} ({p_in(p)})"
-            for test, p in others.items()
-            if p == p and (p < LEVEL) != pair.significant
+            for test, p in known.items()
+            if (p < LEVEL) != pair.significant
         ]
         if against:
             own, named = f"{SHORT[pair.test]} ({p_in(pair.corrected)})", joined(against)

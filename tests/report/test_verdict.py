@@ -108,6 +108,19 @@ def test_the_test_is_that_of_the_protocol_and_others_stand_beside_it(tmp_path):
     assert {*TESTS} == {*OF_PROTOCOLS}
 
 
+def test_pairs_of_some_runs_are_told_from_all_runs(tmp_path):
+    """UNet wins each pair of seeds by 2; a fourth run of DiT makes its mean the better one."""
+    fids = [112.0, 112.1, 112.2, 96.0], [110.0, 110.2, 110.15]
+    three(tmp_path / "paired", *fids, None, asked(test="paired", seeds=[0, 1, 2, 3]))
+    answer, text = said(tmp_path / "paired")
+    assert answer.startswith("UNet is better than DiT over the 3 seeds that both have")
+    assert "108" not in answer  # the mean of all four
+    three(tmp_path / "welch", *fids, None)
+    answer, text = said(tmp_path / "welch")
+    assert answer.startswith("No difference of DiT and UNet")
+    assert "it is UNet that is ahead of DiT" in text
+
+
 def test_the_pairs_and_seeds_are_those_of_the_protocol(tmp_path):
     arms = {"DiT": ({}, BETTER), "U-Net": (UNET, WORSE), "Mamba-2": (MAMBA, WORST)}
     for name, (config, fids) in arms.items():
