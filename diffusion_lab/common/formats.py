@@ -12,7 +12,7 @@ SHOWN = 5  # most names in a message
 def amount(value: float) -> str:
     """A number with three digits and a letter for thousands, millions, ...: 35.7M."""
     for letter, unit in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= unit:
+        if value >= 0.9995 * unit:  # which is 1 in three digits
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -124,8 +124,10 @@ def with_budget(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             found = match_of(budget, overrides)
             size = [each for each in found.overrides if each.startswith("backbone.")]
         if budget.flops is not None:
-            macs = found.reference["macs"] if budget.reference is not None else None
-            images = images_for(budget.flops, cfg, macs)
+            matched = budget.reference is not None and budget.by == "macs"
+            sized = OmegaConf.merge(cfg, OmegaConf.from_dotlist(size))
+            macs = found.reference["macs"] if matched else None
+            images = images_for(budget.flops, cast(DictConfig, sized), macs)
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size, images).items()]
     solved += size
     given, values = values_of(overrides), values_of(solved)
@@ -163,16 +165,16 @@ def images_for(flops: float, cfg: DictConfig, macs: float | None) -> int:
         raise UserError(
             "budget.flops counts no derivatives of score matching; write budget.images=..."
         )
-    macs, passes = macs or cost.macs, cost.passes
-    left, teacher = flops, model.objective.teacher
-    if teacher is not None:
+    left, each = flops, 2 * (macs or cost.macs) * cost.passes
+    if (teacher := model.objective.teacher) is not None:
         theirs = load_diffusion_config(teacher.run)
         set_as_asked(theirs, teacher)
+        call = 2 * (macs or counted(theirs, facts).macs)
         if teacher.asked:
-            passes += heun_calls(instantiate(theirs, "guidance"))
+            each += call * heun_calls(instantiate(theirs, "guidance"))
         else:
-            left -= 2 * macs * teacher.count * (sampling_calls(theirs, facts) or 0)
-    images = round(left / (2 * macs * passes))
+            left -= call * teacher.count * (sampling_calls(theirs, facts) or 0)
+    images = round(left / each)
     if images < 1:
         raise UserError(f"budget.flops={flops:.3g} are not enough for one image; give more")
     return images

@@ -74,9 +74,7 @@ def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     show(findings, facts)
     busy, cores = getattr(os, "getloadavg", lambda: (0.0,))()[0], os.cpu_count() or 1
     if facts.get("device") == "cpu" and busy > cores:
-        say(
-            f"Now {busy:.0f} processes want {cores} cores: a run takes longer, or sees fewer images"
-        )
+        say(f"Now {busy:.0f} processes want {cores} cores: runs take longer, or see fewer images")
     return {"checks": [finding._asdict() for finding in findings], "facts": facts}
 
 
@@ -189,6 +187,13 @@ def memory(
         raise Unknown from error
 
 
+def steps_of(settings: DictConfig, run: run_cost.Duration | None = None) -> int:
+    """The steps of a run: those that its time allows, or of a run that is not timed the most."""
+    if run is None and settings.trainer.max_steps == budget.ENDLESS:
+        raise Unknown
+    return run.steps if run else settings.trainer.max_steps
+
+
 def timed(
     cfg: DictConfig,
     task: DiffusionTask,
@@ -276,7 +281,7 @@ PARTS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
         ),
     ),
     ("features", "memory", features_seconds),
-    ("steps", "time", lambda settings, run=None: run.steps if run else settings.trainer.max_steps),
+    ("steps", "time", steps_of),
     ("seen", "time", lambda steps, layout: steps * layout.batch_size),
 )
 
@@ -287,10 +292,8 @@ def options(cfg: DictConfig, device: torch.device, layout: BatchLayout) -> str:
     if device.type == "cuda" and cfg.trainer.get("benchmark") and not cfg.trainer.deterministic:
         on.append("trainer.benchmark")
     on += ["activation_checkpointing"] if cfg.activation_checkpointing else []
-    if layout.world > 1:
-        on += strategy_options(cfg.trainer)
-    if OmegaConf.select(cfg, "callbacks.checkpoint.sharded"):
-        on.append("callbacks.checkpoint.sharded")
+    on += strategy_options(cfg.trainer) if layout.world > 1 else []
+    on += [key for key in ("callbacks.checkpoint.sharded",) if OmegaConf.select(cfg, key)]
     return ", ".join(on) or "none"
 
 

@@ -142,7 +142,7 @@ class Report:
                 name = panel.tested.correction.iloc[0]
                 yield f"{at}{Fact('correction', name=name, tests=len(panel.tested))}"
 
-    def _on_spreads(self) -> Iterator[Fact]:
+    def _on_spreads(self) -> Iterator[str | Fact]:
         """Yields facts on bias, on what varies, and on the number of runs that a gap needs."""
         panel = self.panels[0]
         metric, best = panel.metric, float(panel.means["mean"].iloc[0])
@@ -155,12 +155,14 @@ class Report:
             sampling = split[1] / own.groupby(["arm", "seed"]).size().mean()  # runs have means
             total = training + sampling or 1.0
             yield Fact("variance", training=training / total, sampling=sampling / total)
-        known = panel.means[panel.means["count"] >= tests.ENOUGH]
-        gap = words.GAP_SHARE * abs(best)
-        if len(known) > 1 and gap:
-            weights = known["count"] - 1
-            std = float(((known["std"] ** 2 * weights).sum() / weights.sum()) ** 0.5)
-            yield Fact("seeds_needed", gap=metric.scale * gap, seeds=tests.seeds_needed(std, gap))
+        for panel in self.panels:
+            known = panel.means[panel.means["count"] >= tests.ENOUGH]
+            gap = words.GAP_SHARE * abs(float(panel.means["mean"].iloc[0]))
+            if len(known) > 1 and gap:
+                weights = known["count"] - 1
+                std = float(((known["std"] ** 2 * weights).sum() / weights.sum()) ** 0.5)
+                needed = {"gap": metric.scale * gap, "seeds": tests.seeds_needed(std, gap)}
+                yield f"{_at(panel)}{Fact('seeds_needed', **needed)}"
 
     @cached_property
     def colours(self) -> dict[str, int]:

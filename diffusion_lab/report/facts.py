@@ -193,6 +193,7 @@ def at_random(part: dict[str, Any]) -> bool:
 
 def _of_tuning(arms: Sequence[Arm]) -> Iterator[Fact]:
     """Yields facts on what was tuned, or on what should have been."""
+    arms = trained(arms)  # nothing is known of images of others
     tuned = [arm.runs[0].part("tuning").get("tried") is not None for arm in arms]
     if not any(tuned):
         if any(key.startswith("backbone.") for arm in arms for key in arm.settings):
@@ -231,6 +232,7 @@ def setting(found: Collection) -> Fact:
         data=joined(sorted(data)),
         protocol=found.protocol,
         sampling=found.sampling,
+        seeds=found.seeds,
         classifier=classifier_of(found.names),
     )
 

@@ -48,8 +48,9 @@ class Collection:
     """Runs that were measured by one protocol and sampling; `names` are the metrics' full names.
 
     `study` is the protocol that all runs share, which may be empty. `ways` are the samplings by
-    which all runs were measured, as the frame names them, the one that is compared first.
-    `omitted` has a fact on each metric that is left out, `left_out` on each run.
+    which all runs were measured, as the frame names them, the one that is compared first, and
+    `seeds` those of its samples. `omitted` has a fact on each metric that is left out, `left_out`
+    on each run.
     """
 
     arms: list[Arm]
@@ -60,6 +61,7 @@ class Collection:
     sampling: Sampling
     study: dict[str, Any]
     ways: list[str]
+    seeds: list[int | str]
     omitted: list[Fact]
     left_out: list[Fact]
 
@@ -152,7 +154,12 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         omitted.append(Fact("not_finite", run=run, metrics=[*dict.fromkeys(lost)]))
     controls = dict.fromkeys(name for own in copied.values() for name in own)
     frame, quantities = frame[finite], records.quantities(runs, controls)
-    measured_by = protocol, sampling, study, [*labels]
+    seeds: list[Any] = [way["seed"] for way in next(iter(labels.values())) if way]
+    if (wanted := study.get("sampling_seeds")) and seeds != wanted:
+        by = [sampling | {"seed": seed} for seed in wanted]
+        lacking = [r.folder for r in runs if not all(metrics_by(r.kept, protocol, b) for b in by)]
+        omitted.append(Fact("lacking_seeds", seeds=wanted, runs=lacking))
+    measured_by = protocol, sampling, study, [*labels], seeds
     found = Collection(arms, frame, names, quantities, *measured_by, omitted, left_out + repeated)
     # by the size of the data, then by the metric that decides, the lowest mean first
     means = found.values(study.get("metric", "fid")).groupby("arm").value.mean()

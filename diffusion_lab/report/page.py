@@ -344,12 +344,12 @@ def table(path: Path) -> tuple[list[str], list[list[float | str | None]]]:
     """The columns and rows of a CSV file, with its numbers as numbers."""
     with path.open(newline="") as file:
         head, *rows = csv.reader(file)
-    return head, [[value_of(cell) for cell in row] for row in rows]
+    return head, [[*row] for row in zip(*map(column_of, zip(*rows, strict=True)), strict=True)]
 
 
-def value_of(cell: str) -> float | str | None:
-    """A cell as a number, if it is one; None if it is empty."""
+def column_of(cells: Sequence[str]) -> list[float | str | None]:
+    """Cells as numbers if all are, as W&B wants one type in a column; None where one is empty."""
     try:
-        return float(cell)
+        return [float(cell) if cell else None for cell in cells]
     except ValueError:
-        return cell or None
+        return [cell or None for cell in cells]

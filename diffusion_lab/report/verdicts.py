@@ -58,6 +58,8 @@ def answer(panels: Sequence[Panel]) -> str:
     for panel in panels:
         at.setdefault(panel.best, []).append(panel.data)
     nowhere = at.pop(None, [])
+    if all(len(panel.arms) == 1 for panel in panels):
+        return "; ".join(f"{verdict(panel)} at {panel.data} training images" for panel in panels)
     said = [f"{arm} is best at {joined(sizes)} training images" for arm, sizes in at.items()]
     said += [f"none is shown to be best at {joined(nowhere)} training images"] if nowhere else []
     return f"By {panels[0].metric.title} {', '.join(said)}"
@@ -71,7 +73,7 @@ def verdict(panel: Panel) -> str:
     if not rest:
         half = panel.means.half.iloc[0]
         spread = f" ± {gap_in(metric, half)}" if half == half else ""
-        return f"{best} is the only arm: {metric.title} {value[best]}{spread}"
+        return f"{best} is the only arm with a value: {metric.title} {value[best]}{spread}"
     if tested.empty:
         return untested(panel)
     some = any(part_of(panel, pair) for pair in tested.itertuples())

@@ -4,7 +4,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffusion_lab.common.formats import amount, duration, joined
+from diffusion_lab.common.formats import amount, duration, joined, some
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
 from diffusion_lab.runs.files import DIRTY
 from diffusion_lab.runs.results import OWN, Sampling
@@ -36,7 +36,7 @@ def percent(share: float) -> str:
 
 def digits(value: float, count: int = 2) -> str:
     """A number with two digits, or with none behind the point: 0.012, 4.9, 123; -0 is 0."""
-    return f"{value:.{count}g}" if abs(value) < 0.995 * 10**count else f"{value:,.0f}"
+    return f"{value:.{count}g}" if abs(value) < 10**count - 0.5 else f"{value:,.0f}"
 
 
 def ended(sentence: object) -> str:
@@ -97,6 +97,10 @@ SENTENCES: dict[str, Any] = {
     "differ, so the losses are different quantities",
     "few_for_infinity": "FID-infinity is left out: {samples:,} samples are too few to extrapolate "
     "from; it needs {fewest:,}",
+    "lacking_seeds": lambda seeds, runs: (
+        f"The sampling seeds {joined([*map(str, seeds)])} of the protocol are left out, as not all "
+        f"runs were measured by each: {some(runs)}; measure these by `diffusion-lab evaluate`"
+    ),
     "not_finite": "{run} has no finite {metrics:names}, so means leave its seed out there",
     "report": "Copy ratios of {run} are left out: {reason}; measure them again, sampled like the "
     "rest, with `diffusion-lab memorization run={run}`",
@@ -131,7 +135,7 @@ SENTENCES: dict[str, Any] = {
     "Welch's test with Holm's correction",
     "correction": "{name}'s correction covers the {tests} pairs that are asked about; other "
     "metrics have intervals without correction",
-    "unmeasured_arms": "{metric} was not measured for {arms:few}",
+    "unmeasured_arms": "{arms:few} have no finite {metric}",
     "few_runs": "{arms:few} cannot be tested: a test needs two runs of each arm",
     "bias": "Real images have {metric} {real:digits} at this number of samples, more than a third "
     "of the best arm's {value:digits}: judge by KID, which has no such bias",
@@ -215,11 +219,11 @@ SENTENCES: dict[str, Any] = {
     "drawn_by": lambda arm, way: f"{arm} is drawn by {way_in(way)}",
     "by_validation": "Samples are compared with validation images, by which these runs may have "
     "been chosen; for a report, measure them by `diffusion-lab evaluate metrics.reference=train`",
-    "setting": lambda runs, images, data, protocol, sampling, classifier: (
+    "setting": lambda runs, images, data, protocol, sampling, seeds, classifier: (
         f"{runs} runs{' and sets of images' * images} on {data}; {protocol['num_samples']:,} "
         f"samples each, compared with {reference_in(protocol)} by features of "
         f"{protocol['extractor']}{f', accuracy by {classifier}' if classifier else ''}; "
-        f"{drawing_in(sampling)} [protocol {protocol['fingerprint']}]"
+        f"{drawing_in(sampling, seeds)} [protocol {protocol['fingerprint']}]"
     ),
 }
 
@@ -248,18 +252,22 @@ def reference_in(protocol: Mapping[str, Any]) -> str:
     return f"{count:,} {kind}" if count else kind.replace("images of", "the statistics in")
 
 
-def drawing_in(sampling: Sampling) -> str:
-    """The sampler, guidance and seed in words."""
+def drawing_in(sampling: Sampling, seeds: Sequence[int | str]) -> str:
+    """The sampler, guidance and seeds in words."""
     if not sampling:
-        return "drawn by other programs"
+        return way_in(sampling)
+    several = f"the mean of sampling seeds {joined([*map(str, seeds)])}"
+    one = f"sampling seed {seeds[0]}"
     own = "each run sampled with its training seed"
-    seeds = own if sampling["seed"] == OWN else f"sampling seed {sampling['seed']}"
-    return f"{way_in(sampling)}, {seeds}"
+    said = own if OWN in seeds else several if len(seeds) > 1 else one
+    return f"{way_in(sampling)}, {said}"
 
 
 def way_in(sampling: Mapping[str, Any]) -> str:
     """The sampler and guidance in words; what else differs from the run's own is named, too."""
     sampler, guidance = sampling.get("sampler"), sampling.get("guidance") or {}
+    if not sampling:
+        return "drawn by other programs"
     if sampler == OWN:
         return "each arm drawn in its own way"
     drawn = sampler["_target_"].rpartition(".")[2] if sampler else "one network call"

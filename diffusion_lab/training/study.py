@@ -7,6 +7,7 @@ so a repeated command resumes the run, whatever process it runs in.
 import json
 import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +243,32 @@ def check_search(cfg: DictConfig, job: HydraConf) -> None:
         )
     pruning = configured(cfg, MedianPruning)
     used = {"optimized_metric=fid": metric, "callbacks.pruning=null": pruning and pruning.metric}
-    remedies = [remedy for remedy, each in used.items() if str(each).startswith("val/")]
+    check_losses({remedy: str(each) for remedy, each in used.items()}, keys)
+
+
+def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
+    """Raises UserError if a metric by which values of `keys` are compared is a loss they change.
+
+    `used` are the metrics by what to write instead.
+    """
+    remedies = [remedy for remedy, metric in used.items() if metric.startswith("val/")]
     changing = [key for key in keys if Means.LOSS in means(key)]
     if remedies and changing:
         raise UserError(
             f"val/loss is a different quantity for each {changing[0]}, so it cannot be compared in "
             f"this search; write {' '.join(remedies)}"
         )
+
+
+def check_choice(cfg: DictConfig, metric: str, keys: Iterable[str]) -> None:
+    """Raises UserError if a study cannot choose values of `keys` by a metric."""
+    own = extra_quantities(cfg.get("metrics") or OmegaConf.create())
+    if higher_is_better(metric) is None and higher_is_better(metric, own):
+        raise UserError(
+            f"choose: {metric} is better if it is higher, and of a metric of your own the lowest "
+            "value is chosen; write one of which lower is better, such as fid"
+        )
+    check_losses({"choose: fid": metric}, keys)
 
 
 def extra_quantities(metrics: DictConfig) -> list[Quantity]:

@@ -171,6 +171,9 @@ def test_figures_of_the_same_images_gather_in_one_folder(lab, refusal, drawn, tm
     with Image.open(folder / "samples/step_0000000.png") as picture:
         assert picture.size == (2 * (10 * 10 + 2), 2 * (2 * 10 + 2))  # all 20 images
 
+    lab.done("publish", "outputs", "output=published")
+    assert "The runs ended" not in (tmp_path / "published/card.md").read_text()
+
     np.savez(tmp_path / "drawn.npz", images[::-1], labels)
     assert "drawn.npz" in refusal(*MEASURE, "images=drawn.npz", "seed=2")
     assert "drawn.npz" in refusal("evaluate", f"run={folder}")

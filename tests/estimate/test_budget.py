@@ -64,6 +64,24 @@ def test_a_teacher_is_counted_as_its_own_guidance_asks_it(monkeypatch, guidance,
     assert 1e12 / cost == pytest.approx(alone + calls, rel=1e-3)
 
 
+def test_flops_are_those_of_the_network_that_is_trained_and_of_its_teacher(monkeypatch):
+    matched = ["budget=params", "budget.reference=unet_small", "budget.flops=1e15"]
+    asked = ["name=x", "backbone=dit", *matched]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = with_budget(compose("train", overrides=asked, return_hydra_config=True), asked)
+    cost = counted(cfg, image_facts(cfg))
+    images = cfg.trainer.max_steps * cfg.batch_size
+    assert 2 * cost.macs * cost.passes * images == pytest.approx(1e15, rel=0.01)
+    theirs = composed("train", "name=x", "data=cifar10", "guidance=none").copy()
+    monkeypatch.setattr("diffusion_lab.estimate.budget.load_diffusion_config", lambda _: theirs)
+    student = ["objective=consistency_distillation", "schedule=edm", "objective.teacher.run=t"]
+    cfg = composed("train", "name=x", "backbone=dit", *student, "objective.teacher.scale=null")
+    own, teacher = counted(cfg, image_facts(cfg)), counted(theirs, image_facts(cfg)).macs
+    assert own.macs != teacher
+    each = 2 * (own.macs * own.passes + 2 * teacher)  # Heun's two calls
+    assert images_for(1e15, cfg, None) == pytest.approx(1e15 / each, rel=1e-3)
+
+
 def test_a_network_that_embeds_labels_is_sampled_as_others():
     cfg = composed("train", "conditioning=raw_labels", "guidance=classifier_free", "sampler=euler")
     cfg = cfg.copy()

@@ -13,6 +13,7 @@ from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.data import Split
 from diffusion_lab.data.source import TwoMoons
 from diffusion_lab.estimate import checks_of_resources as checks
+from diffusion_lab.estimate.budget import ENDLESS
 from diffusion_lab.estimate.doctor import diagnose
 from diffusion_lab.estimate.run_cost import Duration, activations, duration_of
 from diffusion_lab.training.callbacks.periodic import times
@@ -379,6 +380,15 @@ def test_points_that_fall_together_are_no_copies():
     points = data_of(TwoMoons)
     for check in (checks.blank_images, checks.duplicates, checks.overlap):
         assert list(check(points)) == []
+
+
+@pytest.mark.long
+def test_a_run_of_a_time_that_is_not_timed_has_no_steps(examine):
+    limits = [f"trainer.max_steps={ENDLESS}", "trainer.max_time=60s"]  # of budget.seconds=60
+    said, facts = examine("speed=false", *limits)
+    assert "steps" not in facts
+    assert not said["error"]
+    assert "memorization" not in said["warning"]
 
 
 def test_what_is_measured_during_training_counts_in_its_time_limit():

@@ -9,6 +9,8 @@ from helpers import wandb_record
 from helpers.fake_runs import UNET, fake_group
 from helpers.refusals import assert_names
 
+from diffusion_lab.report.page import table as table_of
+
 LOGGER = {"_target_": "diffusion_lab.training.logger.WandB", "project": "tiny", "group": "study"}
 
 
@@ -24,6 +26,15 @@ def table(record: wandb_record.Record, name: str) -> list[dict]:
     (facts,) = record.media(f"comparison/{name}", wandb_record.TABLE).values()
     content = json.loads((record.folder / "files" / facts["path"]).read_text())
     return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
+def test_a_column_is_of_numbers_or_of_texts(tmp_path):
+    (tmp_path / "pairs.csv").write_text('data,gap,p\n550,1.5,\n"5,500",2,0.1\n')
+    head, rows = table_of(tmp_path / "pairs.csv")
+    assert head == ["data", "gap", "p"]
+    assert rows == [["550", 1.5, None], ["5,500", 2.0, 0.1]]
+    (tmp_path / "none.csv").write_text("data\n")
+    assert table_of(tmp_path / "none.csv") == (["data"], [])
 
 
 @pytest.mark.long

@@ -8,10 +8,11 @@ import pytest
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 
 import diffusion_lab
-from diffusion_lab.common.formats import with_spread
+from diffusion_lab.common.formats import amount, with_spread
 from diffusion_lab.report.frame import COLUMNS, collect
 from diffusion_lab.report.page import compare
 from diffusion_lab.report.tables import NONE, ArmTable, column_of
+from diffusion_lab.report.words import digits
 
 
 @pytest.fixture
@@ -148,3 +149,9 @@ def test_both_numbers_have_the_digits_of_the_spread():
     assert with_spread(468.83, 44.24) == ("468.8", "44.2")
     assert with_spread(0.24691, 0.00421) == ("0.2469", "0.0042")
     assert with_spread(3.0, 0.0) == ("3", "0")
+
+
+def test_numbers_are_rounded_before_their_unit_and_their_form_are_chosen():
+    assert list(map(amount, (999_936, 999_400, 999.6, 1e12))) == ["1M", "999k", "1k", "1T"]
+    assert [digits(value, 1) for value in (9.4, 9.6, 64.2)] == ["9", "10", "64"]
+    assert list(map(digits, (99.4, 99.6, 0.012))) == ["99", "100", "0.012"]

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run, said
 
 from diffusion_lab.metrics.quantity import Quantity
 from diffusion_lab.report.comparison import Report, asked_about, judge
+from diffusion_lab.report.facts import setting
 from diffusion_lab.report.figures import along
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH
@@ -277,6 +279,22 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
     text = said(tmp_path)[1]
     assert "98 % is due to training" in text  # of the means of two samplings
     assert re.search(r"To find a gap of 5 % .* takes \d+ runs", text)
+    assert "sampling seeds 0 and 1" in str(setting(found))
+
+
+def test_sampling_seeds_that_one_run_lacks_are_left_out_aloud(tmp_path):
+    own = asked(sampling_seeds=[1, 2])
+    for seed in range(3):
+        fake_run(tmp_path / f"dit{seed}", 200.0 + seed, seed, own)
+        fake_run(tmp_path / f"unet{seed}", 250.0 + seed, seed, UNET | own)
+        for sampling_seed in (1, 2):
+            again(tmp_path / f"dit{seed}", 190.0 + seed, sampling_seed)
+            if (seed, sampling_seed) != (2, 2):
+                again(tmp_path / f"unet{seed}", 240.0 + seed, sampling_seed)
+    found = collect([tmp_path])
+    (fact,) = [fact for fact in found.omitted if fact.kind == "lacking_seeds"]
+    assert [Path(run).name for run in fact.values["runs"]] == ["unet2"]
+    assert found.seeds == [0]
 
 
 def again(folder, fid: float, sampling_seed: int) -> None:
@@ -290,3 +308,15 @@ def again(folder, fid: float, sampling_seed: int) -> None:
     cfg.seed = sampling_seed
     summary = load_summary(folder)
     save_evaluation(folder, {f"fid/{NAME}": fid}, summary.protocol, cfg, identify(folder))
+
+
+def test_sizes_of_the_data_have_each_their_own_number_of_runs(tmp_path):
+    for size, spread in ((60, 1.0), (600, 30.0)):
+        for name, config, mean in (("dit", {}, 200.0), ("unet", UNET, 250.0)):
+            fids = [mean, mean + spread, mean - spread]
+            own = config | {"data": {"per_class": size}}
+            fake_group(tmp_path / f"{name}{size}", name, fids, config=own)
+    text = said(tmp_path)[1]
+    found = re.findall(r"To find a gap of 5 % .* takes (\d+) runs", text.replace(" At ", "\nAt "))
+    assert len(found) == 2
+    assert int(found[0]) != int(found[1])

@@ -300,7 +300,38 @@ def test_a_trial_that_was_not_finished_has_no_result(tmp_path, monkeypatch):
     for finished in (False, True):
         record = {"finished": finished, "metrics": {"val/loss": 0.5}}
         (trial.made / "summary.json").write_text(json.dumps(record))
-        assert result(trial, choice) == (0.5 if finished else None)
+        assert result(trial, choice.metric, None) == (0.5 if finished else None)
+        later = {"val/loss/val5k": 0.4}
+        assert result(trial, choice.metric, later) == (0.4 if finished else None)
+        assert result(trial, choice.metric, {}) is None
+
+
+def test_a_trial_is_judged_by_its_own_measurement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = Records(jobs_of_tiny(tmp_path, MEASURED))
+    (chooser,) = records.jobs.of("tune")
+    trial = records.jobs.first_of(chooser)[0]
+    for place, fid in enumerate((30.0, 5.0)):
+        file = trial.made / f"evaluations/{place}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"metrics": {"fid/val1k": fid}}))
+        os.utime(file, (place, place))
+    assert records.measured(trial) == {"fid/val1k": 5.0}  # on SLURM, which returns nothing
+    records.note(records.jobs.measurement(trial), 1.0, {"fid/val1k": 20.0})
+    assert records.measured(trial) == {"fid/val1k": 20.0}
+    assert records.asked(chooser)["measure"] == MEASURED["stages.tune.measure"]
+
+
+def test_runs_that_have_left_the_study_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of_tiny(tmp_path)
+    (page,) = jobs.of("page")
+    (folder,) = page.paths
+    other = folder / "removed/config.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text("")
+    (page,) = Jobs(jobs.study, {}).of("page")
+    assert {*page.paths} == {run.made for run in jobs.of("train")}
 
 
 def test_a_measurement_that_met_no_finite_samples_is_not_repeated(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.refusals import assert_names
+from helpers.compositions import composed
+from helpers.refusals import assert_names, refused
 from helpers.tiny_runs import TINY, checkpoint_of, same, summary_of
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -475,3 +476,14 @@ def test_arms_are_told_apart_though_the_names_of_their_folders_are_cut(tmp_path,
     (best, _) = capsys.readouterr().err.splitlines()
     assert best.split()[1].strip(",") == "10.5"
     assert best.endswith(f"/seed-*_{cut}*")
+
+
+def test_a_study_chooses_by_what_its_values_leave_comparable():
+    cfg = composed("train", "name=x").copy()
+    cfg.metrics.extra = {"sharpness": {"_target_": "torchmetrics.image.inception.InceptionScore"}}
+    study.check_choice(cfg, "kid", ["objective.time_sampler.std"])
+    study.check_choice(cfg, "val/loss", ["optimizer.lr"])
+    with refused("choose: fid", "objective.time_sampler.std"):
+        study.check_choice(cfg, "val/loss", ["optimizer.lr", "objective.time_sampler.std"])
+    with refused("choose", "sharpness"):  # of which higher is better
+        study.check_choice(cfg, "sharpness", ["optimizer.lr"])

@@ -1,11 +1,11 @@
 """The choice of values that a study tunes: what was tried, the best, and what lies beyond."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from diffusion_lab.cli.study.document import Choice, Settings
+from diffusion_lab.cli.study.document import Settings
 from diffusion_lab.cli.study.jobs import StudyJob, short
 from diffusion_lab.common.files import read_json
 from diffusion_lab.metrics.quantity import higher_is_better
@@ -18,16 +18,13 @@ def written(values: Settings) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def result(trial: StudyJob, choice: Choice) -> float | None:
-    """The metric of a trial, from its training or its evaluation; None if it is not finite."""
+def result(trial: StudyJob, metric: str, measured: Mapping[str, float] | None) -> float | None:
+    """The metric of a trial, of its training or `measured` later; None if it is not finite."""
     summary = read_json(trial.made / SUMMARY)
     if not summary.get("finished"):  # it diverged, maybe after it was stopped
         return None
-    records = [summary]
-    if choice.measure is not None:
-        records = list(map(read_json, (trial.made / "evaluations").glob("*.json")))
-    for name, value in ((n, v) for each in records for n, v in each.get("metrics", {}).items()):
-        if name == choice.metric or name.startswith(f"{choice.metric}/"):
+    for name, value in (summary.get("metrics", {}) if measured is None else measured).items():
+        if name == metric or name.startswith(f"{metric}/"):
             return value if math.isfinite(value) else None
     return None
 

@@ -18,7 +18,7 @@ from diffusion_lab.cli.commands import check_options
 from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
-from diffusion_lab.cli.study.jobs import Jobs, StudyJob
+from diffusion_lab.cli.study.jobs import Jobs, StudyJob, several
 from diffusion_lab.cli.study.processes import Processes
 from diffusion_lab.cli.study.running import Records, Runner
 from diffusion_lab.common.formats import duration, some
@@ -219,7 +219,7 @@ def check(
     """
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweeps import first_job
-    from diffusion_lab.training.study import check_protocol, require_same
+    from diffusion_lab.training.study import check_choice, check_protocol, require_same
     from diffusion_lab.training.tuned import with_tuned
 
     firsts = [jobs.first_of(job)[0] for job in left]
@@ -231,6 +231,8 @@ def check(
             check_options(job.arguments)
             cfg = first_job(job.command, flags, job.arguments)
             check_protocol(cfg)
+            if choice := (stage := jobs.study.stages[job.stage]).choice:
+                check_choice(cfg, choice.metric, several(stage))
             if job.title in changed:
                 HydraConfig.instance().set_config(cfg)  # names are made of its choices
                 del cfg.hydra

@@ -324,8 +324,11 @@ class Jobs:
         for job in runs:
             found |= dict.fromkeys(job.paths)  # of a comparison
             if job.command in TRAINS:
-                whole = all(each in runs for each in self.of(job.stage))
-                found[self.root / slug(job.stage) if whole else job.made] = None
+                folder, stage = self.root / slug(job.stage), self.of(job.stage)
+                # a run of an arm that has left the study may still be there
+                others = {run.parent for run in folder.glob("*/config.yaml")}
+                whole = all(each in runs for each in stage) and others <= {j.made for j in stage}
+                found[folder if whole else job.made] = None
         return tuple(found)
 
 

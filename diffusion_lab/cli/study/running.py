@@ -61,6 +61,7 @@ class Records:
             "values": several(stage),
             "seeds": [int(seed) for seed in stage.axes[SEEDS]],
             "num_samples": stage.choice.num_samples,
+            "measure": stage.choice.measure,
             "images": self.jobs.trials(job, {})[0].settings.get("budget.images"),
         }
 
@@ -111,6 +112,17 @@ class Records:
         path = self.path(job)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"arguments": job.arguments, "seconds": seconds, "result": result})
+
+    def measured(self, trial: StudyJob) -> dict[str, float] | None:
+        """The metrics of a trial's evaluation, on SLURM of the last one; None if it has none."""
+        if (job := self.jobs.measurement(trial)) is None:
+            return None
+        found = read_json(self.path(job)).get("result")
+        if found is None:
+            files = (trial.made / "evaluations").glob("*.json")
+            last = max(files, key=lambda file: file.stat().st_mtime, default=None)
+            found = read_json(last).get("metrics") if last else None
+        return found or {}
 
     def answer(self, job: StudyJob) -> str | None:
         """The sentence by which a comparison that is done answers its question."""
@@ -285,7 +297,8 @@ class Runner:
                 self.failed[job.title] = f"it needs {unfinished[-1]}, which is not done"
                 return
             for values, own in by_values:
-                results = {trial.point[SEEDS]: result(trial, stage.choice) for trial in own}
+                metric, by = stage.choice.metric, records.measured
+                results = {each.point[SEEDS]: result(each, metric, by(each)) for each in own}
                 tried.append({"values": values, "results": results})
             new = beyond(tried, stage.choice.metric) if grown < stage.choice.grow else []
             new = [values for values in new if values not in ends]
@@ -356,7 +369,7 @@ class Runner:
         """Takes note of how a job ended, and says how far the study has come."""
         job = ended.job
         if ended.diverged and job.command == "evaluate":
-            self.records.note(job, ended.seconds, None)  # it would fail again
+            self.records.note(job, ended.seconds, {})  # it would fail again
         if ended.code:
             self.failed[job.title] = ended.error
             if ended.code == 2 and not job.made.exists():
