@@ -251,8 +251,11 @@ def labels_of(size: int | str, names: Sequence[str]) -> Labels:
 
 
 def is_caption(text: str) -> bool:
-    """Whether a text can be a caption."""
-    return 0 < len(text.strip("\0").encode(errors="replace")) <= LONGEST
+    """Whether a text can be a caption; half of an emoji cannot."""
+    try:
+        return 0 < len(text.strip("\0").encode()) <= LONGEST
+    except UnicodeEncodeError:
+        return False
 
 
 def is_number(value: Any) -> bool:

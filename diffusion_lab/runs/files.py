@@ -56,6 +56,8 @@ LAST, PREVIOUS = Path("checkpoints/last.ckpt"), Path("checkpoints/previous.ckpt"
 FORMAT = 4  # format of run folders and exports; raise it if older versions could not read them
 WRITTEN_BY = "written_by"  # the key of the format and the version, before the configuration's keys
 DIRTY = "-dirty"  # ends the commit of a checkout with uncommitted changes
+LOOP = "sample.py"  # of an export for diffusers, and how it begins
+LOOP_BEGINS = '"""Draws samples with diffusers: python sample.py"""'
 
 
 class Loader(yaml.CSafeLoader):

@@ -70,6 +70,12 @@ class TestModes:
         for form in ("PNG", "TIFF"):
             assert read(encoded(Image.fromarray(deep), form), 1, (2, 4))[0].tolist() == expected
 
+    def test_a_grey_of_sixteen_bits_that_is_transparent_becomes_white(self):
+        deep = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
+        assert read(encoded(deep, "PNG", transparency=257), 1, (1, 3))[0].tolist() == [
+            [0, 255, 255]
+        ]
+
     def test_numbers_without_a_known_range_are_refused(self):
         for values in (np.full((2, 2), 70_000, np.int32), np.full((2, 2), 0.5, np.float32)):
             with refused("grey", by=BadImage):

@@ -137,6 +137,15 @@ def test_missing_labels_are_refused(tmp_path):
     data = data_in(tmp_path / "x", split(4, [-1], hub.Value("int64")), test_split="train")
     with refused("0 with -1", by=DataError):
         data.prepare_data()
+    data = data_in(tmp_path / "y", split(4, ["0", None], hub.Value("string")), test_split="train")
+    with refused("row 1", by=DataError):
+        data.prepare_data()
+
+
+def test_yes_and_no_are_classes(tmp_path):
+    data = data_in(tmp_path / "x", split(4, [True, False], hub.Value("bool")), test_split="train")
+    assert data.class_names == ("0", "1")
+    assert data.train_labels().tolist() == [1, 0] * 2
 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path, monkeypatch):

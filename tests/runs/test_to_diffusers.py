@@ -225,7 +225,7 @@ def draw_by_its_command(lab, run, card):
 
 
 @pytest.mark.long
-def test_a_trained_run_is_exported_with_a_card(lab, tmp_path, trained_once):
+def test_a_trained_run_is_exported_with_a_card(lab, refusal, tmp_path, trained_once):
     run = trained_once("train", *TRAINED, "run_dir=run", "logger=none") / "run"
     export = ["export", f"run={run}", "format=diffusers"]
     result = lab.result(*export, "output=models/mine")
@@ -250,6 +250,9 @@ def test_a_trained_run_is_exported_with_a_card(lab, tmp_path, trained_once):
     noise = SampleNoise(3, range(4))(SHAPE)
     theirs = loop_in(folder).sample(noise, torch.arange(4)).clamp(-1, 1)
     assert ((theirs + 1) * 127.5 - torch.from_numpy(drawn)).abs().max() < 0.51
+    for part in ("mine", "mine/unet"):  # sample.py has what its config.json has not
+        said = refusal("import", f"models/{part}", "kind=diffusers", "output=back", "data=absent")
+        assert f"models/{part}" in said
     lab.done(*export, "output=raw", "average=trained")
     raw = (tmp_path / "raw/README.md").read_text()
     assert f"{fid:.4g}" not in raw.split()  # its digits may be those of a checksum

@@ -183,6 +183,8 @@ def test_a_collapsed_gan_is_ended_with_a_sentence(tmp_path):
     numbers = torch.randn(8, 2)  # which do not divide the batch
     assert diversity(one_of_each, images, numbers).item() > 0.1
     assert diversity(images, images, torch.arange(8)).isnan()
+    with torch.autocast("cpu", torch.bfloat16):  # whose products would make it a number
+        assert diversity(images, images + 0.3, torch.arange(8)).isnan()
     trainer = SimpleNamespace(global_step=0, log_every_n_steps=2, accumulate_grad_batches=1)
     module = SimpleNamespace(bad_steps=SimpleNamespace(skipped=False))
     module.context = SimpleNamespace(folder=tmp_path)

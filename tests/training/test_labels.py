@@ -14,7 +14,7 @@ from helpers.tiny_runs import TINY
 from diffusion_lab import runs
 from diffusion_lab.assembly.objects import build_model
 from diffusion_lab.backbone.conditioning import CaptionLabel
-from diffusion_lab.common.labels import LONGEST, Captions, Numbers
+from diffusion_lab.common.labels import LONGEST, Captions, Numbers, is_caption
 from diffusion_lab.data.source.known_sets import FashionMNIST
 from diffusion_lab.diffusion.estimate import Given
 
@@ -184,6 +184,11 @@ def test_a_run_is_sampled_by_sentences_where_its_images_are_gone(lab, refusal, p
     assert set(captions_of_samples(lab, "run=run")) <= set(NAMES)
     for wrong in ("[]", "3", f"{'a' * (LONGEST + 1)}", "''"):
         assert "labels=" in refusal("sample", "run=run", f"labels={wrong}")
+
+
+def test_half_of_an_emoji_is_no_caption():
+    assert is_caption("\N{GRINNING FACE}")
+    assert not is_caption("\ud83d")
 
 
 def test_a_caption_is_its_bytes_and_the_null_label_has_none():

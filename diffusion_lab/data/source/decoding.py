@@ -189,6 +189,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BadImage("its grey values have more than 16 bits")
+        if isinstance(hidden := image.info.get("transparency"), int):
+            values[values == hidden] = 65535  # white
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
         raise BadImage("its grey values are floating-point numbers in an unknown range")

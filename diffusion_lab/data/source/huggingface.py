@@ -71,10 +71,15 @@ class HuggingFace(FileSource):
         if self.label_column is None or (classes == () and not self.label_size):
             return (), [0] * len(rows)
         where = f"the column {self.label_column} of {self.path}"
-        labels = list(rows[self.label_column])
+        labels: list[Any] = [int(x) if isinstance(x, bool) else x for x in rows[self.label_column]]
+        if None in labels:
+            raise DataError(
+                f"{where} has no label in row {labels.index(None)}; give a column with a label in "
+                "each row, or write label_column=null to train without labels"
+            )
         names = getattr(rows.features[self.label_column], "names", ())  # of a ClassLabel column
         if names and classes and not set(names).isdisjoint(classes):  # in another order, maybe
-            known = dict(enumerate(names))
+            known: dict[Any, str] = dict(enumerate(names))
             labels = [known.get(label, str(label)) for label in labels]
         if not self.label_size and all(isinstance(label, str) for label in labels):
             classes = tuple(sorted(set(labels))) if classes is None else classes

@@ -200,6 +200,11 @@ def in_zip(file: Path, path: str, where: str) -> Place:
             raise DataError(
                 f"{where} has a member outside of the archive ({name}); create it again"
             )
+        if "\\" in name:
+            raise DataError(
+                f"{where} has a backslash between folders ({name}), where a zip has a slash; "
+                "create it again"
+            )
 
     def opened(name: str) -> IO[bytes]:
         check_bytes(archive.getinfo(name).file_size)  # of which more are never read

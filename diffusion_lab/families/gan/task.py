@@ -1,5 +1,6 @@
 """How a GAN is trained: its LightningModule, and the task that a configuration describes."""
 
+import math
 from dataclasses import dataclass
 
 import lightning
@@ -80,8 +81,9 @@ def diversity(fake: Tensor, real: Tensor, labels: Tensor) -> Tensor:
     alike = (places[:, None] == places).to(torch.float32)
     mean_of = alike / alike.sum(1, keepdim=True)
     values = (each.float().flatten(1) for each in (fake, real))
-    spreads = [(each - mean_of @ each).square().mean().sqrt() for each in values]
-    return spreads[0] / spreads[1]
+    with torch.autocast(fake.device.type, enabled=False):  # which rounds products
+        spreads = [(each - mean_of @ each).square().mean().sqrt() for each in values]
+    return torch.where(alike.sum() > len(places), spreads[0] / spreads[1], math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

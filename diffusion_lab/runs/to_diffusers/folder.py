@@ -17,13 +17,13 @@ from diffusion_lab.common.formats import amount, literal, literal_table, plain
 from diffusion_lab.first_stage import FirstStage, HubVAE, Pixels
 from diffusion_lab.metrics.quantity import REAL
 from diffusion_lab.runs.current import EXPORTED, CurrentWeights
+from diffusion_lab.runs.files import LOOP, LOOP_BEGINS
 from diffusion_lab.runs.results import Record, evaluations_of
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.runs.to_diffusers.network import network_of
 from diffusion_lab.runs.to_diffusers.scheduler import scheduler_of, without_counterpart
 
 FOLDERS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
-LOOP = "sample.py"
 CALLS = {  # what the loop of each scheduler calls
     "DDIMScheduler": {
         "times": "steps",
@@ -44,7 +44,7 @@ CALLS = {  # what the loop of each scheduler calls
     },
 }
 TEXT = Template('''\
-"""Draws samples with diffusers: python sample.py"""
+$first
 
 from pathlib import Path
 
@@ -158,6 +158,7 @@ def loop_of(parts: Diffusers) -> str:
         scheduler=names[1],
         vae=load,
         changes=parts.changes,
+        first=LOOP_BEGINS,
         shape=f"{channels}, {height}, {width}",
         labels=f"Labels (B,) are 0 to {classes - 1}" if classes else "There are no labels",
         channels=channels,

@@ -324,7 +324,7 @@ def test_other_folders_are_refused(spoilt, tmp_path):
 def test_a_scheduler_without_a_counterpart_is_refused(tmp_path, settings):
     known = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(known | settings))
-    with refused(tmp_path, "DDPMScheduler"):
+    with refused(tmp_path, "DDPMScheduler", next(iter(settings))):
         scheduler_overrides(tmp_path, in_latents=False)
 
 

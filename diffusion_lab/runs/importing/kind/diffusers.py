@@ -8,6 +8,7 @@ from diffusion_lab.backbone.diffusers_networks import PUBLISHED, network_class, 
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import settings
+from diffusion_lab.runs.files import LOOP, LOOP_BEGINS
 from diffusion_lab.runs.importing.kind.base import BACKBONE, Imported, Kind, assigned, with_null_row
 from diffusion_lab.runs.importing.reading import read_settings
 from diffusion_lab.runs.to_diffusers.scheduler import PREDICTIONS, STEPS
@@ -40,6 +41,7 @@ class DiffusersFolders(Kind):
     recipe = ("backbone=diffusers_model", "conditioning=raw_labels", "objective=ddpm")
 
     def read(self, path: Path) -> Imported:
+        require_foreign(path)
         parts = read_json(path / "model_index.json").items()  # {} if there is none
         # each part has its library and class; null, null if a pipeline goes without
         named = [name for name, part in parts if isinstance(part, list) and any(part)]
@@ -86,6 +88,16 @@ class DiffusersFolders(Kind):
             image_shape = (3, factor * height, factor * width)
         ours = {f"{BACKBONE}network.{key}": tensor for key, tensor in tensors.items()}
         return Imported(file, ours, shape, image_shape, classes, overrides)
+
+
+def require_foreign(path: Path) -> None:
+    """Raises UserError for an export of ours: its loop has what its settings cannot say."""
+    for folder in (path, path.parent):
+        if (loop := folder / LOOP).is_file() and loop.read_text().startswith(LOOP_BEGINS):
+            raise UserError(
+                f"{path} was exported from a run for diffusers, and has not all that the run "
+                "has; give the run itself, or its export without format=diffusers"
+            )
 
 
 def network_of(path: Path) -> tuple[Path, str, dict[str, Any]]:
@@ -154,6 +166,11 @@ def scheduler_overrides(pipeline: Path, in_latents: bool) -> list[str]:
         say(f"{pipeline} has no {FILES[0]}, so its schedule is taken to be ddpm_linear")
         return ["schedule=ddpm_linear"]
     config = read_settings(file)
+    if config.get("trained_betas"):
+        raise UserError(
+            f"{file} has a {config.get('_class_name')} with a list of trained_betas, which has no "
+            f"counterpart here; give a pipeline with a beta_schedule of {', '.join(TABLES)}"
+        )
     if "FlowMatch" in config.get("_class_name", ""):
         if (shift := config.get("shift", 1.0)) != 1:
             say(f"{file} has shift={shift}, which moves the steps of sampling, and is left out")
@@ -183,7 +200,7 @@ def schedule_of(pipeline: Path, config: dict[str, Any]) -> list[str]:
     table = TABLES.get(config.get("beta_schedule", ""))
     prediction = OPTIONS.get(config.get("prediction_type", "epsilon"))
     steps = config.get("num_train_timesteps", STEPS)
-    if table is None or prediction is None or config.get("trained_betas") or steps != STEPS:
+    if table is None or prediction is None or steps != STEPS:
         raise UserError(
             f"{pipeline} has a {config.get('_class_name')} with beta_schedule="
             f"{config.get('beta_schedule')}, prediction_type={config.get('prediction_type')} and "
