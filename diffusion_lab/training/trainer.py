@@ -23,6 +23,7 @@ from diffusion_lab.compute.device import pick_precision
 from diffusion_lab.compute.sharding import DDP
 from diffusion_lab.runs.progress import LIMIT, seconds_in
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
+from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.callbacks.throughput import ProgressBar, ProgressLines
 from diffusion_lab.training.module import VOTES
 
@@ -137,13 +138,17 @@ def quicken(trainer: lightning.Trainer) -> None:
 
 
 class TimeLimit(Timer):
-    """Lightning's timer, which compares the ranks' clocks at the steps at which they vote alone."""
+    """Lightning's timer, which ends a run after a whole step, not after a micro-batch within it.
+
+    It compares the ranks' clocks at the steps at which they vote alone.
+    """
 
     state_key = Timer.__qualname__
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        if trainer.world_size == 1 or trainer.global_step % VOTES == 0:
-            super().on_train_batch_end(trainer, *args, **kwargs)
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        votes = trainer.world_size == 1 or trainer.global_step % VOTES == 0
+        if stepped(trainer, batch_idx) and votes:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def steps_in_time(max_time: Any, steps: int, seconds: float) -> int:

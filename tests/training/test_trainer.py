@@ -44,10 +44,30 @@ def test_a_time_limit_is_asked_for_when_ranks_vote(ranks, asked):
     assert limit.state_key == Timer("00:01:00:00").state_key  # of earlier checkpoints
     for step in range(1, 3 * VOTES + 1):
         trainer = SimpleNamespace(
-            world_size=ranks, global_step=step, strategy=strategy, should_stop=False
+            world_size=ranks,
+            global_step=step,
+            strategy=strategy,
+            should_stop=False,
+            accumulate_grad_batches=2,
         )
-        limit.on_train_batch_end(trainer)
+        for batch_idx in (2 * step - 2, 2 * step - 1):
+            limit.on_train_batch_end(trainer, None, None, None, batch_idx)
     assert strategy.asked == asked
+
+
+def test_a_time_limit_ends_a_run_after_a_whole_step():
+    limit, ended = TimeLimit("00:00:00:00"), []
+    for batch_idx in range(3):
+        trainer = SimpleNamespace(
+            world_size=1,
+            global_step=batch_idx // 2,
+            strategy=Counting(),
+            should_stop=False,
+            accumulate_grad_batches=2,
+        )
+        limit.on_train_batch_end(trainer, None, None, None, batch_idx)
+        ended.append(trainer.should_stop)
+    assert ended == [False, True, False]
 
 
 def test_lightning_calls_the_hooks_that_callbacks_have_and_no_others():
