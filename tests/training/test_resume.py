@@ -22,6 +22,7 @@ from helpers.tiny_runs import EVALUATED, QUICK, checkpoint_of, curve, rows, same
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.folder import load_config
 from diffusion_lab.runs.progress import is_locked, locked
 from diffusion_lab.runs.summary import Summary, load_summary
@@ -328,7 +329,8 @@ def test_a_folder_that_cannot_be_made_is_named(refusal, tmp_path, place):
 @pytest.mark.long
 def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_path, monkeypatch):
     line = [*EVALUATED, "callbacks.evaluation.every_n_steps=2", "metrics.num_samples=8"]
-    line.append("callbacks.evaluation.batch_size=4")
+    line += ["callbacks.evaluation.batch_size=4", "metrics.reference=validation"]
+    line += ["callbacks.checkpoint.best=fid", "callbacks.checkpoint.top_k=2"]
     lab.done("train", *line, "run_dir=whole")
     asked = Interruption.asked
 
@@ -348,3 +350,7 @@ def test_an_evaluation_that_is_stopped_is_made_when_the_run_is_resumed(lab, tmp_
     ]
     assert measured[0].keys() == {2, 4}
     assert measured[0] == measured[1]
+    ranked = [checkpoints.ranked(tmp_path / run) for run in ("whole", "parts")]
+    assert ranked[0].keys() == {2, 4}
+    assert ranked[0] == ranked[1]
+    assert checkpoints.chosen(tmp_path / "parts", 2) is not None

@@ -57,6 +57,11 @@ class Checkpoint(Periodic):
     top_k: Count = 1
     pending: Future | None = field(init=False, default=None)  # that is being written
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        # the metrics of a resumed step may have been measured only now, as a stop came before
+        if measured_now(trainer, self.best) is not None:
+            self.keeper(trainer)()
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not validates(trainer):  # else on_validation_end saves, after this hook
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
