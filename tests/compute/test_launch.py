@@ -243,6 +243,24 @@ def test_ranks_vote_after_each_step_if_ten_take_long(monkeypatch):
     assert callback._due(trainer)
 
 
+def test_ranks_stop_after_the_step_whose_evaluation_heard_of_it():
+    other_rank = SimpleNamespace(reduce_boolean_decision=lambda yes, all: True)
+    trainer = SimpleNamespace(
+        world_size=2,
+        global_step=3,
+        strategy=other_rank,
+        should_stop=False,
+        accumulate_grad_batches=1,
+        val_check_batch=None,
+    )
+    callback = Interruption()
+    callback.on_train_batch_end(trainer, None, None, None, 2)
+    assert not trainer.should_stop  # the ranks vote later
+    assert callback.asked(trainer)
+    callback.on_train_batch_end(trainer, None, None, None, 2)
+    assert (trainer.should_stop, callback.requested) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("numbers", "stops"),
     [

@@ -52,6 +52,7 @@ class Interruption(Callback):
         self._typed = False  # whether Ctrl-C was pressed
         self._at_once = False
         self._slow = False  # whether the ranks vote after each step
+        self._heard = False  # whether all ranks know that one is asked to stop
         self._since = time.monotonic()
         self._previous: dict[int, Any] = {}  # previous handlers by signal number
 
@@ -110,11 +111,13 @@ class Interruption(Callback):
 
     def asked(self, trainer: lightning.Trainer) -> bool:
         """Whether any rank is asked to stop; all ranks must call it."""
-        return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+        self._heard = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+        return self._heard
 
     def _due(self, trainer: lightning.Trainer) -> bool:
         """Whether the ranks vote after this step, which makes GPUs wait; all ranks agree on it."""
-        if trainer.world_size == 1:
+        # an evaluation that was stopped is made up for at this step alone
+        if trainer.world_size == 1 or self._heard:
             return True
         if trainer.global_step % VOTES:
             return self._slow
