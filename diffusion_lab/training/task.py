@@ -67,12 +67,18 @@ class Task(ABC):
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
         pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
-        metric = str(cfg.optimized_metric or "")
-        used = {f"callbacks.pruning.metric={each}": each for each in pruning}
-        for key, each in (used | {f"optimized_metric={metric}": metric}).items():
-            if each and not self.measures(each):
-                known = ", ".join([*self.quantities, f"val/{self.module.shown}"])
-                raise UserError(f"{key} is not measured by this run; use one of {known}")
+        metric, validations = str(cfg.optimized_metric or ""), f"val/{self.module.shown}"
+        for each in pruning:
+            if not (each.startswith("val") and self.measures(each)):
+                raise UserError(
+                    f"callbacks.pruning.metric={each} is not measured by validations; use one of "
+                    f"{validations}"
+                )
+        if metric and not self.measures(metric):
+            known = ", ".join([*self.quantities, validations])
+            raise UserError(
+                f"optimized_metric={metric} is not measured by this run; use one of {known}"
+            )
         if len(data.validation_labels()):
             return
         selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
