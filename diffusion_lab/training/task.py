@@ -30,6 +30,7 @@ from diffusion_lab.training.callbacks import (
     SampleEvaluation,
 )
 from diffusion_lab.training.callbacks.checkpoint import RANKING
+from diffusion_lab.training.callbacks.evaluation import KEPT
 from diffusion_lab.training.module import TrainedModule
 
 
@@ -94,8 +95,10 @@ class Task(ABC):
     def quantities(self) -> list[str]:
         """The names of the metrics of images that the run measures."""
         metrics = self.metrics.metrics if self.metrics else []
-        start = "" if self.pipeline else "r"  # of reconstructions
-        return [f"{start}{quantity.name}" for each in metrics for quantity in each.quantities]
+        names = [quantity.name for each in metrics for quantity in each.quantities]
+        if self.pipeline:
+            return names
+        return [f"r{name}" for name in names if name.startswith(KEPT)]
 
     def measures(self, metric: str) -> bool:
         """Whether the run measures a metric, such as val/loss, fid, fid_class3 or fid/<how>."""
