@@ -68,15 +68,15 @@ class Task(ABC):
         ranked_by = [c.best for c in self.callbacks if isinstance(c, Checkpoint) and c.best]
         self.check_ranking(ranked_by)
         pruning = [each.metric for each in self.callbacks if isinstance(each, MedianPruning)]
-        metric, validations = str(cfg.optimized_metric or ""), f"val/{self.module.shown}"
+        metric = str(cfg.optimized_metric or "")
         for each in pruning:
             if not (each.startswith("val") and self.measures(each)):
                 raise UserError(
                     f"callbacks.pruning.metric={each} is not measured by validations; use one of "
-                    f"{validations}"
+                    f"{', '.join(self.validations)}"
                 )
         if metric and not self.measures(metric):
-            known = ", ".join([*self.quantities, validations])
+            known = ", ".join([*self.quantities, *self.validations])
             raise UserError(
                 f"optimized_metric={metric} is not measured by this run; use one of {known}"
             )
@@ -92,6 +92,11 @@ class Task(ABC):
             )
 
     @property
+    def validations(self) -> list[str]:
+        """The names of the metrics by which validations can choose, the one that is shown first."""
+        return [f"val/{self.module.shown}"]
+
+    @property
     def quantities(self) -> list[str]:
         """The names of the metrics of images that the run measures."""
         metrics = self.metrics.metrics if self.metrics else []
@@ -103,8 +108,10 @@ class Task(ABC):
     def measures(self, metric: str) -> bool:
         """Whether the run measures a metric, such as val/loss, fid, fid_class3 or fid/<how>."""
         kind, _, own = metric.partition("/")
-        if kind in ("val", "test"):  # an autoencoder's validations have several
-            return own == self.module.shown or self.pipeline is None
+        if kind in ("val", "test"):
+            name = f"val/{own}"
+            # an autoencoder's validations have more, of its bottleneck
+            return name in self.validations or (self.pipeline is None and name not in VALIDATION)
         known = re.sub(r"^fid_class\d+$", "fid_class", kind) in self.quantities
         return known or (bool(own) and kind.partition("_")[0] in ("train", "val", "test"))
 
@@ -113,17 +120,17 @@ class Task(ABC):
 
         Every run measures one of its validations, and of samples what `metrics` has.
         """
-        known, drawing = f"val/{self.module.shown}", self.pipeline is not None
+        known, drawing = self.validations[0], self.pipeline is not None
         instead = f", or best={known}" if known in VALIDATION else ""
         of_validation = self.metrics is not None and self.metrics.reference == "validation"
         measured = self.quantities if drawing else []
         for metric in ranked_by:
             at = f"callbacks.checkpoint.best={metric}"
-            if metric == known:
+            if metric in self.validations:
                 continue
             if metric not in measured:
                 chosen = measured if of_validation else []
-                others = [name for name in RANKING if name in [known, *chosen]]
+                others = [name for name in RANKING if name in [*self.validations, *chosen]]
                 others = others or ["fid with metrics.reference=validation"]
                 more = ", or let metrics and callbacks.evaluation measure it" if drawing else ""
                 raise UserError(

@@ -3,15 +3,18 @@
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.tiny_data import tiny_data
+from helpers.compositions import composed
+from helpers.refusals import refused
+from helpers.tiny_data import TinyData, tiny_data
 from helpers.tiny_runs import ADVERSARIAL, TINY_AUTOENCODER, checkpoint_of, rows, same, summary_of
 from PIL import Image
 
 from diffusion_lab.common.images import to_float, to_uint8
-from diffusion_lab.families.autoencoder.task import AutoencoderModule, quality
+from diffusion_lab.families.autoencoder.task import AutoencoderModule, build_task, quality
 from diffusion_lab.first_stage.autoencoder import saving
 
 TRAIN = ["train-autoencoder", *TINY_AUTOENCODER]
@@ -119,6 +122,17 @@ def test_psnr_and_ssim():
     assert psnr == pytest.approx(3 * 28.131, abs=1e-2)  # 20 log10(255 / 10)
     assert ssim < 3
     assert quality(images[..., :8, :8], images[..., :8, :8])[1].isnan()
+
+
+@pytest.mark.parametrize(("side", "measured"), [(10, False), (12, True)])
+def test_checkpoints_are_ranked_by_ssim_where_images_are_large_enough(monkeypatch, side, measured):
+    monkeypatch.setattr(TinyData, "native_shape", (1, side, side))
+    task = build_task(composed("train_autoencoder", *TINY_AUTOENCODER, "name=x"))
+    with nullcontext() if measured else refused("val/ssim", "val/psnr"):
+        task.check_ranking(["val/ssim"])
+    assert task.measures("test/ssim") == measured
+    assert task.measures("val/kl")
+    assert not task.measures("val/loss")
 
 
 def test_padding_is_no_part_of_the_quality_of_a_vae(lab, tmp_path):

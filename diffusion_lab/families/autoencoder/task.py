@@ -150,6 +150,11 @@ class AutoencoderTask(Task):
 
     settings: dict[str, object]  # arguments of the autoencoder's constructor
 
+    @property
+    def validations(self) -> list[str]:
+        large = min(self.datamodule.native_shape[1:]) >= SSIM_WINDOW
+        return [*super().validations, *(["val/ssim"] if large else [])]
+
     def check_callbacks(self, layout: BatchLayout, trainer: DictConfig) -> None:
         super().check_callbacks(layout, trainer)
         if layout.accumulate > 1 and isinstance(self.module.autoencoder, VQAutoencoder):
