@@ -4,6 +4,7 @@ import errno
 import math
 import os
 from functools import partial
+from time import sleep
 from types import SimpleNamespace
 
 import lightning
@@ -28,6 +29,7 @@ from diffusion_lab.assembly.parameter_groups import OptimizerFactory
 from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.families.autoencoder.task import AutoencoderModule
 from diffusion_lab.families.diffusion.module import DiffusionModule
+from diffusion_lab.runs import checkpoints
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.callbacks import EMA, NonFinite
 from diffusion_lab.training.callbacks.checkpoint import AtomicCheckpointIO, Resumption
@@ -139,6 +141,22 @@ def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
     assert state["callbacks"]["NonFinite"]["rollbacks"] == 2
     assert state["callbacks"]["NonFinite"]["skipped"] == 4  # saved at step 10
     assert "step 13" in refusal("train", "resume=run", "callbacks.non_finite.max_rollbacks=1")
+
+
+def test_a_roll_back_waits_for_the_checkpoint_that_is_being_written(lab, tmp_path, monkeypatch):
+    def slow(checkpoint, path):
+        sleep(1)  # longer than the steps until the roll back
+        save(checkpoint, path)
+
+    save = checkpoints.save
+    monkeypatch.setattr(checkpoints, "save", slow)
+    spoil_loss(monkeypatch, {4, 5}, infinite)
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
+    arguments += ["callbacks.checkpoint.background=true", "validate_every_n_steps=100"]
+    arguments += ["callbacks.non_finite.max_rollbacks=1", "trainer.max_steps=5", "run_dir=run"]
+    lab.done("train", *QUICK, *arguments)
+    state = checkpoint_of(tmp_path / "run")
+    assert state["callbacks"]["NonFinite"]["rollbacks"] == 1
 
 
 def test_an_average_that_a_resumed_run_adds_outlives_a_roll_back(lab, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero
 from diffusion_lab.diffusion.objective import Objective, TimeSampler
 from diffusion_lab.runs import checkpoints
 from diffusion_lab.runs.files import NON_FINITE
+from diffusion_lab.training.callbacks.checkpoint import Checkpoint
 from diffusion_lab.training.callbacks.periodic import stepped
 from diffusion_lab.training.callbacks.weight_averaging import EMA, PosthocEMA, restore_trained
 from diffusion_lab.training.module import module_of
@@ -130,6 +131,9 @@ class NonFinite(Callback):
             f"the loss or a gradient was not finite in {row} consecutive steps, the last of them "
             f"step {step}: the first such value {found}; the batch and what is known of it {kept}"
         )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint):
+                callback.wait()  # for one that a thread still writes
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self.counts.rollbacks >= self.max_rollbacks or not saved:
             raise TrainingStopped(
