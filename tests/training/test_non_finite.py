@@ -123,7 +123,8 @@ def test_a_run_without_a_checkpoint_on_a_full_disk_says_why_it_ends(refusal, tmp
     (tmp_path / "run").mkdir()
     (tmp_path / "run/non_finite").write_text("")  # acts as a disk without room for a folder
     arguments = ["trainer.max_steps=50", "callbacks.non_finite.patience=2", "run_dir=run"]
-    sentence = refusal("train", *QUICK, *arguments, "callbacks.non_finite.max_rollbacks=1")
+    sentence = refusal("train", *QUICK, *arguments, "callbacks.non_finite.max_rollbacks=3")
+    assert_names(sentence, "max_rollbacks=3", "callbacks.checkpoint.every_n_steps")
     place = ["run/non_finite", os.strerror(errno.EEXIST)]
     assert_names(sentence, "output", "denoiser.backbone.blocks.0", *place)
     assert "resume=" not in sentence  # as there is nothing to resume from, or to roll back to

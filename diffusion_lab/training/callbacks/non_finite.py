@@ -136,9 +136,11 @@ class NonFinite(Callback):
                 callback.wait()  # for one that a thread still writes
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self.counts.rollbacks >= self.max_rollbacks or not saved:
+            most = max(self.max_rollbacks, self.counts.rollbacks + 1)
+            sooner = "" if saved else " with a smaller callbacks.checkpoint.every_n_steps"
             raise TrainingStopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
-                f"callbacks.non_finite.max_rollbacks={self.counts.rollbacks + 1}"
+                f"callbacks.non_finite.max_rollbacks={most}{sooner}"
             )
         self.counts.rollbacks += 1
         say(f"{reason[0].upper()}{reason[1:]}. The weights are reset to the last checkpoint.")
