@@ -197,8 +197,9 @@ def to_save(value: Any) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """Gathers a sharded tensor on the CPU; returns anything else unchanged."""
-    return unsharded(value).cpu() if isinstance(value, DTensor) else value
+    """A copy of a sharded tensor, gathered on the CPU; returns anything else unchanged."""
+    # copied: on a mesh of one process the whole tensor is the shard itself
+    return unsharded(value).to("cpu", copy=True) if isinstance(value, DTensor) else value
 
 
 def unsharded(tensor: Tensor) -> Tensor:

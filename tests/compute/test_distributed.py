@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.ranks import on_ranks
 from helpers.refusals import refused
-from helpers.tiny_runs import ADVERSARIAL, TINY, TINY_AUTOENCODER, checkpoint_of, summary_of
+from helpers.tiny_runs import ADVERSARIAL, TINY, TINY_AUTOENCODER, checkpoint_of, same, summary_of
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from diffusion_lab.common.images import NotDrawn, NotFinite
 from diffusion_lab.compute import distributed
@@ -23,6 +26,7 @@ from diffusion_lab.compute.distributed import (
     shard,
 )
 from diffusion_lab.first_stage.autoencoder import saving
+from diffusion_lab.training.callbacks.weight_averaging import WeightAverage
 
 
 def test_layout_multiplies_to_the_global_batch():
@@ -91,6 +95,19 @@ def test_what_fails_on_one_rank_fails_on_all(monkeypatch, here):
     with refused("2 of 3", by=NotFinite), failing_together(NotDrawn):
         if here:
             raise NotFinite("2 of 3")
+
+
+def saved_average(rank: int, begin: dict) -> dict:
+    """What a checkpoint has of an average of sharded parameters that begins so."""
+    module = torch.nn.Linear(2, 3)
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    return WeightAverage(module, begin).to_save()
+
+
+def test_an_average_that_one_process_has_sharded_is_saved(tmp_path):
+    begin = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
+    (saved,) = on_ranks(1, tmp_path, saved_average, begin)
+    assert same(saved, begin)
 
 
 def compute_slowly(rank: int, folder: Path) -> None:
