@@ -224,9 +224,19 @@ def other_steps(callbacks: list[Callback]) -> list[int]:
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The configured callbacks in the order in which their hooks must run, by `phase` (0)."""
-    callbacks = []
+    callbacks: list[Callback] = []
+    stateful: dict[str, str] = {}  # keys of those with a state, by its name in checkpoints
     for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
-        callbacks.append(instantiate(cfg, key))
-        if not isinstance(callbacks[-1], Callback):
+        callback = instantiate(cfg, key)
+        if not isinstance(callback, Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")
+        callbacks.append(callback)
+        if type(callback).state_dict is Callback.state_dict:
+            continue
+        if other := stateful.get(callback.state_key):
+            raise UserError(
+                f"{key} would be a second {type(callback).__name__} beside {other}, and a "
+                f"checkpoint holds the state of one; leave {key} out, or write {other}=null"
+            )
+        stateful[callback.state_key] = key
     return sorted(callbacks, key=lambda callback: getattr(callback, "phase", 0))
