@@ -92,7 +92,20 @@ class Pixels(FirstStage):
         return to_uint8(latents)
 
 
-BATCH = 256  # images that are encoded at once for the cache
+BATCH = 256  # small images that are encoded at once
+PIXELS = BATCH * 64 * 64  # of images that are encoded at once
+
+
+def at_once(shape: tuple[int, ...]) -> int:
+    """How many images of a shape (C, H, W) are encoded at once: BATCH, or a part of it.
+
+    A part, so that ranks, which encode multiples of BATCH, have the batches of a single one.
+    """
+    *_, height, width = shape
+    count = BATCH
+    while count > 1 and count * height * width > PIXELS:
+        count //= 2
+    return count
 
 
 class Latents(FirstStage):
@@ -190,7 +203,8 @@ class Latents(FirstStage):
             what = f"latents of {len(rows):,} {'mirrored ' if mirrored else ''}training images"
             say(f"Computing {what} once, to be cached in {self.cache_dir}")
             moments = None
-            for ids in track(torch.arange(rows.start, rows.stop).split(BATCH), what):
+            ids_of_batches = torch.arange(rows.start, rows.stop).split(at_once(self.image_shape))
+            for ids in track(ids_of_batches, what):
                 part = images[ids].flip(-1) if mirrored else images[ids]
                 encoded = self.moments(part.to(device)).cpu()
                 if moments is None:

@@ -135,6 +135,19 @@ def test_the_cache_is_read_again_and_knows_what_it_is_of(tmp_path, data, monkeyp
     assert len(list((tmp_path / "first/latents").glob("moments-*.bin"))) == 4
 
 
+def test_few_large_images_are_encoded_at_once(tmp_path, data, monkeypatch):
+    shapes = ((1, 8, 8), (3, 64, 64), (3, 256, 256), (3, 160, 160), (3, 4096, 4096))
+    assert [base.at_once(shape) for shape in shapes] == [256, 256, 16, 32, 1]
+    stage, seen = open_stage(tiny_first_stage(tmp_path / "first")), []
+    whole, stage.sha256 = stage.prepare(data, CPU).moments.clone(), "another"
+    measured = latent_moments(stage.network, data, CPU)
+    monkeypatch.setattr(base, "PIXELS", 20 * 8 * 8)
+    stage.network.encoder.register_forward_hook(lambda _, given, out: seen.append(len(given[0])))
+    torch.testing.assert_close(stage.prepare(data, CPU).moments, whole)
+    torch.testing.assert_close(latent_moments(stage.network, data, CPU), measured)
+    assert {*seen} == {16}
+
+
 def encode_on_rank(rank: int, folder: Path, data) -> dict:
     """Encodes a rank's share of the images, and counts those that were hashed and encoded."""
     stage, seen, hashed = open_stage(folder / "first"), [], []

@@ -23,6 +23,7 @@ from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.compute.sharding import sharded
 from diffusion_lab.data import ImageBatch, ImageData
 from diffusion_lab.first_stage.autoencoder import Autoencoder, VQAutoencoder, saving
+from diffusion_lab.first_stage.base import at_once
 from diffusion_lab.first_stage.reconstruction import ReconstructionLoss
 from diffusion_lab.metrics.quantity import ON_REQUEST
 from diffusion_lab.training.module import Optimization, TrainedModule, data_of
@@ -137,9 +138,6 @@ def moments_of(first: Tensor, second: Tensor, count: float) -> tuple[Tensor, Ten
     return mean, (second / count - mean.square()).clamp(min=0).sqrt()
 
 
-BATCH = 256  # images whose latents are measured at once
-
-
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTask(Task):
     """Trains an autoencoder, and saves it as a first stage."""
@@ -241,7 +239,8 @@ def latent_moments(
     autoencoder.to(device).eval()
     images = data.train_rows(padded=True)
     first = second = torch.zeros(())
-    for ids in track(torch.arange(len(images)).split(BATCH), "Measuring the latents"):
+    batches = torch.arange(len(images)).split(at_once(data.image_shape))
+    for ids in track(batches, "Measuring the latents"):
         moments = autoencoder.moments(to_float(images[ids].to(device)))
         latents = autoencoder.mean(moments).double()
         first = first + latents.sum((0, 2, 3))
