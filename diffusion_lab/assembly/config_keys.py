@@ -40,7 +40,7 @@ class Means(Flag):
 TABLE = {
     "": (
         "hparams_search compile channels_last budget.solved tuning tuning. arm protocol "
-        "protocol.seeds choices. gpu. kind. loss_facts."
+        "protocol.seeds choices. gpu. kind. loss_facts. first_stage_seconds"
     ),
     "identity": "name study_name optimized_metric data_sha256 init_images init_flops budget.",
     "identity composition": "trainer init_sha256",  # the option trainer says where a run is trained

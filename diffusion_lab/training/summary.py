@@ -69,6 +69,8 @@ def first_stage_seconds(cfg: DictConfig, folder: Path) -> float | None:
     """The training seconds of the first stage's run; None if there is none or it is not known."""
     if (stage := OmegaConf.select(cfg, "first_stage.run")) is None:
         return None
+    if (known := cfg.get("first_stage_seconds")) is not None:  # since the run began
+        return known
     if Path(stage) == folder:  # a resumed run uses its own copy
         return load_summary(folder).first_stage_seconds
     return load_summary(averages.run_of(Path(stage))).training_seconds

@@ -56,7 +56,13 @@ from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of,
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.logger import Clock, JSONLines, build_loggers, check_loggers
 from diffusion_lab.training.module import RunContext
-from diffusion_lab.training.summary import git_commit, metrics_of, say_result, summarise
+from diffusion_lab.training.summary import (
+    first_stage_seconds,
+    git_commit,
+    metrics_of,
+    say_result,
+    summarise,
+)
 from diffusion_lab.training.task import Task, build_task
 from diffusion_lab.training.trainer import TRAINER, build_trainer, check_trainer, quiet_lightning
 
@@ -251,6 +257,8 @@ def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) ->
     trainer.limit_test_batches = float(len(data.tested_on().labels) >= layout.world)
     data.fingerprint = on_rank_zero(lambda: data.fingerprint)  # reads all images
     found = facts_of_data(cfg, data) | task.prepare(device)
+    if (seconds := first_stage_seconds(cfg, Path(cfg.resume or ""))) is not None:
+        found["first_stage_seconds"] = seconds  # a run that is killed has no summary to keep it
     metrics = None
     if task.metrics is not None:
         with errors_at(cfg, "metrics"):

@@ -15,6 +15,7 @@ from helpers.ranks import on_ranks
 from helpers.refusals import assert_names, refused
 from helpers.tiny_data import tiny_data
 from helpers.tiny_runs import (
+    ALONE,
     PLAIN,
     TINY,
     checkpoint_of,
@@ -206,6 +207,16 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
     stream = data.train_dataloader()
     assert {stream.images.device.type, stream.mirrored.device.type} == {device}
     assert stream.batch_type is MomentBatch
+
+
+def test_a_killed_run_knows_the_seconds_of_its_first_stage(lab, tmp_path, killed_at_step):
+    tiny_first_stage(tmp_path / "first")
+    (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')
+    often = [*ALONE, "callbacks.denoising=null", "callbacks.checkpoint.every_n_steps=2"]
+    killed_at_step(3, *TRAIN, *often)
+    shutil.rmtree(tmp_path / "first")
+    lab.done("train", "resume=run")
+    assert summary_of(tmp_path / "run")["first_stage_seconds"] == 300.0
 
 
 @pytest.mark.long
