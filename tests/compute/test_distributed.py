@@ -98,7 +98,7 @@ def test_what_fails_on_one_rank_fails_on_all(monkeypatch, here):
 
 
 def saved_average(rank: int, begin: dict) -> dict:
-    """What a checkpoint has of an average of sharded parameters that begins so."""
+    """The tensors that a checkpoint has of an average of sharded parameters which begins so."""
     module = torch.nn.Linear(2, 3)
     fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
     return WeightAverage(module, begin).to_save()
