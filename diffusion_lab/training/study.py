@@ -251,7 +251,9 @@ def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
 
     `used` are the metrics by what to write instead.
     """
-    remedies = [remedy for remedy, metric in used.items() if metric.startswith("val/")]
+    pictures = ("val/psnr", "val/ssim")  # are the same quantity for every loss
+    losses = {key: each for key, each in used.items() if each not in pictures}
+    remedies = [remedy for remedy, metric in losses.items() if metric.startswith("val/")]
     changing = [key for key in keys if Means.LOSS in means(key)]
     if remedies and changing:
         raise UserError(

@@ -483,6 +483,7 @@ def test_a_study_chooses_by_what_its_values_leave_comparable():
     cfg.metrics.extra = {"sharpness": {"_target_": "torchmetrics.image.inception.InceptionScore"}}
     study.check_choice(cfg, "kid", ["objective.time_sampler.std"])
     study.check_choice(cfg, "val/loss", ["optimizer.lr"])
+    study.check_choice(cfg, "val/psnr", ["objective.time_sampler.std"])  # of pictures, not a loss
     with refused("choose: fid", "objective.time_sampler.std"):
         study.check_choice(cfg, "val/loss", ["optimizer.lr", "objective.time_sampler.std"])
     with refused("choose", "sharpness"):  # of which higher is better

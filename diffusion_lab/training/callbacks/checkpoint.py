@@ -59,7 +59,9 @@ class Checkpoint(Periodic):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         # the metrics of a resumed step may have been measured only now, as a stop came before
-        if measured_now(trainer, self.best) is not None:
+        folder, step = module_of(trainer).context.folder, trainer.global_step
+        known = step in checkpoints.ranked(folder, self.best)
+        if measured_now(trainer, self.best) is not None and not known:
             self.keeper(trainer)()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

@@ -131,13 +131,16 @@ class NonFinite(Callback):
             f"the loss or a gradient was not finite in {row} consecutive steps, the last of them "
             f"step {step}: the first such value {found}; the batch and what is known of it {kept}"
         )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpoint):
-                callback.wait()  # for one that a thread still writes
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        savers = [each for each in callbacks if isinstance(each, Checkpoint)]
+        for saver in savers:
+            saver.wait()  # for one that a thread still writes
         saved = on_rank_zero(lambda: checkpoints.exists(folder))
         if self.counts.rollbacks >= self.max_rollbacks or not saved:
             most = max(self.max_rollbacks, self.counts.rollbacks + 1)
-            sooner = "" if saved else " with a smaller callbacks.checkpoint.every_n_steps"
+            sooner = (
+                "" if saved or not savers else " with a smaller callbacks.checkpoint.every_n_steps"
+            )
             raise TrainingStopped(
                 f"{reason}; try a lower optimizer.lr, or trainer.precision=32-true, or "
                 f"callbacks.non_finite.max_rollbacks={most}{sooner}"

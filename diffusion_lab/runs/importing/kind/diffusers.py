@@ -92,8 +92,10 @@ class DiffusersFolders(Kind):
 
 def require_foreign(path: Path) -> None:
     """Raises UserError for an export of ours: its loop has what its settings cannot say."""
-    for folder in (path, path.parent):
-        if (loop := folder / LOOP).is_file() and loop.read_text().startswith(LOOP_BEGINS):
+    alone = not (path / "scheduler").is_dir()  # a network's folder in that of a pipeline
+    for folder in (path, *([path.parent] if alone else [])):
+        loop = folder / LOOP
+        if loop.is_file() and loop.read_bytes().startswith(LOOP_BEGINS.encode()):
             raise UserError(
                 f"{path} was exported from a run for diffusers, and has not all that the run "
                 "has; give the run itself, or its export without format=diffusers"
