@@ -177,6 +177,14 @@ def replaced(key: str, value: object) -> UserError:
     )
 
 
+def updated(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """A copy of a configuration with these values of its keys."""
+    cfg = cfg.copy()
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
+    return cfg
+
+
 def verbatim(value: object) -> Any:
     """A plain value whose texts OmegaConf keeps as they are, if they are of files or other people.
 

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly import rules
-from diffusion_lab.assembly.config_keys import verbatim
+from diffusion_lab.assembly.config_keys import updated, verbatim
 from diffusion_lab.assembly.families import require_diffusion
 from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
 from diffusion_lab.assembly.model import Drawable, Model
@@ -206,10 +206,7 @@ def with_automatic(cfg: DictConfig, values: dict[str, float]) -> DictConfig:
         part = OmegaConf.select(cfg, place)  # of one's own class it may be anything
         if isinstance(part, DictConfig) and part.get(name) == "auto":
             found[key] = value
-    cfg = cfg.copy() if found else cfg
-    for key, value in found.items():
-        OmegaConf.update(cfg, key, value)
-    return cfg
+    return updated(cfg, found) if found else cfg
 
 
 def build_pipeline(

@@ -10,9 +10,9 @@ from pathlib import Path
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from diffusion_lab.assembly.config_keys import as_list
+from diffusion_lab.assembly.config_keys import as_list, updated
 from diffusion_lab.assembly.sentences import MISTAKES
 from diffusion_lab.cli.job import STOPPED, fail
 from diffusion_lab.common.messages import UserError, say
@@ -130,10 +130,10 @@ def joined(
             place[f"logger.{key}.tags"] = list(dict.fromkeys(tags))
         elif job.mode == RunMode.MULTIRUN and not logger.group:
             place[f"logger.{key}.group"] = job.sweep.dir.rsplit("/", 1)[-1]
-    cfg = cfg.copy()
-    for key, value in place.items():
-        OmegaConf.update(cfg, key, value)
-    return cfg, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in place.items())]
+    return updated(cfg, place), [
+        *overrides,
+        *(f"{key}={json.dumps(value)}" for key, value in place.items()),
+    ]
 
 
 train_model = partial(trained, "train")

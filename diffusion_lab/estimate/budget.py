@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from diffusion_lab.assembly.config_keys import Means, groups
+from diffusion_lab.assembly.config_keys import Means, groups, updated
 from diffusion_lab.assembly.costs import counted, image_facts, sampling_calls
 from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
@@ -125,9 +125,8 @@ def with_budget(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             size = [each for each in found.overrides if each.startswith("backbone.")]
         if budget.flops is not None:
             matched = budget.reference is not None and budget.by == "macs"
-            sized = OmegaConf.merge(cfg, OmegaConf.from_dotlist(size))
             macs = found.reference["macs"] if matched else None
-            images = images_for(budget.flops, cast(DictConfig, sized), macs)
+            images = images_for(budget.flops, updated(cfg, values_of(size)), macs)
     solved = [f"{key}={value}" for key, value in budget.length(cfg.batch_size, images).items()]
     solved += size
     given, values = values_of(overrides), values_of(solved)
@@ -136,9 +135,7 @@ def with_budget(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{key} is set to {value} by the budget; leave it out, or write budget=none"
             )
-    cfg = cfg.copy()
-    for key, value in values.items():
-        OmegaConf.update(cfg, key, value)
+    cfg = updated(cfg, values)
     cfg.budget.solved = solved
     say(f"Budget: {' '.join(solved)}")
     return cfg

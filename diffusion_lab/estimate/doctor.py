@@ -81,8 +81,7 @@ def doctor(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def diagnose(cfg: DictConfig) -> tuple[list[Finding], dict[str, Any]]:
     """Returns the findings on a training run, at least one per check, and its facts."""
     made: dict[str, Any] = {"cfg": cfg}
-    errors, checked = [], []
-    unknown: set[str] = set()  # parts that are missing and were not refused
+    errors, checked, unknown = [], [], set[str]()  # unknown: missing parts that were not refused
     for name, error, make in PARTS:
         if absent := needs(make) - made.keys():
             unknown |= {name} if absent & unknown else set()
@@ -209,8 +208,7 @@ def timed(
 ) -> tuple[RunCost, float]:
     """The cost of the run with its times, and the seconds of an image's features.
 
-    Calls and features are divided over the devices of the run. On a CPU the step of a large network
-    is timed on fewer images. Without data there is no run to time.
+    Calls and features are divided over devices. On a CPU a large network takes fewer images.
     """
     too_large = memory and free and memory.total > free
     if not cfg.speed or precision not in ("32-true", "bf16-mixed") or too_large:
@@ -292,8 +290,10 @@ def options(cfg: DictConfig, device: torch.device, layout: BatchLayout) -> str:
     if device.type == "cuda" and cfg.trainer.get("benchmark") and not cfg.trainer.deterministic:
         on.append("trainer.benchmark")
     on += ["activation_checkpointing"] if cfg.activation_checkpointing else []
-    on += strategy_options(cfg.trainer) if layout.world > 1 else []
-    on += [key for key in ("callbacks.checkpoint.sharded",) if OmegaConf.select(cfg, key)]
+    if layout.world > 1:
+        on += strategy_options(cfg.trainer)
+    if OmegaConf.select(cfg, "callbacks.checkpoint.sharded"):
+        on.append("callbacks.checkpoint.sharded")
     return ", ".join(on) or "none"
 
 

@@ -23,6 +23,7 @@ from diffusion_lab.metrics.metric import FromTorchmetrics, Metric, Values
 from diffusion_lab.metrics.neighbours import Coverage
 from diffusion_lab.metrics.observer import ImageSet, Observed, Observer, place_in_class, short_count
 from diffusion_lab.metrics.quantity import (
+    BESIDE,
     ON_REQUEST,
     REAL,
     Protocol,
@@ -239,7 +240,7 @@ def require_new_names(extra: Sequence[Quantity]) -> None:
     """Raises UserError for a metric of `extra` whose values would take the place of another's."""
     names = [each.name for each in extra]
     for name in names:
-        if quantity_of(name) or name.endswith((REAL, "_std")):
+        if quantity_of(name) or name.endswith(BESIDE):
             raise UserError(
                 f"metrics.extra: {name} is the name of another metric's result, or is read as one; "
                 "give the metric a name of its own"

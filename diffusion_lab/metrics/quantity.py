@@ -10,6 +10,7 @@ from diffusion_lab.common import hashing
 
 HIGHER, LOWER = True, False  # which values of a quantity are better
 REAL = "_real"  # ends the name of a value that is measured on test images instead of samples
+BESIDE = (REAL, "_std")  # ends of names of values that stand beside another
 FINGERPRINT = "fingerprint"
 FILE = "FILE"  # in a protocol, the kind of reference whose statistics a file has
 Protocol = dict[str, str | int]  # how values were measured; comparable if and only if equal
@@ -238,7 +239,7 @@ def real_beside(values: dict[str, float], name: str) -> str:
 
 def measured_of_samples(values: dict[str, float]) -> list[str]:
     """The names of the metrics of generated images, without standard deviations."""
-    return [name for name in values if not name.partition("/")[0].endswith((REAL, "_std"))]
+    return [name for name in values if not name.partition("/")[0].endswith(BESIDE)]
 
 
 def with_spread(values: dict[str, float], name: str) -> str:

@@ -172,8 +172,8 @@ def beside(found: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     for test in (JOINT, WELCH, PAIRED):
         own = {*found.test} == {test}
         others = found if own else contrasts(values, test, pairs)
-        rows = {frozenset((row.ahead, row.behind)): row for row in others.itertuples()}
-        rows = {pair: row for pair, row in rows.items() if row.test == test}
+        tested = others[others.test == test].itertuples()
+        rows = {frozenset((row.ahead, row.behind)): row for row in tested}
         same = [rows.get(frozenset(pair)) for pair in pairs]
         found = found.assign(**{f"p_{test}": [getattr(row, "corrected", math.nan) for row in same]})
         for row, arm, named in zip(same, lower, against, strict=True):

@@ -54,12 +54,12 @@ def answer(panels: Sequence[Panel]) -> str:
     """The verdict, or one sentence on the best arm at each size of the data."""
     if len(panels) == 1:
         return verdict(panels[0])
+    if all(len(panel.arms) == 1 for panel in panels):
+        return "; ".join(f"{verdict(panel)} at {panel.data} training images" for panel in panels)
     at: dict[str | None, list[str]] = {}
     for panel in panels:
         at.setdefault(panel.best, []).append(panel.data)
     nowhere = at.pop(None, [])
-    if all(len(panel.arms) == 1 for panel in panels):
-        return "; ".join(f"{verdict(panel)} at {panel.data} training images" for panel in panels)
     said = [f"{arm} is best at {joined(sizes)} training images" for arm, sizes in at.items()]
     said += [f"none is shown to be best at {joined(nowhere)} training images"] if nowhere else []
     return f"By {panels[0].metric.title} {', '.join(said)}"
@@ -131,9 +131,8 @@ def pair_in(panel: Panel, pair: Any, real: str = "") -> str:
 
 def part_of(panel: Panel, pair: Any) -> bool:
     """Whether a pair is tested by some of its runs: by the seeds that both arms have."""
-    return pair.test == PAIRED and set(panel.means["count"][[pair.ahead, pair.behind]]) != {
-        pair.pairs
-    }
+    counts = panel.means["count"][[pair.ahead, pair.behind]]
+    return pair.test == PAIRED and bool((counts != pair.pairs).any())
 
 
 def untested(panel: Panel) -> str:

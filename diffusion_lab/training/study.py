@@ -251,9 +251,8 @@ def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
 
     `used` are the metrics by what to write instead.
     """
-    pictures = ("val/psnr", "val/ssim")  # are the same quantity for every loss
-    losses = {key: each for key, each in used.items() if each not in pictures}
-    remedies = [remedy for remedy, metric in losses.items() if metric.startswith("val/")]
+    same = ("val/psnr", "val/ssim")  # for every loss
+    remedies = [key for key, each in used.items() if each.startswith("val/") and each not in same]
     changing = [key for key in keys if Means.LOSS in means(key)]
     if remedies and changing:
         raise UserError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.assembly.config_keys import verbatim
+from diffusion_lab.assembly.config_keys import updated, verbatim
 from diffusion_lab.common.files import read_json
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.runs.files import COLLAPSED, NON_FINITE
@@ -31,9 +31,7 @@ def with_tuned(cfg: DictConfig) -> DictConfig:
     if not found.get("chosen"):
         why = "no trial has a finite metric" if found else "it has not been tuned yet"
         raise UserError(f"{tuning.file} chooses nothing for {tuning.of}: {why}")
-    cfg = cfg.copy()
-    for key, value in found["chosen"].items():
-        OmegaConf.update(cfg, key, verbatim(value))
+    cfg = updated(cfg, {key: verbatim(value) for key, value in found["chosen"].items()})
     OmegaConf.update(cfg, "tuning", {**tuning, **found}, force_add=True)
     return cfg
 

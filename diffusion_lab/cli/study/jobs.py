@@ -321,15 +321,20 @@ class Jobs:
         found: dict[Path, None] = {}
         # measurements count with their runs
         runs = [job.needs[0] if job.command in ON_RUNS else job for job in needed]
+        trained = dict.fromkeys(job.stage for job in runs if job.command in TRAINS)
+        whole = [stage for stage in trained if self._is_whole(stage, runs)]
         for job in runs:
             found |= dict.fromkeys(job.paths)  # of a comparison
             if job.command in TRAINS:
-                folder, stage = self.root / slug(job.stage), self.of(job.stage)
-                # a run of an arm that has left the study may still be there
-                others = {run.parent for run in folder.glob("*/config.yaml")}
-                whole = all(each in runs for each in stage) and others <= {j.made for j in stage}
-                found[folder if whole else job.made] = None
+                found[self.root / slug(job.stage) if job.stage in whole else job.made] = None
         return tuple(found)
+
+    def _is_whole(self, stage: str, runs: Sequence[StudyJob]) -> bool:
+        """Whether a stage's folder has the runs of all its jobs, all among `runs`, and no other."""
+        jobs = self.of(stage)
+        # one of an arm that has left the study may still be there
+        there = {run.parent for run in (self.root / slug(stage)).glob("*/config.yaml")}
+        return all(job in runs for job in jobs) and there <= {job.made for job in jobs}
 
 
 def measured_for(choice: Choice, settings: Settings) -> Settings:

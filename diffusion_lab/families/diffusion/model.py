@@ -1,6 +1,7 @@
 """A diffusion model for a training loop of one's own, from the options of the command line."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.data.augmentation import augment
+from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
 from diffusion_lab.families.diffusion.run import load_classifier, load_weak
+from diffusion_lab.metrics.extractor import Classifier
 from diffusion_lab.runs.opened import load_diffusion_config
 from diffusion_lab.runs.pretrained import local
 from diffusion_lab.runs.search import run_at
@@ -99,11 +102,8 @@ class DiffusionModel(nn.Module):
         if guidance is not None:
             cfg.guidance = configured("guidance=classifier_free").guidance
             cfg.guidance.scale = guidance
-        weak = load_weak(cfg.guidance.get("weak_run"), cfg, self.parts)
-        classifier = (
-            load_classifier(cfg, build_images(cfg)) if "classifier" in cfg.guidance else None
-        )
-        pipeline = build_pipeline(cfg, self.parts, self.kind, weak, classifier)
+        guides = self.guides if guidance is None else (None, None)
+        pipeline = build_pipeline(cfg, self.parts, self.kind, *guides)
         chosen = None if labels is None else self.chosen(labels, count)
         training = self.denoiser.training
         self.denoiser.eval()
@@ -111,6 +111,17 @@ class DiffusionModel(nn.Module):
             return torch.cat([*draw(pipeline, range(count), BATCH, seed, chosen)])
         finally:
             self.denoiser.train(training)
+
+    @cached_property
+    def guides(self) -> tuple[Denoiser | None, Classifier | None]:
+        """The weak model and the classifier of the configuration's guidance, loaded once.
+
+        They are no parts of this module, which would train them.
+        """
+        weak = load_weak(self.cfg.guidance.get("weak_run"), self.cfg, self.parts)
+        if "classifier" not in self.cfg.guidance:  # for which the images are built
+            return weak, None
+        return weak, load_classifier(self.cfg, build_images(self.cfg))
 
     def chosen(self, labels: Label | Sequence[Label] | Tensor, count: int) -> Tensor:
         """Labels of `count` images, (count,) int64, from one for all or one for each."""
