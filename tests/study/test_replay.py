@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from diffusion_lab.assembly.config_keys import Means, flat, leave_out, means
 from diffusion_lab.assembly.sentences import conf_dir
 from diffusion_lab.cli.study import document
-from diffusion_lab.cli.study.document import ARMS
 from diffusion_lab.cli.study.jobs import Jobs
 from diffusion_lab.runs.files import load_record
 
@@ -137,8 +136,6 @@ def test_a_study_plans_its_published_runs(folder):
     if "fine_tuning" in folder:
         axis = "digits" if "digits" in folder else "photographs"
         jobs = [job for job in jobs if job.point["data"] == axis]
-    if study == "copies":  # the other arm is not trained yet
-        jobs = [job for job in jobs if job.point[ARMS] != "Mamba-2"]
     assert len(jobs) == len(runs)
     seeds = [int(re.search(r"^seed: (\d+)$", run.read_text(), re.MULTILINE)[1]) for run in runs]
     first = [run.parent for run, seed in zip(runs, seeds, strict=True) if seed == min(seeds)]
