@@ -157,12 +157,12 @@ def requeue() -> str:
 
     A job that is cancelled, or that SLURM is already requeueing, is not RUNNING and is left alone.
     """
-    job = os.environ["SLURM_JOB_ID"]
+    this = job()  # the number alone may be the whole array's
     try:
-        state = _called("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+        state = _called("squeue", "--noheader", f"--jobs={this}", "--format=%T")
         if state != "RUNNING":
             return f"its state is {state}"
-        _called("scontrol", "requeue", job)
+        _called("scontrol", "requeue", this)
     except subprocess.CalledProcessError as error:
         return error.stderr.strip()
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -11,6 +11,7 @@ from helpers.processes import SRUN
 from helpers.refusals import assert_names
 from helpers.tiny_runs import QUICK, TINY, rows, steps_of, summary_of, wandb_runs
 
+from diffusion_lab.compute import slurm
 from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.runs import load_config
 from diffusion_lab.training.callbacks import Interruption, SampleGrid
@@ -80,6 +81,16 @@ def test_a_signal_requeues_the_job_which_goes_on_in_the_same_folder(
     lab.done("train", *LOGGED, *where)
     assert job.read_text().split() == ["requeue", "17"]
     assert written() == finished
+
+
+def test_a_job_of_an_array_requeues_itself_alone(monkeypatch, tmp_path, job):
+    """The last job of an array has the array's id, for which squeue has a line per job."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    line = '[ "$2" = --jobs=17_2 ] && echo RUNNING || printf "RUNNING\\nPENDING\\n"'
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\n{line}\n")
+    assert slurm.requeue() == ""
+    assert job.read_text().split() == ["requeue", "17_2"]
 
 
 def test_a_signal_in_the_last_evaluation_requeues_the_job(lab, tmp_path, monkeypatch, job):

@@ -58,6 +58,13 @@ def record_of(folder: Path) -> wandb_record.Record:
     assert [name for name in logged if not is_known(name)] == []
     assert record.axes["*"] == "images"
     assert {"images", "seconds"} < record.axes.keys()
+    last = {
+        name: value
+        for step in sorted(record.scalars)
+        for name, value in record.scalars[step].items()
+    }
+    # plain values: panels of runs do not read W&B's {"min": ...}
+    assert {name: record.summary[name] for name in last} == last
     return record
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from diffusion_lab.common.ranges import Flag, one_of, settings
 from diffusion_lab.first_stage.autoencoder.saving import FIRST_STAGE_FILE
 from diffusion_lab.first_stage.trained import COPY_FOLDER
-from diffusion_lab.metrics.quantity import OF_SAMPLES
 from diffusion_lab.runs import log_names
 from diffusion_lab.runs.checkpoints import FILES, FOLDER, LAST, RANKED, SHARDS
 from diffusion_lab.runs.files import CONFIG, METRICS, SUMMARY
@@ -70,9 +69,7 @@ class WandB(GroupedLogger):
         for axis in log_names.AXES:
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric=log_names.IMAGES)
-        for each in OF_SAMPLES:  # W&B's summary names the best value of a curve, too
-            best = "max" if each.higher_is_better else "min"
-            run.define_metric(f"samples/{each.name}/*", step_metric=log_names.IMAGES, summary=best)
+        # no summary=min of W&B: its panels do not read the {"min": ...} that it would leave
         if run.disabled:
             return "W&B: disabled"
         return offline(reason, self.run_dir) if reason else f"W&B: {run.url}"
