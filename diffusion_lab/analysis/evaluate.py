@@ -19,7 +19,7 @@ from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.assembly.pipeline.evaluation import evaluate
 from diffusion_lab.assembly.sentences import Combination
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import read_rows, require_writable, write_atomically
+from diffusion_lab.common.files import make_folder, read_rows, require_writable, write_atomically
 from diffusion_lab.common.formats import csv_text, markdown_table
 from diffusion_lab.common.images import NotDrawn
 from diffusion_lab.common.messages import UserError, console, say
@@ -110,6 +110,7 @@ class Setting:
     pipeline: Pipeline
     seed: int
     key: str  # a hash of everything that the results depend on
+    checkpoint: object  # the sha256 of its weights' checkpoint, or None
     sampling: Sampling
 
 
@@ -141,6 +142,7 @@ def sweep(
         prepared = PreparedMetrics.of(metrics, opened.datamodule)
     name = f"{metrics.extractor.name}_{prepared.reference.name}-{metrics.num_samples}"
     folder = Path(cfg.output) if cfg.output else Path(cfg.run) / SWEEPS / name
+    on_rank_zero(lambda: make_folder(folder))  # fails before anything is measured
     kept = {row["key"]: row for row in on_rank_zero(lambda: read_rows(folder / ROWS))}
     say_if_flattered(opened.saved, cfg.metrics, metrics.extractor.name)
     say(f"Settings: {len(settings)}, already measured: {sum(s.key in kept for s in settings)}")
@@ -178,7 +180,6 @@ def measured_by(metrics: GenerativeMetrics, opened: DiffusionRun) -> dict[str, o
 
 def append(folder: Path, row: dict[str, object]) -> None:
     """Adds a row to the results in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ROWS).open("a") as file:  # a new line first: the last may be cut off
         file.write(f"\n{json.dumps(row)}")
 
@@ -206,8 +207,9 @@ def build_setting(
     if cfg.steps is not None:
         cfg.sampler.steps = cfg.steps
     sampling = sampling_of(cfg)
+    checkpoint = opened.weights[CHECKPOINT]
     facts = {
-        CHECKPOINT: opened.weights[CHECKPOINT],
+        CHECKPOINT: checkpoint,
         **measured,
         **sampling,
         "precision": opened.precision,
@@ -217,7 +219,7 @@ def build_setting(
     if pipeline.classifier:
         facts["guiding"] = pipeline.classifier.fingerprint
     key = hashing.of_text(json.dumps(facts, sort_keys=True))[:16]
-    return Setting(combination.chosen, pipeline, cfg.seed, key, sampling)
+    return Setting(combination.chosen, pipeline, cfg.seed, key, checkpoint, sampling)
 
 
 def measure(
@@ -243,7 +245,7 @@ def measure(
         "protocol": next(iter(results)).partition("/")[2],
         "classifier": classifier.name if classifier else None,
         "sampling": setting.sampling,
-        CHECKPOINT: opened.weights[CHECKPOINT],
+        CHECKPOINT: setting.checkpoint,
     }
 
 
@@ -267,25 +269,26 @@ def written(
     keys, in the order of the command line.
     """
     known = filter(None, (quantity.quantity_of(name) for name in SHOWN))
-    shown = [each for each in (*known, *extra) if each.name in rows[0]]
+    # a metric of one's own may have no value for some samples, and none for real images
+    shown = [each for each in (*known, *extra) if any(each.name in row for row in rows)]
     ordered = sorted(rows, key=lambda row: (row["calls"], row["fid"]))
     # the Pareto front of network calls and FID
     places = front([(row["calls"], row["fid"]) for row in ordered], higher_is_better=False)
     best = [ordered[place] for place in places]
-    real = (f"{q.title} {q.text(rows[0][f'{q.name}{quantity.REAL}'])}" for q in shown)
+    reals = [(q, rows[0].get(f"{q.name}{quantity.REAL}")) for q in shown]
+    real = (f"{q.title} {q.text(value)}" for q, value in reals if value is not None)
     header = f"Protocol {rows[0]['protocol']}; real test images: {', '.join(real)}"
     head = [*keys, "calls", *(each.name for each in shown)]
     lines = []
     for row in ordered:
-        values = [each.text(row[each.name]) for each in shown]
+        values = [each.text(row[each.name]) if each.name in row else "" for each in shown]
         mark = "best for its budget" if row in best else ""
         lines.append([*(str(row[key]) for key in keys), f"{row['calls']:g}", *values, mark])
     write_atomically(folder / "table.md", f"{header}\n\n{markdown_table([*head, ''], lines)}")
-    others = [name for name in rows[0] if f"{name}{quantity.REAL}" in rows[0] and name not in head]
-    beside = [
-        f"{name}{quantity.REAL}" for name in [*head, *others] if f"{name}{quantity.REAL}" in rows[0]
-    ]
-    columns = [*head, *others, *beside, "protocol", "classifier", CHECKPOINT]
+    numbers = dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, float))
+    others = [name for name in numbers if name not in head]
+    others.sort(key=lambda name: name.endswith(quantity.REAL))
+    columns = [*head, *others, "protocol", "classifier", CHECKPOINT]
     results = csv_text(columns, [[row.get(name) for name in columns] for row in ordered])
     write_atomically(folder / "results.csv", results)
     for picture in PLOTTED.values():

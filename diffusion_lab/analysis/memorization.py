@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lab.analysis import copy_controls, plots
 from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import write_json
+from diffusion_lab.common.files import make_folder, write_json
 from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import PATH, numbers, optional, whole
 from diffusion_lab.compute.distributed import of_all_ranks, on_rank_zero, own_batches
@@ -59,7 +59,9 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     step = (cfg.step or checkpoints.step_of(cfg.run)) if chosen else None
     control = copy_controls.ControlRun.open(cfg, opened, step) if cfg.control else None
     folder = folder_of(cfg)
-    on_rank_zero(lambda: make(folder))  # fails before an hour of sampling
+    if cfg.step is not None and cfg.output is None:  # comparisons read the last one's report
+        folder /= f"step_{cfg.step:07d}"
+    on_rank_zero(lambda: make_folder(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
     spaces = copy_controls.CopySpaces(metrics, training, opened.mirrored)
     drawn, beside = spaces.views(samples), spaces.views(test, "test")
@@ -154,14 +156,6 @@ def protocol_of(
             "mirrored": mirrored,
         }
     )
-
-
-def make(folder: Path) -> None:
-    """Creates the report's folder; raises UserError if it cannot be created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={folder} cannot be created ({error}); choose another") from error
 
 
 def fid_gap(generated: Tensor, test: Tensor, training: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
+from diffusion_lab.common.files import replacing
 from diffusion_lab.common.images import grid
 from diffusion_lab.metrics.neighbours import MEANINGS, Neighbours
 from diffusion_lab.metrics.quantity import REAL, Quantity
@@ -20,7 +21,8 @@ MARKERS = "osD^v<>PX*h"
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with replacing(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def pairs(
@@ -122,10 +124,10 @@ def against_number(
     for axes, quantity in zip(panels, quantities, strict=True):
         name, scale = quantity.name, quantity.scale
         for line, group in lines_of(rows, others):
-            points = sorted((float(row[key]), scale * row[name]) for row in group)
+            points = sorted((float(row[key]), scale * row[name]) for row in group if name in row)
             axes.plot(*zip(*points, strict=True), marker="o", label=line or None)
-        real = scale * rows[0][f"{name}{REAL}"]
-        axes.axhline(real, color="grey", linestyle="--", label="real images")
+        if (real := rows[0].get(f"{name}{REAL}")) is not None:
+            axes.axhline(scale * real, color="grey", linestyle="--", label="real images")
         axes.set(xlabel=key, title=f"{quantity.axis_title}, {quantity.direction}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

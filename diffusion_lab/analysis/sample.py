@@ -13,6 +13,7 @@ from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
+from diffusion_lab.common.files import replacing
 from diffusion_lab.common.images import most_rows, save_png
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError, say
@@ -23,8 +24,9 @@ from diffusion_lab.runs.files import SAMPLES
 from diffusion_lab.runs.opened import inherited, open_run
 
 NAMED = ("eta", "temperature", "top_k", "top_p")  # settings of samplers that file names have
+BEFORE_VALUE = r".*[./]|^(sampler|guidance)$"  # of a key, what file names leave out
 LONGEST = 40  # characters of a value in a file name
-ALWAYS_NAMED = ("sampler", "sampler.steps", "guidance.scale", *(f"sampler.{key}" for key in NAMED))
+ALWAYS_NAMED = ("sampler.steps", "guidance.scale", *(f"sampler.{key}" for key in NAMED))
 
 
 def sample(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
@@ -80,7 +82,7 @@ def also_asked(overrides: list[str]) -> str:
     """The labels, and settings that `way` does not name, as text for file names."""
     given = [(key_of(each), each.get_value_element_as_str()) for each in parse(overrides)]
     texts = [
-        f"_{re.sub('.*[./]|^guidance$', '', key)}{short(re.sub('[^-+.0-9A-Za-z_]+', '-', value))}"
+        f"_{re.sub(BEFORE_VALUE, '', key)}{short(re.sub('[^-+.0-9A-Za-z_]+', '-', value))}"
         for key, value in given
         if re.match("sampler|guidance|labels", key) and key not in ALWAYS_NAMED
     ]
@@ -115,7 +117,8 @@ def write(
     if cfg.save == "npz":
         known: dict[str, Any] = {} if labels is None else {"labels": labels.numpy()}
         array = output.with_name(f"{output.name}.npz")
-        np.savez(array, images=images.permute(0, 2, 3, 1).numpy(), **known)  # (N, H, W, C) uint8
+        with replacing(array) as file:
+            np.savez(file, images=images.permute(0, 2, 3, 1).numpy(), **known)  # (N, H, W, C) uint8
         result["array"] = str(array)
     for what, path in result.items():
         say(f"{what}: {path}")

@@ -169,6 +169,10 @@ def require_own(output: Path, is_ours: Callable[[Path], bool]) -> None:
 def require_writable(key: str, place: str, otherwise: str) -> None:
     """Raises UserError, with the advice `otherwise`, if no file can be made at `key=place`."""
     path = Path(place)
+    if key == "output" and path.name in ("", ".."):
+        raise UserError(
+            f"output={place} has no name for what is written; add one, as in {path / 'NAME'}"
+        )
     folder = next(each for each in (path, *path.absolute().parents) if each.is_dir())
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -177,6 +181,14 @@ def require_writable(key: str, place: str, otherwise: str) -> None:
             f"{key}={path} cannot be written to ({error.strerror}); make {folder} writable, or "
             f"{otherwise}"
         ) from error
+
+
+def make_folder(output: Path) -> None:
+    """Creates a folder; raises UserError if it cannot be created."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output} cannot be created ({error}); choose another") from error
 
 
 @contextmanager

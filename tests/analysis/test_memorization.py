@@ -194,5 +194,8 @@ def test_copies_of_all_checkpoints_are_counted(lab, tmp_path, run_folder):
         assert alone["neighbours"] == found
     assert first != newest == result["neighbours"]
     assert not (tmp_path / "alone/copies.png").exists()  # of another measurement
+    report = (run_folder / "memorization/report.json").read_text()
+    lab.result("memorization", "run=run", *few, "step=1")
+    assert (run_folder / "memorization/report.json").read_text() == report
     with Image.open(run_folder / "memorization/copies.png") as picture:
         assert picture.width > 1000

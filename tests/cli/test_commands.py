@@ -226,6 +226,8 @@ def test_classes_are_asked_for_by_number_or_name():
 def test_every_way_to_draw_has_a_name_of_its_own():
     ways = [
         [],
+        ["sampler=dpm_solver"],  # as the run's own, which may have other settings
+        ["sampler=dpm_solver_3m"],
         ["sampler=ddim"],
         ["sampler=ddim", "guidance.clip=1"],
         ["guidance.clip=1", "sampler=ddim"],  # the same

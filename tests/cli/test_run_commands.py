@@ -16,11 +16,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.analysis import on_test_images
+from diffusion_lab.analysis.evaluate import written
 from diffusion_lab.analysis.on_test_images import REGIONS, known_in, missing
 from diffusion_lab.cli.commands import expand, gather
 from diffusion_lab.common.files import read_rows
 from diffusion_lab.common.hashing import of_file
 from diffusion_lab.first_stage.autoencoder.base import pad_to_multiple
+from diffusion_lab.metrics.quantity import Quantity
+from diffusion_lab.runs import checkpoints
 
 SWEEP = ["sample-sweep", "run=run", "sampler=ddim,heun", "steps=2,3", "batch_size=16"]
 
@@ -100,6 +103,43 @@ def test_a_sweep_gives_the_metrics_of_evaluate(lab, run_folder):
     # another setting of the metrics does not
     (other,) = lab.result(*asked, "sampler=heun", "metrics.half_splits=0")["rows"]
     assert "fid_infinity" not in other
+
+
+def test_values_that_real_images_or_some_samples_lack_are_written(tmp_path):
+    own = Quantity("mine", "Mine", "a metric of one's own", True)
+    facts = {"protocol": "p", "classifier": None, "sampling": {}}
+    first = {"guidance.scale": "1", "calls": 2.0, "fid": 3.0, "fid_real": 1.0, "fld": 7.0}
+    second = {"guidance.scale": "2", "calls": 4.0, "fid": 2.0, "fid_real": 1.0, "mine": 5.0}
+    rows = [facts | first | {"checkpoint": "a"}, facts | second | {"checkpoint": "b"}]
+    written(tmp_path, rows, ["guidance.scale"], [own])
+    with (tmp_path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["fld"], row["mine"], row["fid_real"]) for row in table] == [
+        ("7.0", "", "1.0"),
+        ("", "5.0", "1.0"),
+    ]
+    assert [row["checkpoint"] for row in table] == ["a", "b"]
+    with Image.open(tmp_path / "scale.png") as picture:
+        assert picture.size[0] > 1000  # two panels
+
+
+@pytest.mark.long
+def test_a_sweep_over_steps_names_the_checkpoint_of_each(lab, run_folder):
+    first, last = checkpoints.file_of(run_folder, 1), run_folder / "checkpoints/last.ckpt"
+    first.write_bytes(last.read_bytes() + b"more")
+    asked = ["sample-sweep", "run=run", "step=1,null", "steps=2", "batch_size=16"]
+    named = {row["step"]: row["checkpoint"] for row in lab.result(*asked)["rows"]}
+    assert named == {"1": of_file(first), "null": of_file(last)}
+
+
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_measured(
+    refusal, run_folder, monkeypatch
+):
+    Path("file").touch()
+    monkeypatch.setattr("diffusion_lab.analysis.evaluate.measure", None)
+    assert_names(refusal("sample-sweep", "run=run", "steps=2,3", "output=file"), "output=file")
+    for command in ("sample", "encode", "inpaint"):
+        assert_names(refusal(command, "run=run", "output=."), "output=.")
 
 
 @pytest.mark.slow
