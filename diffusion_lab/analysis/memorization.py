@@ -59,8 +59,6 @@ def memorization(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     step = (cfg.step or checkpoints.step_of(cfg.run)) if chosen else None
     control = copy_controls.ControlRun.open(cfg, opened, step) if cfg.control else None
     folder = folder_of(cfg)
-    if cfg.step is not None and cfg.output is None:  # comparisons read the last one's report
-        folder /= f"step_{cfg.step:07d}"
     on_rank_zero(lambda: make_folder(folder))  # fails before an hour of sampling
     samples = opened.draw_all(pipeline, cfg)
     spaces = copy_controls.CopySpaces(metrics, training, opened.mirrored)
@@ -115,7 +113,10 @@ def compared(data: ImageData, mirrored: bool) -> tuple[Tensor, tuple[Tensor, Ten
 
 
 def folder_of(cfg: DictConfig) -> Path:
-    return Path(cfg.output or Path(cfg.run) / "memorization")
+    folder = Path(cfg.run) / "memorization"  # comparisons read the last checkpoint's report in it
+    if isinstance(cfg.step, int):
+        folder /= f"step_{cfg.step:07d}"
+    return Path(cfg.output or folder)
 
 
 def along_training(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """The parts of a model, and trials of its network before training."""
 
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,7 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
     if not (embeds or trains or own):
         return
     device = next(denoiser.parameters()).device
-    objective.to(device)  # its loss may have weights
+    objective = deepcopy(objective).to(device)  # its loss may have weights
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics

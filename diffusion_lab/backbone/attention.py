@@ -49,6 +49,16 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
+def heads_of(channels: int, head_channels: int) -> int:
+    """The number of heads of `head_channels`; raises ValueError if they do not divide channels."""
+    if channels % head_channels:
+        raise ValueError(
+            f"head_channels={head_channels} must divide the {channels} channels of a level, or "
+            "be null for a single head"
+        )
+    return channels // head_channels
+
+
 def check_heads(width: int, heads: int) -> None:
     """Raises ValueError where heads do not divide the width."""
     if width % heads:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.attention import check_heads
+from diffusion_lab.backbone.attention import check_heads, heads_of
 from diffusion_lab.backbone.conditioning import Condition
 from diffusion_lab.backbone.embedding import NoiseEmbedding
 from diffusion_lab.backbone.patches import FREQUENCIES, patch_grid
@@ -105,6 +105,9 @@ class DiffusersUNet(DiffusersNetwork):
                 f"the embedding that is added before it; write a smaller divisor of {channels}"
             )
         attends = [level in attention for level in range(len(multipliers))]
+        if head_channels is not None:
+            for level in {*attention, len(multipliers) - 1}:  # the middle attends, too
+                heads_of(channels * multipliers[level], head_channels)
         self.condition_width = 4 * channels
         self.network = network_class("UNet2DModel")(
             sample_size=tuple(image_size),

@@ -36,7 +36,8 @@ from diffusion_lab.common.ranges import (
 FREQUENCIES = 256  # numbers in the sinusoid of the noise embedding
 Routed = Annotated[float, between(0, 0.95)]
 Route = Annotated[
-    Sequence[int], numbers("two whole numbers", lambda ends: len(ends) == 2).as_in([1, -1])
+    Sequence[int],
+    numbers("two whole numbers", lambda ends: [*map(type, ends)] == [int, int]).as_in([1, -1]),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.backbone.attention import CrossAttention, SelfAttention
+from diffusion_lab.backbone.attention import CrossAttention, SelfAttention, heads_of
 from diffusion_lab.backbone.norm import GroupNorm
 from diffusion_lab.common.ranges import Count, Flag, between, optional, ranges, whole
 
@@ -106,13 +106,8 @@ class PixelAttention(nn.Module):
         norm: Callable[..., GroupNorm] = GroupNorm,
     ):
         super().__init__()
-        if head_channels is not None and channels % head_channels:
-            raise ValueError(
-                f"head_channels={head_channels} must divide the {channels} channels of a level, or "
-                "be null for a single head"
-            )
         if head_channels is not None:
-            heads = channels // head_channels
+            heads = heads_of(channels, head_channels)
         self.skip_scale = skip_scale
         self.norm = norm(channels)
         self.attention: SelfAttention | CrossAttention = (

@@ -47,16 +47,22 @@ class TargetEmbedding(nn.Module):
     """The level that a step comes from and the one it goes to, as a vector (B, width).
 
     With `scaled` the scale of a guidance is part of it, too. At the start of training it is 0, so a
-    network that cannot jump yet is not disturbed.
+    network that cannot jump yet is not disturbed. `base_width` is that of a network under muP.
     """
 
-    def __init__(self, width: int, scaled: bool = False):
+    def __init__(self, width: int, scaled: bool = False, base_width: int | None = None):
         super().__init__()
-        self.scaled = scaled
+        self.scaled, self.base_width = scaled, base_width
         self.first = nn.Linear((2 + scaled) * FEATURES, width)
         self.last = nn.Linear(width, width)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def rates(self) -> dict[nn.Parameter, float]:
+        """The factors of Adam's rate for parameters under muP, as a network has them."""
+        weight = self.last.get_parameter("weight")
+        return {} if self.base_width is None else {weight: self.base_width / len(weight)}
 
     def forward(self, level: NoiseLevel, scale: Tensor | None, count: int) -> Tensor:
         """A level () or (B,), whose `there` is itself if None; `scale` (B,) is 1 if None."""
@@ -150,7 +156,9 @@ class Denoiser(nn.Module):
             # without a bias, so that an unchanged image adds nothing
             self.augmentation = nn.Linear(augmentation_labels, network.condition_width, bias=False)
             nn.init.normal_(self.augmentation.weight, std=0.02)
-        self.target = TargetEmbedding(network.condition_width, told_scale) if jumps else None
+        base_width = getattr(network, "base_width", None)
+        told = TargetEmbedding(network.condition_width, told_scale, base_width) if jumps else None
+        self.target = told
 
     def forward(self, x: Tensor, level: NoiseLevel, given: Given = NOTHING) -> Estimate:
         """The denoised estimate of x (B, C, H, W) at `level`."""

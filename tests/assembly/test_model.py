@@ -16,7 +16,16 @@ from diffusion_lab.common.labels import Classes
 from diffusion_lab.data.augmentation import NonLeaky
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
-from diffusion_lab.diffusion.objective import X0, Eps, Flow, Objective, Score, UniformTime, V
+from diffusion_lab.diffusion.objective import (
+    X0,
+    Eps,
+    Flow,
+    Objective,
+    Score,
+    SecondMoment,
+    UniformTime,
+    V,
+)
 from diffusion_lab.diffusion.objective.loss import (
     SNR,
     Denoising,
@@ -113,6 +122,14 @@ def test_mirroring_twice_is_advised_against():
         assert bool([*rules.warned(teacher=teacher, flipped=flipped)]) == (flipped and not asked)
 
 
+def test_levels_fewer_than_the_bins_that_learn_from_them_are_refused():
+    bins = SecondMoment(bins=100)
+    with refused("objective.time_sampler.bins", "at most 50"):
+        rules.check(schedule=DDPMLinear(steps=50), time_sampler=bins)
+    rules.check(schedule=DDPMLinear(steps=100), time_sampler=bins)
+    rules.check(schedule=Cosine(), time_sampler=bins)
+
+
 ENERGY = partial(Energy, network=partial(MLP, width=8, depth=1))
 
 
@@ -131,10 +148,11 @@ def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were
     with torch.device(device):
         labels, jumps = Classes.numbered(3), loss.two_levels
         denoiser = Denoiser(network, ClassLabel, Flow(), (1, 2, 2), labels, jumps=jumps)
-    parts = Objective(Rectified(), Flow(), UniformTime(), loss)
+    parts = Objective(Rectified(), Flow(), SecondMoment(), loss)
     before = torch.get_rng_state()
     check_network(denoiser, parts)
     assert torch.equal(torch.get_rng_state(), before)
+    assert {buffer.device.type for buffer in parts.buffers()} == {"cpu"}
     assert denoiser.training
     assert all(parameter.grad is None for parameter in denoiser.parameters())
 

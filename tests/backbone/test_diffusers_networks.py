@@ -89,6 +89,8 @@ def test_a_rectangular_image():
     network = randomised(NETWORKS["unet"](1, 2, (8, 12)))
     output = network(torch.randn(2, 1, 8, 12), torch.zeros(2), Condition())
     assert output.shape == (2, 2, 8, 12)
+    with refused("head_channels=5", "32 channels", by=ValueError):
+        NETWORKS["unet"](1, 1, (8, 8), head_channels=5)
     with refused("8x12", by=ValueError):
         NETWORKS["dit"](1, 2, (8, 12))
 

@@ -13,6 +13,9 @@ from diffusion_lab.assembly.parameter_groups import OptimizerFactory, inner_matr
 from diffusion_lab.backbone.base import ends_of
 from diffusion_lab.backbone.conditioning import ClassLabel, Condition, NumericLabel
 from diffusion_lab.common.labels import Classes, Numbers
+from diffusion_lab.diffusion.denoiser import Denoiser
+from diffusion_lab.diffusion.objective.prediction import Flow
+from diffusion_lab.diffusion.schedule import Rectified
 from diffusion_lab.training.optimizer import Muon
 
 WIDTHS = (64, 512)
@@ -67,6 +70,24 @@ def growth(base_width: int | None, make=adam) -> float:
 def test_outputs_after_a_few_steps_depend_on_the_width_without_mup_alone(make):
     assert growth(None, make) > 3
     assert growth(WIDTHS[0], make) == pytest.approx(1, abs=0.1)
+
+
+def test_the_embedding_of_jumps_grows_no_faster_in_wide_networks():
+    sizes = []
+    for width in WIDTHS:
+        torch.manual_seed(0)
+        network = partial(small, width=width, heads=1, base_width=WIDTHS[0])
+        labels = Classes.numbered(2)
+        denoiser = Denoiser(network, ClassLabel, Flow(), (1, 8, 8), labels, jumps=True)
+        target = denoiser.target
+        optimizer = OptimizerFactory(adam)(target, list(target.parameters()), [])
+        level = Rectified()(torch.linspace(0.1, 0.9, 16))
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            (target(level, None, 16) - 1).square().mean().backward()
+            optimizer.step()
+        sizes.append(target(level, None, 16).square().mean().sqrt().item())
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.3)
 
 
 def test_a_network_of_the_base_width_trains_as_without_it():

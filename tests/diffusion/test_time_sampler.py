@@ -227,6 +227,16 @@ def test_second_moment_is_uniform_until_every_part_has_its_history():
     assert sampler.probabilities().tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_second_moment_is_uniform_while_a_loss_is_not_finite(loss):
+    sampler = SecondMoment(bins=2, history=1)
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    sampler.observe(t, torch.tensor([loss, 1.0]))
+    assert sampler.probabilities().tolist() == [0.5, 0.5]
+    sampler.observe(t, torch.tensor([3.0, 1.0]))
+    assert sampler.probabilities()[0] > 0.7
+
+
 def test_second_moment_keeps_the_last_losses_of_each_part_whatever_the_batches():
     generator = seeded()
     t = torch.rand(300, generator=generator, dtype=torch.float64)

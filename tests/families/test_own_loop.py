@@ -15,6 +15,8 @@ from diffusion_lab.common.messages import UserError
 
 PAGE = (ROOT / "docs/pages/python.md").read_text()
 SHAPE = (1, 8, 8)
+UNEMBEDDED = ["backbone=unet_small", "backbone.channels=8", "backbone.stage.head_channels=null"]
+UNEMBEDDED += ["backbone.norm.groups=8", "backbone.norm.least=1"]
 small = partial(dl.build, *TINY_NETWORK, image_shape=SHAPE)
 
 
@@ -84,6 +86,7 @@ def test_wrong_calls_are_refused():
         lambda: small("init_from=run"): "init_from",
         lambda: small("guidance=classifier", "guidance.classifier=x"): "guidance.classifier",
         lambda: small("alignment=irepa"): "alignment",
+        lambda: dl.build(*UNEMBEDDED, image_shape=SHAPE): "one channel per group",
         lambda: small("objective=reflow", "objective.teacher.run=x"): "objective.teacher",
         lambda: small("first_stage=hub_vae", "first_stage.scale=measured"): "first_stage.scale",
         lambda: model.sample(2, labels=10): "9",

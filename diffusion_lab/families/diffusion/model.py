@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.model import Model
+from diffusion_lab.assembly.instantiate import errors_at
+from diffusion_lab.assembly.model import Model, check_network
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
 from diffusion_lab.assembly.pipeline import draw
 from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
@@ -158,7 +159,10 @@ def build(
             )
     if cfg.first_stage.get("scale") == "measured":
         raise UserError("first_stage.scale=measured needs training images; give build a number")
-    return DiffusionModel(cfg, build_model(cfg, image_shape, labels), labels)
+    parts = build_model(cfg, image_shape, labels)
+    with errors_at(cfg, "backbone"):
+        check_network(parts.denoiser, parts.objective)
+    return DiffusionModel(cfg, parts, labels)
 
 
 def load(run: str | Path, average: str | None = None) -> DiffusionModel:
