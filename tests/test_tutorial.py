@@ -6,12 +6,17 @@ import importlib
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import matplotlib
 import pytest
+from helpers.commands import prepare_for_commands
 from helpers.paths import ROOT
+from helpers.tiny_data import TinyData
+from helpers.tiny_runs import PLAIN
 from PIL import Image
 
 import diffusion_lab
@@ -20,6 +25,7 @@ from diffusion_lab import runs
 NOTEBOOK = ROOT / "docs/tutorial.ipynb"
 SHARED = ("diffusion_lab.diffusion.schedule",)  # rooms of one file
 PICTURES = 8  # the least number that a reader sees
+SETTINGS = [*PLAIN, "study_name=tutorial", "callbacks.sample_grid=null", "budget.images=32"]
 LARGEST = 300_000  # bytes, as the notebook is kept with its outputs
 
 
@@ -93,6 +99,22 @@ def test_the_page_shows_the_text_the_code_and_the_outputs(script, tmp_path, kept
     drawn = sorted(path.name for path in tmp_path.iterdir())
     assert len(drawn) == len(pictures(kept))
     assert all(f"]({name})" in page for name in drawn)
+
+
+@pytest.mark.long
+def test_the_code_of_the_notebook_runs_on_tiny_images(kept, tmp_path, monkeypatch):
+    prepare_for_commands(monkeypatch, tmp_path)
+    shown = SimpleNamespace(display=lambda *_, **__: None, Markdown=str)
+    monkeypatch.setitem(sys.modules, "IPython.display", shown)
+    own = 'FashionMNIST(os.environ.get("DIFFUSION_LAB_DATA", "data"))'
+    names = {"TinyData": TinyData}
+    with matplotlib.rc_context({"backend": "agg"}):
+        for cell in code_cells(kept):
+            code = "".join(cell["source"]).replace(own, "TinyData()")
+            exec(code.replace("torch.tensor([9])", "torch.tensor([3])"), names)
+            if "settings" in names:
+                names["settings"] = SETTINGS
+    assert (tmp_path / "outputs/tutorial/comparison/index.html").exists()
 
 
 @pytest.mark.slow

@@ -168,7 +168,11 @@ def test_what_is_saved_is_read_back_and_shows_what_was_uploaded(lab, run_folder,
                     assert any(re.search(regex, name) for name in uploaded)
     (text,) = [block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock)]
     assert_names(
-        text, "16 samples each", "protocol", "real images", "all runs is the only arm: FID"
+        text,
+        "16 samples each",
+        "protocol",
+        "real images",
+        "all runs is the only arm with a value: FID",
     )
 
 

@@ -45,7 +45,8 @@ STUDIES = {
         "stages.seconds.seconds=1",
     ],
     "few_steps": [
-        "sampler.steps=1",
+        "common.sampler.steps=1",
+        "arms.Teacher.sampler.steps=1",
         "budget.flops=400_000_000",
         "arms.Teacher.callbacks.evaluation.also_steps=null",
         "arms.Reflow.objective.teacher.count=8",
