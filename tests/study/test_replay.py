@@ -23,6 +23,7 @@ PUBLISHED = {  # the stages of a study behind each published folder
     "unet_vs_dit/published_rate": ("unet_vs_dit", "half rates"),
     "crossing/published": ("crossing", "1M"),
     "crossing/published_rates": ("crossing", "rates"),
+    "crossing/published_mamba": ("crossing", "Mamba-2"),
     "write_up/published": ("write_up", "train"),
     "cifar10_small/published": ("cifar10_small", "train"),
     "additions/published": ("additions", "train", "train EDM2"),
