@@ -4,6 +4,7 @@ A store is a file of raw values and a JSON beside it, which is written last: wit
 store. The system reads a page of the file when it is used, and drops it when memory is short.
 """
 
+import glob
 import json
 import math
 import os
@@ -52,7 +53,7 @@ def stored(
         if found := _opened(path):  # by the process that was waited for
             return found
         if alone:  # else another process may be writing its own
-            files.remove_unfinished(path.parent, f"{path.stem}*")
+            files.remove_unfinished(path.parent, f"{glob.escape(path.stem)}*")
         about = {"version": VERSION, "key": key} | _written(path, compute)
         files.write_json(path.with_suffix(".json"), about)
         if found := _opened(path):  # before one who waits can remove it

@@ -88,8 +88,9 @@ class Report:
     def sentences(self) -> list[str]:
         """How sure the answer is: pairs, other tests, spreads, samplings, laws and conditions."""
         said = [*self._on_tests(), *self._on_spreads()]
-        for way in self.found.ways[1:]:
-            if again := judge(self.found, self.panels[0].metric.name, way):
+        name = self.panels[0].metric.name
+        for way in self.found.ways[1:] if name in self.found.resampled else ():
+            if again := judge(self.found, name, way):
                 said.append(f"With {way}: {verdicts.answer(again)}")
         said += [fact for each in self.scaling for fact in each.facts]
         return [*map(str, said), *map(str, facts.reservations(self.found))]
@@ -114,10 +115,9 @@ class Report:
     @cached_property
     def by_sampling(self) -> list[ArmTable]:
         """A table for each other sampling by which all runs were measured."""
-        frame, ways = self.found.frame, self.found.ways
-        have = {*frame[frame.sampling.isin(ways[1:])].metric}
-        without = [kind for kind in self.table.by_run.columns if kind not in have]
-        return [ArmTable(self.found, without=without, way=way) for way in ways[1:]]
+        found = self.found
+        without = [kind for kind in self.table.by_run.columns if kind not in found.resampled]
+        return [ArmTable(found, without=without, way=way) for way in found.ways[1:]]
 
     def _on_tests(self) -> Iterator[str | Fact]:
         """Yields the findings on pairs, other tests, and how they were corrected."""

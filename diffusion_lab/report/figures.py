@@ -111,14 +111,12 @@ def draw(
 ) -> Drawing:
     """Draws a figure of `size` inches, `left` of them for labels; below, a mark for each name."""
     with rc_context(STYLE):
-        width, height = size
-        below = 0.19 * len(legend)
-        figure = Figure((width, height + below))
-        # margins by hand: a layout that measures every text takes longer than the drawing
+        (width, height), below = size, 0.19 * len(legend)
         whole = height + below
-        figure.subplots_adjust(
-            left / width, (0.5 + below) / whole, 1 - 0.15 / width, 1 - 0.45 / whole
-        )
+        figure = Figure((width, whole))
+        # margins by hand: a layout that measures every text takes longer than the drawing
+        bottom, top = (0.5 + below) / whole, 1 - 0.45 / whole
+        figure.subplots_adjust(left / width, bottom, 1 - 0.15 / width, top)
         paint(figure)
         edge = 6 / 72 / width
         figure.suptitle(title, x=edge, y=1 - 6 / 72 / whole, ha="left", va="top", fontsize=10)
@@ -247,6 +245,8 @@ def along(found: Collection, metric: Quantity, name: str, axis: str) -> Drawing 
 
     ends_said = "; ".join(f"{arm} {rows[0][-1]:.4g}" for arm, (_, _, rows) in lines.items())
     words = f"Mean over runs, with the range. At the end: {ends_said}."
+    if name != metric.name:
+        words += " On the way: of validation images; the last point: of test images."
     title = f"{metric.title} against {AXES[axis].partition(',')[0]}"
     legend = {arm: place for arm, (place, _, _) in lines.items()}
     return draw(f"{metric.name}_against_{axis}", title, words, paint, legend)

@@ -40,6 +40,9 @@ LOSSES = {  # names in summaries
     quantity.VALIDATION_LOSS.name: "val/loss",
     quantity.BITS_PER_CODE.name: f"test/{quantity.BITS_PER_CODE.name}",
 }
+DENOISING = (  # metrics whose values compare only for equal objectives on equal data
+    *(quantity.TEST_LOSS.name, quantity.VALIDATION_LOSS.name, "test_by_level", "val_by_level"),
+)
 INFINITY, FEWEST = "fid_infinity", 2560  # samples for an extrapolation of FID with 1,280 features
 
 
@@ -91,6 +94,11 @@ class Collection:
             found = found[found.seed.isin(seeds)]
         return found.assign(arm=found.arm.map({arm.name: arm.line for arm in self.arms}))
 
+    @cached_property
+    def resampled(self) -> set[str]:
+        """The metrics that were measured by another sampling than the one compared first, too."""
+        return {*self.frame[self.frame.sampling.isin(self.ways[1:])].metric}
+
     def real(self, metric: str) -> float | None:
         """The value of a metric for real images in place of samples; None if not measured."""
         found = self.values(f"{metric}{quantity.REAL}").value
@@ -118,7 +126,10 @@ def results(*paths: str | Path) -> pd.DataFrame:
     rows: list[tuple] = []
     for arm in grouped(runs)[0]:
         for run in arm.runs:
-            rows += _rows(arm, run, [(each, way_in(each["sampling"])) for each in run.kept], {}, {})
+            known = [*run.kept, *records.counted(run)]
+            ways = [way_in(each["sampling"]) for each in known]
+            on_the_way = [name for name in run.summary.metrics if name not in LOSSES.values()]
+            rows += _rows(arm, run, zip(known, ways, strict=True), on_the_way, {})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -142,12 +153,12 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         for run in arm.runs:
             # training may have measured in another way than the one that is compared
             own = run.summary.protocol == protocol and run.summary.sampling
-            on_the_way = names if own and sampling in run.ways(own) else {}
+            on_the_way = names.values() if own and sampling in run.ways(own) else ()
             known = _measured(run, protocol, labels, names)
             rows += _rows(arm, run, known, on_the_way, copied.get(run.folder, {}))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     if not losses_compare(runs):
-        frame = frame[~frame.metric.isin([quantity.TEST_LOSS.name, quantity.VALIDATION_LOSS.name])]
+        frame = frame[~frame.metric.isin(DENOISING)]
         omitted.append(Fact("losses_differ"))
     finite = np.isfinite(frame.value)
     for run, lost in frame[~finite & frame.at_end].groupby("run", sort=False).metric:
@@ -172,7 +183,7 @@ def _rows(
     arm: Arm,
     run: Run,
     measured: Iterable[tuple[Record, str]],
-    on_the_way: Mapping[str, str],
+    on_the_way: Iterable[str],
     copied: Mapping[str, float],
 ) -> Iterator[tuple]:
     """Yields the costs, losses and copies of a run, its evaluations, and what training measured."""
@@ -194,7 +205,7 @@ def _rows(
             by = (protocol, record["protocol"].get(quantity.FINGERPRINT, ""), sampling)
             if full not in LOSSES.values():
                 yield (*place, seed, name, *by, *end, float(value), True)
-    wanted = {full: name for name, full in on_the_way.items()}
+    wanted = {full: full.partition("/")[0] for full in on_the_way}
     wanted["val/loss"] = quantity.VALIDATION_LOSS.name
     rows = [row for row in run.rows if {"images", "seconds"} <= row.keys()]
     # an evaluation writes its own row when it ends: the first one of a step says when it began

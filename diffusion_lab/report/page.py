@@ -241,8 +241,11 @@ def grid_noise(run: Run) -> str | None:
     """The settings that decide the noise of a run's grid, as JSON; None if it draws no grids."""
     if (settings := grid_settings(run)) is None:
         return None
-    # a sampler may draw more noise, and the others are the space that is diffused
-    parts = ("sampler", "first_stage", "data.source._target_")
+    # a sampler may draw more noise, and the others are the classes and the space that is diffused
+    parts = (
+        *("sampler", "first_stage", "conditioning._target_", "data.pad"),
+        *("data.source._target_", "data.source.path", "data.source.image_size"),
+    )
     facts = [settings.seed, settings.columns, *(OmegaConf.select(run.config, p) for p in parts)]
     return json.dumps(facts, default=OmegaConf.to_container, sort_keys=True)
 

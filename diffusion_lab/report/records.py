@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
 NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
 BEGINNING = 0.1  # the share of training in which no spike is looked for
+DAMAGE = (AttributeError, LookupError, TypeError, ValueError)  # what a damaged report raises
 BY_CONTROL, FOUND_AT = "copy_ratio_by_control", "copies_found_at_"
 
 
@@ -259,7 +261,7 @@ def copies(
                 found[run.folder] = values
                 protocols.append(protocol)
                 continue
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except DAMAGE:
             reason = "its report is damaged"
         facts.append(Fact("report", run=run.folder, reason=reason))
     keys = dict.fromkeys(key for each in protocols for key in each if key != FINGERPRINT)
@@ -267,6 +269,16 @@ def copies(
     if unequal := [f"{key} is {' or '.join(own)}" for key, own in said.items() if len(own) > 1]:
         return {}, [*facts, Fact("reports_unequal", differences="; ".join(unequal))]
     return found, facts
+
+
+def counted(run: Run) -> list[results.Record]:
+    """The counts of copies among samples of a run's current weights, as the record of a report."""
+    report = read_json(run.folder / "memorization" / "report.json")
+    with suppress(*DAMAGE):
+        if "neighbours" in report and run.weights.match(report):
+            how = {"protocol": {**report["protocol"]}, "sampling": {**report["sampling"]}}
+            return [how | {"metrics": copies_in(report)}]
+    return []
 
 
 def copies_in(report: dict) -> dict[str, float]:

@@ -135,7 +135,8 @@ class ArmTable:
     @property
     def notes(self) -> list[str]:
         """Explanations of the signs that occur in the table."""
-        counts = {len(arm.runs) for arm in self.found.arms} - {1}
+        judged = [column.kind for column in self.columns if column.judges]
+        counts = {*self.by_run[judged].groupby("arm").count().to_numpy().ravel().tolist()} - {0, 1}
         few = self.ranges and min(counts, default=FEW + 1) <= FEW
         several = bool(counts) and (not self.ranges or max(counts) > FEW)
         return [INTERVAL_NOTE] * several + [RANGE_NOTE] * few
@@ -197,8 +198,7 @@ class ArmTable:
 
 def samplings_csv(found: Collection) -> str:
     """A row for each run by each sampling, with values of real images, without rounding."""
-    have = {*found.frame[found.frame.sampling.isin(found.ways[1:])].metric}
-    names = [metric.name for metric in found.judged if metric.name in have]
+    names = [metric.name for metric in found.judged if metric.name in found.resampled]
     kinds = [f"{name}{end}" for name in names for end in ("", REAL)]
     own = found.frame[found.frame.at_end & found.frame.sampling.isin(found.ways)]
     keys = ["composition", "sampling", "seed"]

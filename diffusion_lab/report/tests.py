@@ -97,7 +97,7 @@ def panels(
     A gap of a metric that is never below 0 is also relative, that of a Fréchet distance to its
     value for real images, because both are too high by much the same amount.
     """
-    biased = real if "fid" in metric.name else 0.0
+    biased = real if metric.name.endswith("fid") else 0.0
     floor = None if metric.higher_is_better or metric.percent else biased
     found = []
     for data, own in values.groupby("data", sort=False):

@@ -1,6 +1,8 @@
 """Encoded images to pixels: every mode, orientation and size, and files that are no images."""
 
+import errno
 import io
+import os
 import struct
 import zlib
 from dataclasses import replace
@@ -254,6 +256,22 @@ class TestBadImages:
 
         _, bad = decoded(ImageFiles("x", ["a.png"], (), [0], unreadable, hash), (1, 4, 6))
         assert bad == {0: f"damaged: {reason}"}
+
+    @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+    def test_an_error_of_the_system_makes_no_image_bad(self, number):
+        def failing(name):
+            raise OSError(number, os.strerror(number))
+
+        found = ImageFiles("pictures", ["a.png"], (), [0], failing, hash)
+        with refused("pictures", "a.png", os.strerror(number), by=DataError):
+            decoded(found, (1, 4, 6))
+
+    def test_nor_does_a_lack_of_memory(self):
+        def failing(name):
+            raise MemoryError
+
+        with pytest.raises(MemoryError):
+            decoded(ImageFiles("x", ["a.png"], (), [0], failing, hash), (1, 4, 6))
 
 
 class TestInference:

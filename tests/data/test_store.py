@@ -21,7 +21,7 @@ from helpers.refusals import refused
 from diffusion_lab.common.files import UNFINISHED
 from diffusion_lab.data import DataError, store
 from diffusion_lab.data.loader import TensorLoader
-from diffusion_lab.data.source import ImageFolder, ImageZip, image_files
+from diffusion_lab.data.source import ImageFolder, ImageZip, decoding, image_files
 from diffusion_lab.data.store import StoredValues, stored
 
 VALUES = torch.arange(24, dtype=torch.float32).reshape(6, 4)
@@ -148,6 +148,19 @@ class TestStored:
         assert torch.equal(stored(tmp_path, "values", KEY, computed).values, VALUES)
         assert not list(tmp_path.glob(".*.part"))
 
+    def test_only_unfinished_files_of_the_same_name_are_removed(self, tmp_path):
+        """A folder of images may have a name that is a pattern."""
+        name = "photos[1]*"
+        stored(tmp_path, name, KEY, computed)
+        path = only(tmp_path)
+        path.unlink()
+        own = path.with_name(f".{path.name}.own{UNFINISHED}")
+        other = path.with_name(f".{path.name.replace('[1]*', '1-of-others')}.other{UNFINISHED}")
+        own.touch()
+        other.touch()
+        stored(tmp_path, name, KEY, computed)
+        assert (own.exists(), other.exists()) == (False, True)
+
     @pytest.mark.long
     def test_processes_that_start_together_compute_once(self, tmp_path):
         def counted(allocate):
@@ -225,6 +238,21 @@ class TestImages:
         data = data_of(ImageZip, path, store=True, **where | {"on_bad": "refuse"})
         with refused("2 of", "05.png", "on_bad=skip", by=DataError):
             data.prepare_data()
+
+    def test_what_the_system_could_not_read_is_read_again(self, tmp_path, monkeypatch):
+        calls, read = itertools.count(), decoding.pixels
+
+        def failing(*wanted):
+            if next(calls) == 5:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(*wanted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "pixels", failing)
+            with refused("Input/output error", by=DataError):
+                photos(tmp_path, True, on_bad="skip").prepare_data()
+        mapped, kept = (photos(tmp_path, store, on_bad="skip") for store in (True, False))
+        assert torch.equal(mapped.train_images(), kept.train_images())
 
     @pytest.mark.parametrize(("limit", "files"), [(79 * 16, 2), (80 * 16, 0)])
     def test_auto_stores_what_is_large(self, tmp_path, monkeypatch, limit, files):

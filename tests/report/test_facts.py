@@ -305,6 +305,16 @@ def test_losses_of_other_objectives_are_not_compared(tmp_path):
     assert [each["metrics"] for each in facts["not_finite"]] == [["fid"]] * 2
 
 
+def test_nor_are_their_losses_by_level(tmp_path):
+    levels = {"val_by_level/t0.05": 0.3, "test_by_level/t0.05": 0.3}
+    fake_group(tmp_path, "dit", [100.0, 110.0], metrics=levels)
+    other = {"objective": {"_target_": "lab.Other"}}
+    fake_group(tmp_path, "eps", [1.0, 2.0], config=other, metrics=levels)
+    kinds = set(collect([tmp_path]).frame.metric)
+    assert "fid" in kinds
+    assert not [kind for kind in kinds if "loss" in kind or "level" in kind]
+
+
 def trials(metric: str, results: list[float | None]) -> dict:
     """The tuning of a network by random trials of two settings."""
     ranges = {"optimizer.lr": {"log": [1e-3, 1e-1]}, "batch_size": [32, 64]}

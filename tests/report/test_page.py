@@ -10,7 +10,8 @@ from PIL import Image
 
 from diffusion_lab.report.arms import COLOUR_OF
 from diffusion_lab.report.figures import COLOURS
-from diffusion_lab.report.page import compare
+from diffusion_lab.report.page import compare, grid_noise
+from diffusion_lab.report.records import read
 
 VOID = {"meta", "input", "img", "br", "link", "path", "use", "rect", "circle"}
 
@@ -38,6 +39,22 @@ def test_the_question_of_a_study_is_the_title(tmp_path):
     for tag in ("title", "h1"):
         assert f"<{tag}>{STUDY_PROTOCOL['question']}</{tag}>" in text
     assert "are three seeds enough?</li>" in text  # without a full stop
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"conditioning": {"_target_": "diffusion_lab.backbone.conditioning.Unconditional"}},
+        {"data": {"pad": 32}},
+        {"data": {"source": {"path": "others"}}},
+        {"data": {"source": {"image_size": [32, 32]}}},
+    ],
+)
+def test_grids_of_other_classes_or_sizes_have_other_noise(tmp_path, other):
+    own = fake_run(tmp_path / "own", 1.0), fake_run(tmp_path / "more", 2.0, config=UNET)
+    assert len({grid_noise(run) for run in read(own)[0]}) == 1
+    fake_run(tmp_path / "other", 3.0, config=UNET | other)
+    assert len({grid_noise(run) for run in read([own[0], tmp_path / "other"])[0]}) == 2
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import pytest
 from helpers.pairs import first_fast
 from scipy import stats
 
+from diffusion_lab.metrics.quantity import LOWER, Quantity
 from diffusion_lab.report import tests
 from diffusion_lab.report.tests import JOINT, PAIRED, WELCH, beside, contrasts, half_width, holm
 
@@ -40,6 +41,15 @@ def frame(arms: dict[str, list[float]]) -> pd.DataFrame:
 
 def by_pair(found: pd.DataFrame) -> dict:
     return {frozenset((row.ahead, row.behind)): row for row in found.itertuples()}
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"), [("fid", 96.3), ("classifier_fid", 96.3), ("confidence_error", 0.0)]
+)
+def test_the_real_value_is_taken_from_frechet_distances_alone(name, floor):
+    values = frame({"a": [100.0, 101.0], "b": [120.0, 122.0]}).assign(data="")
+    (panel,) = tests.panels(values, Quantity(name, name, "", LOWER), real=96.3)
+    assert panel.floor == floor
 
 
 def test_three_arms_and_more_are_tested_by_tukeys_test():

@@ -1,6 +1,7 @@
 """Tables of a comparison and the frame behind them."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import diffusion_lab
 from diffusion_lab.common.formats import amount, with_spread
 from diffusion_lab.report.frame import COLUMNS, collect
 from diffusion_lab.report.page import compare
-from diffusion_lab.report.tables import NONE, ArmTable, column_of
+from diffusion_lab.report.tables import NONE, RANGE_NOTE, ArmTable, column_of
 from diffusion_lab.report.words import digits
 
 
@@ -38,6 +39,22 @@ def test_every_number_of_ones_runs_is_a_row_of_a_frame(runs):
     assert row.flops == 6 * 2_000_000 * 6400
     assert "DPMSolver with 10 steps" in row.sampling
     assert set(frame[frame.metric == "macs"].value) == {2e6}
+
+
+def test_the_frame_has_what_was_measured_on_the_way(runs):
+    levels = {"val_by_level/t0.05": 0.3, "val_by_level/t0.15": 0.2}
+    folder = fake_run(runs / "a", 100.0, metrics=levels)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 60, "images": 3840, "seconds": 60.0, **levels}) + "\n")
+    frame = diffusion_lab.results(runs)
+    before = frame[~frame.at_end]
+    found = {(row.metric, row.protocol, row.images): row.value for row in before.itertuples()}
+    assert found == {
+        ("fid", NAME, 3200): 150.0,
+        ("fid", NAME, 6400): 100.0,
+        ("val_by_level", "t0.05", 3840): 0.3,
+        ("val_by_level", "t0.15", 3840): 0.2,
+    }
 
 
 @pytest.mark.long
@@ -102,6 +119,12 @@ def test_two_or_three_runs_have_their_range_and_more_an_interval(runs):
     kinds = [each.kind for each in ArmTable(found, without=["macs"]).columns]
     assert "macs" not in kinds  # left out on request
     assert "parameters" in kinds
+
+
+def test_the_notes_are_on_the_runs_that_have_a_value(runs):
+    for seed, fid in enumerate((100.0, 110.0, 90.0, float("nan"))):
+        fake_run(runs / str(seed), fid, seed, metrics={"test/loss": float("nan")})
+    assert ArmTable(collect([runs])).notes == [RANGE_NOTE]
 
 
 def test_older_runs_have_no_macs_and_no_memory(runs, tmp_path):

@@ -282,6 +282,19 @@ def test_the_runs_that_a_gap_needs_and_the_parts_of_their_variance_are_said(tmp_
     assert "sampling seeds 0 and 1" in str(setting(found))
 
 
+def test_the_figure_of_test_losses_says_of_what_images_its_points_are(tmp_path):
+    (folder,) = fake_group(tmp_path, "dit", [200.0])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "images": 3200, "seconds": 50.0, "val/loss": 0.3}\n')
+    found = collect([tmp_path])
+    words = {
+        name: along(found, found.metrics[name], on_the_way, "images").words
+        for name, on_the_way in (("test_loss", "validation_loss"), ("fid", "fid"))
+    }
+    assert "validation images" in words["test_loss"]
+    assert "validation images" not in words["fid"]
+
+
 def test_sampling_seeds_that_one_run_lacks_are_left_out_aloud(tmp_path):
     own = asked(sampling_seeds=[1, 2])
     for seed in range(3):

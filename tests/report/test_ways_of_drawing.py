@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.analysis.publishing import publish
 from diffusion_lab.metrics.quantity import with_fingerprint
+from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.page import compare, samples
 from diffusion_lab.runs.current import identify
@@ -223,6 +224,18 @@ def test_each_is_judged_by_itself_and_every_metric_and_run_is_listed(two_ways):
         *("composition", "sampling", "seed", "fid", "fid_real", "accuracy", "accuracy_real")
     ]
     assert [*rows[-1].values()] == ["UNet", "sampler.steps=50", "2", "143.0", "96.3", "0.8", ""]
+
+
+@pytest.mark.long
+def test_the_answer_by_what_depends_on_no_sampling_is_given_once(tmp_path):
+    for name, config, fids in (("dit", {}, ONE), ("unet", UNET, TWO)):
+        own = config | {"protocol": STUDY_PROTOCOL | {"metric": "test_loss"}}
+        for seed, fid in enumerate(fids):
+            sampled(tmp_path / f"runs/{name}{seed}", fid, seed, own, {50: 300.0 - fid})
+    report = Report(collect([tmp_path / "runs"]))
+    assert report.panels[0].metric.name == "test_loss"
+    assert not [each for each in report.sentences if each.startswith("With ")]
+    assert [table.way for table in report.by_sampling] == ["sampler.steps=50"]
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ import torch
 from helpers.fake_runs import NAME, UNET, fake_group, fake_run
 from helpers.refusals import refused
 
+import diffusion_lab
 from diffusion_lab.common import hashing
 from diffusion_lab.metrics.quantity import with_fingerprint
 from diffusion_lab.report.frame import collect
@@ -176,6 +177,21 @@ def test_copies_are_of_these_weights_and_this_sampling(tmp_path):
     for fact, folder, reason in zip(omitted, folders[2:], words, strict=True):
         assert (fact.kind, fact.values["run"]) == ("report", folder)
         assert reason in str(fact)
+
+
+def test_every_count_of_copies_of_these_weights_is_in_the_frame(tmp_path):
+    folders = fake_group(tmp_path, "dit", [100.0, 101.0, 102.0])
+    report_on(folders[0], 1.5)
+    report_on(folders[1], 2.5, sampling={"seed": 1}, protocol=with_fingerprint({"test": "y"}))
+    report_on(folders[2], 9.0, **{current.CHECKPOINT: "of other weights"})
+    frame = diffusion_lab.results(tmp_path)
+    found = frame[frame.metric == "copy_ratio"]
+    assert [*zip(found.seed, found.sampling_seed, found.value, strict=True)] == [
+        (0, 0, 1.5),
+        (1, 1, 2.5),
+    ]
+    assert len({*found.fingerprint}) == len({*found.sampling}) == 2
+    assert set(frame[frame.metric == "pixel_copy_ratio"].value) == {7.0}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The first of several frames is used, and the EXIF orientation applied. Transpare
 and 16-bit grey is scaled to 8 bits. C channels, 1 for grey or 3 for RGB.
 """
 
+import errno
 import io
 import warnings
 from collections import Counter
@@ -107,14 +108,27 @@ def free_memory() -> int | None:
 
 
 def decode_into(array: np.ndarray, files: ImageFiles, resize: str) -> dict[int, str]:
-    """Decodes into uint8 (N, C, H, W); returns, by index, why some images could not be used."""
+    """Decodes into uint8 (N, C, H, W); returns, by index, why some images could not be used.
+
+    Raises DataError for a file that the system cannot read now, as on a network disk that fails.
+    """
     shape = array.shape[1:]
 
     def fill(index: int) -> str | None:
+        name = files.names[index]
         try:
-            with files.open(files.names[index]) as stream:
+            with files.open(name) as stream:
                 array[index] = pixels(stream.read(), shape, resize)
+        except MemoryError:
+            raise
         except Exception as error:  # decoders raise all kinds of errors on damaged files
+            # not kept as damaged: the image may be whole; the errors of Pillow have no number, and
+            # a file that is missing is a fact on the data
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise DataError(
+                    f"{files.where}: {name} cannot be read ({error.strerror}); try again, or make "
+                    "it readable"
+                ) from error
             return _short(error)
         return None
 
