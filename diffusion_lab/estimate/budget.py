@@ -29,8 +29,8 @@ from diffusion_lab.common.ranges import Range, above, inside, one_of, optional, 
 from diffusion_lab.families.diffusion.teacher import heun_calls, set_as_asked
 from diffusion_lab.runs.files import CONFIG
 from diffusion_lab.runs.opened import inherited, load_diffusion_config
+from diffusion_lab.training.module import ENDLESS
 
-ENDLESS = 1_000_000_000  # steps; the clock ends the run
 # a folder 2024 is a number to Hydra
 REFERENCE = Range("a backbone, overrides, a run", lambda v: isinstance(v, str | int | float))
 # keys of doctor, profile and plan that match lacks

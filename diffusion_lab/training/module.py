@@ -31,6 +31,7 @@ from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.logger import Clock, JSONLines
 
 TRAINING = 0x747261696E  # keeps these draws apart from others of the same seed
+ENDLESS = 1_000_000_000  # steps, of a run that the clock ends
 VOTES = 10  # steps between two votes of the ranks, which make GPUs wait
 OBSERVED = "observed"  # of what a step returns: times and losses of its images, for callbacks
 VALIDATION = "validation"  # checkpoint key: the step of the last validation, and its metrics
@@ -212,6 +213,19 @@ class TrainedModule(lightning.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self.lay_out_state()
+        self.set_rates()
+
+    def set_rates(self) -> None:
+        """Sets the learning rates of this step, and of the run's length as it is now.
+
+        An optimiser that is restored has those of its checkpoint: the end of a run that was
+        shorter, or a step before a rollback.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = cast(LambdaLR, config.scheduler)
+            factor = schedule.lr_lambdas[0](schedule.last_epoch)
+            for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+                group["lr"] = rate * factor
 
     def lay_out_state(self) -> None:
         """Lays out the optimiser's state, as of another device's run, as the weights are."""

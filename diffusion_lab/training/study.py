@@ -251,13 +251,13 @@ def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
 
     `used` are the metrics by what to write instead.
     """
-    same = ("val/psnr", "val/ssim")  # for every loss
-    remedies = [key for key, each in used.items() if each.startswith("val/") and each not in same]
+    loss = re.compile("(val|test)(_by_level)?/(?!psnr$|ssim$)")  # those are the same for each loss
+    losses = [key for key, each in used.items() if loss.match(each)]
     changing = [key for key in keys if Means.LOSS in means(key)]
-    if remedies and changing:
+    if losses and changing:
         raise UserError(
-            f"val/loss is a different quantity for each {changing[0]}, so it cannot be compared in "
-            f"this search; write {' '.join(remedies)}"
+            f"{used[losses[0]]} is a different quantity for each {changing[0]}, so it cannot be "
+            f"compared in this search; write {' '.join(losses)}"
         )
 
 

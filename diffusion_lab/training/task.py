@@ -33,6 +33,9 @@ from diffusion_lab.training.callbacks.checkpoint import RANKING
 from diffusion_lab.training.callbacks.evaluation import KEPT
 from diffusion_lab.training.module import TrainedModule
 
+# metrics of a pass for each noise level of a diffusion model, or channel of an autoencoder
+OF_PARTS = ("val_by_level", "test_by_level", "val_latent", "test_latent")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
@@ -82,7 +85,8 @@ class Task(ABC):
             )
         if len(data.validation_labels()):
             return
-        selecting = [f"optimized_metric={metric}"] if metric.startswith("val/") else []
+        of_validation = re.match("val(_by_level|_latent)?/", metric)
+        selecting = [f"optimized_metric={metric}"] if of_validation else []
         selecting += ["callbacks.pruning"] * len(pruning)
         selecting += [f"callbacks.checkpoint.best={each}" for each in ranked_by]
         if selecting:
@@ -113,7 +117,7 @@ class Task(ABC):
             # an autoencoder's validations have more, of its bottleneck
             return name in self.validations or (self.pipeline is None and name not in VALIDATION)
         known = re.sub(r"^fid_class\d+$", "fid_class", kind) in self.quantities
-        return known or (bool(own) and kind.partition("_")[0] in ("train", "val", "test"))
+        return known or (bool(own) and kind in OF_PARTS)
 
     def check_ranking(self, ranked_by: Sequence[str]) -> None:
         """Raises UserError if checkpoints are ranked by a metric that is not of validation images.

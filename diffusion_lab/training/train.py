@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
@@ -55,7 +56,7 @@ from diffusion_lab.runs.folder import (
 from diffusion_lab.runs.progress import ERROR, failure_noted, locked, reason_of, seconds_in
 from diffusion_lab.training.callbacks import Interruption, Periodic
 from diffusion_lab.training.logger import Clock, JSONLines, build_loggers, check_loggers
-from diffusion_lab.training.module import RunContext
+from diffusion_lab.training.module import ENDLESS, RunContext
 from diffusion_lab.training.summary import (
     first_stage_seconds,
     git_commit,
@@ -249,7 +250,8 @@ def prepare(cfg: DictConfig, layout: BatchLayout, interruption: Interruption) ->
     launch.join_process_group(device)
     task = build_task(cfg)
     data, cfg = task.datamodule, cfg.copy()
-    trainer = build_trainer(cfg, layout, device, [*task.callbacks, interruption])
+    first = LambdaCallback(on_train_start=interruption.install)  # others may evaluate in theirs
+    trainer = build_trainer(cfg, layout, device, [first, *task.callbacks, interruption])
     task.check_callbacks(layout, cfg.trainer)
     read_data(cfg, data)
     task.check_validation(cfg, data)
@@ -312,7 +314,7 @@ def network_and_length(prepared: Prepared) -> str:
     trainer, limit = prepared.trainer, prepared.cfg.trainer.max_time
     network = prepared.task.module.network
     count = sum(parameter.numel() for parameter in network.parameters())
-    ends = [f"{trainer.max_steps:,} steps"] if trainer.max_steps < 10**9 else []  # else a time
+    ends = [f"{trainer.max_steps:,} steps"] if trainer.max_steps < ENDLESS else []  # else a time
     ends += [f"{duration(seconds_in(limit))} of training"] if limit else []
     name = type(getattr(network, "backbone", network)).__name__
     place = f"on {prepared.device} in {trainer.precision}"

@@ -273,7 +273,7 @@ def test_ranks_stop_after_the_step_whose_evaluation_heard_of_it():
 )
 def test_a_second_ctrl_c_stops_at_once(environment, numbers, stops):
     with Interruption() as callback:
-        callback.on_train_start(None, None)
+        callback.install()
         for number in numbers[:-1]:
             os.kill(os.getpid(), number)
         with pytest.raises(KeyboardInterrupt) if stops else nullcontext():

@@ -11,7 +11,10 @@ from helpers.refusals import refused
 from PIL import Image
 
 import diffusion_lab as dl
+from diffusion_lab.assembly.objects import build_model
+from diffusion_lab.common.labels import Classes
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.families.diffusion.model import DiffusionModel, configured
 
 PAGE = (ROOT / "docs/pages/python.md").read_text()
 SHAPE = (1, 8, 8)
@@ -77,8 +80,24 @@ def test_a_run_that_is_loaded_draws_what_sample_draws(run_folder, lab):
     assert model.loss(torch.zeros(2, *drawn.shape[1:], dtype=torch.uint8)).requires_grad
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["alignment=dispersive"], "alignment"),
+        (["objective=consistency_distillation", "objective.teacher.run=x"], "objective.teacher"),
+    ],
+)
+def test_a_run_whose_loss_has_another_part_is_loaded_for_drawing_alone(overrides, key):
+    cfg, kind = configured(*TINY_NETWORK, *overrides), Classes.numbered(10)
+    model = DiffusionModel(cfg, build_model(cfg, SHAPE, kind), kind)
+    assert model.sample(2, steps=2).shape == (2, *SHAPE)
+    with refused(key, by=UserError):
+        model.loss(*batch())
+
+
 def test_wrong_calls_are_refused():
     model, (images, labels) = small(num_classes=10), batch()
+    without_classes = small("conditioning=none", "guidance=none", num_classes=10)
     for call, name in {
         lambda: dl.build("backbone=dut", image_shape=SHAPE): "dit",
         lambda: dl.build("backbone.widht=8", image_shape=SHAPE): "width",
@@ -94,6 +113,7 @@ def test_wrong_calls_are_refused():
         lambda: model.sample(0): "count",
         lambda: model.sample(2, sampler="hein"): "heun",
         lambda: small().sample(2, guidance=2.0): "conditioning",
+        lambda: without_classes.sample(2, labels=3): "labels",
         lambda: dl.load("nowhere"): "nowhere",
     }.items():
         with refused(name, by=UserError):

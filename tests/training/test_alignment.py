@@ -296,6 +296,14 @@ def test_latents_that_are_not_cached_are_aligned_to_their_images(lab, tmp_path):
     assert curve(tmp_path / "run", "train/alignment")
 
 
+@pytest.mark.long
+def test_pairs_of_latents_are_not_aligned_to_images(refusal, tmp_path):
+    tiny_first_stage(tmp_path / "stage")
+    latents = ["first_stage=kl", "first_stage.run=stage", "first_stage.cache=false"]
+    pairs = ["objective=reflow", "objective.teacher.run=x", "backbone.patch=1"]
+    assert "alignment=none" in refusal("train", *REPA, *latents, *pairs, "run_dir=run")
+
+
 @pytest.mark.parametrize("network", ["efficientnet_lite0", "classifier"])
 def test_who_judges_by_the_same_features_is_told(network):
     metrics = SimpleNamespace(extractor=SimpleNamespace(name=network))

@@ -144,6 +144,18 @@ def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
     assert "step 13" in refusal("train", "resume=run", "callbacks.non_finite.max_rollbacks=1")
 
 
+@pytest.mark.long
+def test_the_step_after_a_roll_back_has_its_own_rate(lab, tmp_path, monkeypatch):
+    arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
+    arguments += ["callbacks.non_finite.max_rollbacks=1", "trainer.max_steps=6"]
+    arguments.append("lr_schedule=cosine")
+    lab.done("train", *QUICK, *arguments, "run_dir=whole")
+    spoil_loss(monkeypatch, {4, 5}, infinite)
+    lab.done("train", *QUICK, *arguments, "run_dir=run")
+    whole, run = (curve(tmp_path / each, "train/lr") for each in ("whole", "run"))
+    assert run[-1] == whole[-1] != whole[2]
+
+
 def test_a_roll_back_waits_for_the_checkpoint_that_is_being_written(lab, tmp_path, monkeypatch):
     def slow(checkpoint, path):
         sleep(1)  # longer than the steps until the roll back

@@ -9,7 +9,16 @@ from helpers.faults import Killed, at_step, die
 from helpers.pairs import first_fast
 from helpers.processes import SRUN
 from helpers.refusals import assert_names
-from helpers.tiny_runs import QUICK, TINY, rows, steps_of, summary_of, wandb_runs
+from helpers.tiny_runs import (
+    EVALUATED,
+    QUICK,
+    TINY,
+    checkpoint_of,
+    rows,
+    steps_of,
+    summary_of,
+    wandb_runs,
+)
 
 from diffusion_lab.compute import slurm
 from diffusion_lab.families.diffusion.module import DiffusionModule
@@ -134,6 +143,33 @@ def test_a_job_that_died_before_its_first_checkpoint_begins_again_in_its_folder(
     assert steps_of(folder) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
+def test_a_signal_in_an_evaluation_that_is_made_up_for_requeues_the_job_before_another_step(
+    lab, tmp_path, monkeypatch, job
+):
+    line = [*EVALUATED, "callbacks.evaluation.every_n_steps=2", "metrics.num_samples=8"]
+    line += ["callbacks.evaluation.batch_size=4", "name=x", "run_dir=mine", "trainer.max_steps=3"]
+    asked = Interruption.asked
+
+    def in_the_second_batch(self, trainer):
+        self.votes = getattr(self, "votes", 0) + (trainer.global_step == 2)
+        if self.votes == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return asked(self, trainer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruption, "asked", in_the_second_batch)
+        for restarts in ("0", "1"):
+            monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+            lab.done("train", *line)
+            assert checkpoint_of(tmp_path / "mine")["global_step"] == 2
+    assert job.read_text().split() == ["requeue", "17"] * 2
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    lab.done("train", *line)
+    measured = [row["step"] for row in rows(Path("mine")) if any("fid" in name for name in row)]
+    assert measured == [2, 3]
+
+
 def seeds() -> list[tuple[int, bool]]:
     """The seeds of the runs, in the order in which they began, and whether they are finished."""
     folders = sorted(Path("outputs/x").iterdir())
@@ -162,7 +198,7 @@ def test_the_signals_of_a_job_mean_nothing_outside_one(environment, variables):
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     with Interruption() as callback:
-        callback.on_train_start(None, None)
+        callback.install()
         now = [signal.getsignal(number) for number in numbers]
     changed = [one != other for one, other in zip(before, now, strict=True)]
     assert changed == [True, bool(variables), bool(variables)]

@@ -237,6 +237,17 @@ def test_an_interrupted_run_is_offered_again(lab, tmp_path, killed_at_step):
     assert line not in lab.done("train", *common)
 
 
+@pytest.mark.long
+def test_a_run_that_is_made_longer_has_the_rates_of_its_new_length(lab, tmp_path):
+    line = [*QUICK, "lr_schedule=cosine"]
+    lab.done("train", *line, "trainer.max_steps=8", "run_dir=whole")
+    lab.done("train", *line, "trainer.max_steps=4", "run_dir=run")
+    lab.done("train", "resume=run", "trainer.max_steps=8")
+    whole, run = (curve(tmp_path / each, "train/lr") for each in ("whole", "run"))
+    assert run[4:] == whole[4:]
+    assert run[4] > 0
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_while_it_is_made_longer_is_not_finished(
     lab, tmp_path, killed_at_step, trained_once

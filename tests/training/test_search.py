@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from helpers.faults import Killed, die
 from helpers.refusals import refused
 from helpers.tiny_runs import EVALUATED, QUICK, summary_of
 
+from diffusion_lab.families.diffusion.module import DiffusionModule
 from diffusion_lab.training.callbacks import MedianPruning
 from diffusion_lab.training.study import final_metric
 
@@ -17,6 +19,8 @@ SEARCH = [
     "hydra.sweeper.n_trials=2",
     "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
 ]
+
+PRUNING = "+callbacks.pruning._target_=diffusion_lab.training.callbacks.MedianPruning"
 
 
 def rates():
@@ -143,6 +147,21 @@ def test_a_run_is_hopeless_below_the_median_where_higher_is_better(tmp_path, cap
     bad = write_rows(tmp_path / "bad", {1: 17.0, 2: 16.0}, "val/psnr")
     assert pruning.hopeless(bad, 2)
     assert "17 " in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_pruned_run_that_is_stopped_in_its_final_metrics_is_not_trained_on(
+    lab, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(MedianPruning, "hopeless", lambda *_: True)
+        patch.setattr(DiffusionModule, "on_test_epoch_start", lambda *_: die())
+        with pytest.raises(Killed):
+            lab("train", *QUICK, PRUNING, "validate_every_n_steps=2", "run_dir=run")
+    lab.done("train", "resume=run")
+    summary = summary_of(tmp_path / "run")
+    assert (summary["finished"], summary["pruned"], summary["steps"]) == (True, True, 2)
+    assert "test/loss" in summary["metrics"]
 
 
 @pytest.mark.slow

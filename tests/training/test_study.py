@@ -28,11 +28,31 @@ from diffusion_lab.runs.resuming import differences
 from diffusion_lab.runs.summary import Summary
 from diffusion_lab.training import study
 from diffusion_lab.training.callbacks.stopping import Interruption
+from diffusion_lab.training.task import build_task
 
 QUICK = [a for a in TINY if a != "backbone.patch=4"]
 QUICK += ["callbacks.evaluation=null", "callbacks.sample_grid=null", "logger=none"]
 SWEEP = ["train", "-m", "study_name=mine", *QUICK, "seed=0,1"]
 WHOLE = [*SWEEP, "backbone.patch=4"]
+
+
+@pytest.mark.parametrize(
+    "metric", ["val/loss", "test/loss", "val_by_level/t0.05", "test_by_level/t0.95"]
+)
+def test_losses_are_compared_by_no_search_that_changes_them(metric):
+    used = {"instead": metric}
+    with refused(metric, "instead"):
+        study.check_losses(used, ["objective"])
+    study.check_losses(used, ["optimizer.lr"])
+    study.check_losses({"instead": metric.partition("/")[0] + "/psnr"}, ["objective"])
+
+
+def test_a_metric_is_measured_only_if_a_finished_run_has_it():
+    task = build_task(composed("train", *TINY, "name=x"))
+    for metric in ("val/loss", "test/loss", "val_by_level/t0.05", "test_by_level/t0.95", "fid"):
+        assert task.measures(metric), metric
+    for metric in ("train/loss", "train/lr", "train_by_level/t0.05", "val_lossy/x", "val_by_level"):
+        assert not task.measures(metric), metric
 
 
 @pytest.fixture

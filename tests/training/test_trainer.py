@@ -15,9 +15,9 @@ from diffusion_lab.compute import launch
 from diffusion_lab.compute.batch import solve_batch
 from diffusion_lab.compute.distributed import PATIENCE_WITH_ONE
 from diffusion_lab.compute.sharding import strategy_options
-from diffusion_lab.training.callbacks import Throughput
+from diffusion_lab.training.callbacks import Throughput, throughput
 from diffusion_lab.training.lr_schedule import ConstantRate, CosineDecay, InverseSqrt
-from diffusion_lab.training.module import VOTES
+from diffusion_lab.training.module import ENDLESS, VOTES
 from diffusion_lab.training.trainer import STEP_HOOKS, TRAINER, TimeLimit, build_trainer
 
 
@@ -53,6 +53,22 @@ def test_a_time_limit_is_asked_for_when_ranks_vote(ranks, asked):
         for batch_idx in (2 * step - 2, 2 * step - 1):
             limit.on_train_batch_end(trainer, None, None, None, batch_idx)
     assert strategy.asked == asked
+
+
+@pytest.mark.parametrize(("steps", "shown"), [(8, "3/8 "), (ENDLESS, "3 ")])
+def test_a_line_of_progress_has_no_total_of_a_run_that_the_clock_ends(
+    monkeypatch, capsys, steps, shown
+):
+    monkeypatch.setattr(throughput, "SECONDS_BETWEEN_LINES", -1)
+    lines = throughput.ProgressLines()
+    trainer = SimpleNamespace(
+        global_step=2, max_steps=steps, callbacks=[], accumulate_grad_batches=1
+    )
+    lines.on_train_start(trainer, None)
+    trainer.global_step = 3
+    module = SimpleNamespace(batch_size=8)
+    lines.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, None, 2)
+    assert f"step {shown}" in capsys.readouterr().err
 
 
 def test_a_time_limit_ends_a_run_after_a_whole_step():

@@ -81,6 +81,11 @@ class TeacherModel:
         """Sets the function that binds the model to labels (B,) or None."""
         self._bind = bind
 
+    @property
+    def opened(self) -> bool:
+        """Whether there is a model that can be asked."""
+        return self._bind is not None
+
     def bound(self, labels: Tensor | None) -> DenoiseFn:
         """The function that denoises images with these labels (B,) or None."""
         assert self._bind is not None, "a run opens its teacher before it trains"

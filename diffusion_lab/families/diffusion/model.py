@@ -49,8 +49,19 @@ class DiffusionModel(nn.Module):
         `labels` (B,) int64 are those of the images; without them the model is told none.
         `images_seen` are the training images before these, for losses that change during training.
         Raises ValueError for images of another shape, or float images of a latent model, and on a
-        CPU for other labels or values.
+        CPU for other labels or values, and UserError if `diffusion-lab train` adds to this loss.
         """
+        teacher = self.objective.teacher
+        unopened = teacher is not None and teacher.asked and not teacher.opened
+        for key, missing in (
+            ("objective.teacher", unopened),
+            ("alignment", self.cfg.get("alignment")),
+        ):
+            if missing:
+                raise UserError(
+                    f"{key} is set up by `diffusion-lab train`, and this loss would leave it out; "
+                    "train such a run with that command"
+                )
         stage = self.parts.first_stage
         if tuple(images.shape[1:]) != stage.image_shape:
             raise ValueError(
@@ -105,6 +116,8 @@ class DiffusionModel(nn.Module):
             cfg.guidance.scale = guidance
         guides = self.guides if guidance is None else (None, None)
         pipeline = build_pipeline(cfg, self.parts, self.kind, *guides)
+        if labels is not None and not pipeline.conditional:
+            raise UserError("labels were given, but this model is unconditional; leave labels out")
         chosen = None if labels is None else self.chosen(labels, count)
         training = self.denoiser.training
         self.denoiser.eval()

@@ -17,7 +17,7 @@ from diffusion_lab.assembly.model import (
     rarely_trained,
     untrained_jumps,
 )
-from diffusion_lab.assembly.objects import build_model, build_pipeline
+from diffusion_lab.assembly.objects import build_model, build_pipeline, draws_pairs
 from diffusion_lab.assembly.pipeline import Pipeline, with_steps
 from diffusion_lab.backbone.macs import TRAINING_PASSES
 from diffusion_lab.common.messages import UserError, say
@@ -180,7 +180,12 @@ def build_alignment(cfg: DictConfig, model: Model, datamodule: ImageData) -> Lay
     alignment = instantiate(cfg, "alignment")(denoiser=model.denoiser, schedule=model.schedule)
     if alignment.extractor is None:
         return alignment
-    if not model.first_stage.of_pixels and model.first_stage.cache:
+    latent = not model.first_stage.of_pixels
+    if latent and draws_pairs(model.objective.teacher):
+        raise UserError(
+            "alignment looks at images, and a teacher's pairs are latents; write alignment=none"
+        )
+    if latent and model.first_stage.cache:
         raise UserError(
             "alignment looks at images, and training on cached latents has none; write "
             "first_stage.cache=false"

@@ -164,6 +164,7 @@ def roll_back(trainer: lightning.Trainer, path: Path) -> None:
         each.begin(trainer.lightning_module)
     strategy.load_optimizer_state_dict(checkpoint)
     module_of(trainer).lay_out_state()
+    module_of(trainer).set_rates()
     precision = trainer.precision_plugin
     if state := checkpoint.get(type(precision).__qualname__):
         precision.load_state_dict(state)

@@ -58,7 +58,8 @@ class Interruption(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         self.began = True
-        self._install()
+        if self._heard:  # in an evaluation, which is made up for at this step alone
+            self._stop(trainer)
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.getsignal(number) for number in (*SIGNALS, *JOB_SIGNALS)}
@@ -72,11 +73,12 @@ class Interruption(Callback):
     def at_once(self) -> None:
         """From now on a signal raises KeyboardInterrupt, even one that came just before."""
         self._at_once = True
-        self._install()
+        self.install()
         if self.requested:
             raise KeyboardInterrupt
 
-    def _install(self) -> None:
+    def install(self, *_: object) -> None:
+        """Takes the place of Lightning's handlers, once they are there."""
         self._in_job = slurm.started_by_srun()
         for number in {*SIGNALS, *JOB_SIGNALS} if self._in_job else SIGNALS:
             signal.signal(number, self._handle)
@@ -102,12 +104,14 @@ class Interruption(Callback):
         if stepped(trainer, batch_idx) and self._due(trainer):
             self.requested = self.asked(trainer)
             if self.requested:
-                vote = trainer.strategy.reduce_boolean_decision
-                self.requeue = vote(self.requeue, all=False)
-                trainer.should_stop = True
+                self._stop(trainer)
                 if not validates(trainer):
                     # if asked to stop, Lightning would validate first, before anything is saved
                     trainer.limit_val_batches = 0
+
+    def _stop(self, trainer: lightning.Trainer) -> None:
+        self.requested = trainer.should_stop = True
+        self.requeue = trainer.strategy.reduce_boolean_decision(self.requeue, all=False)
 
     def asked(self, trainer: lightning.Trainer) -> bool:
         """Whether any rank is asked to stop; all ranks must call it."""
@@ -136,11 +140,30 @@ class MedianPruning(Callback):
     known to be better if higher, such as val/psnr. A run that validated at other numbers of images
     (another batch size) counts with its last earlier value.
     The first `startup_runs` runs, and the first `startup_steps` steps of each, are never stopped.
+    A run that was stopped is not trained on when it is resumed, as for its final metrics.
     """
 
     metric: str = "val/loss"
     startup_runs: Count = 5
     startup_steps: Annotated[int, whole(0)] = 0
+
+    def __post_init__(self) -> None:
+        self.pruned = False
+
+    def state_dict(self) -> dict[str, bool]:
+        return {"pruned": self.pruned}
+
+    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
+        self.pruned = state_dict["pruned"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
+        if self.pruned:
+            say("This run was pruned; to train it further, write callbacks.pruning=null")
+            self._end(trainer)
+
+    def _end(self, trainer: lightning.Trainer) -> None:
+        self.pruned = trainer.should_stop = True
+        module_of(trainer).context.summary["pruned"] = True
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module) -> None:
         step = trainer.global_step
@@ -149,8 +172,7 @@ class MedianPruning(Callback):
         images, folder = pl_module.images_seen, pl_module.context.folder
         hopeless = trainer.is_global_zero and self.hopeless(folder, images)
         if trainer.strategy.reduce_boolean_decision(hopeless, all=False):
-            pl_module.context.summary["pruned"] = True
-            trainer.should_stop = True
+            self._end(trainer)
 
     def hopeless(self, folder: Path, images: int) -> bool:
         """Whether a run's best value within `images` is worse than the other runs' median there."""

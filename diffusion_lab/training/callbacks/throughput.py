@@ -20,7 +20,7 @@ from diffusion_lab.common.messages import UserError, say
 from diffusion_lab.common.ranges import Count, settings, whole
 from diffusion_lab.compute.batch import BatchLayout
 from diffusion_lab.training.callbacks.periodic import Checked, require_diffusion, stepped
-from diffusion_lab.training.module import OBSERVED, TrainedModule, module_of
+from diffusion_lab.training.module import ENDLESS, OBSERVED, TrainedModule, module_of
 
 # checkpoint keys
 OPEN_WINDOW = "losses_since_the_last_row"
@@ -325,8 +325,9 @@ class ProgressLines(Callback):
             self._said = now
             steps, seconds = trainer.global_step - self._first, now - self._started
             left = left_of(trainer, steps, seconds)
+            total = f"/{trainer.max_steps}" if trainer.max_steps < ENDLESS else ""
             say(
-                f"step {trainer.global_step}/{trainer.max_steps}  {duration(seconds)}, "
+                f"step {trainer.global_step}{total}  {duration(seconds)}, "
                 f"{duration(left) if left < math.inf else '?'} left  "
                 f"{steps * pl_module.batch_size / seconds:.0f} images/s  "
                 f"loss {loss_of(trainer, outputs):.4f}"

@@ -227,8 +227,9 @@ class PosthocEMA(Callback):
     Evenly means by steps, or by time in a run that its time limit ends. (EDM2, arXiv:2312.02696.)
     The averages are exact integrals over their profiles: during a skipped step, and during steps
     that a rollback undoes, the weights stood still. A checkpoint holds the averages of its step, so
-    that a resumed run goes on with them, and drops the snapshots of later steps. A snapshot that
-    cannot be written is reported and left out.
+    that a resumed run goes on with them, and drops the snapshots of later steps. Those that a
+    rollback drops are not taken again, as their steps have passed. A snapshot that cannot be
+    written is reported and left out.
     """
 
     snapshots: Annotated[int, whole(0).as_in(32)] = 0
