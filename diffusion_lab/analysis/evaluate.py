@@ -113,6 +113,10 @@ class Setting:
     checkpoint: object  # the sha256 of its weights' checkpoint, or None
     sampling: Sampling
 
+    def row(self, results: dict) -> dict:
+        """Saved results with what is not theirs: another sweep may choose it by other overrides."""
+        return self.chosen | results | {CHECKPOINT: self.checkpoint}  # which older rows have wrong
+
 
 def sweep(
     cfg: DictConfig, overrides: list[str], combinations: list[Combination]
@@ -157,8 +161,7 @@ def sweep(
             on_rank_zero(partial(append, folder, measured_now))
             kept[setting.key] = measured_now
             say(f"{start}: {figures(measured_now)}")
-    # saved rows hold results only: another sweep may choose a setting by other overrides
-    rows = [setting.chosen | kept[setting.key] for setting in settings if setting.key in kept]
+    rows = [setting.row(kept[setting.key]) for setting in settings if setting.key in kept]
     if not rows:
         raise UserError("no setting of the sweep could be drawn, so nothing is measured")
     return on_rank_zero(lambda: written(folder, rows, varied, metrics.extra_quantities))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from diffusion_lab.assembly.instantiate import check_keys, errors_at
 from diffusion_lab.assembly.objects import read_data
+from diffusion_lab.common.files import named
 from diffusion_lab.common.images import save_png, to_uint8
 from diffusion_lab.common.messages import UserError, say, track
 from diffusion_lab.common.randomness import SampleNoise, mix_seed
@@ -71,6 +72,7 @@ def likelihood(cfg: DictConfig, overrides: list[str]) -> dict[str, float]:
 def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Encodes test images to noise and back; returns PSNR and a picture of all three."""
     check_keys(cfg, {"columns": whole(1), "steps": whole(2)})
+    path = named(Path(cfg.output or Path(cfg.run) / SAMPLES / "encode.png"))
     opened = open_pixels(cfg, "encode shows noise as a picture")
     model = opened.model
     solver = AdaptiveRungeKutta(cfg.steps, UniformLogSNR(SMALLEST_RATIO), cfg.tolerance)
@@ -87,7 +89,6 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     parts = gather_shards(rows).transpose(0, 1)
     white = functional.pad(parts, [0] * 7 + [-parts.shape[1] % cfg.columns], value=255)
     lines = white.unflatten(1, (-1, cfg.columns)).transpose(0, 1).flatten(0, 2)
-    path = Path(cfg.output or Path(cfg.run) / SAMPLES / "encode.png")
     picture = opened.datamodule.source.picture(opened.datamodule.to_native(lines), cfg.columns)
     on_rank_zero(lambda: save_png(picture, path))
     mean_error = gather_shards(errors).mean().item()
@@ -101,6 +102,7 @@ def encode_images(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
 def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
     """Redraws a region of test images; each row shows an image, its known part, and variants."""
     check_keys(cfg, COUNTS | {"region": one_of(*REGIONS), "variants": whole(1)})
+    path = named(Path(cfg.output or Path(cfg.run) / SAMPLES / f"inpaint_{cfg.region}.png"))
     opened = open_diffusion_run(cfg)
     cfg = inherited(cfg, opened.saved, ("sampler", "guidance"), overrides)
     pipeline = opened.pipeline(cfg)
@@ -119,7 +121,6 @@ def inpaint(cfg: DictConfig, overrides: list[str]) -> dict[str, object]:
                 columns.append(filling(ids, seed, labels))
         pictures.append(torch.stack(columns, 1))
     tiles = data.to_native(gather_shards(pictures).flatten(0, 1))
-    path = Path(cfg.output or Path(cfg.run) / SAMPLES / f"inpaint_{cfg.region}.png")
     picture = data.source.picture(tiles, 2 + cfg.variants)
     on_rank_zero(lambda: save_png(picture, path))
     say(f"image, known part, and {cfg.variants} variants: {path}")

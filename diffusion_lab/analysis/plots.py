@@ -130,5 +130,6 @@ def against_number(
             axes.axhline(scale * real, color="grey", linestyle="--", label="real images")
         axes.set(xlabel=key, title=f"{quantity.axis_title}, {quantity.direction}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     save(figure, path)

@@ -13,7 +13,7 @@ from diffusion_lab.assembly.instantiate import check_keys
 from diffusion_lab.assembly.pipeline import Generator
 from diffusion_lab.assembly.sentences import key_of, parse
 from diffusion_lab.common import hashing
-from diffusion_lab.common.files import replacing
+from diffusion_lab.common.files import named, replacing
 from diffusion_lab.common.images import most_rows, save_png
 from diffusion_lab.common.labels import Labels
 from diffusion_lab.common.messages import UserError, say
@@ -99,7 +99,7 @@ def output_of(cfg: DictConfig, overrides: list[str]) -> Path:
     average = "" if cfg.average is None else f"_average{name_of(cfg.average)}"
     step = "" if cfg.step is None else f"_step{cfg.step}"
     name = f"{way(cfg)}{also_asked(overrides)}{average}{step}_seed{cfg.seed}_n{cfg.num_samples}"
-    output = Path(cfg.output or Path(cfg.run) / SAMPLES / name)
+    output = named(Path(cfg.output or Path(cfg.run) / SAMPLES / name))
     return output.with_name(output.name.removesuffix(".png"))  # of a picture that was named
 
 

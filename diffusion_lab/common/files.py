@@ -169,10 +169,6 @@ def require_own(output: Path, is_ours: Callable[[Path], bool]) -> None:
 def require_writable(key: str, place: str, otherwise: str) -> None:
     """Raises UserError, with the advice `otherwise`, if no file can be made at `key=place`."""
     path = Path(place)
-    if key == "output" and path.name in ("", ".."):
-        raise UserError(
-            f"output={place} has no name for what is written; add one, as in {path / 'NAME'}"
-        )
     folder = next(each for each in (path, *path.absolute().parents) if each.is_dir())
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -181,6 +177,15 @@ def require_writable(key: str, place: str, otherwise: str) -> None:
             f"{key}={path} cannot be written to ({error.strerror}); make {folder} writable, or "
             f"{otherwise}"
         ) from error
+
+
+def named(output: Path) -> Path:
+    """The path of a file to write; raises UserError for a folder alone, as in output=."""
+    if output.name in ("", ".."):
+        raise UserError(
+            f"output={output} has no name for what is written; add one, as in {output / 'NAME'}"
+        )
+    return output
 
 
 def make_folder(output: Path) -> None:

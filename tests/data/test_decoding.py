@@ -17,6 +17,7 @@ from PIL import Image
 from diffusion_lab.data.source import decoding
 from diffusion_lab.data.source.acquire import DataError
 from diffusion_lab.data.source.decoding import BadImage, check_memory, decode_into, infer, pixels
+from diffusion_lab.data.source.image_folder import in_folder
 from diffusion_lab.data.source.listing import ImageFiles
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
@@ -265,6 +266,19 @@ class TestBadImages:
         found = ImageFiles("pictures", ["a.png"], (), [0], failing, hash)
         with refused("pictures", "a.png", os.strerror(number), by=DataError):
             decoded(found, (1, 4, 6))
+
+    def test_nor_does_a_link_over_a_stale_disk(self, tmp_path, monkeypatch):
+        (tmp_path / "a.png").symlink_to(tmp_path / "elsewhere.png")
+        found = in_folder(tmp_path, "pictures")
+        with pytest.raises(BadImage):
+            found.open("a.png")
+
+        def stale(*_, **__):
+            raise OSError(errno.ESTALE, "stale")
+
+        monkeypatch.setattr(os, "stat", stale)
+        with pytest.raises(OSError, match="stale"):
+            found.open("a.png")
 
     def test_nor_does_a_lack_of_memory(self):
         def failing(name):

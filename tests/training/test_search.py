@@ -3,6 +3,7 @@
 import json
 import math
 
+import lightning
 import pytest
 from helpers.faults import Killed, die
 from helpers.refusals import refused
@@ -147,6 +148,12 @@ def test_a_run_is_hopeless_below_the_median_where_higher_is_better(tmp_path, cap
     bad = write_rows(tmp_path / "bad", {1: 17.0, 2: 16.0}, "val/psnr")
     assert pruning.hopeless(bad, 2)
     assert "17 " in capsys.readouterr().err
+
+
+def test_two_metrics_prune_a_run_and_have_a_state_each():
+    lightning.Trainer(
+        callbacks=[MedianPruning("val/loss"), MedianPruning("val/psnr")], logger=False
+    )
 
 
 @pytest.mark.long

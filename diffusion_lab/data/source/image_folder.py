@@ -1,5 +1,6 @@
 """Images in a folder or in a zip: one folder per class, or the images themselves."""
 
+import errno
 import os
 import re
 import zipfile
@@ -170,7 +171,13 @@ def _refuse(error: OSError) -> None:
 
 def leads_nowhere(path: Path | str) -> bool:
     """Whether `path` is a broken link, or a link to itself."""
-    return os.path.islink(path) and not os.path.exists(path)
+    if not os.path.islink(path):
+        return False
+    try:
+        os.stat(path)
+    except OSError as error:  # others are of the disk, whose link may be whole
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return False
 
 
 class ImageZip(FilesAtPaths):

@@ -202,8 +202,10 @@ class SecondMoment(TimeSampler):
     rules: ClassVar[Rules] = {
         "learns from losses at the levels that it draws, and jumps have two; write "
         "objective/time_sampler=logit_normal": lambda time_sampler, loss: loss.two_levels,
-        "learns from losses in each of its bins, and this schedule's table has fewer levels than "
-        "objective.time_sampler.bins; write at most {schedule.discrete_steps}": (
+    }
+    warnings: ClassVar[Rules] = {
+        "draws evenly until it has losses of each of its bins, and this schedule's table has fewer "
+        "levels; write objective.time_sampler.bins={schedule.discrete_steps}": (
             lambda time_sampler, schedule: (
                 (schedule.discrete_steps or math.inf) < len(time_sampler.count)
             )
@@ -228,7 +230,8 @@ class SecondMoment(TimeSampler):
         bins, history = self.history.shape
         rms = self.history.double().square().mean(1).sqrt()
         learned = (1 - self.uniform) * rms / rms.sum() + self.uniform / bins
-        known = (self.count >= history).all() & (rms.sum() > 0) & rms.sum().isfinite()
+        # not a number where all losses are 0, or one is infinite
+        known = (self.count >= history).all() & (learned.sum() > 0)
         return torch.where(known, learned, torch.full_like(learned, 1 / bins))
 
     def part_of(self, t: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class DiffusionTask(Task):
             loss=loss,
             schedule=schedule,
             prediction=objective.prediction,
+            time_sampler=objective.time_sampler,
             coupling=objective.coupling,
             teacher=objective.teacher,
             augmentation=self.module.augmentation,

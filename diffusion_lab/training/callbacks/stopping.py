@@ -150,6 +150,10 @@ class MedianPruning(Callback):
     def __post_init__(self) -> None:
         self.pruned = False
 
+    @property
+    def state_key(self) -> str:  # of each metric, as a checkpoint holds one state of a key
+        return self._generate_state_key(metric=self.metric)
+
     def state_dict(self) -> dict[str, bool]:
         return {"pruned": self.pruned}
 
@@ -158,7 +162,10 @@ class MedianPruning(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module) -> None:
         if self.pruned:
-            say("This run was pruned; to train it further, write callbacks.pruning=null")
+            say(
+                "This run was pruned; to train it further, write callbacks.pruning=null and a "
+                "larger trainer.max_steps"
+            )
             self._end(trainer)
 
     def _end(self, trainer: lightning.Trainer) -> None:
