@@ -276,7 +276,7 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated_or_reaches_w_and_
     assert all(row.get("train/images_per_second", 1) > 8 / 1000 for row in found)
     summary = summary_of(tmp_path / "run")
     assert summary["training_seconds"] < 1000
-    assert 5000 < summary["wall_seconds"] < 6000
+    assert 5000 <= summary["wall_seconds"] < 6000  # to a tenth of a second
 
     # counted and uncounted seconds are those of the whole run, including before a resume
     late[0] += 10_000
@@ -284,7 +284,7 @@ def test_the_clock_of_a_run_stands_still_while_it_is_evaluated_or_reaches_w_and_
     lab.done("train", "resume=run", *asked)
     summary = summary_of(tmp_path / "run")
     assert summary["training_seconds"] < 1000
-    assert 5000 < summary["wall_seconds"] < 6000
+    assert 5000 <= summary["wall_seconds"] < 6000  # to a tenth of a second
 
 
 def test_measuring_latents_is_no_training(lab, tmp_path, monkeypatch, late):
