@@ -110,6 +110,7 @@ def test_both_sides_have_equally_many_images_of_each_class():
     assert [len(side) for side in equal_sides(training, training + 3)] == [0, 0]
 
 
+@pytest.mark.long
 def test_fresh_images_of_all_classes_are_no_nearer_to_a_few_balanced_training_images():
     """Held-out images whose classes vary by chance would make nearer_to_training 0.52."""
     classes, seeds = 10, 150

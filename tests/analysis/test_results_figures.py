@@ -172,6 +172,7 @@ def test_copies_begin_at_a_tenth_and_their_law_needs_every_subset(tmp_path, monk
         assert picture.width > 700
 
 
+@pytest.mark.long
 def test_the_numbers_of_the_page_on_copies_are_made_of_its_records(tmp_path, monkeypatch):
     folder = ROOT / "experiments/copies"
     shutil.copytree(folder / "published", tmp_path / "published")

@@ -35,6 +35,7 @@ small = small_dit(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "size",  # a preset, its block, the images and classes, and published parameters and MACs
     first_fast(

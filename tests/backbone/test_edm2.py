@@ -166,6 +166,7 @@ def test_vectors_of_labels_have_unit_magnitude_together_and_the_null_label_alone
     network.adapt(RawLabels(Classes.numbered(6), 32))  # without a table
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "size", first_fast([(64, 29.7e6, 3.0e9), (128, 118.7e6, 11.75e9), (192, 267e6, 26.25e9)])
 )
@@ -185,6 +186,7 @@ def configured(name: str, shape: tuple[int, int, int], **overrides) -> EDM2UNet:
     return instantiate(cfg.backbone)(shape[0], shape[0], shape[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "size",  # millions of parameters and GFLOPs, table 2 of arXiv:2312.02696
     first_fast(

@@ -31,6 +31,7 @@ def test_the_output_is_the_gradient_of_the_potential(network):
     )
 
 
+@pytest.mark.long
 @NETWORKS
 def test_its_jacobian_is_symmetric_and_the_networks_is_not(network):
     model, x, noise, condition = energy(network)

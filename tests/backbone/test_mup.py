@@ -125,6 +125,7 @@ def test_an_optimizer_whose_steps_grow_with_the_gradient_is_refused():
     trained(64, None, sgd)
 
 
+@pytest.mark.long
 def test_training_is_that_of_microsofts_package():
     mup = pytest.importorskip("mup")
     widths = (256, 256, 64, 128)

@@ -100,6 +100,7 @@ def conditions(width: int, batch: int = 2) -> Condition:
     return Condition(vector, torch.randn(batch, 3, width, generator=generator))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "parameters", "macs"),
     [

@@ -210,6 +210,7 @@ FALLING = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("schedule", "grid", "eta"), FALLING)
 def test_points_of_the_reverse_sde_come_nearer_to_the_data_with_every_more_steps(
     schedule, grid, eta

@@ -63,6 +63,7 @@ MODELS = {name: (name, []) for name in SMALL} | {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "again"), each_once(MODELS, {"kept": False, "again": True}))
 def test_a_real_forward_pass_keeps_what_was_planned(model, again):
     backbone, overrides = model
@@ -87,6 +88,7 @@ def tracked(backbone: str, *overrides: str) -> int:
     return next(size for kind, size in held.items() if "act" in str(kind).lower())
 
 
+@pytest.mark.long
 def test_pytorchs_tracker_agrees_and_has_no_forward_mode_which_ours_has():
     planned = kept_bytes(model_on("meta", "dit"), 4, "32-true").all
     assert planned == pytest.approx(tracked("dit"), rel=0.02)
@@ -100,6 +102,7 @@ def test_pytorchs_fake_tensors_on_a_gpu_need_a_build_for_it():
         torch.nn.Linear(4, 4, device="cuda")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "passes"),
     [

@@ -44,6 +44,7 @@ def test_flops_that_are_not_all_counted_are_refused(options):
         images_for(1e12, composed("train", "name=x", *options), None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("guidance", "scale", "calls"),
     [
@@ -64,6 +65,7 @@ def test_a_teacher_is_counted_as_its_own_guidance_asks_it(monkeypatch, guidance,
     assert 1e12 / cost == pytest.approx(alone + calls, rel=1e-3)
 
 
+@pytest.mark.long
 def test_flops_are_those_of_the_network_that_is_trained_and_of_its_teacher(monkeypatch):
     matched = ["budget=params", "budget.reference=unet_small", "budget.flops=1e15"]
     asked = ["name=x", "backbone=dit", *matched]

@@ -271,6 +271,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("overrides", "found"), SPOILT.items())
 def test_what_was_spoilt_is_found(examine, overrides, found):
     said, _ = examine(*QUICK, *overrides.split())
@@ -326,6 +327,7 @@ METRICS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("overrides", "found"), METRICS.items(), ids=METRICS)
 def test_what_metrics_are_worth_is_said(examine, overrides, found):
     said, _ = examine("speed=false", *overrides.split())
@@ -342,12 +344,14 @@ def test_all_rules_that_are_broken_are_listed_once(examine):
     assert facts["training_images"] == 2700
 
 
+@pytest.mark.long
 def test_labels_are_dropped_for_a_loss_that_is_guided(examine):
     guided = ["objective=mean_flow", "objective.loss.guidance=2", "guidance=none"]
     assert "labels" not in examine(*QUICK, *guided)[0]["advice"]
     assert "guidance" in examine(*QUICK, "guidance=none")[0]["advice"]["labels"]
 
 
+@pytest.mark.long
 def test_a_loss_with_weights_of_its_own_can_be_examined(examine):
     said, facts = examine(*QUICK, "objective=scm", "schedule=cosine")
     assert not said["error"]

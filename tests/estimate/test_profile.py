@@ -100,6 +100,7 @@ def test_activations_are_those_of_a_network_counted_by_hand():
     assert tensors.bytes(network.parameters()) == kept
 
 
+@pytest.mark.long
 def test_an_energy_is_measured(lab, monkeypatch):
     monkeypatch.setattr(profile, "PEAK_SECONDS", 0.01)
     fast = ["batch_size=2", "timed_steps=1", "device=cpu", "precision=32-true"]
@@ -140,6 +141,7 @@ def test_compositions_stand_side_by_side_and_agree_with_pytorch(lab):
     assert amount(profiles[0]["params"]) in together
 
 
+@pytest.mark.long
 def test_the_table_lists_each_module_once_and_the_calls_of_a_sample_are_said(lab):
     few = ["objective=mean_flow", "sampler.steps=2", "guidance=none", "speed=false"]
     err = lab.done("profile", *TINY, *few, "depth=3", "device=meta")

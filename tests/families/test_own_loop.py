@@ -95,6 +95,7 @@ def test_a_run_whose_loss_has_another_part_is_loaded_for_drawing_alone(overrides
         model.loss(*batch())
 
 
+@pytest.mark.long
 def test_wrong_calls_are_refused():
     model, (images, labels) = small(num_classes=10), batch()
     without_classes = small("conditioning=none", "guidance=none", num_classes=10)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,11 +151,14 @@ def test_few_large_images_are_encoded_at_once(tmp_path, data, monkeypatch):
 
 
 def encode_on_rank(rank: int, folder: Path, data) -> dict:
-    """Encodes a rank's share of the images, and counts those that were hashed and encoded."""
+    """Encodes a rank's share of the images, and counts those that were hashed and encoded.
+
+    A batch takes long enough that no rank has done its own share before another begins.
+    """
     stage, seen, hashed = open_stage(folder / "first"), [], []
     stage.cache_dir = folder / "shared"
     encoder, of_tensors = stage.encoder, hashing.of_tensors
-    stage.encoder = lambda images: (seen.append(len(images)), encoder(images))[1]
+    stage.encoder = lambda images: (seen.append(len(images)), time.sleep(0.05), encoder(images))[2]
     hashing.of_tensors = lambda tensors: (hashed.append(1), of_tensors(tensors))[1]
     encoded = stage.prepare(data, CPU)
     found = {"moments": encoded.moments.clone(), "mirrored": encoded.mirrored.clone()}
@@ -209,6 +213,7 @@ def test_kept_moments_are_all_where_training_is_or_none_are(data, monkeypatch, f
     assert stream.batch_type is MomentBatch
 
 
+@pytest.mark.long
 def test_a_killed_run_knows_the_seconds_of_its_first_stage(lab, tmp_path, killed_at_step):
     tiny_first_stage(tmp_path / "first")
     (tmp_path / "first/summary.json").write_text('{"training_seconds": 300.0}')

@@ -87,6 +87,7 @@ def published_features(x, weights, strides):
     return functional.relu6(norm(convolution(x, "_conv_head"), "_bn1")).mean((2, 3))
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("variant", [0, 1])
 def test_efficientnet_is_the_published_network_before_and_after_folding(variant):
@@ -397,6 +398,7 @@ def test_each_value_is_the_textbook_distance_of_its_own_features(prepare, tmp_pa
     assert values[f"spatial_fid_real/{name}"] == pytest.approx(beside, rel=1e-4)
 
 
+@pytest.mark.long
 def test_seams_are_those_of_the_padded_images_and_stand_beside_real_ones(prepare):
     """Images of 8 pixels in 12: patches of 4 begin two pixels before the image."""
     prepared, data = prepare()

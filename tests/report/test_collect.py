@@ -61,6 +61,7 @@ class TestFinding:
         with refused("nowhere"):
             run_folders(["nowhere"])
 
+    @pytest.mark.long
     def test_unfinished_damaged_and_repeated_runs_are_said_and_left_out(self, runs, tmp_path):
         fake_group(runs, "dit", [100.0, 110.0])
         fake_run(runs / "again", 101.0, summary={"ended_at": "2026-01-02T00:00:00+00:00"})

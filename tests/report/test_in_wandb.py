@@ -72,6 +72,7 @@ def test_a_comparison_is_made_again_beside_its_record(lab, tmp_path, runs):
     assert len(list((tmp_path / "comparison/wandb").glob("offline-run-*"))) == 2
 
 
+@pytest.mark.long
 def test_a_comparison_stays_where_wandb_fails(refusal, tmp_path, runs, monkeypatch):
     def init(**_):
         raise wandb.errors.CommError("no service")

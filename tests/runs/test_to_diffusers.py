@@ -111,6 +111,7 @@ def loop_in(folder: Path):
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overrides", first_fast(COMPOSITIONS.values(), 6), ids=COMPOSITIONS)
 def test_diffusers_draws_our_samples_from_the_same_noise(tmp_path, overrides):
     cfg = assembled(*overrides)

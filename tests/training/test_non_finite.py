@@ -131,6 +131,7 @@ def test_a_run_without_a_checkpoint_on_a_full_disk_says_why_it_ends(refusal, tmp
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
+@pytest.mark.long
 def test_a_run_is_taken_back_as_often_as_told(refusal, tmp_path, monkeypatch):
     spoil_loss(monkeypatch, {4, 5, 8, 9, 12, 13}, infinite)
     arguments = ["callbacks.checkpoint.every_n_steps=2", "callbacks.non_finite.patience=2"]
@@ -156,6 +157,7 @@ def test_the_step_after_a_roll_back_has_its_own_rate(lab, tmp_path, monkeypatch)
     assert run[-1] == whole[-1] != whole[2]
 
 
+@pytest.mark.long
 def test_a_roll_back_waits_for_the_checkpoint_that_is_being_written(lab, tmp_path, monkeypatch):
     def slow(checkpoint, path):
         sleep(1)  # longer than the steps until the roll back

@@ -9,11 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from rich.markup import escape
 from rich.table import Table
 
-from diffusion_lab.assembly.sentences import MISTAKES, parse, sentence
+from diffusion_lab.assembly.sentences import (
+    HYDRA_VERSION,
+    MISTAKES,
+    conf_dir,
+    parse,
+    sentence,
+)
 from diffusion_lab.cli.commands import check_options
 from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
@@ -44,6 +51,7 @@ take data, and measurements metrics."""
 OWN = re.compile(r"(name|question|(budget|protocol|common|axes|arms|stages)\.).*")
 OPTIONS = {"dry": flag(), "jobs": whole(1)}
 NARROWING = ("stages", ARMS, SEEDS)
+LATE = {"tuning", "metrics.classifier"}  # needs that change no network
 
 
 @dataclass
@@ -215,17 +223,26 @@ def check(
 ) -> None:
     """Composes a training of each arm in each stage; raises UserError for what cannot be.
 
-    It raises it for a training of `edited`, too, if it is done and is now another one.
+    The first of each arm that has not begun and needs no run is built, too, so that a network that
+    does not fit the images or a size that cannot be matched is refused now. It raises it for a
+    training of `edited`, too, if it is done and is now another one.
     """
     # late: they wait for torch, which the process that calls this has
+    from diffusion_lab.assembly.config_keys import updated
     from diffusion_lab.cli.sweeps import first_job
+    from diffusion_lab.estimate.budget import with_budget
     from diffusion_lab.training.study import check_choice, check_protocol, require_same
+    from diffusion_lab.training.task import build_task
     from diffusion_lab.training.tuned import with_tuned
 
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     flags = [] if config_dir is None else ["--config-dir", config_dir]
     changed = {job.title: job for job in edited}
+    built: dict[str | None, str] = {}
+    for job in trainings.values():
+        if jobs.study.stages[job.stage].needs.keys() <= LATE and not job.made.exists():
+            built.setdefault(job.point.get(ARMS), job.title)
     for job in ({job.title: job for job in trainings.values()} | changed).values():
         try:
             check_options(job.arguments)
@@ -233,6 +250,11 @@ def check(
             check_protocol(cfg)
             if choice := (stage := jobs.study.stages[job.stage]).choice:
                 check_choice(cfg, choice.metric, several(stage))
+            if job.title in built.values():
+                place = initialize_config_dir(str(conf_dir()), **HYDRA_VERSION)
+                with place, console.capture():
+                    alone = updated(cfg, dict.fromkeys(LATE))
+                    build_task(with_budget(alone, job.arguments), "meta")
             if job.title in changed:
                 HydraConfig.instance().set_config(cfg)  # names are made of its choices
                 del cfg.hydra

@@ -71,6 +71,7 @@ def imported(lab, folder: Path, reference: Reference, settings: list[str]) -> No
     lab.done("import", "network.safetensors", *settings, f"output={folder}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_a_network_answers_like_the_code_of_its_authors(lab, tmp_path, name):
     reference = Reference.stored(name)
