@@ -210,6 +210,15 @@ def test_what_a_tuning_would_refuse_is_refused_at_once():
         check(jobs, jobs.of("tune")[:1], [], None)
 
 
+@pytest.mark.long
+def test_a_network_that_does_not_fit_is_refused_before_another_arm_is_trained():
+    own = {"name": "absent", "arms.DiT on patches of 2 x 2.backbone.patch": 5}
+    jobs = Jobs(document.load("unet_vs_dit", own, None), {})
+    with pytest.raises(UserError, match=r"patches of 2 x 2.*backbone\.patch=5"):
+        check(jobs, jobs.of("patches"), [], None)
+    check(jobs, jobs.of("seconds")[-1:], [], None)
+
+
 def test_names_with_dots_and_blanks_are_parts_of_keys(load):
     request = read(
         ["mine", "axes.data.0.1 %.data.fraction=0.5", "stages.my page.compare.top=[1,2]"]
