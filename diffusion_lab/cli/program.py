@@ -100,6 +100,8 @@ def command(name: str, *arguments: str) -> Any:
     `optimized_metric`, or None. Raises UserError with the sentence that the command line would
     print, and KeyboardInterrupt once a run that Ctrl-C has stopped is saved.
     """
+    if name in ("study", "options", "help"):
+        raise UserError(f"{name} is for the command line: diffusion-lab {name}")
     chosen, before = command_named(name), HydraConfig.instance().cfg
     if flags := [argument for argument in arguments if argument.startswith("-")]:
         raise UserError(f"{flags[0]} is a flag of the command line; write overrides alone here")

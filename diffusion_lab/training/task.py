@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly import families
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
@@ -231,6 +231,8 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     callbacks: list[Callback] = []
     stateful: dict[str, str] = {}  # keys of those with a state, by its name in checkpoints
     for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
+        if not OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+            raise UserError(f"{key} is an option of its own; {key}=null leaves it out")
         callback = instantiate(cfg, key)
         if not isinstance(callback, Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")

@@ -103,6 +103,8 @@ def test_wrong_calls_are_refused():
         lambda: dl.build("backbone=dut", image_shape=SHAPE): "dit",
         lambda: dl.build("backbone.widht=8", image_shape=SHAPE): "width",
         lambda: dl.build("backbone=dit", image_shape=28): "channels, height, width",
+        lambda: dl.build("backbone=dit", image_shape=(1, 28, -28)): "channels, height, width",
+        lambda: dl.build("family=gan", image_shape=SHAPE, num_classes=10): "family=gan",
         lambda: small("init_from=run"): "init_from",
         lambda: small("guidance=classifier", "guidance.classifier=x"): "guidance.classifier",
         lambda: small("alignment=irepa"): "alignment",
@@ -112,6 +114,9 @@ def test_wrong_calls_are_refused():
         lambda: model.sample(2, labels=10): "9",
         lambda: model.sample(2, labels=[1]): "1 labels",
         lambda: model.sample(0): "count",
+        lambda: model.sample(2, seed=-1): "seed",
+        lambda: model.sample(2, seed=None): "seed",
+        lambda: dl.command("study", "unet_vs_dit"): "diffusion-lab study",
         lambda: model.sample(2, sampler="hein"): "heun",
         lambda: small().sample(2, guidance=2.0): "conditioning",
         lambda: without_classes.sample(2, labels=3): "labels",
@@ -122,6 +127,8 @@ def test_wrong_calls_are_refused():
     for wrong, name in (
         ((images[..., :4], labels), "8, 8"),
         ((images, labels + 9), "0 to 9"),
+        ((images, labels[:-1]), "int64"),
+        ((images, labels[:, None]), "int64"),
         ((images, labels.float()), "int64"),
         ((images.float(), labels), r"\[-1, 1\]"),
     ):

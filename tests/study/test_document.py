@@ -110,6 +110,8 @@ def test_a_file_that_is_no_yaml_and_a_study_that_is_none_are_refused(tmp_path, l
         assert text.count("DiT") < 2 or "line 3" in str(error.value)
     with pytest.raises(UserError, match="unet_vs_dit"):
         document.load("unet_vs_dti", {}, None)
+    with pytest.raises(UserError, match="config-dir=nowhere"):
+        document.load("mine", {}, "nowhere")
 
 
 def test_drawn_numbers_stand_in_any_order_and_an_own_metric_may_choose(load):

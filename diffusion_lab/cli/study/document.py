@@ -93,6 +93,8 @@ class Study:
 
 def find(config_dir: str | None) -> dict[str, Path]:
     """The files of all studies by name; a person's own hides one of the same name."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir={config_dir} is no folder")
     folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
     found = [path for folder in folders for path in (folder / "study").glob("*.yaml")]
     return dict(sorted({path.stem: path for path in found}.items()))

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from diffusion_lab.assembly.families import DIFFUSION, family_of
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import Model, check_network
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
@@ -15,6 +16,7 @@ from diffusion_lab.assembly.pipeline import draw
 from diffusion_lab.assembly.sentences import MISTAKES, composed, sentence
 from diffusion_lab.common.labels import Classes, Labels
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import whole
 from diffusion_lab.data.augmentation import augment
 from diffusion_lab.diffusion.denoiser import Denoiser
 from diffusion_lab.diffusion.estimate import Given
@@ -86,8 +88,11 @@ class DiffusionModel(nn.Module):
             raise ValueError("float images must be in [-1, 1]; write images / 127.5 - 1")
         if labels is None or not self.kind.classes:
             return
-        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.kind.classes:
-            raise ValueError(f"labels must be int64 from 0 to {self.kind.classes - 1}")
+        wrong = labels.is_floating_point() or labels.shape != images.shape[:1]
+        if wrong or labels.min() < 0 or labels.max() >= self.kind.classes:
+            raise ValueError(
+                f"labels must be ({len(images)},) int64 from 0 to {self.kind.classes - 1}"
+            )
 
     def sample(
         self,
@@ -106,6 +111,8 @@ class DiffusionModel(nn.Module):
         """
         if count < 1:
             raise UserError(f"count={count} must be at least 1")
+        if not whole(0).allows(seed):
+            raise UserError(f"seed={seed} must be {whole(0).wanted}")
         cfg = self.cfg.copy()
         if sampler is not None:
             cfg.sampler = configured(f"sampler={sampler}").sampler
@@ -161,10 +168,13 @@ def build(
 
         build("backbone=dit", "backbone.width=64", image_shape=(1, 28, 28), num_classes=10)
     """
-    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+    three = isinstance(image_shape, Sequence) and len(image_shape) == 3
+    if not three or not all(map(whole(1).allows, image_shape)):
         raise UserError(f"image_shape={image_shape} must be (channels, height, width)")
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
     cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
+    if family_of(cfg) != DIFFUSION:
+        raise UserError(f"family={cfg.family} is no diffusion model, and build is for these alone")
     for key in ("objective.teacher", "alignment", "init_from", "guidance.classifier"):
         if OmegaConf.select(cfg, key):
             raise UserError(
