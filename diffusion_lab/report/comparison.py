@@ -42,7 +42,8 @@ def asked_about(pairs: Iterable[Sequence[str]], arms: Iterable[str]) -> list[tup
             rest = [part for part in parts if name not in (part, arm)]
             rests.setdefault(name, []).append((arm, rest))
     both = chain(*(product(rests.get(str(a), []), rests.get(str(b), [])) for a, b in pairs))
-    return [(one, other) for (one, own), (other, rest) in both if own == rest and one != other]
+    found = [(one, other) for (one, own), (other, rest) in both if own == rest and one != other]
+    return [*{frozenset(pair): pair for pair in reversed(found)}.values()][::-1]  # each pair once
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,12 @@ class Report:
 
     def _on_spreads(self) -> Iterator[str | Fact]:
         """Yields facts on bias, on what varies, and on the number of runs that a gap needs."""
-        panel = self.panels[0]
-        metric, best = panel.metric, float(panel.means["mean"].iloc[0])
-        if panel.floor and "kid" in self.found.metrics and panel.floor > BIASED * best:
-            yield Fact("bias", metric=metric.title, real=panel.floor, value=best)
+        metric, kid = self.panels[0].metric, any(each.name == "kid" for each in self.found.judged)
+        for panel in self.panels:
+            best = float(panel.means["mean"].iloc[0])
+            if panel.floor and kid and panel.floor > BIASED * best:
+                known = Fact("bias", metric=metric.title, real=panel.floor, value=best)
+                yield f"{_at(panel)}{known}"
         ends = self.found.ends()
         own = ends[ends.metric == metric.name]
         if split := tests.variance_split(own):

@@ -172,8 +172,11 @@ def collect(paths: Sequence[str | Path]) -> Collection:
         omitted.append(Fact("lacking_seeds", seeds=wanted, runs=lacking))
     measured_by = protocol, sampling, study, [*labels], seeds
     found = Collection(arms, frame, names, quantities, *measured_by, omitted, left_out + repeated)
-    # by the size of the data, then by the metric that decides, the lowest mean first
-    means = found.values(study.get("metric", "fid")).groupby("arm").value.mean()
+    # by the size of the data, then by the metric that decides, the best mean first
+    decides = study.get("metric", "fid")
+    means = found.values(decides).groupby("arm").value.mean()
+    if decides in quantities and quantities[decides].higher_is_better:
+        means = -means
     sizes = [*dict.fromkeys(arm.data for arm in arms)]
     arms.sort(key=lambda arm: (sizes.index(arm.data), means.get(arm.name, math.inf)))
     return found

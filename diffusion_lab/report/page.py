@@ -218,8 +218,12 @@ def samples(arms: Sequence[Arm]) -> list[Samples]:
     share = ALL_BYTES // max(1, 2 * len(found))
     shown = []
     for arm, run, path in found:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+        try:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
+        except OSError as error:
+            say(f"The grid of {run.folder} is left out, as it cannot be read: {error}")
+            continue
         pixels, strip = pixels[::ENLARGED, ::ENLARGED], None
         settings = grid_settings(run)
         if settings and (cells := cells_of(pixels, settings.columns)) is not None:

@@ -165,6 +165,17 @@ def test_every_colour_of_a_plot_follows_the_theme(page):
         assert len(re.findall(rf"{name}: #", text)) == 2, "in light and in dark"
 
 
+def test_a_damaged_grid_is_left_out_and_named(tmp_path, capfd):
+    for width in (1, 2):
+        folder = fake_run(tmp_path / f"runs/{width}", 1.0, config={"backbone": {"width": width}})
+    (folder / "samples/step_9999999.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
+    compare([str(tmp_path / "runs")], str(tmp_path / "out"))
+    drawn = outline(tmp_path / "out/index.html").images
+    assert drawn
+    assert all("width=1" in each["alt"] for each in drawn)
+    assert folder.name in capfd.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_plots")
 def test_the_page_stays_small_with_many_large_grids(tmp_path):

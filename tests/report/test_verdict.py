@@ -154,6 +154,22 @@ def test_a_name_with_the_dot_of_two_axes_is_found_as_a_whole():
     assert asked_about([[whole, "C"]], [whole, "C", "B"]) == [(whole, "C")]
 
 
+def test_a_pair_that_is_asked_about_twice_is_tested_once():
+    pairs = [["B", "A"], ["A", "C"], ["A", "B"], ["A", "C"]]
+    assert {*asked_about(pairs, "ABC")} == {("B", "A"), ("A", "C")}
+
+
+def test_a_metric_that_chance_takes_below_zero_has_no_relative_gap(tmp_path):
+    for name, config, values in (("dit", {}, (-0.001, 0.001)), ("unet", UNET, (0.01, 0.0125))):
+        for seed, value in enumerate(values):
+            own = config | asked(metric="kid")
+            fake_run(tmp_path / f"{name}{seed}", 100.0, seed, own, metrics={f"kid/{NAME}": value})
+    answer, _ = said(tmp_path, "kid")
+    assert answer.startswith("DiT is better than UNet")
+    assert "95 % interval" in answer
+    assert "% lower" not in answer
+
+
 def test_runs_without_an_arm_that_contrasts_name_are_not_said_to_be_too_few(tmp_path):
     for name, config, fids in (("DiT", {}, BETTER), ("U-Net", UNET, WORSE)):
         own = config | {"arm": name} | asked(contrasts=[["U-Net", "Mamba-2"]], test="welch")
@@ -191,6 +207,7 @@ def test_gaps_of_shares_are_in_points(tmp_path):
             accuracy = {f"accuracy/{NAME}": share}
             fake_run(tmp_path / f"{name}{seed}", 100.0, seed, own, metrics=accuracy)
     # differences of 6 and 6.01 points
+    assert [arm.name for arm in collect([tmp_path]).arms] == ["DiT", "UNet"]  # the best first
     answer, _ = said(tmp_path, "accuracy")
     for words in ("Accuracy 71 %", "6 points higher", "than 65 %"):
         assert words in answer
