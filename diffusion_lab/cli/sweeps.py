@@ -36,10 +36,13 @@ CHANGES = re.compile("(?<=seed-)\\d+|(?<=\N{HORIZONTAL ELLIPSIS}_)[0-9a-f]{8}$")
 
 def first_job(name: str, flags: list[str], overrides: list[str]) -> DictConfig:
     """The configuration of a sweep's first job, with Hydra's own."""
+    return composed(name.replace("-", "_"), [*first_values(overrides), *searched(flags)])
+
+
+def searched(flags: list[str]) -> list[str]:
+    """The override that finds what --config-dir has, where Hydra does not read that flag."""
     own = config_dir(flags)
-    searched = [f"hydra.searchpath=[file://{Path(own).resolve()}]"] if own else []
-    first = [*first_values(overrides), *searched]
-    return composed(name.replace("-", "_"), first)
+    return [f"hydra.searchpath=[file://{Path(own).resolve()}]"] if own else []
 
 
 def first_values(overrides: Sequence[str]) -> list[str]:

@@ -267,6 +267,7 @@ def parse_reference(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             )
     chosen = text.split() if "=" in text else [f"backbone={text}"]
     own = [each for each in chosen if key_of(each).startswith("backbone")]
+    own += [each for each in overrides if each.startswith("hydra.searchpath=")]
     others = [each for each in overrides if not key_of(each).startswith("backbone")]
     try:
         reference = compose("match", overrides=[*others, *chosen])

@@ -218,7 +218,15 @@ def test_a_network_that_does_not_fit_is_refused_before_another_arm_is_trained():
     jobs = Jobs(document.load("unet_vs_dit", own, None), {})
     with pytest.raises(UserError, match=r"patches of 2 x 2.*backbone\.patch=5"):
         check(jobs, jobs.of("patches"), [], None)
-    check(jobs, jobs.of("seconds")[-1:], [], None)
+
+
+@pytest.mark.long
+def test_a_network_and_a_reference_of_ones_own_options_are_built(tmp_path, load):
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone/mine.yaml").write_text("defaults: [dit]\n")
+    budget = {"match": "params", "reference": "backbone=mine backbone.width=96", "images": 60}
+    jobs = Jobs(load(arms={"A": {"backbone": "mine"}}, budget=budget), {})
+    check(jobs, jobs.of("train"), [], str(tmp_path))
 
 
 def test_names_with_dots_and_blanks_are_parts_of_keys(load):

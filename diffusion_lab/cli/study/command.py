@@ -229,7 +229,7 @@ def check(
     """
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.assembly.config_keys import updated
-    from diffusion_lab.cli.sweeps import first_job
+    from diffusion_lab.cli.sweeps import first_job, searched
     from diffusion_lab.estimate.budget import with_budget
     from diffusion_lab.training.study import check_choice, check_protocol, require_same
     from diffusion_lab.training.task import build_task
@@ -254,7 +254,7 @@ def check(
                 place = initialize_config_dir(str(conf_dir()), **HYDRA_VERSION)
                 with place, console.capture():
                     alone = updated(cfg, dict.fromkeys(LATE))
-                    build_task(with_budget(alone, job.arguments), "meta")
+                    build_task(with_budget(alone, [*job.arguments, *searched(flags)]), "meta")
             if job.title in changed:
                 HydraConfig.instance().set_config(cfg)  # names are made of its choices
                 del cfg.hydra
