@@ -313,6 +313,10 @@ def test_the_study_of_the_page_is_read_and_its_trainings_compose(tmp_path, monke
     ((name, text),) = blocks_of(PAGES / "sweeps.md", "yaml").items()
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text(text)
+    for label in ("fox", "hare"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (64, 64)).save(tmp_path / "photos" / label / f"{number}.png")
     monkeypatch.chdir(tmp_path)
     lines = [line for line in commands_of(PAGES / "sweeps.md") if "--config-dir" in line]
     assert lines
