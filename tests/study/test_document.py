@@ -60,6 +60,7 @@ OTHER = {"stage": "train", "other": "seed"}
         ({"protocol": {"contrasts": [["DiT", "Mamba"]]}}, "protocol.contrasts", "Mamba"),
         ({"arms": {"U-Net": {}, "u net": {}}}, "arms.u net", "U-Net"),
         ({"arms": {"U-Net, small": {}}}, "arms.U-Net, small", "comma"),
+        (stages(**{"Train": {"train": {}}}), "stages.Train", "'train'"),
         ({"budget": {"match": "macs", "images": 10}}, "budget", "reference"),
         ({"budget": {"images": 10, "seconds": 5}}, "budget", "seconds"),
         ({"budget": {"images": -1}}, "budget.images", "-1"),

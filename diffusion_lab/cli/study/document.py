@@ -206,6 +206,7 @@ class _Reader:
             name: self.mapping(f"stages.{name}", each, (*STAGE_COMMANDS, *STAGE))
             for name, each in self.mapping("stages", plain["stages"]).items()
         }
+        self.apart("stages", stages)
         for name in self.in_order(stages):
             self.stages[name] = self.stage(name, stages[name])
         facts = (str(plain["name"]), self.file, str(plain["question"]))
@@ -213,13 +214,17 @@ class _Reader:
 
     def axis(self, key: str, values: object) -> Axis:
         """Values by name, each with settings; no two may have one folder."""
+        self.apart(key, self.mapping(key, values))
+        return {n: self.mapping(f"{key}.{n}", v) for n, v in self.mapping(key, values).items()}
+
+    def apart(self, key: str, names: Iterable[str]) -> None:
+        """Refuses names with a comma, and two names of one folder."""
         folders: dict[str, str] = {}
-        for name in self.mapping(key, values):
+        for name in names:
             if "," in name:
                 raise self.refuse(f"{key}.{name}", "a comma separates names; leave it out")
             if (other := folders.setdefault(slug(name).lower(), name)) != name:
                 raise self.refuse(f"{key}.{name}", f"has the folder of {other!r}; rename one")
-        return {n: self.mapping(f"{key}.{n}", v) for n, v in self.mapping(key, values).items()}
 
     def length(self, key: str, values: Settings) -> Settings:
         """The unit and amount of training that are given, if any."""
