@@ -113,13 +113,13 @@ COMMANDS = {
     "sync": Command("analysis.wandb_sync:sync", takes_paths=True),
     "wandb-report": Command("analysis.wandb_pages:wandb_report", takes_paths=True, extra="report"),
 }
+OF_LINES = ("study", "options", "help")  # commands that are for the command line alone
 
 
 def command_named(name: str) -> Command:
     """The command of this name; raises UserError if there is none."""
     if name not in COMMANDS:
-        names = [*COMMANDS, "study", "options", "help"]
-        raise UserError(f"there is no command {name!r}{instead(name, names)}")
+        raise UserError(f"there is no command {name!r}{instead(name, [*COMMANDS, *OF_LINES])}")
     return COMMANDS[name]
 
 

@@ -13,7 +13,7 @@ from omegaconf import open_dict
 
 import diffusion_lab
 from diffusion_lab.assembly.sentences import HYDRA_VERSION, MISTAKES, conf_dir, sentence
-from diffusion_lab.cli.commands import MULTIRUN, USAGE, command_named, prepare
+from diffusion_lab.cli.commands import MULTIRUN, OF_LINES, USAGE, command_named, prepare
 from diffusion_lab.cli.help import help_of
 from diffusion_lab.cli.job import STOPPED, fail, result_of, run
 from diffusion_lab.common.messages import UserError
@@ -100,7 +100,7 @@ def command(name: str, *arguments: str) -> Any:
     `optimized_metric`, or None. Raises UserError with the sentence that the command line would
     print, and KeyboardInterrupt once a run that Ctrl-C has stopped is saved.
     """
-    if name in ("study", "options", "help"):
+    if name in OF_LINES:
         raise UserError(f"{name} is for the command line: diffusion-lab {name}")
     chosen, before = command_named(name), HydraConfig.instance().cfg
     if flags := [argument for argument in arguments if argument.startswith("-")]:

@@ -27,6 +27,7 @@ class Quantity:
     percent: bool = False  # a share, which is printed as a percentage
     judged: bool = True  # whether `compare` judges by it
     tabled: bool = False  # whether its tables show it all the same
+    signed: bool = False  # whether chance may take it below 0, as an unbiased estimate
 
     @property
     def direction(self) -> str:
@@ -64,12 +65,15 @@ OF_SAMPLES = (
         *("fid_infinity", "FID-infinity", "FID, extrapolated to infinitely many samples", LOWER),
         judged=False,
     ),
-    Quantity("kid", "KID", "squared MMD of features to training images", LOWER),
+    Quantity("kid", "KID", "squared MMD of features to training images", LOWER, signed=True),
     Quantity(
         *("mmd", "MMD", "CMMD's distance of the directions of features to training images", LOWER)
     ),
     Quantity("mind", "MIND", "sliced Wasserstein distance to training images", LOWER),
-    Quantity("fld", "FLD", "surprise of test images under a density around the samples", LOWER),
+    Quantity(
+        *("fld", "FLD", "surprise of test images under a density around the samples", LOWER),
+        signed=True,
+    ),
     Quantity("precision", "Precision", "share of samples that lie among real images", HIGHER),
     Quantity("recall", "Recall", "share of real images that lie among samples", HIGHER),
     Quantity("density", "Density", "density of samples among real images", HIGHER),

@@ -42,8 +42,11 @@ def asked_about(pairs: Iterable[Sequence[str]], arms: Iterable[str]) -> list[tup
             rest = [part for part in parts if name not in (part, arm)]
             rests.setdefault(name, []).append((arm, rest))
     both = chain(*(product(rests.get(str(a), []), rests.get(str(b), [])) for a, b in pairs))
-    found = [(one, other) for (one, own), (other, rest) in both if own == rest and one != other]
-    return [*{frozenset(pair): pair for pair in reversed(found)}.values()][::-1]  # each pair once
+    once: dict[frozenset[str], tuple[str, str]] = {}
+    for (one, own), (other, rest) in both:
+        if own == rest and one != other:
+            once.setdefault(frozenset((one, other)), (one, other))
+    return [*once.values()]
 
 
 @dataclass(frozen=True)

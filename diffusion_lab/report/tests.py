@@ -24,7 +24,6 @@ from diffusion_lab.metrics.quantity import Quantity
 JOINT, WELCH, PAIRED = "joint", "welch", "paired"  # in a protocol; the first is the default
 LEVEL = 0.05  # significance level of every family of tests, and of every interval
 POWER = 0.8  # the share of studies in which a gap of the size that is stated is significant
-UNBIASED = ("kid", "fld")  # metrics that chance may take below 0
 ENOUGH = 2  # the fewest runs for a test
 ROUNDING = 1e-9  # relative to the values: differences that vary by less count as equal
 MOST_SEEDS = 1000  # above it, the number of seeds that a gap needs is not counted
@@ -95,12 +94,12 @@ def panels(
 ) -> list[Panel]:
     """Judges the arms by a metric at each size of the data; only arms on the same data are tested.
 
-    A gap of a metric that is never below 0, as unbiased ones are by chance, is also relative, that
-    of a Fréchet distance to its value for real images, as both are too high by much the same.
+    A gap of a metric that is never below 0 is also relative, that of a Fréchet distance to its
+    value for real images, because both are too high by much the same amount.
     """
     biased = real if metric.name.endswith("fid") else 0.0
-    signed = metric.higher_is_better or metric.name in UNBIASED
-    floor = None if signed or metric.percent else biased
+    relative = not (metric.higher_is_better or metric.percent or metric.signed)
+    floor = biased if relative else None
     found = []
     for data, own in values.groupby("data", sort=False):
         pairs = contrasts(own, test, asked, metric.higher_is_better, floor)

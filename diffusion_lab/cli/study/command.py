@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from rich.markup import escape
 from rich.table import Table
 
@@ -228,21 +229,15 @@ def check(
     training of `edited`, too, if it is done and is now another one.
     """
     # late: they wait for torch, which the process that calls this has
-    from diffusion_lab.assembly.config_keys import updated
-    from diffusion_lab.cli.sweeps import first_job, searched
-    from diffusion_lab.estimate.budget import with_budget
+    from diffusion_lab.cli.sweeps import first_job
     from diffusion_lab.training.study import check_choice, check_protocol, require_same
-    from diffusion_lab.training.task import build_task
     from diffusion_lab.training.tuned import with_tuned
 
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     flags = [] if config_dir is None else ["--config-dir", config_dir]
     changed = {job.title: job for job in edited}
-    built: dict[str | None, str] = {}
-    for job in trainings.values():
-        if jobs.study.stages[job.stage].needs.keys() <= LATE and not job.made.exists():
-            built.setdefault(job.point.get(ARMS), job.title)
+    built = not_begun(jobs, [*trainings.values()])
     for job in ({job.title: job for job in trainings.values()} | changed).values():
         try:
             check_options(job.arguments)
@@ -250,17 +245,38 @@ def check(
             check_protocol(cfg)
             if choice := (stage := jobs.study.stages[job.stage]).choice:
                 check_choice(cfg, choice.metric, several(stage))
-            if job.title in built.values():
-                place = initialize_config_dir(str(conf_dir()), **HYDRA_VERSION)
-                with place, console.capture():
-                    alone = updated(cfg, dict.fromkeys(LATE))
-                    build_task(with_budget(alone, [*job.arguments, *searched(flags)]), "meta")
+            if job.title in built:
+                build(cfg, job, flags)
             if job.title in changed:
                 HydraConfig.instance().set_config(cfg)  # names are made of its choices
                 del cfg.hydra
                 require_same(job.made, with_tuned(cfg), "name")
         except MISTAKES as error:
             raise UserError(f"{jobs.study.file}: {job.title}: {sentence(error)}") from error
+
+
+def not_begun(jobs: Jobs, trainings: Sequence[StudyJob]) -> set[str]:
+    """Titles of the first training of each arm of which none has begun, of those without a run."""
+    firsts = [jobs.first_of(job)[0] for job in jobs.all]
+    begun = {job.point.get(ARMS) for job in firsts if job.command in TRAINS and job.made.exists()}
+    titles: dict[str | None, str] = {}
+    for job in trainings:
+        if jobs.study.stages[job.stage].needs.keys() <= LATE:
+            titles.setdefault(job.point.get(ARMS), job.title)
+    return {title for arm, title in titles.items() if arm not in begun}
+
+
+def build(cfg: DictConfig, job: StudyJob, flags: list[str]) -> None:
+    """Builds what a training would train, without memory for it; raises UserError as it would."""
+    from diffusion_lab.assembly.config_keys import updated  # late, as above
+    from diffusion_lab.cli.sweeps import searched
+    from diffusion_lab.estimate.budget import with_budget
+    from diffusion_lab.training.task import build_task
+
+    place = initialize_config_dir(str(conf_dir()), **HYDRA_VERSION)
+    with place, console.capture():  # which would hold a table for each arm
+        alone = updated(cfg, dict.fromkeys(LATE))
+        build_task(with_budget(alone, [*job.arguments, *searched(flags)]), "meta")
 
 
 def run(records: Records, wanted: Sequence[StudyJob], processes: Processes, again: str) -> None:

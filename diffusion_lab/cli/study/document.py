@@ -214,8 +214,8 @@ class _Reader:
 
     def axis(self, key: str, values: object) -> Axis:
         """Values by name, each with settings; no two may have one folder."""
-        self.apart(key, self.mapping(key, values))
-        return {n: self.mapping(f"{key}.{n}", v) for n, v in self.mapping(key, values).items()}
+        self.apart(key, named := self.mapping(key, values))
+        return {name: self.mapping(f"{key}.{name}", each) for name, each in named.items()}
 
     def apart(self, key: str, names: Iterable[str]) -> None:
         """Refuses names with a comma, and two names of one folder."""

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from diffusion_lab.assembly.families import DIFFUSION, family_of
+from diffusion_lab.assembly.families import require_diffusion
 from diffusion_lab.assembly.instantiate import errors_at
 from diffusion_lab.assembly.model import Model, check_network
 from diffusion_lab.assembly.objects import build_images, build_model, build_pipeline
@@ -173,8 +173,7 @@ def build(
         raise UserError(f"image_shape={image_shape} must be (channels, height, width)")
     unconditional = [] if num_classes else ["conditioning=none", "guidance=none"]
     cfg, labels = configured(*unconditional, *overrides), Classes.numbered(num_classes)
-    if family_of(cfg) != DIFFUSION:
-        raise UserError(f"family={cfg.family} is no diffusion model, and build is for these alone")
+    require_diffusion(cfg)
     for key in ("objective.teacher", "alignment", "init_from", "guidance.classifier"):
         if OmegaConf.select(cfg, key):
             raise UserError(
