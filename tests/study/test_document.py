@@ -47,6 +47,8 @@ def stages(**changes):
 
 
 AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
+SIGNS = {"evaluate": {}, "needs": {"run": "train"}, "over": ["arms", "data", "seeds"]}
+SIGNS |= {"over": dict.fromkeys(SIGNS["over"], "all") | {"guidance.scale": [-1, 1]}}
 DRAWN = {"choose": "fid", "trials": 3}
 OTHER = {"stage": "train", "other": "seed"}
 
@@ -130,6 +132,8 @@ TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
     [
         ({"tune": TUNED, "more": FEW}, r"stages\.more\.needs\.init_from"),
         ({"again": AGAIN}, r"stages\.again"),
+        ({"tune": TUNED | {"train": {"guidance.scale": [-2, 2]}}}, "scale=-2 and guidance.scale=2"),
+        ({"again": SIGNS}, "scale=-1 and guidance.scale=1"),
     ],
 )
 def test_needs_that_match_no_run_and_a_second_report_of_one_are_refused(load, more, named):

@@ -156,6 +156,8 @@ def test_a_grid_grows_beyond_the_end_that_wins():
     assert beyond(tried(r1=2.0, r2=1.0, r4=2.0), "fid") == []
     assert beyond(tried(r1=None, r2=None), "fid") == []
     assert beyond(tried(r0=2.0, r1=1.0), "fid") == []  # by which factor?
+    signs = [{"values": {"shift": v}, "results": {"100": -v}} for v in (-4, 1, 2)]
+    assert beyond(signs, "fid") == []  # 4 would have the folder of -4
     sizes = [{"values": {"batch_size": v}, "results": {"1": r}} for v, r in ((64, 2.0), (128, 1.0))]
     (grown,) = beyond(sizes, "fid")
     assert grown == {"batch_size": 256}

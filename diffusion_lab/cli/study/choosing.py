@@ -47,7 +47,7 @@ def beyond(tried: Sequence[Tried], metric: str) -> list[Settings]:
         further = short(value * value / ((grid[1] if value == grid[0] else grid[-2]) or math.inf))
         if all(isinstance(each, int) for each in grid):
             further = round(further)
-        if further > 0 and further not in grid:
+        if further > 0 and not {further, -further} & {*grid}:  # -1 would have the folder of 1
             new.append(values | {key: further})
     return new
 

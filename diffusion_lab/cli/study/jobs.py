@@ -170,6 +170,21 @@ class Jobs:
                     f"{study.file}: stages.{job.stage}: {reports[job.made].title} already writes "
                     f"the report of this run, {job.made}; leave one of the two out"
                 )
+        self._require_apart()
+
+    def _require_apart(self) -> None:
+        """Raises UserError for two trainings in one folder, or two jobs with one record."""
+        known: dict[object, StudyJob] = {}
+        for job in (first for job in self.all for first in self.first_of(job)):
+            place = job.made if job.command in TRAINS else slug(job.title)
+            if (other := known.setdefault(place, job)) is not job:
+                both = (other.settings, job.settings)
+                key = next((k for k in both[1] if both[0].get(k) != both[1][k]), "output")
+                one, two = (f"{key}={each.get(key)}" for each in both)
+                raise UserError(
+                    f"{self.study.file}: stages.{job.stage}: {one} and {two} would have one "
+                    f"folder or record, {place}; name such values in arms, as minus and plus"
+                )
 
     @property
     def all(self) -> list[StudyJob]:
