@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 Target = TypeVar("Target", bound=Callable[..., Any])
@@ -186,6 +187,13 @@ BETAS = numbers(
     "a list of two numbers from 0 to below 1",
     lambda value: len(value) == 2 and all(0 <= each < 1 for each in value),
 ).as_in([0.9, 0.999])
+FOLDER = Range(
+    "the name of a folder in outputs",
+    lambda value: (
+        isinstance(value, str) and bool(parts := Path(value).parts) and not {"..", "/"} & {*parts}
+    ),
+    "mine",
+)
 IMAGE_SHAPE = numbers(
     "[channels,height,width]", lambda value: len(value) == 3 and whole_list(1).allows(value)
 )

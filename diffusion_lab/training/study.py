@@ -22,7 +22,7 @@ from diffusion_lab.common import hashing
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.formats import joined
 from diffusion_lab.common.messages import UserError, say
-from diffusion_lab.common.ranges import Range, one_of, whole_list
+from diffusion_lab.common.ranges import FOLDER, Range, one_of, whole_list
 from diffusion_lab.compute import launch
 from diffusion_lab.compute.distributed import on_rank_zero
 from diffusion_lab.compute.started import in_launched_process
@@ -109,6 +109,7 @@ def folder_of(cfg: DictConfig, job: HydraConf) -> Path | None:
     chosen = {key: value for key, value in values.items() if key in named}
     if not chosen:
         return None
+    check_keys(cfg, {"study_name": FOLDER})
     folder = OUTPUTS / cfg.study_name
     same = {key for key in chosen if key.split(".")[0] == "metrics"}
     same |= {"experiment"} if "backbone" in chosen else set()

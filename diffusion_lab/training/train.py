@@ -24,7 +24,7 @@ from diffusion_lab.assembly.objects import facts_of_data, read_data
 from diffusion_lab.assembly.sentences import own_places
 from diffusion_lab.common.formats import duration
 from diffusion_lab.common.messages import TrainingStopped, UserError, say
-from diffusion_lab.common.ranges import Range, optional, whole
+from diffusion_lab.common.ranges import FOLDER, optional, whole
 from diffusion_lab.compute import launch, slurm
 from diffusion_lab.compute.batch import BatchLayout, solve_batch
 from diffusion_lab.compute.device import (
@@ -160,13 +160,8 @@ def remedy(command: str, folder: Path | None) -> str:
     return f"resume from the last checkpoint with {resume}"
 
 
-NAME = Range(
-    "the name of a folder in outputs",
-    lambda value: isinstance(value, str) and bool(value) and not {"..", "/"} & {*Path(value).parts},
-    "mine",
-)
 ALLOWED = {
-    "name": NAME,
+    "name": FOLDER,
     **CHOICES,
     **TRAINER,
     "matmul_precision": PRODUCTS,

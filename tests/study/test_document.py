@@ -47,6 +47,7 @@ def stages(**changes):
 
 
 AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
+FREE = {"train": {}}
 SIGNS = {"evaluate": {}, "needs": {"run": "train"}, "over": ["arms", "data", "seeds"]}
 SIGNS |= {"over": dict.fromkeys(SIGNS["over"], "all") | {"guidance.scale": [-1, 1]}}
 DRAWN = {"choose": "fid", "trials": 3}
@@ -92,6 +93,13 @@ OTHER = {"stage": "train", "other": "seed"}
         (stages(copies={"memorization": {}}), "stages.copies.needs", "run"),
         (stages(tune=PLAIN["stages"]["tune"] | {"needs": ["train"]}), "stages", "circle"),
         ({"protocol": None}, "seeds", "whole numbers"),
+        (stages(Train=FREE), "stages.Train", "'train'"),
+        (stages(jobs=FREE), "stages.jobs", "itself"),
+        ({"name": "/a/b"}, "name", "folder"),
+        ({"name": "."}, "name", "folder"),
+        ({"name": ".."}, "name", "folder"),
+        ({"name": ""}, "name", "folder"),
+        ({"base": ["mine"]}, "base", "no other study"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_file_and_key(load, changes, key, named):
@@ -133,12 +141,37 @@ TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
         ({"tune": TUNED, "more": FEW}, r"stages\.more\.needs\.init_from"),
         ({"again": AGAIN}, r"stages\.again"),
         ({"tune": TUNED | {"train": {"guidance.scale": [-2, 2]}}}, "scale=-2 and guidance.scale=2"),
+        ({"free": FREE | {"over": {"budget.images": ["many"]}}}, "budget.images must be"),
         ({"again": SIGNS}, "scale=-1 and guidance.scale=1"),
     ],
 )
 def test_needs_that_match_no_run_and_a_second_report_of_one_are_refused(load, more, named):
     with pytest.raises(UserError, match=named):
         Jobs(load(**stages(**more)), {})
+
+
+def test_two_studies_that_are_bases_of_each_other_are_refused(tmp_path, load):
+    (tmp_path / "study/other.yaml").write_text("base: mine")
+    with pytest.raises(UserError, match="base=mine is no other study"):
+        load(base="other")
+
+
+@pytest.mark.parametrize("key", ["stages", "arms", "seeds"])
+def test_a_narrowing_to_nothing_is_refused(key):
+    with pytest.raises(UserError, match=f"{key}= names none"):
+        read(["mine", f"{key}="])
+
+
+def test_reports_of_one_run_have_folders_of_their_own(load):
+    sweep = SIGNS | {"sample-sweep": {}, "over": SIGNS["over"] | {"guidance.scale": [1, 2]}}
+    del sweep["evaluate"]
+    early = {"memorization": {"step": 20}, "needs": {"run": "train"}}
+    jobs = Jobs(load(**stages(steps=sweep, early=early)), {})
+    made = [job.made for job in jobs.of("steps")]
+    assert len({*made}) == len(made)
+    assert {path.name for path in made} == {"steps_guidance.scale-1", "steps_guidance.scale-2"}
+    report = jobs.of("early")[0].made
+    assert (report.parent.name, report.name) == ("memorization", "step_0000020")
 
 
 def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):

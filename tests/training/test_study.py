@@ -156,6 +156,8 @@ def test_the_place_of_a_run_is_the_same_for_one_value_as_for_several():
     assert place("study_name=x", "compile=false", "data.source.root=elsewhere") is None
     assert place("backbone=dit", swept=["seed=0"]) is None
     assert place("study_name=x", "run_dir=y", swept=["seed=0"]) == "y"
+    with refused("study_name", "name of a folder"):
+        place("study_name=../x", "seed=0")
 
 
 CHOSEN = "run_dir='outputs/a/${hydra:runtime.choices.backbone}-${seed}'"

@@ -124,6 +124,8 @@ def read(arguments: Sequence[str]) -> Request:
         key, _, text = word.lstrip("+").partition("=")
         if key in NARROWING:
             request.only[key] = [each.strip() for each in text.split(",") if each.strip()]
+            if not request.only[key]:
+                raise UserError(f"{word} names none of the {key}; write some, or leave it out")
         elif key in OPTIONS:
             if not OPTIONS[key].allows(value := value_of(word)):
                 raise UserError(f"{word} must be {OPTIONS[key].wanted}")

@@ -19,7 +19,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from diffusion_lab.assembly.sentences import conf_dir, instead, require, sentence
 from diffusion_lab.common.messages import UserError
-from diffusion_lab.common.ranges import Range, above, numbers, optional, whole
+from diffusion_lab.common.ranges import FOLDER, Range, above, numbers, optional, whole
 from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION, higher_is_better
 
 SEVERAL = numbers("several numbers", lambda values: len(values) > 1)
@@ -35,6 +35,7 @@ PROTOCOL = ("metric", "test", "contrasts", "seeds", SAMPLING_SEEDS, "stop", "sam
 CHOOSING = ("choose", "grow", "trials", "measure", "num_samples")  # keys of a stage that tunes
 STAGE = ("over", "of", "needs", "share", "seeds", "question", "protocol", *LENGTHS, *CHOOSING)
 NEED = ("stage", "other")
+OWN_FOLDERS = ("jobs", "logs", "submitted", "sweeps")  # of a study, beside those of its stages
 DEPTHS = {"stages": 2, "arms": 2, "axes": 3}  # of the mappings above a setting
 TUNING_SEEDS = [100]  # as no seed of a study
 
@@ -119,9 +120,10 @@ def _plain(path: Path, files: Mapping[str, Path], overrides: Mapping[str, Any]) 
         raise UserError(f"{path} must hold keys such as question, arms and stages")
     plain: Settings = {str(key): value for key, value in found.items()}
     if base := plain.get("base"):
-        if base not in files or files[base] == path:
-            raise UserError(f"{path}: base={base} is no other study{instead(str(base), files)}")
-        plain = _merged(_plain(files[base], files, {}), plain)
+        others = {name: file for name, file in files.items() if file != path}
+        if str(base) not in others:
+            raise UserError(f"{path}: base={base} is no other study{instead(str(base), others)}")
+        plain = _merged(_plain(others[str(base)], others, {}), plain)
     plain = {"name": path.stem} | plain
     for key, value in overrides.items():
         _set(plain, key, value)
@@ -206,10 +208,12 @@ class _Reader:
             name: self.mapping(f"stages.{name}", each, (*STAGE_COMMANDS, *STAGE))
             for name, each in self.mapping("stages", plain["stages"]).items()
         }
-        self.apart("stages", stages)
+        self.apart("stages", stages, OWN_FOLDERS)
         for name in self.in_order(stages):
             self.stages[name] = self.stage(name, stages[name])
-        facts = (str(plain["name"]), self.file, str(plain["question"]))
+        if not FOLDER.allows(name := str(plain["name"])):
+            raise self.refuse("name", f"must be {FOLDER.wanted}, got {name!r}")
+        facts = (name, self.file, str(plain["question"]))
         return Study(*facts, self.mapping("common", plain.get("common")), arms, budget, self.stages)
 
     def axis(self, key: str, values: object) -> Axis:
@@ -217,9 +221,9 @@ class _Reader:
         self.apart(key, named := self.mapping(key, values))
         return {name: self.mapping(f"{key}.{name}", each) for name, each in named.items()}
 
-    def apart(self, key: str, names: Iterable[str]) -> None:
-        """Refuses names with a comma, and two names of one folder."""
-        folders: dict[str, str] = {}
+    def apart(self, key: str, names: Iterable[str], taken: Sequence[str] = ()) -> None:
+        """Refuses names with a comma, two names of one folder, and one whose folder is taken."""
+        folders = dict.fromkeys(taken, "the study itself")
         for name in names:
             if "," in name:
                 raise self.refuse(f"{key}.{name}", "a comma separates names; leave it out")

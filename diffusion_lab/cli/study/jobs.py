@@ -29,6 +29,7 @@ from diffusion_lab.cli.study.document import (
 )
 from diffusion_lab.common.files import OUTPUTS
 from diffusion_lab.common.messages import UserError
+from diffusion_lab.common.ranges import above
 from diffusion_lab.training.tuned import FOUND
 
 # where a command on a run writes in its folder, as `compare` and `publish` read it
@@ -175,7 +176,7 @@ class Jobs:
     def _require_apart(self) -> None:
         """Raises UserError for two trainings in one folder, or two jobs with one record."""
         known: dict[object, StudyJob] = {}
-        for job in (first for job in self.all for first in self.first_of(job)):
+        for job in (first for each in self.all for first in self.first_of(each)):
             place = job.made if job.command in TRAINS else slug(job.title)
             if (other := known.setdefault(place, job)) is not job:
                 both = (other.settings, job.settings)
@@ -246,9 +247,14 @@ class Jobs:
         elif stage.command in ON_RUNS:
             run = needed["run"]
             folder = run.made / MADE[stage.command]
-            if stage.command != "memorization":  # of which a run has one report
-                folder /= slug(stage.name)
             settings = _on_run(stage, point, run) | self._given(stage.command)
+            own = {a: v for a, v in point.items() if a not in run.point}
+            if stage.command == "sample-sweep":
+                folder /= "_".join(filter(None, (slug(stage.name), name_of(own))))
+            elif stage.command == "evaluate":
+                folder /= slug(stage.name)
+            elif isinstance(step := settings.get("step"), int):
+                folder /= f"step_{step:07d}"  # else a run has one report
             if stage.command != "evaluate":
                 settings |= {"output": str(folder)}
         else:
@@ -325,6 +331,9 @@ class Jobs:
         for unit in LENGTHS:
             amount: Any = own.get(f"budget.{unit}")
             if amount is not None:
+                if not above(0).allows(amount):
+                    where = f"{study.file}: stages.{stage.name}: {label_of(point)}"
+                    raise UserError(f"{where}: budget.{unit} must be {above(0).wanted}: {amount!r}")
                 own = {"budget": unit} | own | {f"budget.{unit}": round(amount * stage.share)}
         own = merged(own, self._given(stage.command))
         if stage.choice and stage.command == "train":
