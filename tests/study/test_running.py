@@ -118,7 +118,8 @@ def test_a_page_leaves_out_stages_of_which_no_run_has_begun(tmp_path, processes)
 @pytest.mark.parametrize("code", [0, 2])
 def test_what_ends_well_in_a_slurm_job_is_noted_as_done(tmp_path, monkeypatch, code):
     monkeypatch.setattr("diffusion_lab.cli.program.execute", lambda _: code and sys.exit(code))
-    records = Records(Jobs(document.load("backbones", {"name": str(tmp_path)}, None), {}))
+    monkeypatch.chdir(tmp_path)
+    records = Records(Jobs(document.load("backbones", {}, None), {}))
     (page,) = records.jobs.of("page")
     on_slurm = JobOnSlurm("compare", [], partial(records.note, page, result=None))
     with suppress(SystemExit):
@@ -213,7 +214,7 @@ def jobs_of_tiny(folder: Path, changes: Mapping[str, object] = MappingProxyType(
 
 
 def test_random_values_that_come_again_are_tried_once(tmp_path):
-    changes = {"stages.tune.trials": 8, "stages.tune.grow": 0, "name": str(tmp_path)}
+    changes = {"stages.tune.trials": 8, "stages.tune.grow": 0}
     jobs = jobs_of_tiny(tmp_path, changes)
     (chooser,) = jobs.of("tune")
     titles = [trial.title for trial in jobs.first_of(chooser)]
