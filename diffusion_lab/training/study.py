@@ -71,19 +71,19 @@ def check_protocol(cfg: DictConfig) -> None:
             f"{joined(sorted(OPTIONAL))} may be left out"
         )
     check_keys(cfg, {f"protocol.{key}": PROTOCOL[key] for key in PROTOCOL if key in node})
-    metric = node.metric
-    if metric in CLASSIFIER_METRICS and not cfg.metrics.get("classifier"):
-        raise UserError(
-            f"protocol.metric={metric} needs a classifier; write metrics.classifier=..."
-        )
-    if metric in ON_REQUEST and not cfg.metrics.get(metric):
-        raise UserError(f"protocol.metric={metric} is not measured; write metrics.{metric}=true")
+    require_measured(cfg, f"protocol.metric={node.metric}", node.metric)
+
+
+def require_measured(cfg: DictConfig, what: str, metric: str) -> None:
+    """Raises UserError if the run would not measure a metric; `what` says where it is wanted."""
+    metrics = cfg.get("metrics") or OmegaConf.create()
+    if metric in CLASSIFIER_METRICS and not metrics.get("classifier"):
+        raise UserError(f"{what} needs a classifier; write metrics.classifier=...")
+    if metric in ON_REQUEST and not metrics.get(metric):
+        raise UserError(f"{what} is not measured; write metrics.{metric}=true")
     of_samples = [quantity.name for quantity in OF_SAMPLES]
     if metric in of_samples and configured(cfg, SampleEvaluation) is None:
-        raise UserError(
-            f"protocol.metric={metric} is not measured without callbacks.evaluation; keep that "
-            "callback"
-        )
+        raise UserError(f"{what} is not measured without callbacks.evaluation; keep that callback")
 
 
 NEW, EMPTY, UNFINISHED, FINISHED = "new", "without a checkpoint", "unfinished", "finished"
@@ -262,8 +262,12 @@ def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
         )
 
 
-def check_choice(cfg: DictConfig, metric: str, keys: Iterable[str]) -> None:
+def check_choice(
+    cfg: DictConfig, metric: str, keys: Iterable[str], measured_later: bool = False
+) -> None:
     """Raises UserError if a study cannot choose values of `keys` by a metric."""
+    if not measured_later:
+        require_measured(cfg, f"choose: {metric}", metric.partition("/")[0])
     own = extra_quantities(cfg.get("metrics") or OmegaConf.create())
     if higher_is_better(metric) is None and higher_is_better(metric, own):
         raise UserError(

@@ -80,6 +80,7 @@ OTHER = {"stage": "train", "other": "seed"}
         (stages(tune={"train": {"clip": [False, True]}, "choose": "fid"}), "train.clip", "numbers"),
         (stages(tune=DRAWN | {"train": {"lr": {"log": [0, 1]}}}), "stages.tune.train.lr", "log"),
         (stages(tune={"train": {"lr": [1, 2]}, "choose": "FID"}), "tune.choose", "FID"),
+        (stages(tune={"train": {"lr": [1, 2]}, "choose": "test_loss"}), "tune.choose", "test_loss"),
         (stages(tune={"train": {"lr": [1, 2]}, "choose": "fid", "grow": "no"}), "grow", "'no'"),
         (stages(tune=DRAWN | {"train": {"lr": [1, 2]}, "trials": 0.5}), "tune.trials", "0.5"),
         (stages(train={"train": {}, "share": "half"}), "stages.train.share", "half"),

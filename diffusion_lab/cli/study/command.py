@@ -246,7 +246,7 @@ def check(
             cfg = first_job(job.command, flags, job.arguments)
             check_protocol(cfg)
             if choice := (stage := jobs.study.stages[job.stage]).choice:
-                check_choice(cfg, choice.metric, several(stage))
+                check_choice(cfg, choice.metric, several(stage), choice.measure is not None)
             if job.title in built:
                 build(cfg, job, flags)
             if job.title in changed:

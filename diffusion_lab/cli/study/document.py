@@ -20,7 +20,7 @@ from yaml import MarkedYAMLError, YAMLError
 from diffusion_lab.assembly.sentences import conf_dir, instead, require, sentence
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import FOLDER, Range, above, numbers, optional, whole
-from diffusion_lab.metrics.quantity import QUANTITIES, VALIDATION, higher_is_better
+from diffusion_lab.metrics.quantity import OF_SAMPLES, VALIDATION, higher_is_better, quantity_of
 
 SEVERAL = numbers("several numbers", lambda values: len(values) > 1)
 ARMS, SEEDS, SAMPLING_SEEDS = "arms", "seeds", "sampling_seeds"
@@ -318,9 +318,11 @@ class _Reader:
             return None
         if command not in TRAINS:
             raise self.refuse(f"{key}.choose", f"only a stage of {' or '.join(TRAINS)} can tune")
-        metric, known = str(plain["choose"]), [*VALIDATION, *(each.name for each in QUANTITIES)]
-        if higher_is_better(metric) is None and get_close_matches(metric.lower(), known):
-            self.require(f"{key}.choose", "metric", metric, known)  # another may be one's own
+        metric, known = str(plain["choose"]), [*VALIDATION, *(each.name for each in OF_SAMPLES)]
+        unmeasured = quantity_of(metric) not in (None, *OF_SAMPLES)
+        unknown = higher_is_better(metric) is None and get_close_matches(metric.lower(), known)
+        if unmeasured or unknown:  # another may be one's own
+            self.require(f"{key}.choose", "metric of a trial", metric, known)
         trials, measure = plain.get("trials"), plain.get("measure")
         for name, each in settings.items():
             if isinstance(each, list | dict) and not _varies(each, drawn=bool(trials)):
