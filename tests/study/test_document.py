@@ -268,6 +268,22 @@ def test_a_network_and_a_reference_of_ones_own_options_are_built(tmp_path, load)
     check(jobs, jobs.of("train"), [], str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"steps": {"sample-sweep": {"stpes": [1, 2]}, "needs": {"run": "train"}}}, "steps.*stpes"),
+        ({"copies": {"memorization": {"setp": 2}, "needs": {"run": "train"}}}, "copies.*setp"),
+        ({"page": {"compare": {"tpo": 1}, "needs": ["train"]}}, "page.*tpo"),
+        ({"record": {"publish": {"tpo": 1}, "needs": ["train"]}}, "record.*tpo"),
+        ({"tune": PLAIN["stages"]["tune"] | {"measure": {"weigths": "ema"}}}, "tune.*weigths"),
+    ],
+)
+def test_a_key_that_a_later_command_does_not_have_is_refused_at_once(load, more, named):
+    jobs = Jobs(load(**stages(**more)), {})
+    with pytest.raises(UserError, match=named):
+        check(jobs, jobs.of(next(iter(more))), [], None)
+
+
 def test_names_with_dots_and_blanks_are_parts_of_keys(load):
     request = read(
         ["mine", "axes.data.0.1 %.data.fraction=0.5", "stages.my page.compare.top=[1,2]"]

@@ -22,7 +22,7 @@ from diffusion_lab.assembly.sentences import (
     parse,
     sentence,
 )
-from diffusion_lab.cli.commands import check_options
+from diffusion_lab.cli.commands import COMMANDS, admit, check_options
 from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
 from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
@@ -224,7 +224,7 @@ def print_commands(jobs: Jobs, wanted: Sequence[StudyJob], flags: Sequence[str])
 def check(
     jobs: Jobs, left: Sequence[StudyJob], edited: Sequence[StudyJob], config_dir: str | None
 ) -> None:
-    """Composes a training of each arm in each stage; raises UserError for what cannot be.
+    """Composes a training of each arm, or what else a stage runs; raises UserError if that fails.
 
     The first of each arm that has not begun and needs no run is built, too, so that a network that
     does not fit the images or a size that cannot be matched is refused now. It raises it for a
@@ -238,6 +238,7 @@ def check(
     firsts = [jobs.first_of(job)[0] for job in left]
     trainings = {(job.stage, job.label): job for job in firsts if job.command in TRAINS}
     flags = [] if config_dir is None else ["--config-dir", config_dir]
+    check_others(jobs, firsts, flags)
     changed = {job.title: job for job in edited}
     built = not_begun(jobs, [*trainings.values()])
     for job in ({job.title: job for job in trainings.values()} | changed).values():
@@ -279,6 +280,21 @@ def build(cfg: DictConfig, job: StudyJob, flags: list[str]) -> None:
     with place, console.capture():  # which would hold a table for each arm
         alone = updated(cfg, dict.fromkeys(LATE))
         build_task(with_budget(alone, [*job.arguments, *searched(flags)]), "meta")
+
+
+def check_others(jobs: Jobs, firsts: Sequence[StudyJob], flags: list[str]) -> None:
+    """Composes a job of each stage that does not train, and a measurement of each that tunes."""
+    from diffusion_lab.cli.sweeps import first_job  # late, as in `check`
+
+    others = [each for job in firsts if (each := jobs.measurement(job))]
+    others += [job for job in firsts if job.command not in TRAINS]
+    for job in {job.stage: job for job in others}.values():
+        overrides, groups = job.arguments[len(job.paths) :], COMMANDS[job.command].run_groups
+        try:
+            check_options(overrides)
+            first_job(job.command, flags, [admit(each, groups) for each in overrides])
+        except MISTAKES as error:
+            raise UserError(f"{jobs.study.file}: {job.title}: {sentence(error)}") from error
 
 
 def run(records: Records, wanted: Sequence[StudyJob], processes: Processes, again: str) -> None:

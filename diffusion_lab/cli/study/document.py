@@ -319,9 +319,8 @@ class _Reader:
         if command not in TRAINS:
             raise self.refuse(f"{key}.choose", f"only a stage of {' or '.join(TRAINS)} can tune")
         metric, known = str(plain["choose"]), [*VALIDATION, *(each.name for each in OF_SAMPLES)]
-        unmeasured = quantity_of(metric) not in (None, *OF_SAMPLES)
         unknown = higher_is_better(metric) is None and get_close_matches(metric.lower(), known)
-        if unmeasured or unknown:  # another may be one's own
+        if unknown or quantity_of(metric) not in (None, *OF_SAMPLES):  # another may be one's own
             self.require(f"{key}.choose", "metric of a trial", metric, known)
         trials, measure = plain.get("trials"), plain.get("measure")
         for name, each in settings.items():
