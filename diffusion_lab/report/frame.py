@@ -104,6 +104,11 @@ class Collection:
         found = self.values(f"{metric}{quantity.REAL}").value
         return None if found.empty else float(found.iloc[0])
 
+    def as_many(self, metric: str) -> bool:
+        """Whether real images were measured in the number of samples, so that both compare."""
+        both = (self.names.get(name, "") for name in (metric, f"{metric}{quantity.REAL}"))
+        return len({name.rpartition("-")[2] for name in both}) == 1
+
     @cached_property
     def judged(self) -> list[quantity.Quantity]:
         """The metrics by which arms are judged, the one of the protocol first."""

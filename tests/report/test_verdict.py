@@ -1,5 +1,6 @@
 """The answer of a comparison: who is ahead and by how much, and what it does not claim."""
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,19 @@ def test_the_answer_has_both_numbers_and_the_relative_gap_above_real_images(tmp_
     for words in ("DiT is better than UNet", "FID 196", "real images 96.3", "50 % closer", "296"):
         assert words in answer
     assert re.search(r"95 % interval 4\d.* to 5\d.* %", answer)
+
+
+def test_real_images_of_another_number_are_no_floor(tmp_path):
+    more = {f"fid_real/{NAME}": None, f"fid_real/{NAME.replace('-1k', '-10k')}": 50.0}
+    for name, config, fids in (("dit", {}, BETTER), ("unet", UNET, WORSE)):
+        for folder in fake_group(tmp_path, name, fids, config=config):
+            path = folder / "summary.json"
+            facts = json.loads(path.read_text())
+            facts["metrics"] = {k: v for k, v in (facts["metrics"] | more).items() if v is not None}
+            path.write_text(json.dumps(facts))
+    answer, text = said(tmp_path)
+    assert "(real images 50), 51 lower" in answer
+    assert "judge by KID" not in text
 
 
 def test_the_best_is_named_if_it_is_shown_to_be_ahead_of_each_of_the_others(tmp_path):
