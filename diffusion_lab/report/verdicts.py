@@ -78,9 +78,11 @@ def verdict(panel: Panel) -> str:
         return untested(panel)
     some = any(part_of(panel, pair) for pair in tested.itertuples())
     if panel.asked or len(rest) == 1 or some:
-        each = [pair_in(panel, pair, real) for pair in tested.itertuples()]
+        shown = panel.best if some and len(rest) > 1 else None
+        pairs = sorted(tested.itertuples(), key=lambda pair: pair.ahead != shown)
+        each = [pair_in(panel, pair, real) for pair in pairs]
         more = f"; and {len(each) - NAMED} pairs more" if len(each) > NAMED else ""
-        return "; ".join(each[:NAMED]) + more
+        return (f"{shown} is best: " if shown else "") + "; ".join(each[:NAMED]) + more
     if len(won := panel.won):
         nearest, *further = won.itertuples()
         said = f"{head}, {change(panel, nearest)} than {nearest.behind}'s {value[nearest.behind]}"

@@ -131,6 +131,12 @@ def test_pairs_of_some_runs_are_told_from_all_runs(tmp_path):
     answer, text = said(tmp_path / "paired")
     assert answer.startswith("UNet is better than DiT over the 3 seeds that both have")
     assert "108" not in answer  # the mean of all four
+    # the best of three, though the first pair does not differ
+    fids = [151.0, 149.5, 152.0, 150.0], [150.0, 151.0, 151.5], BETTER
+    three(tmp_path / "best", *fids, asked(test="paired", seeds=[0, 1, 2, 3]))
+    answer, _ = said(tmp_path / "best")
+    assert answer.startswith("Mamba2 is best: Mamba2 is better than ")
+    fids = [112.0, 112.1, 112.2, 96.0], [110.0, 110.2, 110.15]
     three(tmp_path / "welch", *fids, None)
     answer, text = said(tmp_path / "welch")
     assert answer.startswith("No difference of DiT and UNet")
