@@ -56,6 +56,7 @@ class Panel:
     floor: float | None = None
     real: float | None = None
     asked: bool = False  # whether the protocol names the pairs
+    test: str = JOINT  # that was asked for
 
     @property
     def arms(self) -> list[str]:
@@ -105,7 +106,7 @@ def panels(
     for data, own in values.groupby("data", sort=False):
         pairs = contrasts(own, test, asked, metric.higher_is_better, floor)
         order = means(own).sort_values("mean", ascending=not metric.higher_is_better)
-        found.append(Panel(metric, str(data), order, pairs, floor, real, asked is not None))
+        found.append(Panel(metric, str(data), order, pairs, floor, real, asked is not None, test))
     return found
 
 

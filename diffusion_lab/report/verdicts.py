@@ -147,8 +147,10 @@ def untested(panel: Panel) -> str:
             f"{panel.metric.title} {shown}"
         )
     if panel.pairs.empty:
+        paired = panel.test == PAIRED and panel.means["count"].min() >= ENOUGH
+        needs = "two seeds that both arms have" if paired else "two runs of each arm"
         return (
-            f"Nothing is tested, since a test needs two runs of each arm: {panel.metric.title} "
+            f"Nothing is tested, since a test needs {needs}: {panel.metric.title} "
             f"{shown}; another training seed may change it by more than other samples do"
         )
     return (

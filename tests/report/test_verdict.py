@@ -100,6 +100,10 @@ def test_no_difference_is_claimed_that_is_not_shown(tmp_path, better, worse, wor
 def test_values_that_differ_by_the_same_in_every_seed_are_suspect_if_paired(tmp_path):
     three(tmp_path, [100.3, 200.7, 300.9], [100.4, 200.8, 301.0], None, asked())
     assert "blind to the seed" in said(tmp_path)[0]
+    fake_group(tmp_path / "apart", "dit", BETTER, config=asked())
+    for seed in (2, 3):
+        fake_run(tmp_path / f"apart/unet{seed}", 150.0 + seed, seed, UNET | asked(seeds=[2, 3]))
+    assert "needs two seeds that both arms have: FID" in said(tmp_path / "apart")[0]
     shares = {f"recall/{NAME}": 0.0}
     fake_group(tmp_path / "equal", "dit", BETTER, metrics=shares)
     fake_group(tmp_path / "equal", "unet", BETTER, config=UNET, metrics=shares)
