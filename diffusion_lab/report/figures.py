@@ -141,7 +141,7 @@ def _rows(
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=counts)
         for axes, panel in zip(grid[:, 0], panels, strict=True):
             paint(axes, panel)
-            labels = [_short(arm) for arm in panel.arms]
+            labels = _short(panel.arms)
             axes.set_yticks(range(len(labels)), labels)
             axes.set_ylim(len(labels) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
@@ -151,13 +151,13 @@ def _rows(
                 axes.set_title(f"{panel.data} training images")
 
     height = 0.95 + ROW * sum(counts) + 0.75 * (len(panels) - 1)
-    left = 0.2 + LETTER * max(len(_short(arm)) for panel in panels for arm in panel.arms)
+    left = 0.2 + LETTER * max(len(each) for panel in panels for each in _short(panel.arms))
     return draw(name, title, "", paint_all, size=(2.9 + left, height), left=left)
 
 
-def _short(name: str) -> str:
-    more = "\N{HORIZONTAL ELLIPSIS}"
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}{more}"
+def _short(names: Sequence[str]) -> list[str]:
+    cut = [each if len(each) <= MOST_LETTERS else f"{each[: MOST_LETTERS - 1]}…" for each in names]
+    return cut if len({*cut}) == len(cut) else [*names]
 
 
 def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
@@ -183,7 +183,7 @@ def gaps(panels: Sequence[Panel], colours: Colours) -> Drawing | None:
             fill = look["color"] if pair.significant else "none"
             axes.plot([sign * pair.gap], [row], markersize=6, mfc=fill, **look)
             said.append(f"{arm} {sign * pair.gap:.3g}")
-        axes.set_xlabel(f"{metric.axis_title} less that of {_short(panel.arms[0])}")
+        axes.set_xlabel(f"{metric.axis_title} less that of {_short(panel.arms)[0]}")
 
     title = f"How far {metric.title} is from the best"
     drawn = _rows(f"{metric.name}_gaps", title, known, paint)

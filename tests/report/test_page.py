@@ -9,7 +9,9 @@ from helpers.fake_runs import NAME, STUDY_PROTOCOL, UNET, fake_group, fake_run
 from PIL import Image
 
 from diffusion_lab.report.arms import COLOUR_OF
+from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.figures import COLOURS
+from diffusion_lab.report.frame import collect
 from diffusion_lab.report.page import compare, grid_noise
 from diffusion_lab.report.records import read
 
@@ -74,6 +76,16 @@ def test_arms_keep_their_colours_and_pairs_of_many_are_a_matrix(tmp_path):
     matrix = text[text.index('id="pairs-fid-all-caption"') :].partition("</table>")[0]
     assert matrix.count("<tr>") == 5
     assert matrix.count("<td class") == 16
+
+
+@pytest.mark.usefixtures("real_plots")
+def test_arms_whose_short_names_are_equal_have_their_whole_names(tmp_path):
+    names = ["a network of very many layers, 1", "a network of very many layers, 2"]
+    for place, name in enumerate(names):
+        config = {"arm": name, "backbone": {"width": place}}
+        fake_group(tmp_path, f"{place}", [100.0 + 9 * place, 101.0], config=config)
+    report = Report(collect([tmp_path]))
+    assert all(all(f">{name}<" in each.file for name in names) for each in report.figures)
 
 
 class Outline(HTMLParser):
