@@ -129,7 +129,7 @@ SENTENCES: dict[str, Any] = {
             [f"{', '.join(map(str, missing))} missing"] * bool(missing)
             + [f"{', '.join(map(str, beside))} beside"] * bool(beside)
         )
-        + ", which count only where no run has the protocol's" * bool(beside)
+        + ", which tables count, and tests only where no run has the protocol's" * bool(beside)
     ),
     "unequal_spread": "Runs of some arms vary more than those of others, so pairs are tested by "
     "Welch's test with Holm's correction",

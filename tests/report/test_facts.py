@@ -11,6 +11,7 @@ from diffusion_lab.report.comparison import Report
 from diffusion_lab.report.facts import notes, reservations, tunings
 from diffusion_lab.report.frame import collect
 from diffusion_lab.report.records import facts_in
+from diffusion_lab.report.words import Fact
 
 FIDS = [100.0, 101.0]
 MACS = 2_000_000  # of a fake run, which sees 6,400 images
@@ -227,6 +228,7 @@ def test_seeds_beside_the_protocol_and_metrics_that_runs_may_be_chosen_by_are_na
         fake_run(tmp_path / f"dit{seed}", 100.0 + seed, seed, PROTOCOL, protocol=by)
     facts = facts_on(tmp_path)
     assert facts["other_seeds"] == [{"arm": "all runs", "missing": [2], "beside": [5]}]
+    assert "5 beside, which tables count" in str(Fact("other_seeds", **facts["other_seeds"][0]))
     assert "by_validation" in facts
 
 
