@@ -221,7 +221,7 @@ def samples(arms: Sequence[Arm]) -> list[Samples]:
         try:
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError) as error:  # Pillow's, of a PNG
             say(f"The grid of {run.folder} is left out, as it cannot be read: {error}")
             continue
         pixels, strip = pixels[::ENLARGED, ::ENLARGED], None

@@ -177,10 +177,14 @@ def test_every_colour_of_a_plot_follows_the_theme(page):
         assert len(re.findall(rf"{name}: #", text)) == 2, "in light and in dark"
 
 
-def test_a_damaged_grid_is_left_out_and_named(tmp_path, capfd):
+@pytest.mark.parametrize("kept", [8, 100])  # bytes, of which the first are the header
+def test_a_damaged_grid_is_left_out_and_named(tmp_path, capfd, kept):
     for width in (1, 2):
         folder = fake_run(tmp_path / f"runs/{width}", 1.0, config={"backbone": {"width": width}})
-    (folder / "samples/step_9999999.png").write_bytes(b"\x89PNG\r\n\x1a\n...")
+    grid = folder / "samples/step_9999999.png"
+    Image.effect_noise((400, 400), 100.0).save(grid)
+    data = grid.read_bytes()
+    grid.write_bytes(data[:kept] + data[kept:].replace(b"IDAT", bytes(4)))
     compare([str(tmp_path / "runs")], str(tmp_path / "out"))
     drawn = outline(tmp_path / "out/index.html").images
     assert drawn

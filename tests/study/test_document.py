@@ -50,6 +50,8 @@ AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
 FREE = {"train": {}}
 SIGNS = {"evaluate": {}, "needs": {"run": "train"}, "over": ["arms", "data", "seeds"]}
 SIGNS |= {"over": dict.fromkeys(SIGNS["over"], "all") | {"guidance.scale": [-1, 1]}}
+ONE_ARM = {"train": {}, "over": {"arms": ["DiT"], "seeds": "all"}}
+OF_ANOTHER = {"run": {"stage": "train", "other": "arms"}}
 DRAWN = {"choose": "fid", "trials": 3}
 OTHER = {"stage": "train", "other": "seed"}
 
@@ -143,6 +145,14 @@ TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
         ({"again": AGAIN}, r"stages\.again"),
         ({"tune": TUNED | {"train": {"guidance.scale": [-2, 2]}}}, "scale=-2 and guidance.scale=2"),
         ({"free": FREE | {"over": {"budget.images": ["many"]}}}, "budget.images must be"),
+        ({"free": FREE | {"images": 0.3}}, "budget.images must be"),
+        ({"free": FREE | {"share": 1e-6}}, "budget.images must be .* share of 1e-06"),
+        ({"extractor": {"train-extractor": {}}}, r"stages\.extractor\.train-extractor: data"),
+        ({"again": AGAIN | {"needs": {"run": "tune"}}}, r"stages\.again\.needs\.run"),
+        (
+            {"train": ONE_ARM, "copies": AGAIN | {"needs": OF_ANOTHER}},
+            "copies.*run.*DiT.* has none",
+        ),
         ({"again": SIGNS}, "scale=-1 and guidance.scale=1"),
     ],
 )

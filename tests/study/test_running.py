@@ -251,7 +251,14 @@ def test_a_choice_by_other_seeds_or_samples_is_made_again(tmp_path, monkeypatch)
     records = Records(jobs_of_tiny(tmp_path, MEASURED))
     (chooser,) = records.jobs.of("tune")
     found = {"chosen": {"optimizer.lr": 1e-3}, **records.asked(chooser)}
-    for changes in ({}, {"seeds": [7]}, {"num_samples": 9}, {"images": 8}, {"metric": "kid"}):
+    for changes in (
+        {},
+        {"seeds": [7]},
+        {"num_samples": 9},
+        {"images": 8},
+        {"metric": "kid"},
+        {"grow": 9},
+    ):
         chooser.made.parent.mkdir(parents=True, exist_ok=True)
         chooser.made.write_text(json.dumps({chooser.label: found | changes}))
         assert records.done(chooser) is not bool(changes)

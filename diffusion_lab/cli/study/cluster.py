@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.cli.study.document import TRAINS, slug
+from diffusion_lab.cli.study.document import ARMS, TRAINS, slug
 from diffusion_lab.cli.study.jobs import CHOOSE, StudyJob, present
 from diffusion_lab.cli.study.running import Records, leaves
 from diffusion_lab.cli.sweeps import first_job
@@ -74,13 +74,15 @@ class Submission:
         trials = [t for job in choosers for t in self.records.jobs.first_of(job)]
         trials = [t for t in trials if not self.records.done(t) and t.title not in self.ids]
         self._send([job for job in new if job.command != CHOOSE] + trials, new)
-        for job in choosers:
-            arguments = [*self.again, f"stages={job.stage}"]
-            if arms := job.point.get("arms"):
-                arguments.append(f"arms={arms}")
-            after = self._ids([*job.needs, *self.records.jobs.first_of(job)])
-            ids, _ = self._array([JobOnSlurm("study", arguments)], job.stage, SMALL, after)
-            self.ids[job.title] = ids[0]
+        for arm in dict.fromkeys(job.point.get(ARMS) for job in choosers):
+            own = [job for job in choosers if job.point.get(ARMS) == arm]  # a study chooses for all
+            narrowed = [f"stages={own[0].stage}", *([f"arms={arm}"] if arm else [])]
+            task = JobOnSlurm("study", [*self.again, *narrowed])
+            befores = [
+                each for job in own for each in (*job.needs, *self.records.jobs.first_of(job))
+            ]
+            ids, _ = self._array([task], own[0].stage, SMALL, self._ids(befores))
+            self.ids |= {job.title: ids[0] for job in own}
         write_json(self.root / FILE, self.ids)
 
     def _send(self, jobs: list[StudyJob], stage: Sequence[StudyJob]) -> None:

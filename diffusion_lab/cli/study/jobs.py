@@ -240,12 +240,17 @@ class Jobs:
             settings = self._training(stage, point, values or {}) | {"run_dir": str(folder)}
         elif stage.command == "train-extractor":
             settings = stage.settings | self._given(stage.command)
+            if "data" not in settings:
+                where = f"{self.study.file}: stages.{stage.name}.{stage.command}"
+                raise UserError(f"{where}: data is missing; write {{data: fashion_mnist}}")
             root = Path(os.environ.get("DIFFUSION_LAB_DATA", "data"))
             usual = root / "extractors" / f"{settings['data']}.safetensors"
             folder = Path(settings.get("output") or usual)
             settings |= {"output": str(folder)}
         elif stage.command in ON_RUNS:
-            run = needed["run"]
+            if (run := needed.get("run")) is None or run.command not in TRAINS:
+                why = "must be the runs of a stage that trains and does not tune"
+                raise UserError(f"{where}.run: {why}; {label_of(point)} has none")
             folder = run.made / MADE[stage.command]
             settings = _on_run(stage, point, run) | self._given(stage.command)
             own = {a: v for a, v in point.items() if a not in run.point}
@@ -331,9 +336,11 @@ class Jobs:
         for unit in LENGTHS:
             amount: Any = own.get(f"budget.{unit}")
             if amount is not None:
-                if not above(0).allows(amount):
+                if not above(0).allows(amount) or not round(amount * stage.share):
                     where = f"{study.file}: stages.{stage.name}: {label_of(point)}"
-                    raise UserError(f"{where}: budget.{unit} must be {above(0).wanted}: {amount!r}")
+                    share = f" times a share of {stage.share}" if stage.share != 1 else ""
+                    why = f"must be {above(0).wanted}, rounded: {amount!r}{share}"
+                    raise UserError(f"{where}: budget.{unit} {why}")
                 own = {"budget": unit} | own | {f"budget.{unit}": round(amount * stage.share)}
         own = merged(own, self._given(stage.command))
         if stage.choice and stage.command == "train":

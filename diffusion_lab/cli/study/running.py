@@ -53,13 +53,15 @@ class Records:
         )
 
     def asked(self, job: StudyJob) -> dict[str, Any]:
-        """The metric, grid, seeds, samples and images that a choice is made of."""
+        """The metric, values, seeds, samples and images that a choice is made of."""
         stage = self.jobs.study.stages[job.stage]
         assert stage.choice is not None
         return {
             "metric": stage.choice.metric,
             "values": several(stage),
             "seeds": [int(seed) for seed in stage.axes[SEEDS]],
+            "trials": stage.choice.trials,
+            "grow": stage.choice.grow,
             "num_samples": stage.choice.num_samples,
             "measure": stage.choice.measure,
             "images": self.jobs.trials(job, {})[0].settings.get("budget.images"),
