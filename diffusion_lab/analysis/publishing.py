@@ -39,7 +39,18 @@ SWEEPS = "sweeps/*/results.csv"  # samplings in more ways
 LARGEST = 200_000  # bytes of metrics.jsonl, above which rows of training losses are left out
 PLACE = ("step", "epoch", "images", "seconds")  # keys of a row that say where it belongs
 SOURCES = ("first_stage.run", "objective.teacher.run", "init_from")  # runs that a run began from
-TUNING = ("of", "values", "metric", "seeds", "images", "num_samples", "grow", "overrides", "study")
+TUNING = (
+    "of",
+    "values",
+    "metric",
+    "seeds",
+    "images",
+    "num_samples",
+    "trials",
+    "grow",
+    "overrides",
+    "study",
+)
 MACHINE = ("git_commit", "device", "processor", "precision", "threads", "ranks", "python")
 CLASSIFIER = name_of("")  # begins the names of classifiers in names of metrics
 Facts = dict[str, Any]

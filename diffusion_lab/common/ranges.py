@@ -190,7 +190,9 @@ BETAS = numbers(
 FOLDER = Range(
     "the name of a folder in outputs",
     lambda value: (
-        isinstance(value, str) and bool(parts := Path(value).parts) and not {"..", "/"} & {*parts}
+        isinstance(value, str)
+        and bool(parts := (path := Path(value)).parts)
+        and not (path.is_absolute() or ".." in parts)
     ),
     "mine",
 )

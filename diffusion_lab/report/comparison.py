@@ -27,8 +27,7 @@ def judge(found: Collection, metric: str, way: str | None = None) -> list[Panel]
     values = found.judged_values(metric, way)
     asked = None if pairs in (None, "all") else asked_about(pairs, values.arm.unique())
     test = study.get("test") or tests.JOINT
-    real = found.real(metric), found.as_many(metric)
-    panels = tests.panels(values, quantity, test, asked, *real)
+    panels = tests.panels(values, quantity, test, asked, found.real(metric))
     by_data = dict([*values.groupby("data")])
     return [
         replace(panel, pairs=tests.beside(panel.pairs, by_data[panel.data])) for panel in panels
@@ -69,11 +68,13 @@ class Report:
     @cached_property
     def others(self) -> dict[str, list[Panel]]:
         """The panels of the other metrics, with intervals that are not corrected."""
-        found, by, own = self.found, (tests.WELCH, None), {}
-        for each in found.judged[1:]:
-            real = found.real(each.name), found.as_many(each.name)
-            own[each.name] = tests.panels(found.judged_values(each.name), each, *by, *real)
-        return own
+        found, by = self.found, tests.WELCH
+        return {
+            each.name: tests.panels(
+                found.judged_values(each.name), each, by, None, found.real(each.name)
+            )
+            for each in found.judged[1:]
+        }
 
     @cached_property
     def answers(self) -> dict[str, str]:

@@ -156,7 +156,8 @@ def _rows(
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    cut = [each if len(each) <= MOST_LETTERS else f"{each[: MOST_LETTERS - 1]}…" for each in names]
+    more = "\N{HORIZONTAL ELLIPSIS}"
+    cut = [each if len(each) <= MOST_LETTERS else each[: MOST_LETTERS - 1] + more for each in names]
     return cut if len({*cut}) == len(cut) else [*names]
 
 
@@ -395,6 +396,5 @@ def _paint_sizes(axes: Axes, series: SizeSeries, metric: Quantity) -> None:
         text = axes.annotate(str(size), (x[-1], y[-1]), aside, textcoords="offset points")
         text.set(va="center", fontsize=7, color=colour(place))
     best = on_front(series.points)
-    axes.plot(
-        best.flops, metric.scale * best["mean"], "o", markersize=9, mfc="none", mec=INK, mew=0.8
-    )
+    x, y = best.flops, metric.scale * best["mean"]
+    axes.plot(x, y, "o", markersize=9, mfc="none", mec=INK, mew=0.8)

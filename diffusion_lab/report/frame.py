@@ -100,14 +100,11 @@ class Collection:
         return {*self.frame[self.frame.sampling.isin(self.ways[1:])].metric}
 
     def real(self, metric: str) -> float | None:
-        """The value of a metric for real images in place of samples; None if not measured."""
+        """The value of a metric for as many real images as samples; None if not measured."""
         found = self.values(f"{metric}{quantity.REAL}").value
-        return None if found.empty else float(found.iloc[0])
-
-    def as_many(self, metric: str) -> bool:
-        """Whether real images were measured in the number of samples, so that both compare."""
         both = (self.names.get(name, "") for name in (metric, f"{metric}{quantity.REAL}"))
-        return len({name.rpartition("-")[2] for name in both}) == 1
+        as_many = len({name.partition("/")[2] for name in both}) == 1
+        return float(found.iloc[0]) if as_many and not found.empty else None
 
     @cached_property
     def judged(self) -> list[quantity.Quantity]:

@@ -92,14 +92,13 @@ def panels(
     test: str = JOINT,
     asked: Sequence[tuple[str, str]] | None = None,
     real: float | None = None,
-    as_many: bool = True,
 ) -> list[Panel]:
     """Judges the arms by a metric at each size of the data; only arms on the same data are tested.
 
     A gap of a metric that is never below 0 is also relative, that of a Fréchet distance to its
-    value for real images, if as many, because both are too high by much the same amount.
+    value for as many real images, because both are too high by much the same amount.
     """
-    biased = (real if as_many else None) if metric.name.endswith("fid") else 0.0
+    biased = real if metric.name.endswith("fid") else 0.0
     relative = not (metric.higher_is_better or metric.percent or metric.signed)
     floor = biased if relative else None
     found = []

@@ -42,7 +42,10 @@ from diffusion_lab.runs.resuming import INSTEAD_OF_OPTIONS, differences
 from diffusion_lab.runs.summary import load_summary
 from diffusion_lab.training.callbacks import MedianPruning, SampleEvaluation, configured
 
-CLASSIFIER_METRICS = ("accuracy", "classifier_fid")
+# metrics that are measured where a key of `metrics` is given, each with that key and a value
+ON_KEYS = {name: f"{name}=true" for name in ON_REQUEST}
+ON_KEYS |= dict.fromkeys(("accuracy", "classifier_fid"), "classifier=...")
+ON_KEYS |= {"seams": "patch=4", "fid_class": "per_class=true"}
 OPTIONAL = {"test", "sampling", "contrasts", "sampling_seeds"}  # keys that have defaults
 TESTS = ("joint", "welch", "paired")  # of `compare`
 TEXT = Range("a text", lambda value: isinstance(value, str) and bool(value))
@@ -72,15 +75,18 @@ def check_protocol(cfg: DictConfig) -> None:
         )
     check_keys(cfg, {f"protocol.{key}": PROTOCOL[key] for key in PROTOCOL if key in node})
     require_measured(cfg, f"protocol.metric={node.metric}", node.metric)
+    require_evaluation(cfg, f"protocol.metric={node.metric}", node.metric)
 
 
 def require_measured(cfg: DictConfig, what: str, metric: str) -> None:
-    """Raises UserError if the run would not measure a metric; `what` says where it is wanted."""
-    metrics = cfg.get("metrics") or OmegaConf.create()
-    if metric in CLASSIFIER_METRICS and not metrics.get("classifier"):
-        raise UserError(f"{what} needs a classifier; write metrics.classifier=...")
-    if metric in ON_REQUEST and not metrics.get(metric):
-        raise UserError(f"{what} is not measured; write metrics.{metric}=true")
+    """Raises UserError if `metrics` leave out a metric; `what` says where it is wanted."""
+    key = ON_KEYS.get(metric)
+    if key and not (cfg.get("metrics") or {}).get(key.partition("=")[0]):
+        raise UserError(f"{what} is not measured; write metrics.{key}")
+
+
+def require_evaluation(cfg: DictConfig, what: str, metric: str) -> None:
+    """Raises UserError if the run would not measure a metric of samples."""
     of_samples = [quantity.name for quantity in OF_SAMPLES]
     if metric in of_samples and configured(cfg, SampleEvaluation) is None:
         raise UserError(f"{what} is not measured without callbacks.evaluation; keep that callback")
@@ -262,12 +268,9 @@ def check_losses(used: Mapping[str, str], keys: Iterable[str]) -> None:
         )
 
 
-def check_choice(
-    cfg: DictConfig, metric: str, keys: Iterable[str], measured_later: bool = False
-) -> None:
+def check_choice(cfg: DictConfig, metric: str, keys: Iterable[str]) -> None:
     """Raises UserError if a study cannot choose values of `keys` by a metric."""
-    if not measured_later:
-        require_measured(cfg, f"choose: {metric}", metric.partition("/")[0])
+    require_measured(cfg, f"choose: {metric}", metric.partition("/")[0])
     own = extra_quantities(cfg.get("metrics") or OmegaConf.create())
     if higher_is_better(metric) is None and higher_is_better(metric, own):
         raise UserError(

@@ -55,7 +55,8 @@ def test_real_images_of_another_number_are_no_floor(tmp_path):
             facts["metrics"] = {k: v for k, v in (facts["metrics"] | more).items() if v is not None}
             path.write_text(json.dumps(facts))
     answer, text = said(tmp_path)
-    assert "(real images 50), 51 lower" in answer
+    assert "FID 100, 51 lower" in answer
+    assert "real images 50" not in answer
     assert "judge by KID" not in text
 
 

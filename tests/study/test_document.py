@@ -48,6 +48,7 @@ def stages(**changes):
 
 AGAIN = {"memorization": {"num_samples": 8}, "needs": {"run": "train"}}
 FREE = {"train": {}}
+PAGE = {"compare": {}, "needs": ["train"]}
 SIGNS = {"evaluate": {}, "needs": {"run": "train"}, "over": ["arms", "data", "seeds"]}
 SIGNS |= {"over": dict.fromkeys(SIGNS["over"], "all") | {"guidance.scale": [-1, 1]}}
 ONE_ARM = {"train": {}, "over": {"arms": ["DiT"], "seeds": "all"}}
@@ -98,7 +99,7 @@ OTHER = {"stage": "train", "other": "seed"}
         ({"protocol": None}, "seeds", "whole numbers"),
         (stages(Train=FREE), "stages.Train", "'train'"),
         (stages(jobs=FREE), "stages.jobs", "itself"),
-        ({"name": "/a/b"}, "name", "folder"),
+        ({"name": "//a"}, "name", "folder"),
         ({"name": "."}, "name", "folder"),
         ({"name": ".."}, "name", "folder"),
         ({"name": ""}, "name", "folder"),
@@ -144,6 +145,7 @@ TUNED = PLAIN["stages"]["tune"] | {"over": {"arms": ["U-Net", "DiT"]}}
         ({"tune": TUNED, "more": FEW}, r"stages\.more\.needs\.init_from"),
         ({"again": AGAIN}, r"stages\.again"),
         ({"tune": TUNED | {"train": {"guidance.scale": [-2, 2]}}}, "scale=-2 and guidance.scale=2"),
+        ({"free-DiT": PAGE, "free": PAGE | {"over": {"arms": ["DiT"]}}}, "rename the stage free"),
         ({"free": FREE | {"over": {"budget.images": ["many"]}}}, "budget.images must be"),
         ({"free": FREE | {"images": 0.3}}, "budget.images must be"),
         ({"free": FREE | {"share": 1e-6}}, "budget.images must be .* share of 1e-06"),
@@ -183,6 +185,8 @@ def test_reports_of_one_run_have_folders_of_their_own(load):
     assert {path.name for path in made} == {"steps_guidance.scale-1", "steps_guidance.scale-2"}
     report = jobs.of("early")[0].made
     assert (report.parent.name, report.name) == ("memorization", "step_0000020")
+    assert not any(each.startswith("output=") for each in jobs.of("early")[0].arguments)
+    assert any(each.startswith("output=") for each in jobs.of("copies")[0].arguments)
 
 
 def test_stages_come_after_what_they_need_and_jobs_cover_all_axes(load):
@@ -292,6 +296,15 @@ def test_a_key_that_a_later_command_does_not_have_is_refused_at_once(load, more,
     jobs = Jobs(load(**stages(**more)), {})
     with pytest.raises(UserError, match=named):
         check(jobs, jobs.of(next(iter(more))), [], None)
+
+
+def test_a_key_of_any_value_of_a_later_command_is_checked(load):
+    over = {"arms": ["DiT"], "data": ["few"], "seeds": "all", "way": "all"}
+    measured = {"evaluate": {}, "over": over, "needs": {"run": "train"}}
+    ways = {"way": {"misspelt": {"num_sampels": 4}, "right": {"num_samples": 4}}}
+    jobs = Jobs(load(axes=PLAIN["axes"] | ways, **stages(again=measured)), {})
+    with pytest.raises(UserError, match=r"again.*num_sampels"):
+        check(jobs, jobs.of("again"), [], None)
 
 
 def test_names_with_dots_and_blanks_are_parts_of_keys(load):

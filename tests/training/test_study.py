@@ -508,8 +508,8 @@ def test_a_study_chooses_by_what_its_values_leave_comparable():
     study.check_choice(cfg, "val/psnr", ["objective.time_sampler.std"])  # of pictures, not a loss
     with refused("choose: fid", "objective.time_sampler.std"):
         study.check_choice(cfg, "val/loss", ["optimizer.lr", "objective.time_sampler.std"])
-    study.check_choice(cfg, "mmd", ["optimizer.lr"], measured_later=True)
-    for metric, remedy in (("mmd", "metrics.mmd=true"), ("accuracy", "metrics.classifier")):
+    remedies = {"mmd": "mmd=true", "accuracy": "classifier", "seams": "patch", "fid_class": "true"}
+    for metric, remedy in remedies.items():
         with refused(f"choose: {metric}", remedy):
             study.check_choice(cfg, metric, ["optimizer.lr"])
     with refused("choose", "sharpness"):  # of which higher is better

@@ -21,11 +21,12 @@ from diffusion_lab.assembly.sentences import (
     conf_dir,
     parse,
     sentence,
+    text_of,
 )
 from diffusion_lab.cli.commands import COMMANDS, admit, check_options
 from diffusion_lab.cli.job import STOPPED
 from diffusion_lab.cli.study import document
-from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study
+from diffusion_lab.cli.study.document import ARMS, SEEDS, TRAINS, Settings, Study, StudyStage
 from diffusion_lab.cli.study.jobs import Jobs, StudyJob, several
 from diffusion_lab.cli.study.processes import Processes
 from diffusion_lab.cli.study.running import Records, Runner
@@ -232,7 +233,7 @@ def check(
     """
     # late: they wait for torch, which the process that calls this has
     from diffusion_lab.cli.sweeps import first_job
-    from diffusion_lab.training.study import check_choice, check_protocol, require_same
+    from diffusion_lab.training.study import check_protocol, require_same
     from diffusion_lab.training.tuned import with_tuned
 
     firsts = [jobs.first_of(job)[0] for job in left]
@@ -246,8 +247,7 @@ def check(
             check_options(job.arguments)
             cfg = first_job(job.command, flags, job.arguments)
             check_protocol(cfg)
-            if choice := (stage := jobs.study.stages[job.stage]).choice:
-                check_choice(cfg, choice.metric, several(stage), choice.measure is not None)
+            require_chosen_by(cfg, job, jobs.study.stages[job.stage], flags)
             if job.title in built:
                 build(cfg, job, flags)
             if job.title in changed:
@@ -256,6 +256,21 @@ def check(
                 require_same(job.made, with_tuned(cfg), "name")
         except MISTAKES as error:
             raise UserError(f"{jobs.study.file}: {job.title}: {sentence(error)}") from error
+
+
+def require_chosen_by(cfg: DictConfig, job: StudyJob, stage: StudyStage, flags: list[str]) -> None:
+    """Raises UserError if a stage that tunes cannot choose by what its trials measure."""
+    from diffusion_lab.cli.sweeps import first_job  # late, as above
+    from diffusion_lab.training.study import check_choice, require_evaluation
+
+    if not stage.choice:
+        return
+    if stage.choice.measure is None:
+        require_evaluation(cfg, f"choose: {stage.choice.metric}", stage.choice.metric)
+    later = {k: v for k, v in (stage.choice.measure or {}).items() if k.startswith("metrics")}
+    own = [f"{key}={text_of(value)}" for key, value in later.items()]
+    measured = first_job(job.command, flags, [*job.arguments, *own]) if own else cfg
+    check_choice(measured, stage.choice.metric, several(stage))
 
 
 def not_begun(jobs: Jobs, trainings: Sequence[StudyJob]) -> set[str]:
@@ -283,12 +298,15 @@ def build(cfg: DictConfig, job: StudyJob, flags: list[str]) -> None:
 
 
 def check_others(jobs: Jobs, firsts: Sequence[StudyJob], flags: list[str]) -> None:
-    """Composes a job of each stage that does not train, and a measurement of each that tunes."""
+    """Composes what does not train, and a measurement of each arm of a stage that tunes.
+
+    Keys of a run's sampler, guidance and metrics are not among them: only the run knows these.
+    """
     from diffusion_lab.cli.sweeps import first_job  # late, as in `check`
 
     others = [each for job in firsts if (each := jobs.measurement(job))]
     others += [job for job in firsts if job.command not in TRAINS]
-    for job in {job.stage: job for job in others}.values():
+    for job in {(job.stage, job.label): job for job in others}.values():
         overrides, groups = job.arguments[len(job.paths) :], COMMANDS[job.command].run_groups
         try:
             check_options(overrides)

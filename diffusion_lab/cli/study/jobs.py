@@ -32,6 +32,7 @@ from diffusion_lab.common.messages import UserError
 from diffusion_lab.common.ranges import above
 from diffusion_lab.training.tuned import FOUND
 
+IN_PLACES = ("arm", "run_dir", "output")  # keys of a job that have its name or place
 # where a command on a run writes in its folder, as `compare` and `publish` read it
 MADE = {"sample-sweep": "sweeps", "memorization": "memorization", "evaluate": "evaluations"}
 TAKES = {  # the parts of given settings for commands other than train, which takes all
@@ -177,15 +178,17 @@ class Jobs:
         """Raises UserError for two trainings in one folder, or two jobs with one record."""
         known: dict[object, StudyJob] = {}
         for job in (first for each in self.all for first in self.first_of(each)):
-            place = job.made if job.command in TRAINS else slug(job.title)
+            place = job.made if job.command in (*TRAINS, "sample-sweep") else slug(job.title)
             if (other := known.setdefault(place, job)) is not job:
-                both = (other.settings, job.settings)
-                key = next((k for k in both[1] if both[0].get(k) != both[1][k]), "output")
-                one, two = (f"{key}={each.get(key)}" for each in both)
-                raise UserError(
-                    f"{self.study.file}: stages.{job.stage}: {one} and {two} would have one "
-                    f"folder or record, {place}; name such values in arms, as minus and plus"
-                )
+                mine, theirs = job.settings, other.settings
+                keys = [k for k in mine if theirs.get(k) != mine[k] and k not in IN_PLACES]
+                why = f"{job.title} and {other.title} would have one folder or record, {place}; "
+                if job.stage == other.stage and keys:
+                    values = f"{keys[0]}={theirs.get(keys[0])} and {keys[0]}={mine[keys[0]]}"
+                    why += f"name {values} in arms, as minus and plus"
+                else:
+                    why += f"rename the stage {job.stage}"
+                raise UserError(f"{self.study.file}: stages.{job.stage}: {why}")
 
     @property
     def all(self) -> list[StudyJob]:
@@ -250,7 +253,7 @@ class Jobs:
         elif stage.command in ON_RUNS:
             if (run := needed.get("run")) is None or run.command not in TRAINS:
                 why = "must be the runs of a stage that trains and does not tune"
-                raise UserError(f"{where}.run: {why}; {label_of(point)} has none")
+                raise UserError(f"{where}.run: {why}; {label_of(point) or 'it'} has none")
             folder = run.made / MADE[stage.command]
             settings = _on_run(stage, point, run) | self._given(stage.command)
             own = {a: v for a, v in point.items() if a not in run.point}
@@ -259,8 +262,8 @@ class Jobs:
             elif stage.command == "evaluate":
                 folder /= slug(stage.name)
             elif isinstance(step := settings.get("step"), int):
-                folder /= f"step_{step:07d}"  # else a run has one report
-            if stage.command != "evaluate":
+                folder /= f"step_{step:07d}"  # where `memorization` writes by itself
+            if folder.name == "memorization" or stage.command == "sample-sweep":
                 settings |= {"output": str(folder)}
         else:
             after = [each for each in after if _agree(each.point, point, stage.of)]
@@ -339,7 +342,7 @@ class Jobs:
                 if not above(0).allows(amount) or not round(amount * stage.share):
                     where = f"{study.file}: stages.{stage.name}: {label_of(point)}"
                     share = f" times a share of {stage.share}" if stage.share != 1 else ""
-                    why = f"must be {above(0).wanted}, rounded: {amount!r}{share}"
+                    why = f"must be a number that rounds to 1 or more, got {amount!r}{share}"
                     raise UserError(f"{where}: budget.{unit} {why}")
                 own = {"budget": unit} | own | {f"budget.{unit}": round(amount * stage.share)}
         own = merged(own, self._given(stage.command))
