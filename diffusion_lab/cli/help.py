@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from diffusion_lab.assembly.sentences import ADDED, conf_dir, require
-from diffusion_lab.cli.commands import COMMANDS, Command, config_dir
+from diffusion_lab.cli.commands import COMMANDS, OF_LINES, Command, config_dir
 
 RECIPES = ("debug", "experiment", "hparams_search", "study")  # groups of options of many groups
 HIDDEN = ("_partial_", "_convert_", "_recursive_")  # keys for Hydra alone
@@ -195,4 +195,6 @@ def help_of(arguments: Sequence[str]) -> str | None:
         return None
     if name in COMMANDS:
         return command_help(name, COMMANDS[name], own)
+    known = [*COMMANDS, *OF_LINES, *Options(own).groups]
+    require("command or group", name.partition("=")[0], known)
     return options_help([name], own)

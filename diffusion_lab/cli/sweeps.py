@@ -121,6 +121,10 @@ def sweep(name: str, arguments: list[str]) -> None:
     folder = new_folder()
     own = sweep_overrides(folder, overrides)
     cfg = first_job(name, flags, [*overrides, *own])
+    if cfg.hydra.launcher.get("n_jobs") == 0:
+        raise UserError(
+            "hydra.launcher.n_jobs=0 runs nothing; write 1 or more, or -1 for all cores"
+        )
     jobs, on_slurm = jobs_of(name, flags, overrides, cfg), "wait" in cfg.hydra.launcher
     waits = not on_slurm or cfg.hydra.launcher.wait
     if is_search(cfg):

@@ -59,7 +59,12 @@ def cpu_info(field: str) -> str:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """Lightning's precision; `auto` is bf16-mixed where the device has it, else float32."""
+    """Lightning's precision; `auto` is bf16-mixed where the device has it, else float32.
+
+    Raises UserError for 16-mixed on a CPU, where Lightning would train in bf16 instead.
+    """
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError("trainer.precision=16-mixed needs a GPU; write bf16-mixed or 32-true")
     if precision != "auto":
         return precision
     return "bf16-mixed" if has_fast_bf16(device) else "32-true"
