@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -171,18 +172,19 @@ class ArmTable:
         """Means, bounds of intervals and numbers of seeds, in base units, without rounding."""
         arms = self.found.arms
         rows = [{"composition": a.name, **a.settings, "seeds": len(a.runs)} for a in arms]
-        found = pd.DataFrame(rows).set_index("composition")
+        settings, found = pd.DataFrame(rows).set_index("composition"), dict[str, Any]()
         for column in self.columns:
             kind = column.kind
             known = means(self.found.values(kind, self.way))
             found[kind] = known["mean"]
             if column.judges:
                 real = self.found.values(kind + REAL, self.way).groupby("arm").value.first()
-                found[[f"{kind}_low", f"{kind}_high"]] = known[["low", "high"]]
+                found |= {f"{kind}_low": known["low"], f"{kind}_high": known["high"]}
                 found[f"{kind}_real"] = real
         if classifier := classifier_of(self.found.names):
             found["classifier"] = classifier
-        return found.convert_dtypes().to_csv()
+        values = pd.DataFrame(found, index=settings.index)
+        return pd.concat([settings, values], axis=1).convert_dtypes().to_csv()
 
     def runs_csv(self, places: Mapping[Path, str] | None = None) -> str:
         """A row for each run, at its place: costs by short names, metrics by full ones, exact."""
