@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, product
@@ -156,7 +157,7 @@ def shared(runs: Sequence[Run]) -> list[Settings]:
             part = OmegaConf.select(run.config, parent) if parent else None
             if isinstance(part, DictConfig) and CLASS in part and name not in part:
                 value = _default(part[CLASS], name)
-                own |= {key: whole(value)} if isinstance(value, bool | int | float | str) else {}
+                own |= {} if value is None else {key: whole(value)}
         if own.get(config_keys.FRACTION) == 1 and config_keys.PER_CLASS not in own:
             own.pop(SUBSET_SEED, None)  # all images leave no choice
     by_seed = [
@@ -214,8 +215,10 @@ def _default(target: str, name: str) -> object:
                 if isinstance(each, ast.FunctionDef) and each.name == "__init__":
                     pairs = zip(each.args.args[::-1], each.args.defaults[::-1], strict=False)
                     found = {argument.arg: default for argument, default in pairs}
-            if isinstance(value := found.get(name), ast.Constant):
-                return value.value
+            if value := found.get(name):
+                with suppress(ValueError):  # of an expression
+                    plain = ast.literal_eval(value)
+                    return [*plain] if isinstance(plain, tuple) else plain
             bases = [each.id for each in node.bases if isinstance(each, ast.Name)]
             return None if found or not bases else _default(f"{module}.{bases[0]}", name)
     return None

@@ -35,6 +35,7 @@ RATE = "train/images_per_second"
 NORM, LARGEST_NORM = "train/grad_norm", "train/grad_norm_max"
 NEEDED = ("ended_at", "metrics", "images_seen", "training_seconds")  # images have the first two
 BEGINNING = 0.1  # the share of training in which no spike is looked for
+USUAL = {"protocol.contrasts": "all", "protocol.sampling": "equal"}  # also if they are left out
 DAMAGE = (AttributeError, LookupError, TypeError, ValueError)  # what a damaged report raises
 BY_CONTROL, FOUND_AT = "copy_ratio_by_control", "copies_found_at_"
 
@@ -82,6 +83,7 @@ class Run:
             known.pop("trainer.max_steps", None)  # unlimited: the run ends at trainer.max_time
         if network := known.pop(f"autoencoder.{CLASS}", None):  # named as other networks are
             known[f"backbone.{CLASS}"] = network
+        known = {k: v for k, v in known.items() if USUAL.get(k) != v}
         named = {results.IMAGES: self.config.name} if self.drawn_elsewhere else {}
         return named | {k: v for k, v in known.items() if Means.COMPOSITION in means(k)}
 

@@ -172,7 +172,8 @@ class TestGrouping:
     def test_a_key_that_is_newer_than_a_run_has_its_default_there(self, runs):
         """Newer code adds keys, and a null, or a class that is not here, has none."""
         fake_run(runs / "older", 100.0, config={"optimizer": {"lr": 0.1}})
-        newer = {"backbone": {"registers": 0, "overlap": False}, "optimizer": {"lr": 0.2}}
+        own = {"registers": 0, "overlap": False, "route": [1, -1]}
+        newer = {"backbone": own, "optimizer": {"lr": 0.2}}
         fake_run(runs / "newer", 90.0, config=newer)
         assert {arm.name for arm in collect([runs]).arms} == {"lr=0.1", "lr=0.2"}
         fake_run(runs / "null", 90.0, config={"backbone": {"registers": None}})
@@ -181,6 +182,12 @@ class TestGrouping:
         groups = {Path(arm.runs[0].folder).name: arm for arm in collect([runs]).arms}
         registers = {name: g.settings["backbone.registers"] for name, g in groups.items()}
         assert registers == {"older": 0, "newer": 0, "null": None, "own": None}
+
+    def test_a_protocol_without_its_defaults_is_the_same_as_one_with_them(self, runs):
+        asked = {"metric": "fid", "test": "paired", "seeds": [0, 1]}
+        for seed, more in enumerate(({}, {"contrasts": "all", "sampling": "equal"})):
+            fake_run(runs / str(seed), 100.0, seed, config={"protocol": asked | more})
+        assert len(collect([runs]).arms) == 1
 
     def test_the_steps_of_a_run_that_the_clock_ends_are_no_setting_of_it(self, runs):
         """Runs with different budgets stay apart: neither counts as a repetition of the other."""
