@@ -14,8 +14,8 @@ from helpers.compositions import assembled
 from helpers.exact_denoiser import GaussianMixture
 from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
-from helpers.refusals import assert_names, refused
-from helpers.tiny_runs import TINY
+from helpers.refusals import assert_names, refused, sentence_of
+from helpers.tiny_runs import TINY, curve
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -157,6 +157,22 @@ def test_the_values_of_a_metric_are_kept_with_the_others(lab, train_with):
 def test_a_callback_is_called_every_so_many_steps(train_with):
     train_with("callback")
     assert Path("run/counts.txt").read_text().split() == ["2", "4"]
+
+
+@pytest.mark.parametrize("value", ["torch.ones(())", "numpy.float32(1)", "torch.ones(2)"])
+def test_a_callback_records_single_numbers(lab, write, tmp_path, value):
+    arguments = write("callback")
+    code = PYTHON["my_callbacks.py"].replace(
+        "        with (",
+        f'        trainer.lightning_module.record({{"mine": {value}}})\n        with (',
+    )
+    (tmp_path / "my_callbacks.py").write_text(f"import numpy\nimport torch\n{code}")
+    wrong = value == "torch.ones(2)"
+    err = lab.done("train", *arguments, code=2 if wrong else 0)
+    if wrong:
+        assert_names(sentence_of(err), "mine", "(2,)")
+    else:
+        assert curve(tmp_path / "run", "mine") == [1, 1]
 
 
 def test_the_images_of_a_source_are_learned_from(train_with):

@@ -2,8 +2,9 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import CodeType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torchmetrics
@@ -108,14 +109,35 @@ class Metric(torchmetrics.Metric, ABC):
         return not unlabelled and not (self.needs_images and not len(reference))
 
     def results(self, generated: ImageSet, reference: ImageSet, suffix: str = "") -> Values:
-        """The values by full names, such as fid/inception/train60k-5k."""
-        values = self.measure(generated, reference)
+        """The values by full names, such as fid/inception/train60k-5k.
+
+        Raises UserError if `measure` returns anything else than single numbers by their names.
+        """
+        values, owner = self.measure(generated, reference), f"{type(self).__name__}.measure"
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"{owner} must return numbers by their names, got a {type(values).__name__}; write "
+                f"return {{{self.quantities[0].name!r}: ...}}"
+            )
         protocol = self.protocol(generated, reference)
-        return {f"{name}{suffix}/{protocol}": value for name, value in values.items()}
+        return {
+            f"{name}{suffix}/{protocol}": number(f"{name} of {owner}", value)
+            for name, value in values.items()
+        }
 
     def identity(self) -> list[str]:
         """The code and the settings, by which values of test images are cached."""
         return identity_of(self)
+
+
+def number(name: str, value: Any) -> float:
+    """A value as a plain number; raises UserError, which begins with its name, if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = tuple(getattr(value, "shape", ()))
+        kind = type(value).__name__ + (f" of shape {shape}" if shape else "")
+        raise UserError(f"{name} must be a single number, got a {kind}") from error
 
 
 def identity_of(metric: torchmetrics.Metric) -> list[str]:
@@ -214,8 +236,10 @@ class FromTorchmetrics(Metric):
             self._update(generated.images, False)
             value = self.metric.compute()
         self.metric.reset()
-        mean, *deviation = value if isinstance(value, tuple | list) else (value,)
-        return {self.name: float(mean)} | {f"{self.name}_std": float(std) for std in deviation}
+        parts = value if isinstance(value, tuple | list) and len(value) in (1, 2) else [value]
+        owner = f"metrics.extra.{self.name}: the value of {type(self.metric).__name__}"
+        names = (self.name, f"{self.name}_std")
+        return {name: number(owner, part) for name, part in zip(names, parts, strict=False)}
 
     def _update(self, images: Tensor | None, real: bool) -> None:
         if images is None:

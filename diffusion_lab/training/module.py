@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,6 +26,7 @@ from diffusion_lab.compute.device import PeakMemory
 from diffusion_lab.compute.sharding import FSDP, laid_out_as, shard_parameters, unsharded
 from diffusion_lab.data.datamodule import ImageDataModule
 from diffusion_lab.metrics.generative import PreparedMetrics
+from diffusion_lab.metrics.metric import number
 from diffusion_lab.runs import migrate
 from diffusion_lab.training.bad_steps import BadSteps
 from diffusion_lab.training.logger import Clock, JSONLines
@@ -178,7 +179,7 @@ class TrainedModule(lightning.LightningModule, ABC):
         """The metrics of a pass over all validation or test images, named `<split>/...`."""
 
     def on_validation_epoch_end(self) -> None:
-        self.validation_metrics = self.logged(self.metrics_of_pass("val"))
+        self.validation_metrics = self.record(self.metrics_of_pass("val"))
         self.validated_step = self.trainer.global_step
         shown = f"val/{self.shown}"
         self.log(shown, self.validation_metrics[shown], prog_bar=True, logger=False)
@@ -190,18 +191,14 @@ class TrainedModule(lightning.LightningModule, ABC):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self.test_metrics = self.logged(self.metrics_of_pass("test"))
+        self.test_metrics = self.record(self.metrics_of_pass("test"))
 
-    def logged(self, metrics: dict[str, Tensor | float]) -> dict[str, float]:
-        """The metrics as plain numbers, once they are written to the loggers."""
-        numbers = {name: float(value) for name, value in metrics.items()}
-        self.record(numbers)
-        return numbers
-
-    def record(self, row: dict[str, float]) -> None:
-        """Writes values of the current step to all loggers."""
+    def record(self, row: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Writes values of the current step to all loggers; returns them as plain numbers."""
+        numbers = {name: number(name, value) for name, value in row.items()}
         for logger in self.loggers:  # Lightning would label them with the step before
-            logger.log_metrics(row, step=self.trainer.global_step)
+            logger.log_metrics(numbers, step=self.trainer.global_step)
+        return numbers
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Saves the validation metrics, which are not measured twice for the same weights."""

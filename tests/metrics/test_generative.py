@@ -1,6 +1,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers.compositions import composed
@@ -292,6 +293,31 @@ def test_a_metric_of_other_code_is_measured_named_and_printed_like_ours(tmp_path
     assert metrics.metrics.extra_facts[0]["higher_is_better"]
     seen = prepared(tmp_path, extra={"mine": Spread()}).metrics.extractor.images_seen
     assert seen == 0  # the cached values are read
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32])
+def test_values_of_a_metric_of_other_code_may_be_tensors(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Spread, "measure", lambda *_: {"spread": kind(0.5)})
+    values = values_of(prepared(tmp_path, extra={"mine": Spread()}))
+    assert {type(value) for value in values.values()} == {float}
+    assert values["spread/fake/train2k-100"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"spread": torch.ones(3)}, ("spread", "(3,)")),
+        ({"spread": np.ones(2)}, ("spread", "(2,)")),
+        ({"spread": None}, ("spread", "NoneType")),
+        (torch.ones(()), ("spread", "Tensor")),
+        (None, ("NoneType",)),
+    ],
+)
+def test_a_metric_whose_values_are_no_numbers_is_refused(tmp_path, monkeypatch, values, named):
+    monkeypatch.setattr(Spread, "measure", lambda *_: values)
+    with refused("Spread.measure", *named):
+        prepared(tmp_path, extra={"mine": Spread()})
+    assert not list(tmp_path.glob("real-*"))
 
 
 def test_a_quantity_whose_name_ends_in_a_number_is_no_other_quantity_of_a_class():

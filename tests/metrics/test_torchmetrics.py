@@ -218,6 +218,18 @@ def test_a_metric_of_samples_alone_may_have_a_deviation(tmp_path):
     assert not metrics.metrics.extra_quantities[0].judged
 
 
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [(torch.ones(3), "(3,)"), ((1.0, 2.0, 3.0), "tuple"), ({"a": 1.0}, "dict"), (None, "None")],
+)
+def test_a_metric_of_torchmetrics_without_a_single_value_is_refused(
+    tmp_path, monkeypatch, value, named
+):
+    monkeypatch.setattr(Brightness, "compute", lambda _: value)
+    with refused("metrics.extra.bright", "Brightness", named, by=UserError):
+        prepared(tmp_path, extra={"bright": Brightness()})
+
+
 def test_another_network_gives_another_name_and_another_value_of_real_images(tmp_path):
     other = Network()
     with torch.no_grad():
