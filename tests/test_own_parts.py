@@ -269,6 +269,43 @@ def test_a_network_that_reads_its_tensors_is_counted_all_the_same(lab, write, tm
     assert counted[1]["memory"]["activations"] > 0
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("error.abs().flatten(1).mean(1)", "error.abs().mean()", "()"),
+        ("error.abs().flatten(1).mean(1)", "error.abs().mean().reshape(1)", "(1,)"),
+        ("error.abs().flatten(1).mean(1)", "error.abs()", "(2, 1, 8, 8)"),
+        ("flatten(1).mean(1), level)", "flatten(1).mean(1), level, error.mean())", "()"),
+        ("Losses(error.abs().flatten(1).mean(1), level)", "error.abs().mean()", "Tensor"),
+        ("return Losses", "Losses", "NoneType"),
+        ("flatten(1).mean(1), level)", "flatten(1).mean(1), level.t)", "level"),
+        (
+            "    rules =",
+            "    def measured(self, *parts):\n        return parts[3].mean()\n\n    rules =",
+            "()",
+        ),
+    ],
+)
+def test_a_loss_without_a_value_for_each_image_is_refused_before_anything_is_written(
+    refusal, write, tmp_path, old, new, named
+):
+    arguments = write("objective")
+    code = PYTHON["my_objectives.py"]
+    assert old in code
+    (tmp_path / "my_objectives.py").write_text(code.replace(old, new))
+    assert_names(refusal("train", *arguments), "Absolute", named)
+    assert not Path("run").exists()
+
+
+def test_a_loss_that_cannot_be_tried_is_refused_in_its_first_step(refusal, write, tmp_path):
+    arguments = write("objective")
+    code = PYTHON["my_objectives.py"].replace("flatten(1).mean(1)", "mean()")
+    code = code.replace("        output =", "        assert len(x0) > 2\n        output =")
+    (tmp_path / "my_objectives.py").write_text(code)
+    assert_names(refusal("train", *arguments), "Absolute", "()", "8")
+    assert not Path("run/metrics.jsonl").exists()
+
+
 def test_a_loss_is_costed_and_says_what_it_forbids(lab, write, refusal):
     arguments = write("objective")
     assert_names(

@@ -22,6 +22,7 @@ from diffusion_lab.diffusion.estimate import NOTHING, Given
 from diffusion_lab.diffusion.likelihood import GREY_STEP
 from diffusion_lab.diffusion.noise import NoiseLevel
 from diffusion_lab.diffusion.objective import Loss, Objective
+from diffusion_lab.diffusion.objective.loss.base import check_each, check_losses, same_dropout
 from diffusion_lab.diffusion.sampler import Sampler
 from diffusion_lab.diffusion.schedule import NoiseSchedule
 from diffusion_lab.first_stage import FirstStage
@@ -77,17 +78,17 @@ def compile_model(denoiser: Denoiser, objective: Objective, mode: str | None) ->
 def check_network(denoiser: Denoiser, objective: Objective) -> None:
     """Raises ValueError if the network lacks a derivative, or cannot be told what it must be.
 
-    That is the noise level, the label, if it embeds labels itself, and where to jump.
+    That is the noise level, the label, if it embeds labels itself, and where to jump. Raises
+    UserError if somebody's own loss does not have one value for each image.
     """
     check_embeddings(denoiser.backbone)
     embeds = getattr(denoiser.backbone, "embeds_labels", False)
     energy = isinstance(denoiser.backbone, Energy)
     trains = objective.loss.forward_mode or objective.loss.two_levels or energy
-    own = not type(denoiser.backbone).__module__.startswith("diffusion_lab.")
-    if not (embeds or trains or own):
+    own, own_loss = is_own(denoiser.backbone), is_own(objective) or is_own(objective.loss)
+    if not (embeds or trains or own or own_loss):
         return
     device = next(denoiser.parameters()).device
-    objective = deepcopy(objective).to(device)  # its loss may have weights
     x = torch.zeros(1, *denoiser.image_shape, device=device)
     level = objective.schedule(torch.full((1,), 0.5)).to(device)
     denoiser.eval()  # an image of zeros is no part of a network's statistics
@@ -95,7 +96,10 @@ def check_network(denoiser: Denoiser, objective: Objective) -> None:
         check_answer(denoiser, x, level)
     if embeds:
         check_embedded_labels(denoiser, x, level, dropped=objective.label_dropout > 0)
+    if own_loss:
+        check_shapes(denoiser, objective, x.expand(2, -1, -1, -1))
     if trains:
+        objective = deepcopy(objective).to(device)  # its loss may have weights
         generator = torch.Generator().manual_seed(0)  # training's draws do not depend on this one
         with torch.set_grad_enabled(energy):
             parts = objective.parts(LATER)
@@ -127,6 +131,32 @@ def check_answer(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> None:
     hook.remove()
     if wrong:
         raise ValueError(wrong[0])
+
+
+def is_own(part: object) -> bool:
+    """Whether the class of a part is somebody's own."""
+    return not type(part).__module__.startswith("diffusion_lab.")
+
+
+def check_shapes(denoiser: Denoiser, objective: Objective, x0: Tensor) -> None:
+    """Raises UserError if losses of x0 (B, C, H, W), in training or validation, are not (B,).
+
+    What a loss itself raises is left to training, which has a teacher and another device.
+    """
+    count, given = len(x0), Given(denoiser.conditioning.labels.blank(len(x0), x0.device))
+    try:
+        with torch.enable_grad(), same_dropout(x0):
+            objective = deepcopy(objective).to(x0.device)
+            losses = objective(denoiser, x0, given)
+            level = objective.schedule(torch.full((count,), 0.5)).to(x0.device)
+            parts = objective.schedule, objective.prediction, denoiser
+            measured = objective.loss.measured(*parts, x0, x0, level, given)
+    except UserError:
+        raise
+    except Exception:
+        return
+    check_losses(objective, losses, count)
+    check_each(f"measured of {type(objective.loss).__name__}", measured, count)
 
 
 def check_embedded_labels(denoiser: Denoiser, x: Tensor, level: NoiseLevel, dropped: bool) -> None:

@@ -133,10 +133,23 @@ def test_levels_fewer_than_the_bins_that_learn_from_them_are_warned_of():
 ENERGY = partial(Energy, network=partial(MLP, width=8, depth=1))
 
 
+class Counted(Denoising):
+    """Somebody's own loss, which draws and counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def __call__(self, *parts):
+        self.calls += torch.rand(())
+        return super().__call__(*parts)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     ("network", "loss"),
     [
+        (ENERGY.keywords["network"], Counted()),
         (ENERGY.keywords["network"], MeanFlow()),
         (ENERGY, Denoising(SNR())),
         (ENERGY, ExactScoreMatching(SNR())),
@@ -153,6 +166,7 @@ def test_a_trial_of_the_derivative_leaves_the_network_and_the_draws_as_they_were
     check_network(denoiser, parts)
     assert torch.equal(torch.get_rng_state(), before)
     assert {buffer.device.type for buffer in parts.buffers()} == {"cpu"}
+    assert not getattr(loss, "calls", 0)
     assert denoiser.training
     assert all(parameter.grad is None for parameter in denoiser.parameters())
 

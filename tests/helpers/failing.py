@@ -1,4 +1,4 @@
-"""Callbacks that make a rank or a process fail in the middle of a run, and data that die."""
+"""Callbacks that make a rank or a process fail in a run, data that die, and a wrong loss."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.common.messages import say
 from diffusion_lab.data import ImageBatch, ImageDataModule
+from diffusion_lab.diffusion.objective import Denoising
 
 
 class BadRank(Callback):
@@ -87,3 +88,10 @@ class DyingWorkers(ImageDataModule):
 
     def train_dataloader(self):
         return DataLoader(Endless(self), self.micro_batch, num_workers=1, timeout=60)
+
+
+class MeanLoss(Denoising):
+    """A loss without a value for each image."""
+
+    def measured(self, *parts):
+        return super().measured(*parts).mean()

@@ -14,6 +14,7 @@ from diffusion_lab.common.ranges import at_least, between, ranges
 from diffusion_lab.diffusion.estimate import NOTHING, ConditionalDenoiser, Given
 from diffusion_lab.diffusion.noise import add_noise
 from diffusion_lab.diffusion.objective.loss import Loss, Losses, Parts
+from diffusion_lab.diffusion.objective.loss.base import check_losses
 from diffusion_lab.diffusion.objective.prediction import Prediction
 from diffusion_lab.diffusion.objective.teacher import TeacherModel, TeacherPairs
 from diffusion_lab.diffusion.objective.time_sampler import WHOLE_BATCH, BatchShare, TimeSampler
@@ -119,6 +120,7 @@ class Objective(nn.Module):
                 given = replace(given, previous=previous)
         parts = self.parts(images_seen, images_seen + share.index * len(x0))
         losses = self.loss(parts, denoiser, x0, eps, level, given, generator)
+        check_losses(self.loss, losses, len(x0))  # others would be broadcast below
         times, plain = losses.observed
         self.time_sampler.observe(times, plain, share.gather)
         weighed = losses.minimised * importance.to(x0.device, non_blocking=True)

@@ -72,6 +72,29 @@ class Losses(NamedTuple):
         return self.level.t, losses.detach()
 
 
+def check_losses(owner: object, losses: object, count: int) -> None:
+    """Raises UserError unless a loss or an objective has returned losses of `count` images."""
+    name = type(owner).__name__
+    if not isinstance(losses, Losses):
+        kind = type(losses).__name__
+        raise UserError(f"{name} must return Losses(minimised, level), got a {kind}")
+    check_each(f"minimised of {name}", losses.minimised, count)
+    check_each(f"level of {name}", losses.level.t, count)
+    if losses.plain is not None:
+        check_each(f"plain of {name}", losses.plain, count)
+
+
+def check_each(name: str, values: object, count: int) -> None:
+    """Raises UserError, which begins with a name, unless each of `count` images has a value."""
+    shape = getattr(values, "shape", None)
+    if shape != (count,):
+        got = f"a {type(values).__name__}" if shape is None else f"{tuple(shape)} for B = {count}"
+        raise UserError(
+            f"{name} must have shape (B,), a value for each of B images and no mean of them, got "
+            f"{got}"
+        )
+
+
 def weighed(losses: Tensor, level: NoiseLevel, uncertainty: LearnedUncertainty | None) -> Losses:
     """The losses (B,) at levels (B,), divided by what a learned uncertainty expects there."""
     if uncertainty is None:
