@@ -15,7 +15,7 @@ from helpers.exact_denoiser import GaussianMixture
 from helpers.pages import PAGES, blocks_of, check_study, commands_of
 from helpers.paths import ROOT
 from helpers.refusals import assert_names, refused, sentence_of
-from helpers.tiny_runs import TINY, curve
+from helpers.tiny_runs import TINY, TINY_AUTOENCODER, curve
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -79,7 +79,7 @@ def forgetting(monkeypatch):
     """Removes the current folder from sys.path, as for a console script; unloads the parts."""
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     yield
-    for part in PARTS:
+    for part in [*PARTS, "module"]:
         sys.modules.pop(f"my_{part}s", None)
 
 
@@ -179,6 +179,51 @@ def test_the_images_of_a_source_are_learned_from(train_with):
     train_with("source")
     with Image.open("run/samples/step_0000004.png") as picture:
         assert picture.size == (2 * (2 * 10 + 2), 2 * (2 * 10 + 2))  # one row per class
+
+
+DATA_MODULES = """
+import lightning
+
+from diffusion_lab.data import ImageDataModule
+from diffusion_lab.data.images import ImageData
+
+
+class Plain(lightning.LightningDataModule):
+    def __init__(self, batch_size=8):
+        super().__init__()
+
+
+class Images(ImageData):
+    pass
+
+
+class Whole(ImageDataModule):
+    pass
+
+
+def made(**settings):
+    return Plain()
+"""
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Images", "made"])
+def test_a_data_module_of_another_kind_is_refused_before_anything_is_written(
+    refusal, tmp_path, forgetting, kind
+):
+    (tmp_path / "my_modules.py").write_text(DATA_MODULES)
+    own = f"data._target_=my_modules.{kind}"
+    for command in (["train", *QUICK], ["train-autoencoder", *TINY_AUTOENCODER, "run_dir=run"]):
+        assert_names(refusal(*command, own), own, "diffusion_lab.data.ImageDataModule")
+    assert not Path("run").exists()
+
+
+def test_a_run_of_a_data_module_of_another_kind_is_refused(refusal, lab, tmp_path, forgetting):
+    (tmp_path / "my_modules.py").write_text(DATA_MODULES)
+    lab.done("train", *QUICK, "data._target_=my_modules.Whole")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("my_modules.Whole", "my_modules.Plain"))
+    for command in ("evaluate run=run", "sample run=run", "train resume=run trainer.max_steps=6"):
+        assert_names(refusal(*command.split()), "my_modules.Plain", "ImageDataModule")
 
 
 def test_samples_of_a_kind_of_labels_are_asked_for(lab, train_with):

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.config_keys import updated, verbatim
 from diffusion_lab.assembly.families import require_diffusion
-from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate
+from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate, target_of
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.backbone.base import checkpoint_activations
@@ -30,10 +30,23 @@ NCSNPP = 16.0  # times as wide: the frequencies of NCSN++
 
 def build_images(cfg: DictConfig) -> ImageData:
     """Builds the image data of a configuration; no image is read yet."""
-    datamodule = instantiate(cfg, "data")
+    kind = target_of(cfg.data, "data").func if "_target_" in cfg.data else None
+    other = isinstance(kind, type) and not issubclass(kind, ImageData)  # with other arguments
+    datamodule = None if other else instantiate(cfg, "data")
+    if not isinstance(datamodule, ImageData):
+        raise wrong_data(cfg)
     with errors_at(cfg, "data.source"):
         _ = datamodule.image_shape, datamodule.labels  # inferred here: errors name keys
     return datamodule
+
+
+def wrong_data(cfg: DictConfig) -> UserError:
+    """The error for a class of data that cannot be trained on."""
+    return UserError(
+        f"data._target_={cfg.data.get('_target_')} does not inherit from "
+        "diffusion_lab.data.ImageDataModule; let it, or write data=images and a class of your own "
+        "as data.source"
+    )
 
 
 def read_data(cfg: DictConfig, datamodule: ImageData) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly import families
 from diffusion_lab.assembly.instantiate import errors_at, instantiate
-from diffusion_lab.assembly.objects import build_images
+from diffusion_lab.assembly.objects import build_images, wrong_data
 from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.messages import UserError
 from diffusion_lab.compute.batch import BatchLayout
@@ -195,6 +195,8 @@ def build_datamodule(cfg: DictConfig) -> ImageDataModule:
     images = build_images(cfg)
     if isinstance(images, ImageDataModule):  # somebody's own
         return images
+    if type(images) is not ImageData:  # whose methods would be lost
+        raise wrong_data(cfg)
     return ImageDataModule(**{each.name: getattr(images, each.name) for each in fields(images)})
 
 
