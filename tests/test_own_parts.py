@@ -175,6 +175,18 @@ def test_a_callback_records_single_numbers(lab, write, tmp_path, value):
         assert curve(tmp_path / "run", "mine") == [1, 1]
 
 
+def test_a_callback_that_inherits_from_one_that_does_not_work_is_refused(refusal, write, tmp_path):
+    arguments = write("callback")
+    (tmp_path / "my_callbacks.py").write_text(
+        "from lightning.pytorch.callbacks import GradientAccumulationScheduler\n\n\n"
+        "class Counts(GradientAccumulationScheduler):\n"
+        "    def __init__(self, every_n_steps):\n"
+        "        super().__init__({0: every_n_steps})\n"
+    )
+    assert_names(refusal("train", *arguments), "callbacks.counts", "micro_batch_size")
+    assert not Path("run").exists()
+
+
 def test_the_images_of_a_source_are_learned_from(train_with):
     train_with("source")
     with Image.open("run/samples/step_0000004.png") as picture:

@@ -164,6 +164,14 @@ def _built(node: Any, key: str, facts: dict[str, object]) -> Any:
     return factory if node.get("_partial_", False) else factory(**facts)
 
 
+def class_of(cfg: DictConfig, key: str) -> type | None:
+    """The class that the node `key` configures; None if it names none, or a function."""
+    node = OmegaConf.select(cfg, key)
+    named = isinstance(node, DictConfig) and "_target_" in node
+    target = target_of(node, key).func if named else None
+    return target if isinstance(target, type) else None
+
+
 def target_of(node: DictConfig, key: str) -> partial:
     """Looks up the class that the node at `key` names; raises UserError if Hydra refuses it."""
     try:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.assembly import rules
 from diffusion_lab.assembly.config_keys import updated, verbatim
 from diffusion_lab.assembly.families import require_diffusion
-from diffusion_lab.assembly.instantiate import check_keys, errors_at, instantiate, target_of
+from diffusion_lab.assembly.instantiate import check_keys, class_of, errors_at, instantiate
 from diffusion_lab.assembly.model import Drawable, Model
 from diffusion_lab.assembly.pipeline import Pipeline
 from diffusion_lab.backbone.base import checkpoint_activations
@@ -30,9 +30,8 @@ NCSNPP = 16.0  # times as wide: the frequencies of NCSN++
 
 def build_images(cfg: DictConfig) -> ImageData:
     """Builds the image data of a configuration; no image is read yet."""
-    kind = target_of(cfg.data, "data").func if "_target_" in cfg.data else None
-    other = isinstance(kind, type) and not issubclass(kind, ImageData)  # with other arguments
-    datamodule = None if other else instantiate(cfg, "data")
+    fits = issubclass(class_of(cfg, "data") or ImageData, ImageData)  # else arguments may not fit
+    datamodule = instantiate(cfg, "data") if fits else None
     if not isinstance(datamodule, ImageData):
         raise wrong_data(cfg)
     with errors_at(cfg, "data.source"):

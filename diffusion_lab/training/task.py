@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.assembly import families
-from diffusion_lab.assembly.instantiate import errors_at, instantiate
+from diffusion_lab.assembly.instantiate import class_of, errors_at, instantiate
 from diffusion_lab.assembly.objects import build_images, wrong_data
 from diffusion_lab.assembly.pipeline import Generator, Pipeline
 from diffusion_lab.common.messages import UserError
@@ -35,6 +42,13 @@ from diffusion_lab.training.module import TrainedModule
 
 # metrics of a pass for each noise level of a diffusion model, or channel of an autoencoder
 OF_PARTS = ("val_by_level", "test_by_level", "val_latent", "test_latent")
+REPLACED = {  # Lightning's callbacks that a run cannot have, and what to set instead
+    StochasticWeightAveraging: "callbacks.weight_averaging",
+    WeightAveraging: "callbacks.weight_averaging",
+    GradientAccumulationScheduler: "micro_batch_size, by which a batch is accumulated",
+    BatchSizeFinder: "batch_size and micro_batch_size",
+    LearningRateFinder: "optimizer.lr",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +249,12 @@ def build_callbacks(cfg: DictConfig) -> list[Callback]:
     for key in (f"callbacks.{name}" for name, settings in cfg.callbacks.items() if settings):
         if not OmegaConf.is_dict(OmegaConf.select(cfg, key)):
             raise UserError(f"{key} is an option of its own; {key}=null leaves it out")
+        for kind, instead in REPLACED.items():
+            if issubclass(class_of(cfg, key) or Callback, kind):
+                raise UserError(
+                    f"{key}: Lightning's {kind.__name__} does not work in a run; leave it out, and "
+                    f"set {instead}"
+                )
         callback = instantiate(cfg, key)
         if not isinstance(callback, Callback):
             raise UserError(f"{key}._target_ must be a Lightning callback")
