@@ -84,6 +84,11 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list | dict)
 
 
+def is_own(part: object) -> bool:
+    """Whether the class of a part is somebody's own, and not of this package."""
+    return not type(part).__module__.startswith(OURS)
+
+
 def alternatives(hint: Any) -> tuple[Any, ...]:
     """The types that a type hint allows."""
     hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint

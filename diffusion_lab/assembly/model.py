@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from diffusion_lab.assembly import rules
+from diffusion_lab.assembly.instantiate import is_own
 from diffusion_lab.assembly.pipeline import with_steps
 from diffusion_lab.backbone import Energy
 from diffusion_lab.backbone.base import compile_network
@@ -131,11 +132,6 @@ def check_answer(denoiser: Denoiser, x: Tensor, level: NoiseLevel) -> None:
     hook.remove()
     if wrong:
         raise ValueError(wrong[0])
-
-
-def is_own(part: object) -> bool:
-    """Whether the class of a part is somebody's own."""
-    return not type(part).__module__.startswith("diffusion_lab.")
 
 
 def check_shapes(denoiser: Denoiser, objective: Objective, x0: Tensor) -> None:

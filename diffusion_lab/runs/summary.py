@@ -18,6 +18,7 @@ class Summary:
     name: str | None = None
     finished: bool = False
     pruned: bool = False
+    ended_by: str | None = None  # the callback that ended training before its last step
     steps: int = 0
     images_seen: int | None = None
     began_from_images: int | None = None  # behind the weights that it starts from

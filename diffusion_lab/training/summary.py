@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_lab
+from diffusion_lab.assembly.instantiate import is_own
 from diffusion_lab.common.messages import say
 from diffusion_lab.compute.device import cpu_info, float32_precision
 from diffusion_lab.metrics.quantity import report
@@ -24,8 +25,9 @@ from diffusion_lab.runs.files import DIRTY, SUMMARY
 from diffusion_lab.runs.results import Sampling, sampling_of
 from diffusion_lab.runs.summary import Summary, load_summary
 from diffusion_lab.training.callbacks import SampleEvaluation
-from diffusion_lab.training.module import RunContext
+from diffusion_lab.training.module import ENDLESS, RunContext
 from diffusion_lab.training.task import Task
+from diffusion_lab.training.trainer import TimeLimit
 
 
 def summarise(
@@ -37,6 +39,7 @@ def summarise(
     facts: dict[str, Any] = {
         "name": cfg.name,
         "finished": finished,
+        "ended_by": ended_by(task, trainer) if finished else None,
         "steps": trainer.global_step,
         "images_seen": task.module.images_seen,
         "began_from_images": cfg.get("init_images"),
@@ -110,9 +113,27 @@ def metrics_of(task: Task) -> dict[str, float]:
     return results | module.validation_metrics | module.test_metrics
 
 
-def say_result(task: Task) -> None:
+def ended_by(task: Task, trainer: lightning.Trainer) -> str | None:
+    """The callbacks from outside the package, one of which ended training early; None if none did.
+
+    Pruning and the time limit are not counted, as they have records of their own.
+    """
+    limits = [each for each in trainer.callbacks if isinstance(each, TimeLimit)]  # type: ignore[attr-defined]
+    timed_out = any((each.time_remaining() or 0) <= 0 for each in limits)
+    expected = timed_out or task.module.context.summary.get("pruned")
+    if expected or not trainer.should_stop or trainer.global_step >= trainer.max_steps:
+        return None
+    others = [each for each in task.callbacks if is_own(each)]
+    told = [each for each in others if getattr(each, "stopping_reason_message", None)]
+    return " or ".join(type(each).__name__ for each in told or others) or "the module"
+
+
+def say_result(task: Task, trainer: lightning.Trainer) -> None:
     """Prints the metrics, and where the latest samples and the summary are."""
     context = task.module.context
+    if ended := ended_by(task, trainer):
+        end = f" of {trainer.max_steps:,}" if trainer.max_steps < ENDLESS else ""
+        say(f"{ended} ended training early, at step {trainer.global_step:,}{end}.")
     if context.results and context.prepared_metrics:
         results, measured = task.with_ceiling(context.results), context.prepared_metrics.metrics
         for line in report(results, task.datamodule.class_names, measured.extra_quantities):

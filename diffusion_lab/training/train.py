@@ -287,7 +287,7 @@ def fit(prepared: Prepared, overrides: list[str]) -> Outcome:
             say(f"Advice: {line}")
         run_training(prepared, folder, checkpoint)
         if not interruption.requested:
-            say_result(task)
+            say_result(task, prepared.trainer)
             return Outcome.FINISHED
         saved = checkpoints.exists(folder)  # not with callbacks.checkpoint=null
         kept = "everything" if saved else "nothing"

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.compositions import assembled
+from helpers.refusals import assert_names
 from helpers.seen_images import SEEN, seen
 from helpers.tiny_runs import EVALUATED, FAST, QUICK, TINY, summary_of
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from diffusion_lab.assembly.objects import build_model, build_pipeline
@@ -191,6 +193,51 @@ def test_the_other_ways_of_debugging_end_with_a_summary(lab, tmp_path):
     assert not any(key.startswith("fid") for key in profiled["metrics"])
     assert any(key.startswith("fid/") for key in limited["metrics"])
     assert limited["images_seen"] == 5 * 128
+
+
+EARLY = "lightning.pytorch.callbacks.EarlyStopping,monitor:val/loss,stopping_threshold:1e6"
+SUMMARY = "+callbacks.shown._target_=lightning.pytorch.callbacks.ModelSummary"
+
+
+class Satisfied(Callback):
+    """Ends a run after a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+@pytest.mark.parametrize(
+    ("callback", "arguments", "ended_by", "steps"),
+    [
+        (EARLY, [], "EarlyStopping", 2),
+        (EARLY, [SUMMARY], "EarlyStopping", 2),
+        (f"{__name__}.Satisfied,step:3", [], "Satisfied", 3),
+        (f"{__name__}.Satisfied,step:4", [], None, 4),
+    ],
+)
+def test_a_run_that_a_callback_ends_early_says_so(
+    lab, tmp_path, callback, arguments, ended_by, steps
+):
+    own = f"+callbacks.early={{_target_:{callback}}}"
+    err = lab.done("train", *QUICK, own, *arguments, "run_dir=run")
+    summary = summary_of(tmp_path / "run")
+    assert (summary["finished"], summary["steps"], summary["ended_by"]) == (True, steps, ended_by)
+    said = [line for line in err.splitlines() if " early" in line]
+    assert len(said) == (ended_by is not None)
+    for line in said:
+        assert_names(line, ended_by, f"step {steps} of 4")
+
+
+def test_a_time_limit_is_no_callback_that_ends_a_run_early(lab, tmp_path):
+    lab.done(
+        "train", *QUICK, SUMMARY, "trainer.max_steps=99999", "trainer.max_time=0.1s", "run_dir=run"
+    )
+    summary = summary_of(tmp_path / "run")
+    assert summary["steps"] < 99999
+    assert summary["ended_by"] is None
 
 
 # ----------------------------------------------------------------------------------------------

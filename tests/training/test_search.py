@@ -179,4 +179,5 @@ def test_a_hopeless_run_ends_early_with_its_metrics(lab, tmp_path):
     (path,) = tmp_path.glob("outputs/rates/*/summary.json")
     summary = summary_of(path.parent)
     assert (summary["finished"], summary["pruned"], summary["steps"]) == (True, True, 2)
+    assert summary["ended_by"] is None
     assert summary["metrics"]["val/loss"] > 0
