@@ -1,4 +1,4 @@
-"""Imports go one way, the theory needs torch alone, and files and functions stay small."""
+"""Imports go one way, and the theory needs torch alone."""
 
 import ast
 import re
@@ -30,7 +30,6 @@ ROOMS = [  # each may import those above it
 ]
 ALONE = {"diffusion": {"common", "diffusion"}, "backbone": {"common", "backbone"}}
 ENTRY = ("__init__", "__main__")
-FILE_LINES, FUNCTION_LINES = 400, 50
 
 
 def files(room: str) -> list[Path]:
@@ -60,11 +59,10 @@ def rooms_imported(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imports(path) if name.startswith("diffusion_lab.")}
 
 
-def test_every_file_is_in_a_room_and_the_house_is_small():
+def test_every_file_is_in_a_room():
     entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
     entries -= {*ENTRY, "__pycache__", "conf"}
     assert entries == set(ROOMS)
-    assert len(entries) <= 15
 
 
 def test_imports_go_one_way():
@@ -107,14 +105,6 @@ def test_no_imports_go_in_a_circle():
                 name = name.rpartition(".")[0]
             before[module] |= {name} - {"", module}
     assert list(TopologicalSorter(before).static_order())  # raises CycleError
-
-
-def test_each_file_and_function_fits_in_the_head():
-    for path in FILES:
-        assert len(path.read_text().splitlines()) <= FILE_LINES, path
-        for node in nodes(path):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path}: {node.name}"
 
 
 def test_a_name_of_a_class_is_there_once():
